@@ -1,0 +1,317 @@
+"""Every setting of the detector and of a run, with the official values as defaults (frozen dataclasses).
+
+The string below an attribute is its documentation: it becomes the help of the command line. `presets.py` holds the named
+variants. Only `build` functions, the loader, checkpoints, training, export and the command line read these classes.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from deformable_detr.structures import Categories
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. The defaults are Deformable DETR, ResNet-50, of the paper's table 1 (preset `r50`)."""
+
+    num_classes: int = 91
+    """K. 91 is the official COCO layout (raw category ids); training on a data set sets it to that set's classes."""
+
+    backbone: str = "resnet50.tv_in1k"
+    """Any timm model with feature maps at strides 8, 16 and 32."""
+
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    """Further keywords for timm's create_model, such as layers or channels of a ResNet."""
+
+    pretrained_backbone: bool | str = True
+    """True: timm's weights (downloaded once). A path: a local file. False: random, for training from scratch."""
+
+    frozen_backbone_stages: int = 2
+    """How many of a ResNet's first parts stay fixed: 0 none, 1 the stem, 2 stem and layer1 (official), … 5 all."""
+
+    freeze_batch_norm: bool = True
+    """Use batch norm as a fixed affine map (official). False trains it: only sensible from scratch with larger batches."""
+
+    dilation: bool = False
+    """DC5: dilate the last stage, so that it keeps stride 16."""
+
+    num_feature_levels: int = 4
+    """L. 1: only C5; 2 and 3: the last two or three stages; 4 and more: C3, C4, C5 and further 3x3 stride-2 levels."""
+
+    hidden_dim: int = 256
+    """C, the width of the transformer."""
+
+    num_heads: int = 8
+    """M, attention heads."""
+
+    num_encoder_points: int = 4
+    """P, sampling points per head and level in the encoder."""
+
+    num_decoder_points: int = 4
+    """P, sampling points per head and level in the decoder."""
+
+    num_encoder_layers: int = 6
+    """Encoder layers."""
+
+    num_decoder_layers: int = 6
+    """N, decoder layers."""
+
+    ffn_dim: int = 1024
+    """Hidden width of the feed-forward networks."""
+
+    dropout: float = 0.1
+    """Dropout after attention, inside multi-head attention, and inside and after the feed-forward networks."""
+
+    num_queries: int = 300
+    """Q, the largest number of objects found in one image."""
+
+    box_refinement: bool = False
+    """Iterative bounding box refinement (paper, app. A.4): each layer corrects the boxes of the one before it."""
+
+    two_stage: bool = False
+    """Queries from the encoder's best proposals (paper, app. A.4). Needs box_refinement."""
+
+    def __post_init__(self) -> None:
+        if self.two_stage and not self.box_refinement:
+            raise ValueError("two_stage needs box_refinement=True: the proposals are the boxes that the first layer refines")
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.hidden_dim % 32:
+            raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of 32, the number of the neck's GroupNorm groups")
+        for name in ("num_classes", "num_feature_levels", "num_queries", "num_decoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict, for JSON and YAML."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`; unknown keys are an error that names them."""
+        unknown = sorted(set(record) - {item.name for item in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown model setting {unknown}; known are {[item.name for item in fields(cls)]}")
+        return cls(**record)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a model needs beside its weights to be used; stands in the header of every weights file that we write."""
+
+    model: ModelConfig
+    """The network."""
+
+    categories: Categories | None = None
+    """The classes; None when only their number is known."""
+
+    eval_short_side: int = 800
+    """The short side that pictures are resized to (pixels)."""
+
+    max_long_side: int = 1333
+    """The long side never exceeds this (pixels)."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the RGB channels (in [0, 1]) that is subtracted."""
+
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Deviation of the RGB channels (in [0, 1]) that is divided by."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from: data set, recipe, epoch, metrics. For people; nothing depends on it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict, for JSON."""
+        return asdict(self) | {"categories": self.categories.to_dict() if self.categories else None}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`; keys of a newer version are ignored."""
+        known = {item.name: record[item.name] for item in fields(cls) if item.name in record}
+        known["model"] = ModelConfig.from_dict(record["model"])
+        known["categories"] = Categories.from_dict(record["categories"]) if record.get("categories") else None
+        for name in ("mean", "std"):
+            if name in known:
+                known[name] = tuple(known[name])
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Matching and losses (paper, section 4; the values of the official recipe)."""
+
+    class_weight: float = 2.0
+    """Weight of the focal loss."""
+
+    bbox_weight: float = 5.0
+    """Weight of the L1 loss of the boxes."""
+
+    giou_weight: float = 2.0
+    """Weight of the generalised IoU loss."""
+
+    class_cost: float = 2.0
+    """Weight of the classification cost in matching."""
+
+    bbox_cost: float = 5.0
+    """Weight of the L1 cost in matching."""
+
+    giou_cost: float = 2.0
+    """Weight of the generalised IoU cost in matching."""
+
+    focal_alpha: float = 0.25
+    """Focal loss: weight of the positive term."""
+
+    focal_gamma: float = 2.0
+    """Focal loss: how strongly easy examples are played down."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Reading and augmenting pictures."""
+
+    train_split: str = "train"
+    """Name of the split that is trained on."""
+
+    val_split: str = "val"
+    """Name of the split that is evaluated."""
+
+    train_short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    """Training: the short side is resized to one of these, drawn at random (pixels)."""
+
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    """Training, every second picture: resize to one of these, then crop. Empty: never crop."""
+
+    crop_range: tuple[int, int] = (384, 600)
+    """Training: smallest and largest side of the random crop (pixels)."""
+
+    eval_short_side: int = 800
+    """Evaluation and prediction: the short side is resized to this (pixels)."""
+
+    max_long_side: int = 1333
+    """The long side never exceeds this (pixels)."""
+
+    horizontal_flip: float = 0.5
+    """Training: probability of a left-right flip."""
+
+    vertical_flip: float = 0.0
+    """Training: probability of an upside-down flip. For pictures without an up, such as microscopy."""
+
+    transpose: float = 0.0
+    """Training: probability of exchanging x and y. For pictures without an up."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the RGB channels (in [0, 1]) that is subtracted."""
+
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Deviation of the RGB channels (in [0, 1]) that is divided by."""
+
+    num_workers: int = 2
+    """Processes that read pictures, per training process. 0 reads in the training process itself."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with the official parameter groups, clipping and schedule."""
+
+    lr: float = 2e-4
+    """Learning rate."""
+
+    backbone_lr_scale: float = 0.1
+    """The backbone's learning rate as a share of lr."""
+
+    sampling_lr_scale: float = 0.1
+    """The share of lr for the layers that say where to look: sampling offsets and reference points."""
+
+    weight_decay: float = 1e-4
+    """Weight decay, on all parameters (official)."""
+
+    clip_grad_norm: float = 0.1
+    """Largest norm of the whole gradient. 0: do not clip."""
+
+    schedule: Literal["step", "cosine"] = "step"
+    """`step`: multiply by drop_factor once (official). `cosine`: fall to zero at the end."""
+
+    drop_at: float = 0.8
+    """Schedule `step`: when to drop, as a share of the training (official: epoch 40 of 50). 1: never."""
+
+    drop_factor: float = 0.1
+    """Schedule `step`: what the rate is multiplied by."""
+
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from nearly zero."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The course of a training run."""
+
+    epochs: int = 50
+    """Passes over the training pictures. Ignored when steps is given."""
+
+    steps: int | None = None
+    """Optimiser steps in total, instead of epochs."""
+
+    batch_size: int = 2
+    """Pictures per process and forward pass. The official runs use 32 in total (16 processes x 2)."""
+
+    accumulate: int = 1
+    """Forward passes per optimiser step: batch_size x accumulate x processes pictures make one step."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights stay fp32."""
+
+    ema_decay: float = 0.0
+    """Keep an exponential moving average of the weights with this decay, and evaluate and save it. 0: none (official)."""
+
+    evaluate_every: int = 1
+    """Epochs between evaluations. 0: only at the end."""
+
+    log_every: int = 50
+    """Steps between log lines."""
+
+    checkpoint_every: int = 0
+    """Steps between saved states within an epoch. 0: only at the end of every epoch."""
+
+    seed: int = 42
+    """Seed of the weights, the order of the pictures and the augmentation."""
+
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole training run: what `deformable-detr train --config run.yaml` reads."""
+
+    dataset: str
+    """Folder of the data set (COCO format: annotations/instances_<split>.json and a folder of pictures per split)."""
+
+    preset: str = "r50"
+    """Named variant whose values the settings under `model` start from; see `deformable_detr.presets`."""
+
+    output_dir: str = "runs/train"
+    """Folder of this run: config, logs, curves, checkpoints, sample pictures."""
+
+    weights: str | None = None
+    """Weights to start from: a file or a run folder. Its class heads are kept only where the classes are the same."""
+
+    resume: bool = False
+    """Go on with the interrupted run in output_dir, exactly where it stopped."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Matching and losses."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Pictures and augmentation."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser and schedule."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length, batch size, precision, logging."""

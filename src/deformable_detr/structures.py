@@ -1,0 +1,193 @@
+"""The few types that the parts of the detector exchange, and the legend of shape letters used everywhere.
+
+Legend: B batch · H W padded image · h w one level · S = sum of h * w over the levels · Q queries · C width · M heads ·
+D = C / M · L levels · P sampling points · N decoder layers · K classes · T targets of an image.
+
+Model and criterion meet only through :class:`Predictions` and :class:`Target`; data and model only through
+:class:`ImageBatch`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+ImageId = int | str
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of different sizes, padded at the right and the bottom to one canvas."""
+
+    images: Tensor
+    """`[B, 3, H, W]` float, normalised with the backbone's mean and deviation; zero in the padding."""
+
+    padding_mask: Tensor
+    """`[B, H, W]` bool, True where there is padding."""
+
+    image_ids: tuple[ImageId | None, ...] = ()
+    """The name of each image in messages; empty or of length B."""
+
+    @classmethod
+    def from_images(cls, images: Sequence[Tensor], image_ids: Sequence[ImageId | None] = (), multiple_of: int = 1) -> Self:
+        """Pad a list of `[3, h, w]` images to their common largest size.
+
+        Args:
+            images: normalised float images, on one device and of one dtype.
+            image_ids: their names, for messages.
+            multiple_of: round the canvas up to a multiple of this, so that fewer different shapes occur.
+
+        Raises:
+            ValueError: no images, or one that is not `[3, h, w]` or has no pixels.
+        """
+        if len(images) == 0:
+            raise ValueError("a batch needs at least one image, but the list is empty")
+        for index, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+                raise ValueError(
+                    f"image {index} has shape {list(image.shape)}; expected [3, height, width] with at least one pixel"
+                )
+            if not image.is_floating_point():
+                raise ValueError(f"image {index} has dtype {image.dtype}; expected a normalised float image")
+        height, width = (-(-max(image.shape[axis] for image in images) // multiple_of) * multiple_of for axis in (1, 2))
+        canvas = images[0].new_zeros(len(images), 3, height, width)
+        padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
+        for index, image in enumerate(images):
+            canvas[index, :, : image.shape[1], : image.shape[2]] = image
+            padding_mask[index, : image.shape[1], : image.shape[2]] = False
+        return cls(canvas, padding_mask, tuple(image_ids))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch with its tensors on `device`."""
+        return type(self)(
+            self.images.to(device, non_blocking=non_blocking),
+            self.padding_mask.to(device, non_blocking=non_blocking),
+            self.image_ids,
+        )
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory (called by the data loader)."""
+        return type(self)(self.images.pin_memory(), self.padding_mask.pin_memory(), self.image_ids)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be found in one image."""
+
+    boxes: Tensor
+    """`[T, 4]` float, cxcywh, each in [0, 1] as a share of the image's own (unpadded) width and height."""
+
+    labels: Tensor
+    """`[T]` int64 in [0, K)."""
+
+    image_id: ImageId | None = None
+    """The name of the image in messages and results."""
+
+    image_size: tuple[int, int] | None = None
+    """(height, width) in pixels of the picture as read (upright), before any resizing."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same target with its tensors on `device`."""
+        return type(self)(
+            self.boxes.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            self.image_id,
+            self.image_size,
+        )
+
+    def pin_memory(self) -> Self:
+        """The same target in page-locked memory (called by the data loader)."""
+        return type(self)(self.boxes.pin_memory(), self.labels.pin_memory(), self.image_id, self.image_size)
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+@dataclass(frozen=True)
+class FlatFeatures:
+    """All levels of a feature pyramid as one sequence of S positions, finest level first, each level row by row."""
+
+    features: Tensor
+    """`[B, S, C]`"""
+
+    positions: Tensor
+    """`[B, S, C]` sine encoding of the place plus the embedding of the level."""
+
+    padding_mask: Tensor
+    """`[B, S]` bool, True where there is padding."""
+
+    spatial_shapes: tuple[tuple[int, int], ...]
+    """`(h, w)` of each of the L levels."""
+
+    valid_ratios: Tensor
+    """`[B, L, 2]` (x, y): the share of the level's width and height that the image itself covers, in (0, 1]."""
+
+    @property
+    def level_start_index(self) -> tuple[int, ...]:
+        """Where each level begins in the sequence."""
+        starts = [0]
+        for height, width in self.spatial_shapes[:-1]:
+            starts.append(starts[-1] + height * width)
+        return tuple(starts)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network says of a batch, for every decoder layer; the last layer's `[-1]` is the answer."""
+
+    logits: Tensor
+    """`[N, B, Q, K]`, before the sigmoid: each class is a yes or no of its own, there is no background class."""
+
+    boxes: Tensor
+    """`[N, B, Q, 4]` cxcywh in [0, 1] of each image's own (unpadded) width and height."""
+
+    encoder_logits: Tensor | None = None
+    """`[B, S, K]` of the proposals, two-stage only. Channel 0 is trained as objectness (Deformable DETR, app. A.4)."""
+
+    encoder_boxes: Tensor | None = None
+    """`[B, S, 4]` of the proposals, in the frame of `boxes`; (1, 1, 1, 1) at positions that cannot propose."""
+
+    def __len__(self) -> int:
+        return self.logits.shape[1]
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a detector: label k of the network is `names[k]` and the data set's category `ids[k]`."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.ids):
+            raise ValueError(f"{len(self.names)} class names but {len(self.ids)} category ids: there must be one of each per class")
+        if len(set(self.ids)) != len(self.ids):
+            repeated = sorted({i for i in self.ids if self.ids.count(i) > 1})
+            raise ValueError(f"category ids must differ, but these stand more than once: {repeated}")
+
+    @classmethod
+    def from_names(cls, names: Sequence[str]) -> Self:
+        """Classes whose category ids are simply 0 … K−1."""
+        return cls(tuple(names), tuple(range(len(names))))
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Sequence]) -> Self:
+        """The inverse of :meth:`to_dict`."""
+        return cls(tuple(record["names"]), tuple(record["ids"]))
+
+    def to_dict(self) -> dict[str, list]:
+        """Plain lists, for JSON."""
+        return {field.name: list(getattr(self, field.name)) for field in fields(self)}
+
+    @property
+    def label_of(self) -> dict[int, int]:
+        """Category id → label."""
+        return {category_id: label for label, category_id in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.names)
