@@ -1,0 +1,58 @@
+"""An exponential moving average of a network's weights: steadier than the last ones, and what is evaluated and saved."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class ExponentialMovingAverage:
+    """A copy of a network whose weights follow the trained ones slowly.
+
+    After each optimiser step `average = decay_t * average + (1 - decay_t) * weights`, with the decay warmed up as
+    `decay_t = min(decay, (1 + t) / (10 + t))` over the number t of updates so far, so that the random first weights are
+    soon forgotten. Floating buffers (the statistics of batch norm) are averaged too, all others are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Start from the model's present weights.
+
+        Args:
+            model: the network that is trained, not wrapped; it is copied.
+            decay: share of the average that is kept per step, in (0, 1); such as 0.9997.
+
+        Raises:
+            ValueError: a decay outside (0, 1).
+        """
+        if not 0 < decay < 1:
+            raise ValueError(f"train.ema_decay must be in (0, 1), or 0 for no average; not {decay}")
+        self.decay = decay
+        self.updates = 0
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def decay_at(self, updates: int) -> float:
+        """The decay of the update that follows `updates` earlier ones."""
+        return min(self.decay, (1 + updates) / (10 + updates))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the weights of `model`, the network given at the start."""
+        decay = self.decay_at(self.updates)
+        # parameters() and buffers() name a shared tensor once, state_dict() would name it twice
+        pairs = [*zip(self.module.parameters(), model.parameters(), strict=True)]
+        pairs += zip(self.module.buffers(), model.buffers(), strict=True)
+        for average, value in pairs:
+            if average.is_floating_point():
+                average.lerp_(value.detach().to(average.dtype), 1 - decay)
+            else:
+                average.copy_(value)
+        self.updates += 1
+
+    def state_dict(self) -> dict:
+        """Weights and number of updates, for resuming."""
+        return {"weights": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.module.load_state_dict(state["weights"])
+        self.updates = state["updates"]

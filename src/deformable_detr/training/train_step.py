@@ -1,0 +1,121 @@
+"""One optimiser step: forward, losses, backward over one or several batches, clip, step.
+
+With accumulation the losses are weighted so that the step equals that of one larger batch exactly: each batch's losses are
+divided by its own number of boxes, so they are multiplied by its share of the boxes of the whole step.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from deformable_detr.structures import ImageBatch, Predictions, Target
+
+logger = logging.getLogger(__name__)
+
+Batch = tuple[ImageBatch, list[Target]]
+
+
+class Criterion(Protocol):
+    """What a training step needs of a criterion."""
+
+    def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Unweighted losses by name."""
+        ...
+
+    def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
+        """The scalar that is minimised."""
+        ...
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message names the terms and the images."""
+
+
+def train_step(
+    model: nn.Module,
+    criterion: Criterion,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    accelerator: Accelerator,
+    clip_grad_norm: float = 0.1,
+) -> dict[str, float]:
+    """Do one optimiser step on `batches` and return its losses.
+
+    Args:
+        model: the network in train mode, as prepared by the accelerator.
+        criterion: gives the losses of a batch.
+        optimizer: as prepared by the accelerator.
+        batches: one or more batches that make one step together.
+        accelerator: devices, precision and processes.
+        clip_grad_norm: largest norm of the whole gradient; 0 only measures it.
+
+    Returns:
+        `loss` (the weighted sum), each unweighted term by its name, and `grad_norm` before clipping.
+
+    Raises:
+        NonFiniteLossError: a loss is NaN or infinite; the weights are as they were before the step.
+    """
+    shares = _shares_of_boxes([targets for _, targets in batches], accelerator)
+    totals: dict[str, Tensor] = {}
+    optimizer.zero_grad()
+    for index, ((images, targets), share) in enumerate(zip(batches, shares, strict=True)):
+        last = index == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            predictions = model(images.to(accelerator.device, non_blocking=True))
+            losses = criterion(predictions, [target.to(accelerator.device, non_blocking=True) for target in targets])
+            loss = criterion.weighted_sum(losses)
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(_describe(losses, targets, predictions))
+            accelerator.backward(loss * share)
+        for name, value in (("loss", loss), *losses.items()):
+            totals[name] = totals.get(name, 0) + value.detach() * share
+    totals["grad_norm"] = _clip(model, clip_grad_norm, accelerator)
+    optimizer.step()
+    names = list(totals)
+    return dict(zip(names, torch.stack([totals[name].float() for name in names]).tolist(), strict=True))
+
+
+def _shares_of_boxes(targets: Sequence[Sequence[Target]], accelerator: Accelerator) -> list[float]:
+    """Each batch's divisor (its boxes, averaged over the processes, at least 1) over that of all batches together."""
+    if len(targets) == 1:
+        return [1.0]
+    counts = torch.tensor([sum(len(target) for target in batch) for batch in targets], device=accelerator.device)
+    means = (accelerator.reduce(counts, "sum") / accelerator.num_processes).tolist()  # type: ignore[union-attr]
+    return [max(1.0, mean) / max(1.0, sum(means)) for mean in means]
+
+
+def _clip(model: nn.Module, largest: float, accelerator: Accelerator) -> Tensor:
+    """Scale the gradient down to the largest norm allowed, and return the norm that it had."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), largest if largest > 0 else math.inf)
+    if norm is None:
+        raise RuntimeError("the accelerator returned no gradient norm")
+    return norm.detach()
+
+
+def _describe(losses: dict[str, Tensor], targets: Sequence[Target], predictions: Predictions) -> str:
+    """Why a loss cannot be used: which terms, which images, and whether the network or the loss made it."""
+    broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value)]
+    culprits = [
+        target.image_id
+        for index, target in enumerate(targets)
+        if not (torch.isfinite(predictions.logits[:, index]).all() and torch.isfinite(predictions.boxes[:, index]).all())
+    ]
+    where = (
+        f"the network's output is not finite for {culprits}"
+        if culprits
+        else "the network's output is finite, so look at the boxes of these images"
+    )
+    return (
+        f"the loss is not finite: {', '.join(broken) or 'their weighted sum overflows'}; "
+        f"images of the batch: {[target.image_id for target in targets]}; {where}. "
+        "Usual causes: a learning rate that is too high (lower optimizer.lr, or set optimizer.warmup_steps and "
+        "optimizer.clip_grad_norm), fp16 (try train.precision=bf16 or fp32), or broken annotations of these images. "
+        "The last saved state is still in the run folder."
+    )
