@@ -85,6 +85,10 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
+    def replace(self, **overrides: Any) -> Self:
+        """The same settings with single values replaced; unknown names are an error that lists the known ones."""
+        return self.from_dict(self.to_dict() | overrides)
+
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, for JSON and YAML."""
         return asdict(self)

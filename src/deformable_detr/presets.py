@@ -47,4 +47,4 @@ def model_preset(name: str, **overrides: Any) -> ModelConfig:
     """
     if name not in MODEL_PRESETS:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(MODEL_PRESETS)}")
-    return ModelConfig.from_dict(MODEL_PRESETS[name].to_dict() | overrides)
+    return MODEL_PRESETS[name].replace(**overrides)

@@ -8,7 +8,7 @@ Model and criterion meet only through :class:`Predictions` and :class:`Target`; 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -29,6 +29,9 @@ class ImageBatch:
 
     image_ids: tuple[ImageId | None, ...] = ()
     """The name of each image in messages; empty or of length B."""
+
+    image_sizes: tuple[tuple[int, int], ...] | None = None
+    """(height, width) of each image without its padding. None: only the mask says."""
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], image_ids: Sequence[ImageId | None] = (), multiple_of: int = 1) -> Self:
@@ -57,19 +60,20 @@ class ImageBatch:
         for index, image in enumerate(images):
             canvas[index, :, : image.shape[1], : image.shape[2]] = image
             padding_mask[index, : image.shape[1], : image.shape[2]] = False
-        return cls(canvas, padding_mask, tuple(image_ids))
+        sizes = tuple((image.shape[1], image.shape[2]) for image in images)
+        return cls(canvas, padding_mask, tuple(image_ids), sizes)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch with its tensors on `device`."""
-        return type(self)(
-            self.images.to(device, non_blocking=non_blocking),
-            self.padding_mask.to(device, non_blocking=non_blocking),
-            self.image_ids,
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding_mask=self.padding_mask.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory (called by the data loader)."""
-        return type(self)(self.images.pin_memory(), self.padding_mask.pin_memory(), self.image_ids)
+        return replace(self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory())
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -93,16 +97,15 @@ class Target:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same target with its tensors on `device`."""
-        return type(self)(
-            self.boxes.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.image_id,
-            self.image_size,
+        return replace(
+            self,
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Self:
         """The same target in page-locked memory (called by the data loader)."""
-        return type(self)(self.boxes.pin_memory(), self.labels.pin_memory(), self.image_id, self.image_size)
+        return replace(self, boxes=self.boxes.pin_memory(), labels=self.labels.pin_memory())
 
     def __len__(self) -> int:
         return self.labels.shape[0]

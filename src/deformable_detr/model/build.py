@@ -1,0 +1,85 @@
+"""Settings → network: the only file of the model that reads a `ModelConfig`."""
+
+from typing import Any
+
+from torch import nn
+
+from deformable_detr.config import Metadata, ModelConfig
+from deformable_detr.model.backbone import Backbone
+from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder
+from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
+from deformable_detr.model.deformable_detr import DeformableDETR
+from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
+from deformable_detr.model.flatten import FlattenLevels
+from deformable_detr.model.heads import BoxHead, class_head
+from deformable_detr.model.neck import ChannelMapper
+from deformable_detr.model.queries import EncoderProposals, LearnedQueries
+from deformable_detr.presets import model_preset
+
+
+def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> DeformableDETR:
+    """Build a Deformable DETR with fresh weights (and a pretrained backbone, unless that is switched off).
+
+    Args:
+        preset: a name from `deformable_detr.presets`, or settings of one's own.
+        overrides: single settings of `ModelConfig`, such as `num_classes=3` or `pretrained_backbone=False`.
+
+    Raises:
+        ValueError: an unknown preset or setting, or settings that do not go together.
+        ConnectionError: the backbone's weights cannot be downloaded; the message says how to go on.
+    """
+    config = model_preset(preset, **overrides) if isinstance(preset, str) else preset.replace(**overrides)
+    backbone = Backbone(
+        config.backbone,
+        num_levels=min(config.num_feature_levels, 3),
+        pretrained=config.pretrained_backbone,
+        frozen_stages=config.frozen_backbone_stages,
+        freeze_batch_norm=config.freeze_batch_norm,
+        dilation=config.dilation,
+        options=config.backbone_options,
+    )
+    neck = ChannelMapper(backbone.channels, config.hidden_dim, config.num_feature_levels)
+    return DeformableDETR(
+        backbone=backbone,
+        neck=neck,
+        flatten=FlattenLevels(config.hidden_dim, config.num_feature_levels),
+        encoder=DeformableEncoder([_encoder_layer(config) for _ in range(config.num_encoder_layers)]),
+        query_source=_query_source(config),
+        decoder=_decoder(config),
+        class_heads=[class_head(config.hidden_dim, config.num_classes) for _ in range(_num_heads(config))],
+        metadata=Metadata(model=config),
+    )
+
+
+def _num_heads(config: ModelConfig) -> int:
+    """Without refinement one class head and one box head serve all layers."""
+    return config.num_decoder_layers if config.box_refinement else 1
+
+
+def _attention(config: ModelConfig, num_points: int) -> MultiScaleDeformableAttention:
+    return MultiScaleDeformableAttention(config.hidden_dim, config.num_heads, config.num_feature_levels, num_points)
+
+
+def _encoder_layer(config: ModelConfig) -> EncoderLayer:
+    ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
+    return EncoderLayer(_attention(config, config.num_encoder_points), ffn, config.hidden_dim, config.dropout)
+
+
+def _decoder_layer(config: ModelConfig) -> DecoderLayer:
+    ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
+    attention = _attention(config, config.num_decoder_points)
+    return DecoderLayer(attention, ffn, config.hidden_dim, config.num_heads, config.dropout)
+
+
+def _decoder(config: ModelConfig) -> DeformableDecoder:
+    first_size_bias = 0.0 if config.two_stage else -2.0  # two-stage references are boxes already
+    box_heads = [BoxHead(config.hidden_dim, 0.0 if index else first_size_bias) for index in range(_num_heads(config))]
+    layers = [_decoder_layer(config) for _ in range(config.num_decoder_layers)]
+    return DeformableDecoder(layers, box_heads, box_refinement=config.box_refinement)
+
+
+def _query_source(config: ModelConfig) -> nn.Module:
+    if not config.two_stage:
+        return LearnedQueries(config.num_queries, config.hidden_dim)
+    heads = class_head(config.hidden_dim, config.num_classes), BoxHead(config.hidden_dim)
+    return EncoderProposals(config.num_queries, config.hidden_dim, *heads)
