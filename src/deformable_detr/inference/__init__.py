@@ -1,1 +1,5 @@
-"""inference"""
+"""Prediction for people with pictures: from files to `supervision.Detections`."""
+
+from deformable_detr.inference.predictor import Predictor, Result
+
+__all__ = ["Predictor", "Result"]

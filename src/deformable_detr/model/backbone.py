@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import FeatureInfo
 from timm.layers.norm_act import freeze_batch_norm_2d
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)

@@ -39,9 +39,8 @@ class ExponentialMovingAverage:
         """Move the average towards the weights of `model`, the network given at the start."""
         decay = self.decay_at(self.updates)
         # parameters() and buffers() name a shared tensor once, state_dict() would name it twice
-        pairs = [*zip(self.module.parameters(), model.parameters(), strict=True)]
-        pairs += zip(self.module.buffers(), model.buffers(), strict=True)
-        for average, value in pairs:
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        for average, value in zip(averages, [*model.parameters(), *model.buffers()], strict=True):
             if average.is_floating_point():
                 average.lerp_(value.detach().to(average.dtype), 1 - decay)
             else:

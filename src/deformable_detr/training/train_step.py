@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,12 @@ from torch.optim import Optimizer
 from deformable_detr.structures import ImageBatch, Predictions, Target
 
 logger = logging.getLogger(__name__)
+
+USUAL_CAUSES = (
+    "Usual causes: a learning rate that is too high (lower optimizer.lr, or set optimizer.warmup_steps and "
+    "optimizer.clip_grad_norm), fp16 (try train.precision=bf16 or fp32), or broken annotations of these images. "
+    "The last saved state is still in the run folder."
+)
 
 Batch = tuple[ImageBatch, list[Target]]
 
@@ -34,7 +40,7 @@ class Criterion(Protocol):
         ...
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """The loss became NaN or infinite; the message names the terms and the images."""
 
 
@@ -60,7 +66,7 @@ def train_step(
         `loss` (the weighted sum), each unweighted term by its name, and `grad_norm` before clipping.
 
     Raises:
-        NonFiniteLossError: a loss is NaN or infinite; the weights are as they were before the step.
+        NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are as they were before the step.
     """
     shares = _shares_of_boxes([targets for _, targets in batches], accelerator)
     totals: dict[str, Tensor] = {}
@@ -69,14 +75,14 @@ def train_step(
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             predictions = model(images.to(accelerator.device, non_blocking=True))
-            losses = criterion(predictions, [target.to(accelerator.device, non_blocking=True) for target in targets])
-            loss = criterion.weighted_sum(losses)
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(_describe(losses, targets, predictions))
+            losses = _losses(criterion, predictions, [target.to(accelerator.device, non_blocking=True) for target in targets])
+            loss = losses["loss"]
             accelerator.backward(loss * share)
-        for name, value in (("loss", loss), *losses.items()):
+        for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach() * share
     totals["grad_norm"] = _clip(model, clip_grad_norm, accelerator)
+    if accelerator.scaler is None and not torch.isfinite(totals["grad_norm"]):  # the fp16 scaler skips such a step by itself
+        raise NonFiniteLossError(_describe_gradient(model, batches))
     optimizer.step()
     names = list(totals)
     return dict(zip(names, torch.stack([totals[name].float() for name in names]).tolist(), strict=True))
@@ -87,7 +93,8 @@ def _shares_of_boxes(targets: Sequence[Sequence[Target]], accelerator: Accelerat
     if len(targets) == 1:
         return [1.0]
     counts = torch.tensor([sum(len(target) for target in batch) for batch in targets], device=accelerator.device)
-    means = (accelerator.reduce(counts, "sum") / accelerator.num_processes).tolist()  # type: ignore[union-attr]
+    summed = cast(Tensor, accelerator.reduce(counts, "sum"))
+    means = [count / accelerator.num_processes for count in summed.tolist()]
     return [max(1.0, mean) / max(1.0, sum(means)) for mean in means]
 
 
@@ -99,23 +106,30 @@ def _clip(model: nn.Module, largest: float, accelerator: Accelerator) -> Tensor:
     return norm.detach()
 
 
-def _describe(losses: dict[str, Tensor], targets: Sequence[Target], predictions: Predictions) -> str:
-    """Why a loss cannot be used: which terms, which images, and whether the network or the loss made it."""
-    broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value)]
-    culprits = [
-        target.image_id
-        for index, target in enumerate(targets)
-        if not (torch.isfinite(predictions.logits[:, index]).all() and torch.isfinite(predictions.boxes[:, index]).all())
-    ]
-    where = (
-        f"the network's output is not finite for {culprits}"
-        if culprits
-        else "the network's output is finite, so look at the boxes of these images"
-    )
+def _losses(criterion: Criterion, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
+    """`loss`, the weighted sum, and each unweighted term by its name; all of them finite."""
+    images = f"images of the batch: {[target.image_id for target in targets]}"
+    try:
+        losses = criterion(predictions, targets)
+    except FloatingPointError as error:  # predictions that cannot be matched
+        raise NonFiniteLossError(f"{error}; {images}. {USUAL_CAUSES}") from error
+    loss = criterion.weighted_sum(losses)
+    if not torch.isfinite(loss):
+        broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value)]
+        terms = ", ".join(broken) or "the weighted sum overflows"
+        raise NonFiniteLossError(f"the loss is not finite: {terms}; {images}. {USUAL_CAUSES}")
+    return {"loss": loss, **losses}
+
+
+def _describe_gradient(model: nn.Module, batches: Sequence[Batch]) -> str:
+    """Which parameters have a broken gradient, after a finite loss."""
+    broken = [name for name, parameter in model.named_parameters() if _is_broken(parameter.grad)]
     return (
-        f"the loss is not finite: {', '.join(broken) or 'their weighted sum overflows'}; "
-        f"images of the batch: {[target.image_id for target in targets]}; {where}. "
-        "Usual causes: a learning rate that is too high (lower optimizer.lr, or set optimizer.warmup_steps and "
-        "optimizer.clip_grad_norm), fp16 (try train.precision=bf16 or fp32), or broken annotations of these images. "
-        "The last saved state is still in the run folder."
+        f"the loss is finite but the gradient is not, for {len(broken)} parameters: {', '.join(broken[:8])}"
+        f"{' …' if len(broken) > 8 else ''}; images: {[target.image_id for _, targets in batches for target in targets]}. "
+        f"{USUAL_CAUSES}"
     )
+
+
+def _is_broken(gradient: Tensor | None) -> bool:
+    return gradient is not None and not bool(torch.isfinite(gradient).all())
