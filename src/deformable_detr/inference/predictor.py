@@ -1,0 +1,272 @@
+"""A model for people with pictures: files, folders or arrays in, `supervision.Detections` in the pictures' own pixels out.
+
+The model itself takes prepared tensors; what lies between — reading, resizing, batching, scores, class names — is here.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import supervision as sv
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.config import Metadata
+from deformable_detr.data.transforms import eval_transform
+from deformable_detr.inference.sources import Picture, Source, is_single, open_source
+from deformable_detr.postprocess import postprocess
+from deformable_detr.structures import Categories, ImageBatch
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What :meth:`Predictor.iterate` yields for each picture."""
+
+    name: str
+    """The path, or `image 3` for the fourth picture of a list."""
+
+    pixels: Tensor
+    """`[3, H, W]` uint8 RGB, upright: the pixels that the boxes refer to."""
+
+    detections: sv.Detections
+    """Highest score first; see :meth:`Predictor.predict`."""
+
+    path: Path | None = None
+    """The file, where there is one."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """The pixels as `[H, W, 3]` uint8 RGB, for drawing."""
+        return np.ascontiguousarray(self.pixels.permute(1, 2, 0).numpy())
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+class Predictor:
+    """Runs a detector on pictures.
+
+    Args:
+        model: a detector with `.metadata` (class names, picture sizes); it is moved to `device` and set to evaluation mode.
+        device: `auto` takes a GPU where there is one; else any torch device.
+        precision: arithmetic of the network: `fp32`, or `bf16`/`fp16` autocast.
+    """
+
+    def __init__(self, model: nn.Module, *, device: str | torch.device = "auto", precision: Precision = "fp32"):
+        if precision not in _AUTOCAST_DTYPES:
+            raise ValueError(f"unknown precision {precision!r}; known are {', '.join(_AUTOCAST_DTYPES)}")
+        self.device = choose_device(device)
+        self.precision: Precision = precision
+        self.model = model.to(self.device).eval()
+
+    @property
+    def metadata(self) -> Metadata:
+        """Classes, picture sizes and origin of the model."""
+        return self.model.metadata  # pyright: ignore[reportReturnType]
+
+    @property
+    def categories(self) -> Categories:
+        """The classes; named `class 0`, `class 1` … where the weights came without names."""
+        known = self.metadata.categories
+        return known or Categories.from_names([f"class {label}" for label in range(self.metadata.model.num_classes)])
+
+    def predict(
+        self,
+        source: Source,
+        threshold: float = 0.5,
+        *,
+        batch_size: int = 1,
+        top_k: int = 100,
+        classes: str | Sequence[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        num_threads: int = 2,
+    ) -> Any:
+        """Detect objects in one picture or in many.
+
+        Args:
+            source: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, **RGB**: for OpenCV's BGR pass `image[..., ::-1]`) or a
+                torch tensor (uint8 `[3, H, W]`, RGB) for one picture; a folder, a glob pattern or an iterable for many.
+            threshold: keep detections whose score is at least this, in [0, 1].
+            batch_size: how many pictures go through the network at once.
+            top_k: at most this many detections per picture.
+            classes: only objects of these classes (names). None: all.
+            on_error: with many pictures, what an unreadable one does: `raise` ends with an error that names it, `skip` leaves it
+                out of the list and logs a warning.
+            num_threads: threads that read and resize the next pictures meanwhile.
+
+        Returns:
+            `supervision.Detections` for one picture, a list of them (in the order of the pictures) for many. `xyxy` are pixels of
+            the upright picture, clipped to it; `confidence` the scores, highest first; `class_id` the network's **label** 0 … K−1;
+            `data["class_name"]` the name; `data["category_id"]` the id in the data set that the detector was trained on. For files
+            `metadata` holds `path` and `image_size` (height, width).
+
+        Raises:
+            FileNotFoundError: a path, folder or pattern leads to no picture.
+            ValueError: an unreadable picture, an unknown class, a setting out of range.
+        """
+        single = is_single(source)
+        results = self.iterate(
+            source,
+            threshold,
+            batch_size=batch_size,
+            top_k=top_k,
+            classes=classes,
+            on_error="raise" if single else on_error,
+            num_threads=num_threads,
+        )
+        found = [result.detections for result in results]
+        return found[0] if single else found
+
+    def iterate(
+        self,
+        source: Source,
+        threshold: float = 0.5,
+        *,
+        batch_size: int = 1,
+        top_k: int = 100,
+        classes: str | Sequence[str] | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        num_threads: int = 2,
+    ) -> Iterator[Result]:
+        """Like :meth:`predict`, one :class:`Result` after the other: for very many pictures, or an endless stream.
+
+        The next pictures are read and resized by threads while the network works; only a few are in memory at a time.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
+        for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        labels = self._labels_of(classes)
+        prepared = self._prepare(open_source(source), on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
+        return self._run(prepared, batch_size, threshold, top_k, labels)
+
+    def _run(
+        self, prepared: Iterator["_Prepared"], batch_size: int, threshold: float, top_k: int, labels: list[int] | None
+    ) -> Iterator[Result]:
+        with closing(prepared):  # pyright: ignore[reportArgumentType] (a generator)
+            while batch := list(islice(prepared, batch_size)):
+                found = self._detect(batch, top_k, labels)
+                for item, detections in zip(batch, found, strict=True):
+                    yield self._result(item, detections, threshold)
+
+    def _prepare(self, pictures: Iterable[Picture], on_error: str, window: int, num_threads: int) -> Iterator["_Prepared"]:
+        """Read and resize in threads, `window` pictures ahead, in order."""
+        metadata = self.metadata
+        transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
+
+        def prepare(picture: Picture) -> _Prepared:
+            pixels = picture.read()
+            return _Prepared(picture, pixels, transform(pixels, None)[0])
+
+        pending: deque[tuple[Picture, Future[_Prepared]]] = deque()
+        pictures = iter(pictures)
+        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
+        try:
+            while True:
+                pending.extend((picture, pool.submit(prepare, picture)) for picture in islice(pictures, window - len(pending)))
+                if not pending:
+                    return
+                picture, future = pending.popleft()
+                try:
+                    item = future.result()
+                except (OSError, ValueError) as error:
+                    if on_error == "raise":
+                        raise
+                    logger.warning("skipped %s: %s", picture.name, error)
+                    continue
+                yield item
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    @torch.inference_mode()
+    def _detect(self, batch: Sequence["_Prepared"], top_k: int, labels: list[int] | None) -> list[dict[str, Tensor]]:
+        """Scores, labels and boxes (xyxy, pixels of the original picture) of one batch, on the CPU."""
+        self.model.eval()
+        names = [item.picture.name for item in batch]
+        images = ImageBatch.from_images([item.image for item in batch], names).to(self.device)
+        dtype = _AUTOCAST_DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            predictions = self.model(images)
+        if labels is not None:
+            predictions = replace(predictions, logits=predictions.logits[..., labels])
+        found = postprocess(predictions, [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch], top_k=top_k)
+        for name, one in zip(names, found, strict=True):
+            if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
+                hint = "" if self.precision == "fp32" else f"; try precision='fp32' instead of {self.precision!r}"
+                raise RuntimeError(f"the network gave scores or boxes that are not finite for {name}{hint}")
+            if labels is not None:
+                one["labels"] = torch.tensor(labels, device=one["labels"].device)[one["labels"]]
+        return [{key: value.cpu() for key, value in one.items()} for one in found]
+
+    def _result(self, item: "_Prepared", found: dict[str, Tensor], threshold: float) -> Result:
+        height, width = item.pixels.shape[1:]
+        keep = found["scores"] >= threshold
+        boxes = found["boxes"][keep].float()
+        boxes[:, 0::2].clamp_(0, width)
+        boxes[:, 1::2].clamp_(0, height)
+        labels = found["labels"][keep].numpy()
+        path = item.picture.path
+        detections = sv.Detections(
+            xyxy=boxes.numpy(),
+            confidence=found["scores"][keep].float().numpy(),
+            class_id=labels,
+            data={
+                "class_name": np.asarray(self.categories.names, dtype=str)[labels],
+                "category_id": np.asarray(self.categories.ids, dtype=np.int64)[labels],
+            },
+            metadata={"path": str(path), "image_size": (height, width)} if path else {},
+        )
+        return Result(item.picture.name, item.pixels, detections, path)
+
+    def _labels_of(self, classes: str | Sequence[str] | None) -> list[int] | None:
+        if classes is None:
+            return None
+        wanted = [classes] if isinstance(classes, str) else list(classes)
+        names = self.categories.names
+        unknown = [name for name in wanted if name not in names]
+        if unknown or not wanted:
+            raise ValueError(f"unknown class {unknown}; this detector knows {', '.join(names)}")
+        return [label for label, name in enumerate(names) if name in wanted]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    picture: Picture
+    pixels: Tensor  # [3, H, W] uint8, as read
+    image: Tensor  # [3, h, w] float, resized and normalised
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` → CUDA, else MPS, else the CPU; anything else as torch understands it.
+
+    Raises:
+        ValueError: no such device, or a GPU is asked for where there is none.
+    """
+    if str(device) != "auto":
+        try:
+            chosen = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps") from error
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no CUDA GPU; use 'auto' or 'cpu'")
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
