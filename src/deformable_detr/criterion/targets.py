@@ -1,0 +1,87 @@
+"""The objects of a whole batch as one list, which is what matcher and losses compute with, and the checks that they are sound."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deformable_detr.structures import Target
+
+LARGEST_SHARE = 2.0  # of an image's side; beyond it a box must be in pixels
+
+
+def image_name(targets: Sequence[Target], index: int) -> str:
+    """How messages call an image: by its id where it has one, else by its place in the batch."""
+    image_id = targets[index].image_id
+    return f"image {index} of the batch" if image_id is None else f"image {image_id!r}"
+
+
+@dataclass(frozen=True)
+class FlatTargets:
+    """The targets of a batch one after the other; T here counts the objects of all images together."""
+
+    boxes: Tensor
+    """`[T, 4]` cxcywh in [0, 1] of each image's own size."""
+
+    labels: Tensor
+    """`[T]` int64, not yet known to be in [0, K)."""
+
+    counts: tuple[int, ...]
+    """The number of objects of each image."""
+
+    sources: tuple[Target, ...]
+    """Where they come from, for messages."""
+
+    @classmethod
+    def from_targets(cls, targets: Sequence[Target], device: torch.device, dtype: torch.dtype) -> Self:
+        """Concatenate the targets of a batch on one device.
+
+        Raises:
+            ValueError: boxes that are not `[T, 4]`, labels that are not `[T]` integers; the message names the image.
+        """
+        for index, target in enumerate(targets):
+            _check_shapes(target, image_name(targets, index))
+        return cls(
+            boxes=torch.cat([target.boxes for target in targets]).to(device, dtype),
+            labels=torch.cat([target.labels for target in targets]).to(device, torch.int64),
+            counts=tuple(len(target) for target in targets),
+            sources=tuple(targets),
+        )
+
+    def validity(self, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Which labels and which boxes are sound: two bool `[T]`, left on the device so that nothing waits for it here."""
+        labels = (self.labels >= 0) & (self.labels < num_classes)
+        boxes = (self.boxes.abs() <= LARGEST_SHARE).all(-1) & (self.boxes[:, 2:] >= 0).all(-1)  # False for NaN as well
+        return labels, boxes
+
+    def check(self, valid_labels: np.ndarray, valid_boxes: np.ndarray, num_classes: int) -> None:
+        """Speak about what :meth:`validity` found.
+
+        Raises:
+            ValueError: a label outside [0, K), a box with NaN, with a negative size or in pixels; the message names the image.
+        """
+        image_of = np.repeat(np.arange(len(self.counts)), self.counts).tolist()
+        for row in np.flatnonzero(~valid_labels)[:1].tolist():
+            raise ValueError(
+                f"{image_name(self.sources, image_of[row])} has the label {int(self.labels[row])}, but this model has "
+                f"{num_classes} classes: labels go from 0 to {num_classes - 1} (category ids must be mapped to labels first)"
+            )
+        for row in np.flatnonzero(~valid_boxes)[:1].tolist():
+            raise ValueError(
+                f"{image_name(self.sources, image_of[row])} has the box {self.boxes[row].tolist()}; boxes must be finite "
+                "(centre x, centre y, width, height) as shares in [0, 1] of the image's width and height, not pixels"
+            )
+
+
+def _check_shapes(target: Target, name: str) -> None:
+    if target.boxes.ndim != 2 or target.boxes.shape[1] != 4:
+        raise ValueError(
+            f"{name}: boxes have shape {list(target.boxes.shape)}; expected [T, 4] (an image without objects has [0, 4])"
+        )
+    if target.labels.shape != target.boxes.shape[:1]:
+        raise ValueError(f"{name}: {target.boxes.shape[0]} boxes but labels of shape {list(target.labels.shape)}; expected [T]")
+    if target.labels.is_floating_point() or target.labels.is_complex():
+        raise ValueError(f"{name}: labels are {target.labels.dtype}; expected int64")

@@ -1,0 +1,59 @@
+"""Detections worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from deformable_detr.postprocess import postprocess
+from deformable_detr.structures import Predictions
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def two_queries():
+    earlier = torch.full((1, 2, 3), 9.0)  # an earlier layer, to be ignored
+    last = torch.tensor([[[logit(0.9), logit(0.2), logit(0.6)], [logit(0.1), logit(0.7), logit(0.3)]]])
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.1, 0.75, 0.4, 0.5]]])
+    return Predictions(torch.stack((earlier, last)), torch.stack((torch.zeros_like(boxes), boxes)))
+
+
+def test_best_pairs_of_query_and_class_in_pixels():
+    (result,) = postprocess(two_queries(), [(100, 200)], top_k=4)
+    assert result["scores"].tolist() == pytest.approx([0.9, 0.7, 0.6, 0.3])
+    assert result["labels"].tolist() == [0, 1, 2, 2]
+    first, second = [80, 30, 120, 70], [-20, 50, 60, 100]  # width 200, height 100
+    assert result["boxes"].flatten().tolist() == pytest.approx([*first, *second, *first, *second], abs=1e-4)
+
+
+def test_clipping_ends_at_the_border():
+    (result,) = postprocess(two_queries(), [(100, 200)], top_k=2, clip=True)
+    assert result["boxes"].flatten().tolist() == pytest.approx([80, 30, 120, 70, 0, 50, 60, 100], abs=1e-4)
+
+
+def test_fewer_candidates_than_asked_for():
+    (result,) = postprocess(two_queries(), [(10, 10)], top_k=100)
+    assert len(result["scores"]) == len(result["labels"]) == len(result["boxes"]) == 6
+
+
+def test_every_image_has_its_own_size():
+    predictions = Predictions(torch.zeros(1, 2, 1, 1), torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(1, 2, 1, 4))
+    results = postprocess(predictions, [(30, 40), (50, 20)])
+    assert [r["boxes"].tolist() for r in results] == [[[0, 0, 40, 30]], [[0, 0, 20, 50]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_out_as_float32(dtype):
+    predictions = Predictions(torch.zeros(1, 1, 1, 2, dtype=dtype), torch.full((1, 1, 1, 4), 0.5, dtype=dtype))
+    (result,) = postprocess(predictions, [(1001, 3003)])
+    assert result["scores"].dtype == result["boxes"].dtype == torch.float32
+    assert result["boxes"][0].tolist() == [0.25 * 3003, 0.25 * 1001, 0.75 * 3003, 0.75 * 1001]
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="2 image sizes for a batch of 1"):
+        postprocess(two_queries(), [(1, 1), (2, 2)])
+    with pytest.raises(ValueError, match="top_k"):
+        postprocess(two_queries(), [(1, 1)], top_k=0)
