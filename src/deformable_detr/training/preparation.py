@@ -1,0 +1,178 @@
+"""Everything that stands before the first step: devices, data, network, and whether a saved state belongs to the run."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from deformable_detr.checkpoints.load import load_pretrained
+from deformable_detr.config import Metadata, RunConfig, TrainConfig
+from deformable_detr.data.coco import CocoDataset, find_split
+from deformable_detr.data.loader import build_dataset
+from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.structures import Categories
+from deformable_detr.training.run_folder import config_to_dict
+
+logger = logging.getLogger(__name__)
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+FREE_TO_CHANGE = {
+    *("dataset", "preset", "output_dir", "weights", "resume", "model.num_classes", "model.pretrained_backbone"),
+    *("data.num_workers", "train.epochs", "train.steps", "train.evaluate_every", "train.log_every"),
+    *("train.checkpoint_every", "train.device"),
+}
+"""Settings that a resumed run may have otherwise than before: the steps already done would have been the same."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The opened splits of a data set."""
+
+    train: CocoDataset
+    val: CocoDataset | None
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """See that the numbers make sense, before anything slow happens.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
+    for name in ("epochs", "batch_size", "accumulate", "log_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"train.{name} must be at least 1, not {getattr(config, name)}")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError(f"train.steps must be at least 1, or null to count in epochs; not {config.steps}")
+    for name in ("evaluate_every", "checkpoint_every"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"train.{name} must be at least 0, not {getattr(config, name)}")
+    if config.precision not in MIXED_PRECISION:
+        raise ValueError(f"unknown train.precision {config.precision!r}; known are {', '.join(MIXED_PRECISION)}")
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """Devices, precision and processes, as started by `accelerate launch`, torchrun, or alone.
+
+    Raises:
+        ValueError: a device that is not there, or fp16 without a GPU.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if config.device != "auto" and not available.get(config.device, False):
+        present = ", ".join(name for name, there in available.items() if there)
+        reason = "not available here" if config.device in available else "unknown"
+        raise ValueError(f"train.device {config.device!r} is {reason}; choose auto, {present}")
+    cpu = config.device == "cpu" or not (available["cuda"] or available["mps"])
+    if config.precision == "fp16" and cpu:
+        raise ValueError("train.precision fp16 needs a GPU; on the CPU take fp32 or bf16")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process may have had another precision
+    # buffers (only the statistics of a trained batch norm) are made equal before they are used for evaluation
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(cpu=cpu, mixed_precision=MIXED_PRECISION[config.precision], kwargs_handlers=[ddp])
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Open both splits; a data set without a validation split is trained on without evaluation, and a warning says so.
+
+    Raises:
+        FileNotFoundError: no training split, or its pictures are missing.
+        ValueError: a damaged annotation file.
+    """
+    train = build_dataset(config.dataset, config.data.train_split, config.data, training=True)
+    try:
+        find_split(config.dataset, config.data.val_split)
+    except FileNotFoundError as error:
+        logger.warning("training without evaluation, so no best weights are chosen: %s", error)
+        return RunData(train, None)
+    val = build_dataset(config.dataset, config.data.val_split, config.data, training=False, categories=train.categories)
+    return RunData(train, val)
+
+
+def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -> DeformableDETR:
+    """The network with as many classes as the data set has, fresh or from `config.weights`.
+
+    Args:
+        config: the run.
+        categories: of the training split.
+        resumed: whether a saved state replaces all weights, so that none need to be fetched.
+    """
+    if config.weights is not None and not resumed:
+        network = load_pretrained(config.weights, num_classes=len(categories), classes=categories.names)
+        _report_other_network(config, network)
+        model_config = network.metadata.model
+    else:
+        model_config = replace(config.model, num_classes=len(categories))
+        network = build_model(replace(model_config, pretrained_backbone=False) if resumed else model_config)
+    network.metadata = Metadata(
+        model=model_config,
+        categories=categories,
+        eval_short_side=config.data.eval_short_side,
+        max_long_side=config.data.max_long_side,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    return network
+
+
+def _report_other_network(config: RunConfig, network: DeformableDETR) -> None:
+    """Say where the network of the weights file is another one than the settings ask for."""
+    wanted, found = config_to_dict(config.model), config_to_dict(network.metadata.model)
+    other = {name: found[name] for name in wanted if wanted[name] != found[name]}
+    for name in ("num_classes", "pretrained_backbone"):
+        other.pop(name, None)
+    if other:
+        logger.warning("the network is that of %s, not of the settings under `model`: %s", config.weights, other)
+
+
+def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, processes: int) -> None:
+    """See that a saved state can be continued with these settings exactly.
+
+    Args:
+        config: of the run that is to go on.
+        saved: the state that was read.
+        data: the opened data set.
+        processes: how many train together now.
+
+    Raises:
+        ValueError: the message names what differs.
+    """
+    now, before = _flatten(config_to_dict(config)), _flatten(saved["config"])
+    differing = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(now.keys() | before.keys())
+        if now.get(name) != before.get(name)
+        and name not in FREE_TO_CHANGE
+        and not (config.weights is not None and name.startswith("model."))  # the weights file decided about the network
+    ]
+    if saved["processes"] != processes:
+        differing.append(f"the number of processes was {saved['processes']}, is {processes}")
+    if saved["dataset"] != describe_data(data):
+        differing.append(f"the data set was {saved['dataset']}, is {describe_data(data)}")
+    if differing:
+        raise ValueError(
+            f"the run in {config.output_dir} cannot go on exactly with other settings: {'; '.join(differing)}. "
+            "Resume with the old settings, or start a new run from its weights (--weights) in another --output_dir"
+        )
+
+
+def describe_data(data: RunData) -> dict[str, Any]:
+    """What must be the same in a resumed run."""
+    return {"training pictures": len(data.train), "classes": list(data.train.categories.names)}
+
+
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"num_queries": 3}}` → `{"model.num_queries": 3}`."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict) and name != "backbone_options":
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,109 @@
+"""What a person sees while training: a live bar on a terminal, plain log lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressDisplay:
+    """Shows losses, learning rate, images per second and the time left; a context manager around the training."""
+
+    def __init__(self, total_steps: int, finished_steps: int, total_epochs: int, show: bool = True) -> None:
+        """Nothing is shown before `__enter__`.
+
+        Args:
+            total_steps: optimiser steps of the whole training.
+            finished_steps: steps done before, when resumed.
+            total_epochs: for "epoch 3/50".
+            show: whether this process shows anything; only one of several should.
+        """
+        self.total_steps = total_steps
+        self.total_epochs = total_epochs
+        self._show = show
+        self._finished = finished_steps
+        self._started_at = (time.monotonic(), finished_steps)
+        self._bar: Progress | None = None
+        if show and sys.stderr.isatty():
+            self._bar = _bar()
+            self._task = self._bar.add_task("training", total=total_steps, completed=finished_steps, text="")
+
+    def __enter__(self) -> Self:
+        self._started_at = (time.monotonic(), self._finished)
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float, images_per_second: float) -> None:
+        """Move the bar after an optimiser step.
+
+        Args:
+            step: finished steps.
+            epoch: number of the present epoch, from 1.
+            losses: of this step.
+            lr: learning rate of the first parameter group.
+            images_per_second: over the last steps, all processes together.
+        """
+        self._finished = step
+        if self._bar is not None:
+            text = f"{_short(losses)}  lr {lr:.2g}  {images_per_second:.1f} images/s"
+            self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{self.total_epochs}", text=text)
+
+    def line(self, step: int, epoch: int, losses: Mapping[str, float], lr: float, images_per_second: float) -> None:
+        """Say how it goes in a line, where there is no bar; arguments as in :meth:`step`."""
+        if self._show and self._bar is None:
+            logger.info(
+                "step %d/%d  epoch %d/%d  %s  lr %.2g  %.1f images/s  %s left",
+                *(step, self.total_steps, epoch, self.total_epochs, _short(losses), lr, images_per_second, self._time_left(step)),
+            )
+
+    def message(self, text: str) -> None:
+        """Say something that stays on the screen, such as the result of an evaluation."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self._show:
+            logger.info("%s", text)
+
+    def _time_left(self, step: int) -> str:
+        """Estimate from the steps of this process, evaluations included."""
+        begin, first = self._started_at
+        seconds = (time.monotonic() - begin) / max(1, step - first) * (self.total_steps - step)
+        return format_seconds(seconds)
+
+
+def format_seconds(seconds: float) -> str:
+    """Such as `2 h 05 min`, `12 min 30 s` or `9 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def _short(losses: Mapping[str, float]) -> str:
+    """The total and the last layer's terms; those of the other layers are in the log."""
+    terms = {"loss": "loss", "loss_class": "class", "loss_bbox": "bbox", "loss_giou": "giou"}
+    return "  ".join(f"{label} {losses[name]:.3f}" for name, label in terms.items() if name in losses)
+
+
+def _bar() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    return Progress(*columns, console=Console(stderr=True), speed_estimate_period=120)

@@ -1,0 +1,142 @@
+"""The folder of a run: where each file lies, the configuration, and the log (JSON lines, CSV, TensorBoard)."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from deformable_detr.config import RunConfig
+from deformable_detr.version import __version__
+
+
+class RunFolder:
+    """Names and makes the files of one run."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Nothing is made yet.
+
+        Args:
+            root: the run's `output_dir`.
+        """
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.log = self.root / "log.jsonl"
+        self.metrics = self.root / "metrics.csv"
+        self.tensorboard = self.root / "tensorboard"
+        self.samples = self.root / "samples"
+        self.state = self.root / "state"
+        self.best_weights = self.root / "weights" / "best.safetensors"
+        self.last_weights = self.root / "weights" / "last.safetensors"
+        self.loss_curve = self.root / "loss.png"
+        self.metrics_curve = self.root / "ap.png"
+
+    def check_unused(self) -> None:
+        """See that a new run may write here.
+
+        Raises:
+            FileExistsError: the folder holds something already.
+            NotADirectoryError: it is a file.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise NotADirectoryError(f"output_dir {self.root} is a file; choose a folder")
+        if self.root.is_dir() and any(self.root.iterdir()):
+            what = "a run already" if self.config.is_file() else "files already"
+            raise FileExistsError(
+                f"output_dir {self.root} holds {what}; continue it with --resume true, or choose another --output_dir"
+            )
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml: every setting as used, to be read again with `--config`."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        header = f"# Every setting of this run, as used by deformable-detr {__version__}. Repeat it with:\n"
+        header += "#   deformable-detr train --config config.yaml --output_dir ANOTHER_FOLDER\n"
+        _replace_text(self.config, header + yaml.safe_dump(config_to_dict(config), sort_keys=False, width=120))
+
+    def append_log(self, record: Mapping[str, Any]) -> None:
+        """Add one line to log.jsonl."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All records of log.jsonl; a last line that was cut off by a crash is left out."""
+        records = []
+        if self.log.is_file():
+            for line in self.log.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return records
+
+    def rewind_log(self, step: int, evaluated: bool) -> None:
+        """Drop what was logged after the state that a run goes on from.
+
+        Args:
+            step: finished steps of that state.
+            evaluated: whether the evaluation at that step belongs to it.
+        """
+        kept = [
+            record
+            for record in self.read_log()
+            if record["step"] < step or (record["step"] == step and (evaluated or record["kind"] != "evaluation"))
+        ]
+        _replace_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.csv: one row per evaluation."""
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        with self.metrics.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(history)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dicts, lists and scalars, for YAML and for comparing."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """Read the config.yaml of a run folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML, or an unknown setting.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a run folder has a config.yaml")
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    return _from_dict(RunConfig, record, str(path))
+
+
+def _from_dict(kind: type, record: Any, where: str) -> Any:
+    """A (nested) dataclass from plain values; lists become tuples where the field is a tuple."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected settings, not {record!r}")
+    hints = get_type_hints(kind)
+    unknown = sorted(set(record) - {item.name for item in fields(kind)})
+    if unknown:
+        raise ValueError(f"{where}: unknown settings {unknown}; known are {[item.name for item in fields(kind)]}")
+    values = {}
+    for name, value in record.items():
+        if is_dataclass(hints[name]):
+            value = _from_dict(hints[name], value, f"{where}: {name}")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old or the new one, never a half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
