@@ -125,7 +125,7 @@ class Predictor:
             batch_size=batch_size,
             top_k=top_k,
             classes=classes,
-            on_error="raise" if single else on_error,
+            on_error="raise" if single and on_error == "skip" else on_error,
             num_threads=num_threads,
         )
         found = [result.detections for result in results]
@@ -206,7 +206,7 @@ class Predictor:
             predictions = self.model(images)
         if labels is not None:
             predictions = replace(predictions, logits=predictions.logits[..., labels])
-        found = postprocess(predictions, [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch], top_k=top_k)
+        found = postprocess(predictions, [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch], top_k, clip=True)
         for name, one in zip(names, found, strict=True):
             if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
                 hint = "" if self.precision == "fp32" else f"; try precision='fp32' instead of {self.precision!r}"
@@ -218,14 +218,11 @@ class Predictor:
     def _result(self, item: "_Prepared", found: dict[str, Tensor], threshold: float) -> Result:
         height, width = item.pixels.shape[1:]
         keep = found["scores"] >= threshold
-        boxes = found["boxes"][keep].float()
-        boxes[:, 0::2].clamp_(0, width)
-        boxes[:, 1::2].clamp_(0, height)
         labels = found["labels"][keep].numpy()
         path = item.picture.path
         detections = sv.Detections(
-            xyxy=boxes.numpy(),
-            confidence=found["scores"][keep].float().numpy(),
+            xyxy=found["boxes"][keep].numpy(),
+            confidence=found["scores"][keep].numpy(),
             class_id=labels,
             data={
                 "class_name": np.asarray(self.categories.names, dtype=str)[labels],

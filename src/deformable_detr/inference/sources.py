@@ -143,7 +143,9 @@ def _check_exists(path: Path) -> None:
 def _from_pil(image: Image.Image) -> Tensor:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
-        raise ValueError(f"a PIL image of mode {upright.mode!r} has no fixed range; convert it to 8 bits per channel first")
+        raise ValueError(
+            f"a PIL image of mode {upright.mode!r} has no fixed range; give the file itself, or convert it to 8 bits per channel"
+        )
     return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 

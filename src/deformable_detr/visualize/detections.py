@@ -22,7 +22,7 @@ Rectangle = tuple[int, int, int, int]
 
 _FIRST_COLORS = (
     "#2f9bff", "#ff5a36", "#2fc46a", "#ffc21a", "#b26bff", "#ff5fb0",
-    "#14c8c8", "#ff9130", "#9bd424", "#6d7dff", "#e2483d", "#00a58a",
+    "#14c8c8", "#ff9130", "#9bd424", "#6d7dff", "#c8935a", "#00a58a",
 )  # fmt: skip
 _HALO = sv.Color(12, 14, 18)
 _HALO_STRENGTH = 0.55
