@@ -1,0 +1,21 @@
+"""Samples of a data set → one padded batch and its targets."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from deformable_detr.structures import ImageBatch, Target
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[ImageBatch, list[Target]]:
+    """Pad the images of several samples to one canvas; the data loader's `collate_fn`.
+
+    Args:
+        samples: pairs of a normalised image `[3, h, w]` and its target.
+
+    Returns:
+        The batch, with the targets' image ids, and the targets in the same order. Their boxes stay relative to each image's
+        own size, not to the padded canvas.
+    """
+    images, targets = [image for image, _ in samples], [target for _, target in samples]
+    return ImageBatch.from_images(images, [target.image_id for target in targets]), targets

@@ -1,0 +1,157 @@
+"""Data set → batches: which pictures, in which order, on which process; the only file of `data` that sees a config.
+
+The order depends on (seed, epoch) alone, and what is done to a picture on (seed, epoch, picture) alone: not on the number of
+workers, nor on where in the epoch one starts. Step s of W processes with B pictures each takes the pictures
+[s·W·B, (s+1)·W·B) of the epoch's order, B to each process: the same pictures as one process with W·B. The samplers do this
+themselves, so the loader must not be passed through `accelerator.prepare`, which would divide the pictures again.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from deformable_detr.config import DataConfig
+from deformable_detr.data.batching import collate
+from deformable_detr.data.coco import CocoDataset, SampleKey, find_split
+from deformable_detr.data.transforms import eval_transform, train_transform
+from deformable_detr.structures import Categories
+
+
+def build_dataset(
+    dataset: str | Path, split: str, config: DataConfig, training: bool, categories: Categories | None = None
+) -> CocoDataset:
+    """Open one split of a data set folder, with augmentation for training and plain resizing else.
+
+    Args:
+        dataset: the folder; see `find_split` for its layouts.
+        split: such as `train`, `val`, `val2017`.
+        config: sizes, augmentation, normalisation.
+        training: whether the pictures are augmented.
+        categories: the classes to map to: those of the training set or the model. None takes the file's own.
+
+    Raises:
+        FileNotFoundError: folder, split, annotation file or pictures are missing.
+        ValueError: the annotation file is damaged, or has categories that `categories` lacks.
+    """
+    annotation_file, image_dir = find_split(dataset, split)
+    transform = (
+        train_transform(
+            train_short_sides=config.train_short_sides,
+            crop_short_sides=config.crop_short_sides,
+            crop_range=config.crop_range,
+            max_long_side=config.max_long_side,
+            mean=config.mean,
+            std=config.std,
+            horizontal_flip=config.horizontal_flip,
+            vertical_flip=config.vertical_flip,
+            transpose=config.transpose,
+        )
+        if training
+        else eval_transform(config.eval_short_side, config.max_long_side, config.mean, config.std)
+    )
+    return CocoDataset(annotation_file, image_dir, transform, categories=categories, training=training)
+
+
+def build_loader(
+    dataset: CocoDataset,
+    *,
+    batch_size: int,
+    training: bool,
+    num_workers: int = 0,
+    seed: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> DataLoader:
+    """Batches of a data set for this process: `(ImageBatch, list[Target])`.
+
+    For training, call `loader.sampler.set_epoch(epoch, skip_batches=0)` before each epoch; `len(loader)` is the number of batches
+    of a whole epoch. For evaluation every picture comes exactly once, so processes may differ by a picture or a batch.
+
+    Args:
+        dataset: what to read.
+        batch_size: pictures per batch of this process.
+        training: shuffled whole batches; else the data set's order, to the last picture.
+        num_workers: processes that read pictures; 0 reads in this process.
+        seed: of the order and the augmentation.
+        rank: this process, from torch.distributed when None.
+        world_size: number of processes, from torch.distributed when None.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank = (torch.distributed.get_rank() if distributed else 0) if rank is None else rank
+    world_size = (torch.distributed.get_world_size() if distributed else 1) if world_size is None else world_size
+    sampler = (
+        TrainingSampler(len(dataset), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+        if training
+        else EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
+    )
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=training and num_workers > 0,
+    )
+
+
+class TrainingSampler(Sampler[SampleKey]):
+    """This process's share of a shuffled epoch, with a seed for each picture.
+
+    The pictures that do not fill the last batch of all processes are left out: other ones in every epoch. A data set smaller
+    than one such batch is repeated until it fills it.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.batches = max(1, length // (batch_size * world_size))
+        self.epoch, self.skip_batches = 0, 0
+
+    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
+        """Choose the epoch that the next iteration goes through, leaving out its first batches without reading them."""
+        if not 0 <= skip_batches <= self.batches:
+            raise ValueError(f"skip_batches must be in [0, {self.batches}], the batches of an epoch, not {skip_batches}")
+        self.epoch, self.skip_batches = epoch, skip_batches
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        generator = torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator)
+        step = self.batch_size * self.world_size
+        order = order.repeat(-(-step // self.length))[: self.batches * step] if self.length < step else order[: self.batches * step]
+        mine = order.view(self.batches, self.world_size, self.batch_size)[self.skip_batches :, self.rank]  # [batches, B]
+        for index in mine.flatten().tolist():
+            yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index))
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+
+class EvaluationSampler(Sampler[int]):
+    """Every `world_size`-th picture, beginning with number `rank`: together each picture exactly once."""
+
+    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
+        self.indices = range(rank, length, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _mixed_seed(*numbers: int) -> int:
+    """One 64-bit seed of several numbers, without visible relation between neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
