@@ -1,1 +1,21 @@
-"""training"""
+"""Training: optimizer, schedule, weight averaging, the training step and the whole run."""
+
+from deformable_detr.training.ema import ExponentialMovingAverage
+from deformable_detr.training.interruption import TrainingInterrupted
+from deformable_detr.training.optimizer import build_optimizer, build_schedule
+from deformable_detr.training.run_folder import RunFolder, read_config
+from deformable_detr.training.train_step import NonFiniteLossError, train_step
+from deformable_detr.training.trainer import TrainResult, train
+
+__all__ = [
+    "ExponentialMovingAverage",
+    "NonFiniteLossError",
+    "RunFolder",
+    "TrainResult",
+    "TrainingInterrupted",
+    "build_optimizer",
+    "build_schedule",
+    "read_config",
+    "train",
+    "train_step",
+]

@@ -20,15 +20,19 @@ def draw_loss_curve(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     rows = [record for record in records if record.get("kind") == "train"]
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    steps = [row["step"] for row in rows]
     for name, label in LOSSES.items():
-        if any(name in row for row in rows):
-            axes.plot(steps, [row.get(name) for row in rows], label=label, marker="." if len(rows) < 30 else None)
+        shown = [row for row in rows if name in row]
+        if shown:
+            axes.plot(
+                [row["step"] for row in shown], [row[name] for row in shown], label=label, marker="." if len(rows) < 30 else None
+            )
     axes.set(xlabel="optimiser step", ylabel="loss (log scale)", title="Training losses")
     if rows:
         axes.set_yscale("log")
         rates = axes.twinx()
-        rates.plot(steps, [row["lr"] for row in rows], color="0.6", linestyle=":", label="learning rate (right)")
+        rates.plot(
+            [row["step"] for row in rows], [row["lr"] for row in rows], color="0.6", linestyle=":", label="learning rate (right)"
+        )
         rates.set(ylabel="learning rate", ylim=(0, None))
         handles = [*axes.get_lines(), *rates.get_lines()]
         axes.legend(handles=handles)
@@ -45,10 +49,10 @@ def draw_metrics_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    for name in ("AP50", "AP", "AP75"):
+    for name, label in {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}.items():
         rows = [row for row in history if isinstance(row.get(name), int | float)]
         if rows:
-            axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name, marker="o", markersize=3)
+            axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, marker="o", markersize=3)
     axes.set(xlabel="optimiser step", ylabel="average precision", title="Validation", ylim=(0, 1))
     if axes.get_lines():
         axes.legend()

@@ -73,8 +73,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError("train.precision fp16 needs a GPU; on the CPU take fp32 or bf16")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process may have had another precision
-    # buffers (only the statistics of a trained batch norm) are made equal before they are used for evaluation
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     return Accelerator(cpu=cpu, mixed_precision=MIXED_PRECISION[config.precision], kwargs_handlers=[ddp])
 
 

@@ -1,0 +1,531 @@
+"""A whole training run: epochs, evaluation, weights, state, log; alone or in several processes.
+
+    for each epoch:   for each group of batches:   train_step → average the weights → log → maybe save the state
+                      save the state → evaluate → weights/last, weights/best → save the state
+
+A run that was stopped at any of these points goes on with exactly the numbers that it would have had.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast, gather_object, set_seed
+from torch import Tensor
+
+from deformable_detr.checkpoints.native import save_weights
+from deformable_detr.config import RunConfig
+from deformable_detr.criterion.build import build_criterion
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.loader import build_loader
+from deformable_detr.evaluation.evaluate import evaluate
+from deformable_detr.model import DeformableDETR
+from deformable_detr.training.curves import draw_loss_curve, draw_metrics_curve
+from deformable_detr.training.ema import ExponentialMovingAverage
+from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
+from deformable_detr.training.optimizer import build_optimizer, build_schedule, set_learning_rates
+from deformable_detr.training.preparation import (
+    build_accelerator,
+    build_network,
+    check_same_run,
+    check_train_config,
+    describe_data,
+    open_data,
+)
+from deformable_detr.training.progress import ProgressDisplay
+from deformable_detr.training.run_folder import RunFolder, config_to_dict
+from deformable_detr.training.state import latest_state, load_state, random_state, save_state, set_random_state
+from deformable_detr.training.train_step import Batch, train_step
+from deformable_detr.version import __version__
+
+logger = logging.getLogger(__name__)
+
+DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
+"""Draws predictions for some pictures of a data set into a folder; visualization stands beside training, so it is handed in."""
+
+BEST_METRIC = "ap"
+SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+POSITION = ("step", "epoch", "lr", "train_loss")
+"""What a row of the history has beside the metrics."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run has come to."""
+
+    output_dir: Path
+    """The run's folder."""
+
+    metrics: dict[str, float | None]
+    """Of the last evaluation, such as `ap`, `ap50`; None where there was nothing to find; empty without a validation split."""
+
+    best_metrics: dict[str, float | None]
+    """Of the evaluation with the highest AP."""
+
+    best_weights: Path
+    """Weights with the highest AP; the last ones without a validation split."""
+
+    last_weights: Path
+    """Weights at the end."""
+
+    steps: int
+    """Optimiser steps done."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row per evaluation: step, epoch, lr, train_loss and the metrics."""
+
+
+@dataclass
+class Position:
+    """How far a run has come."""
+
+    step: int = 0
+    """Optimiser steps done."""
+
+    epoch: int = 0
+    """The present epoch, from 0."""
+
+    batch: int = 0
+    """Batches of the present epoch that are done."""
+
+    epoch_done: bool = False
+    """The epoch's steps are done, its evaluation is not."""
+
+
+class Averages:
+    """Running means of the losses."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Count one step."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+def train(
+    config: RunConfig,
+    *,
+    draw_samples: DrawSamples | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    show_progress: bool = True,
+) -> TrainResult:
+    """Train a detector as the config says, and leave everything in `config.output_dir`.
+
+    Args:
+        config: the whole run.
+        draw_samples: called after every evaluation with the evaluated network, the validation set and a folder.
+        on_step: called after every optimiser step with the number of finished steps and the losses.
+        show_progress: a live bar on a terminal, log lines elsewhere.
+
+    Raises:
+        FileExistsError: `output_dir` holds a run and `resume` is not set.
+        FileNotFoundError: data set, weights, or the state to resume from are missing.
+        ValueError: settings that make no sense or do not fit the run that is resumed.
+        NonFiniteLossError: the loss became NaN or infinite.
+        TrainingInterrupted: stopped by Ctrl-C or SIGTERM, the state is saved.
+    """
+    return Trainer(config, draw_samples=draw_samples, on_step=on_step, show_progress=show_progress).run()
+
+
+class Trainer:
+    """The parts of one run and their course; `train` is the door to it."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        draw_samples: DrawSamples | None = None,
+        on_step: Callable[[int, dict[str, float]], None] | None = None,
+        show_progress: bool = True,
+    ) -> None:
+        """Open the data, build the network, and read the saved state when resuming; arguments as for :func:`train`."""
+        check_train_config(config.train)
+        self.folder = RunFolder(config.output_dir)
+        saved = self._saved_state(config)
+        self.accelerator = build_accelerator(config.train)
+        self.data = open_data(config)
+        if saved:
+            check_same_run(config, saved, self.data, self.accelerator.num_processes)
+        set_seed(config.train.seed)
+        self.network = build_network(config, self.data.train.categories, resumed=saved is not None)
+        self.config = replace(config, model=self.network.metadata.model)
+        self.draw_samples, self.on_step, self.show_progress = draw_samples, on_step, show_progress
+        self._build_loaders()
+        self._build_optimization()
+        self.position, self.history = Position(), []
+        self.recent, self.over_epoch = Averages(), Averages()
+        set_seed(config.train.seed, device_specific=True)  # dropout differs from process to process
+        if saved:
+            self._restore(saved)
+
+    def run(self) -> TrainResult:
+        """Train to the end, evaluating in between."""
+        self.accelerator.wait_for_everyone()  # every process has seen the folder before one writes to it
+        if self.accelerator.is_main_process:
+            self._open_log()
+        self.progress = ProgressDisplay(
+            self.total_steps,
+            self.position.step,
+            -(-self.total_steps // self.steps_per_epoch),
+            show=self.show_progress and self.accelerator.is_main_process,
+        )
+        self._clock = (time.monotonic(), 0)
+        with self.progress, StopRequest() as self.stop:
+            if self.position.epoch_done:
+                self._finish_epoch()
+            while self.position.step < self.total_steps:
+                self._train_epoch()
+                self._finish_epoch()
+        return self._result()
+
+    # ---- before the first step
+
+    def _saved_state(self, config: RunConfig) -> dict[str, Any] | None:
+        if not config.resume:
+            self.folder.check_unused()
+            return None
+        path = latest_state(self.folder.state)
+        if path is None:
+            raise FileNotFoundError(
+                f"no saved state in {self.folder.state}: start the run without --resume, in an empty output_dir"
+            )
+        return load_state(path)
+
+    def _build_loaders(self) -> None:
+        train, data = self.config.train, self.config.data
+        self.train_loader = build_loader(
+            self.data.train,
+            batch_size=train.batch_size,
+            training=True,
+            num_workers=data.num_workers,
+            seed=train.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        self.steps_per_epoch = -(-len(self.train_loader) // train.accumulate)
+        self.total_steps = train.steps or train.epochs * self.steps_per_epoch
+        self.val_loader = None
+        if self.data.val is not None:
+            self.val_loader = build_loader(
+                self.data.val,
+                batch_size=train.batch_size,
+                training=False,
+                num_workers=data.num_workers,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+            )
+
+    def _build_optimization(self) -> None:
+        settings = self.config.optimizer
+        self.network.to(self.accelerator.device)
+        self.ema = ExponentialMovingAverage(self.network, self.config.train.ema_decay) if self.config.train.ema_decay else None
+        self.criterion = build_criterion(self.config.model.num_classes, self.config.loss)
+        optimizer = build_optimizer(
+            self.network,
+            lr=settings.lr,
+            backbone_lr_scale=settings.backbone_lr_scale,
+            sampling_lr_scale=settings.sampling_lr_scale,
+            weight_decay=settings.weight_decay,
+        )
+        self.schedule = build_schedule(
+            self.total_steps,
+            schedule=settings.schedule,
+            drop_at=settings.drop_at,
+            drop_factor=settings.drop_factor,
+            warmup_steps=settings.warmup_steps,
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+
+    def _open_log(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.folder.write_config(self.config)
+        (self.folder.root / "weights").mkdir(exist_ok=True)
+        if self.position.step:
+            self.folder.rewind_log(self.position.step, evaluated=not self.position.epoch_done)
+        self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=self.position.step + 1)
+        parameters = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+        self.folder.append_log(
+            {
+                "kind": "start",
+                "step": self.position.step,
+                "version": __version__,
+                "torch": torch.__version__,
+                "device": str(self.accelerator.device),
+                "processes": self.accelerator.num_processes,
+                "trainable_parameters": parameters,
+                "total_steps": self.total_steps,
+                **describe_data(self.data),
+            }
+        )
+        if self.show_progress:
+            logger.info(
+                "training %s (%.1f M parameters) on %d pictures of %s, %d classes: %d steps, %s; everything goes to %s",
+                *(self.config.preset, parameters / 1e6, len(self.data.train), self.config.dataset),
+                *(len(self.data.train.categories), self.total_steps, self.accelerator.device, self.folder.root),
+            )
+
+    # ---- the steps of an epoch
+
+    def _train_epoch(self) -> None:
+        """The steps that are left of the present epoch, or of the whole run."""
+        self.model.train()
+        last_step = self.position.step + self._steps_left_in_epoch()
+        for batches in self._steps():
+            self._step(batches)
+            if self.position.step == last_step:
+                return
+            if self._stop_requested():
+                self._save_state()
+                self._raise_interrupted()
+            every = self.config.train.checkpoint_every
+            if every and self.position.step % every == 0:
+                self._save_state()
+
+    def _steps_left_in_epoch(self) -> int:
+        done = self.position.batch // self.config.train.accumulate
+        return min(self.steps_per_epoch - done, self.total_steps - self.position.step)
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The rest of the epoch as the batches of each step."""
+        self.train_loader.sampler.set_epoch(self.position.epoch, skip_batches=self.position.batch)  # type: ignore[attr-defined]
+        kept = random_state()
+        batches = iter(self.train_loader)  # draws a seed for its workers, which must not change what the next steps draw
+        set_random_state(kept)
+        together: list[Batch] = []
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError:
+                if not self.stop.requested:
+                    raise
+                self._save_state()  # Ctrl-C has reached the workers, too
+                self._raise_interrupted()
+            if batch is not None:
+                together.append(batch)
+            if together and (batch is None or len(together) == self.config.train.accumulate):
+                yield together
+                together = []
+            if batch is None:
+                return
+
+    def _step(self, batches: list[Batch]) -> None:
+        """One optimiser step with everything that goes with it."""
+        lr = self.config.optimizer.lr * self.schedule(self.position.step)
+        set_learning_rates(self.optimizer, self.schedule(self.position.step))
+        losses = train_step(
+            self.model, self.criterion, self.optimizer, batches, self.accelerator, self.config.optimizer.clip_grad_norm
+        )
+        if self.ema is not None:
+            self.ema.update(self.network)
+        self.position.step += 1
+        self.position.batch += len(batches)
+        self.recent.add(losses)
+        self.over_epoch.add(losses)
+        began, pictures = self._clock
+        pictures += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
+        self._clock = (began, pictures)
+        seen = (self.position.step, self.position.epoch + 1, losses, lr, pictures / max(1e-9, time.monotonic() - began))
+        self.progress.step(*seen)
+        if self.position.step % self.config.train.log_every == 0 or self.position.step == self.total_steps:
+            self._log_losses(lr, seen[-1])
+        if self.on_step is not None:
+            self.on_step(self.position.step, losses)
+
+    def _log_losses(self, lr: float, images_per_second: float) -> None:
+        means = self._mean_over_processes(self.recent.take())
+        self._clock = (time.monotonic(), 0)
+        if not self.accelerator.is_main_process:
+            return
+        step, epoch = self.position.step, self.position.epoch + 1
+        record = {
+            "kind": "train",
+            "step": step,
+            "epoch": epoch,
+            "lr": lr,
+            **means,
+            "images_per_second": round(images_per_second, 2),
+        }
+        if self.accelerator.device.type == "cuda":
+            record["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        self.folder.append_log(record)
+        for name, value in record.items():
+            if name not in ("kind", "step"):
+                self.tensorboard.add_scalar(f"train/{name}", value, step)
+        self.progress.line(step, epoch, means, lr, images_per_second)
+
+    def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        if self.accelerator.num_processes == 1:
+            return values
+        local = torch.tensor(list(values.values()), device=self.accelerator.device)
+        return dict(zip(values, cast(Tensor, self.accelerator.reduce(local, "mean")).tolist(), strict=True))
+
+    # ---- the end of an epoch
+
+    def _finish_epoch(self) -> None:
+        """Evaluate and save; the state before the evaluation is kept, so that nothing is lost if that is interrupted."""
+        self.position.epoch_done = True
+        self._save_state()
+        if self._stop_requested():
+            self._raise_interrupted()
+        finished = self.position.step == self.total_steps
+        every = self.config.train.evaluate_every
+        kept = random_state()
+        metrics = None
+        if self.val_loader is not None and (finished or (every and (self.position.epoch + 1) % every == 0)):
+            metrics = self._evaluate()
+        set_random_state(kept)
+        self._record_epoch(metrics)
+        self._save_weights(metrics)
+        self.position = Position(self.position.step, self.position.epoch + 1)
+        self._save_state()
+        self._clock = (time.monotonic(), 0)
+        if not finished and self._stop_requested():
+            self._raise_interrupted()
+
+    def _evaluate(self) -> dict[str, float]:
+        network = self._evaluated_network()
+        if self.accelerator.num_processes > 1:
+            for buffer in network.buffers():
+                buffer.copy_(cast(Tensor, broadcast(buffer.detach().clone())))
+        assert self.val_loader is not None and self.data.val is not None
+        metrics = evaluate(
+            network,
+            self.val_loader,
+            self.data.train.categories,
+            self.data.val.annotation_file,
+            device=self.accelerator.device,
+            precision=self.config.train.precision,
+        )
+        if self.draw_samples is not None and self.accelerator.is_main_process:
+            self.folder.samples.mkdir(exist_ok=True)
+            self.draw_samples(network.eval(), self.data.val, self.folder.samples)
+        return metrics.to_dict()
+
+    def _evaluated_network(self) -> DeformableDETR:
+        """The moving average of the weights where there is one."""
+        return cast(DeformableDETR, self.ema.module) if self.ema is not None else self.network
+
+    def _record_epoch(self, metrics: dict[str, Any] | None) -> None:
+        train_loss = self._mean_over_processes(self.over_epoch.take()).get("loss")
+        if metrics is not None:
+            lr = self.optimizer.param_groups[0]["lr"]
+            numbers = {name: value for name, value in metrics.items() if name != "per_class"}
+            at = {"step": self.position.step, "epoch": self.position.epoch + 1}
+            self.history.append({**at, "lr": lr, "train_loss": train_loss, **numbers})
+        if not self.accelerator.is_main_process:
+            return
+        draw_loss_curve(self.folder.loss_curve, self.folder.read_log())
+        if metrics is not None:
+            self.folder.append_log({"kind": "evaluation", **self.history[-1], "per_class": metrics["per_class"]})
+            self.folder.write_metrics(self.history)
+            draw_metrics_curve(self.folder.metrics_curve, self.history)
+            for name, value in self.history[-1].items():
+                if name not in POSITION and value is not None:
+                    self.tensorboard.add_scalar(f"validation/{name}", value, self.position.step)
+            text = "  ".join(f"{label} {metrics[name] or 0:.3f}" for name, label in SHOWN.items())
+            self.progress.message(f"epoch {self.position.epoch + 1}, step {self.position.step}: {text}")
+        self.tensorboard.flush()
+
+    def _save_weights(self, metrics: dict[str, Any] | None) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        source = {
+            "preset": self.config.preset,
+            "dataset": Path(self.config.dataset).name,
+            "weights": self.config.weights,
+            "epoch": self.position.epoch + 1,
+            "step": self.position.step,
+            "ema": self.ema is not None,
+            "metrics": metrics,
+            "version": __version__,
+        }
+        network = self._evaluated_network()
+        metadata = replace(self.network.metadata, training=source)
+        save_weights(self.folder.last_weights, network, metadata=metadata)
+        if metrics is not None and self._best_row() is self.history[-1]:
+            save_weights(self.folder.best_weights, network, metadata=metadata)
+
+    def _best_row(self) -> dict[str, Any] | None:
+        """The evaluation with the highest AP, the earliest of equal ones."""
+        return max(self.history, key=lambda row: row[BEST_METRIC] or 0.0, default=None)
+
+    def _result(self) -> TrainResult:
+        if self.accelerator.is_main_process:
+            self.tensorboard.close()
+        self.accelerator.wait_for_everyone()
+        rows = (self.history[-1] if self.history else {}, self._best_row() or {})
+        last, best = ({name: value for name, value in row.items() if name not in POSITION} for row in rows)
+        return TrainResult(
+            output_dir=self.folder.root,
+            metrics=last,
+            best_metrics=best,
+            best_weights=self.folder.best_weights if best else self.folder.last_weights,
+            last_weights=self.folder.last_weights,
+            steps=self.position.step,
+            history=self.history,
+        )
+
+    # ---- stopping and going on
+
+    def _stop_requested(self) -> bool:
+        """Whether any of the processes was told to stop, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.requested
+        flag = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        return bool(cast(Tensor, self.accelerator.reduce(flag, "sum")) > 0)
+
+    def _raise_interrupted(self) -> None:
+        if self.accelerator.is_main_process:
+            self.tensorboard.close()
+        raise TrainingInterrupted(
+            f"stopped after step {self.position.step} of {self.total_steps}; the state is saved. "
+            f"Go on with: deformable-detr train --resume true --output_dir {self.folder.root}"
+        )
+
+    def _save_state(self) -> None:
+        randoms = gather_object([random_state()])
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self.position.step,
+                "position": vars(self.position),
+                "processes": self.accelerator.num_processes,
+                "dataset": describe_data(self.data),
+                "config": config_to_dict(self.config),
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                "random": randoms,
+                "averages": [vars(self.recent), vars(self.over_epoch)],
+                "history": self.history,
+            }
+            save_state(self.folder.state, self.position.step, state)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        if self.accelerator.scaler is not None and saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.position = Position(**saved["position"])
+        vars(self.recent).update(saved["averages"][0])
+        vars(self.over_epoch).update(saved["averages"][1])
+        self.history = list(saved["history"])
+        set_random_state(saved["random"][self.accelerator.process_index])
