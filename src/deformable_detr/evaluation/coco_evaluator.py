@@ -1,0 +1,217 @@
+"""COCO's evaluation of boxes, over any number of processes; the counting itself is faster-coco-eval's."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, distributed
+
+from deformable_detr.boxes import xyxy_to_xywh
+from deformable_detr.evaluation.categories import match_categories
+from deformable_detr.evaluation.ground_truth import GroundTruth
+from deformable_detr.evaluation.metrics import NOT_A_NUMBER, ClassMetrics, Metrics
+from deformable_detr.structures import Categories, ImageId, Target
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """The detections of one image that are of categories of the annotation file; D is their number."""
+
+    scores: np.ndarray
+    """`[D]` float64, best first."""
+
+    category_ids: np.ndarray
+    """`[D]` int64, of the annotation file."""
+
+    boxes: np.ndarray
+    """`[D, 4]` float64 xywh in pixels."""
+
+
+class CocoEvaluator:
+    """Collects the detections of a split batch by batch, then compares them with the annotations."""
+
+    def __init__(self, annotation_file: str | Path, categories: Categories) -> None:
+        """Read the annotations and match the classes of the model with them.
+
+        Args:
+            annotation_file: COCO JSON of the split.
+            categories: what the labels of the detections mean: the classes of the model, which may be others than the file's
+                (see :func:`~deformable_detr.evaluation.categories.match_categories`).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no COCO file, or no class of the model is in it.
+        """
+        self.ground_truth = GroundTruth.read(annotation_file)
+        self.categories = categories
+        self._category_id_of = np.full(len(categories), -1, dtype=np.int64)
+        self._fits = np.zeros(len(categories), dtype=bool)
+        for label, category_id in match_categories(categories, self.ground_truth.categories).items():
+            self._category_id_of[label] = category_id
+            self._fits[label] = True
+        self._detections: dict[ImageId, ImageDetections] = {}
+
+    @property
+    def image_ids(self) -> tuple[ImageId, ...]:
+        """The images that were seen so far: those that count."""
+        return tuple(self._detections)
+
+    def update(self, images: Sequence[Target | ImageId], results: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take in the detections of some images. An image that comes a second time replaces its first coming.
+
+        Args:
+            images: the targets of a batch, or only the ids.
+            results: for each image `scores` `[D]`, `labels` `[D]` and `boxes` `[D, 4]` (xyxy, pixels of the original picture).
+
+        Raises:
+            ValueError: an image without id or unknown to the annotation file, or labels beyond the classes.
+        """
+        ids = [image.image_id if isinstance(image, Target) else image for image in images]
+        for index, (image_id, result) in enumerate(zip(ids, results, strict=True)):
+            if image_id is None:
+                raise ValueError(f"image {index} of the batch has no image_id, so its annotations cannot be found")
+            self.ground_truth.check_images([image_id])
+            self._detections[image_id] = self._detections_of(image_id, result)
+
+    def merge_processes(self) -> None:
+        """Share the detections among all processes of `torch.distributed`; afterwards each process has those of all.
+
+        An image that several processes saw (samplers repeat some to give each process equally many) counts once. Does nothing
+        where there is only one process. Every process must call it.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        shares: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(shares, self._detections)
+        self._detections = {image_id: found for share in shares for image_id, found in share.items()}
+
+    def compute(self) -> Metrics:
+        """Evaluate the images seen so far.
+
+        Returns:
+            The numbers; AP 0 where nothing was detected, NaN where there was nothing to detect.
+
+        Raises:
+            ValueError: no image was seen.
+        """
+        if not self._detections:
+            raise ValueError("no image was evaluated: the loader gave none")
+        return _metrics(_accumulate(self.ground_truth, self._detections), self.ground_truth, self._detections)
+
+    def results(self) -> list[dict[str, Any]]:
+        """All detections in COCO's result format: image_id, category_id, bbox (xywh in pixels), score; in the order of the file."""
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": [round(x, 2) for x in box], "score": round(score, 5)}
+            for image_id in self.ground_truth.annotations
+            if image_id in self._detections
+            for category_id, box, score in _rows(self._detections[image_id])
+        ]
+
+    def save_results(self, path: str | Path) -> None:
+        """Write :meth:`results` as JSON, as COCO's evaluation server takes it; the folder is made where it is missing."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.results()), encoding="utf-8")
+
+    def _detections_of(self, image_id: ImageId, result: Mapping[str, Tensor]) -> ImageDetections:
+        labels = result["labels"].cpu().numpy()
+        if len(labels) and (labels.min() < 0 or labels.max() >= len(self.categories)):
+            raise ValueError(
+                f"image {image_id!r}: detections have labels from {labels.min()} to {labels.max()}, but there are "
+                f"{len(self.categories)} classes; are these the categories of this model?"
+            )
+        kept = self._fits[labels]
+        scores = result["scores"].cpu().double().numpy()[kept]
+        boxes = xyxy_to_xywh(result["boxes"].cpu().double()).numpy()[kept]
+        order = np.argsort(-scores, kind="stable")
+        return ImageDetections(scores[order], self._category_id_of[labels[kept]][order], boxes[order])
+
+
+def _rows(found: ImageDetections) -> Iterable[tuple[int, list[float], float]]:
+    return zip(found.category_ids.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
+
+
+def _accumulate(ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDetections]) -> dict[str, np.ndarray]:
+    """Precision `[IoU, recall, category, area, max detections]` and recall `[IoU, category, area, max detections]`; -1 for none.
+
+    The evaluation counts with ids of its own: images as 1, 2 … (so that they may have any ids), annotations likewise (id 0
+    would mean "not matched" to it), categories as they are.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    names = zip(ground_truth.categories.ids, ground_truth.categories.names, strict=True)
+    shared = {
+        "images": [{"id": number} for number in range(1, len(detections) + 1)],
+        "categories": [{"id": category_id, "name": name} for category_id, name in names],
+    }
+    objects = [entry | {"image_id": number} for number, i in enumerate(detections, 1) for entry in ground_truth.annotations[i]]
+    found = [
+        {"image_id": number, "category_id": category_id, "bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
+        for number, image in enumerate(detections.values(), 1)
+        for category_id, box, score in _rows(image)
+    ]
+    sides = []
+    for entries in (objects, found):
+        for number, entry in enumerate(entries, 1):
+            entry["id"] = number
+        side = COCO(print_function=logger.debug)
+        side.dataset = shared | {"annotations": entries}
+        side.createIndex()
+        sides.append(side)
+    evaluation = COCOeval_faster(*sides, iouType="bbox", print_function=logger.debug)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval
+
+
+def _metrics(counted: Mapping[str, Any], ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDetections]) -> Metrics:
+    precision, recall = np.asarray(counted["precision"]), np.asarray(counted["recall"])
+    everything, small, medium, large = range(4)  # areas
+    one, ten, hundred = range(3)  # detections per image and class
+    at_50, at_75 = 0, 5  # IoU .50, .55 … .95
+    return Metrics(
+        ap=_mean(precision[:, :, :, everything, hundred]),
+        ap50=_mean(precision[at_50, :, :, everything, hundred]),
+        ap75=_mean(precision[at_75, :, :, everything, hundred]),
+        ap_small=_mean(precision[:, :, :, small, hundred]),
+        ap_medium=_mean(precision[:, :, :, medium, hundred]),
+        ap_large=_mean(precision[:, :, :, large, hundred]),
+        ar_1=_mean(recall[:, :, everything, one]),
+        ar_10=_mean(recall[:, :, everything, ten]),
+        ar_100=_mean(recall[:, :, everything, hundred]),
+        ar_small=_mean(recall[:, :, small, hundred]),
+        ar_medium=_mean(recall[:, :, medium, hundred]),
+        ar_large=_mean(recall[:, :, large, hundred]),
+        per_class=_per_class(precision[:, :, :, everything, hundred], ground_truth, detections),
+        num_images=len(detections),
+    )
+
+
+def _per_class(precision: np.ndarray, ground_truth: GroundTruth, detections: Iterable[ImageId]) -> tuple[ClassMetrics, ...]:
+    """`precision`: `[IoU, recall, category]`."""
+    num_objects = dict.fromkeys(ground_truth.categories.ids, 0)
+    for image_id in detections:
+        for annotation in ground_truth.annotations[image_id]:
+            num_objects[annotation["category_id"]] += not annotation["iscrowd"]
+    return tuple(
+        ClassMetrics(
+            name=name,
+            ap=_mean(precision[:, :, column]),
+            ap50=_mean(precision[0, :, column]),
+            num_objects=num_objects[category_id],
+            precision=tuple(precision[0, :, column].tolist()) if num_objects[category_id] else (),
+        )
+        for column, (name, category_id) in enumerate(zip(ground_truth.categories.names, num_objects, strict=True))
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is there; -1 marks classes without objects (of this size)."""
+    there = values[values > -1]
+    return float(there.mean()) if len(there) else NOT_A_NUMBER

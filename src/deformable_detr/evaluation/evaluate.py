@@ -1,0 +1,97 @@
+"""Run a model over a split and measure how good its detections are."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
+from deformable_detr.evaluation.metrics import Metrics
+from deformable_detr.postprocess import postprocess
+from deformable_detr.structures import Categories, ImageBatch, Target
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
+    categories: Categories,
+    annotation_file: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    top_k: int = 100,
+    precision: Precision = "fp32",
+    results_file: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Metrics:
+    """Detect in every image of a loader and compare with the annotations.
+
+    With `torch.distributed`, every process must call this, each with its share of the images; all get the numbers of the whole.
+
+    Args:
+        model: takes an ImageBatch, gives Predictions. It runs in eval mode and is left in the mode that it came in.
+        loader: batches of images and targets; of the targets only `image_id` and `image_size` are used. The images that it
+            gives are the ones that are evaluated, be they all of the file or not.
+        categories: what the labels of the model mean; need not be the file's own (matched by name, else by id).
+        annotation_file: COCO JSON of the split.
+        device: where the model runs; None takes the device of its parameters.
+        top_k: detections per image.
+        precision: arithmetic of the forward pass.
+        results_file: write the detections there, in COCO's result format (the first process does).
+        progress: called after each batch with the number of images that this process has done so far.
+
+    Returns:
+        AP and AR over all classes and per class.
+
+    Raises:
+        ValueError: an unknown precision, images without size or unknown to the file, categories that do not fit, no images.
+        FileNotFoundError: no annotation file.
+    """
+    evaluator = CocoEvaluator(annotation_file, categories)
+    device = torch.device(device) if device is not None else _device_of(model)
+    autocast = _autocast(precision, device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            done = 0
+            for batch, targets in loader:
+                with autocast:
+                    predictions = model(batch.to(device, non_blocking=True))
+                evaluator.update(targets, postprocess(predictions, [_image_size(target) for target in targets], top_k))
+                done += len(targets)
+                if progress is not None:
+                    progress(done)
+    finally:
+        model.train(was_training)
+    evaluator.merge_processes()
+    if results_file is not None and _is_first_process():
+        evaluator.save_results(results_file)
+    return evaluator.compute()
+
+
+def _image_size(target: Target) -> tuple[int, int]:
+    if target.image_size is None:
+        raise ValueError(f"image {target.image_id!r}: its target has no image_size, so boxes in pixels cannot be computed")
+    return target.image_size
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    if precision not in AUTOCAST_DTYPES:
+        raise ValueError(f"unknown precision {precision!r}; known are {', '.join(AUTOCAST_DTYPES)}")
+    dtype = AUTOCAST_DTYPES[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _is_first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

@@ -1,0 +1,32 @@
+import pytest
+
+from deformable_detr.evaluation.categories import match_categories
+from deformable_detr.structures import Categories
+
+
+def test_names_go_before_ids():
+    model = Categories(("a", "b", "c"), (1, 2, 3))
+    dataset = Categories(("c", "A "), (1, 9))
+    assert match_categories(model, dataset) == {0: 9, 2: 1}
+
+
+def test_ids_where_no_name_fits():
+    model = Categories(("1", "2", "3"), (1, 2, 3))
+    assert match_categories(model, Categories(("x", "y"), (3, 1))) == {0: 1, 2: 3}
+
+
+def test_a_name_that_stands_twice_is_told_apart_by_the_id():
+    names = ("cells", "red", "cells")
+    model = Categories(names, (0, 1, 2))
+    assert match_categories(model, Categories(names, (0, 1, 2))) == {0: 0, 1: 1, 2: 2}
+    assert match_categories(model, Categories(("cells", "cells", "red"), (2, 5, 7))) == {0: 2, 1: 7, 2: 5}
+
+
+def test_categories_that_the_model_does_not_know_are_logged(caplog):
+    match_categories(Categories.from_names(["a"]), Categories(("a", "b"), (4, 5)))
+    assert "'b' (id 5)" in caplog.text
+
+
+def test_nothing_fits():
+    with pytest.raises(ValueError, match=r"'a' \(id 0\), 'b' \(id 1\).*'c' \(id 7\)"):
+        match_categories(Categories.from_names(["a", "b"]), Categories(("c",), (7,)))
