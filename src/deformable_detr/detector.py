@@ -1,0 +1,224 @@
+"""The whole product as one object: train on a folder, load, predict, evaluate, save."""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from accelerate import PartialState
+from jsonargparse import ArgumentError, ArgumentParser
+
+from deformable_detr.checkpoints import load_pretrained, save_weights
+from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from deformable_detr.data.loader import build_dataset, build_loader
+from deformable_detr.evaluation import Metrics, evaluate
+from deformable_detr.inference.predictor import Precision, Predictor
+from deformable_detr.presets import model_preset
+from deformable_detr.training.trainer import TrainResult, train
+from deformable_detr.visualize.samples import draw_samples
+
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "train": TrainConfig,
+}
+
+
+class Detector(Predictor):
+    """A detector from training to use.
+
+    ```python
+    detector = Detector.train("path/to/dataset", preset="r50-two-stage", epochs=12, output_dir="runs/first")
+    detector = Detector.load("runs/first")                     # later: a run folder or a weights file
+    detections = detector.predict("street.jpg", threshold=0.5)  # supervision.Detections; folders, lists, arrays too
+    metrics = detector.evaluate("path/to/dataset")
+    ```
+
+    Args are those of :class:`~deformable_detr.inference.predictor.Predictor`.
+    """
+
+    result: TrainResult | None = None
+    """What the training has come to, for a detector from :meth:`train`."""
+
+    @classmethod
+    def load(
+        cls, source: str | Path, *, device: str | torch.device = "auto", precision: Precision = "fp32", **options: Any
+    ) -> Self:
+        """A detector from weights.
+
+        Args:
+            source: a run folder (its best weights), or a weights file of any known format.
+            device: `auto` takes a GPU where there is one.
+            precision: arithmetic of the network when predicting and evaluating.
+            options: further keywords of :func:`~deformable_detr.checkpoints.load.load_pretrained`.
+
+        Raises:
+            FileNotFoundError: there is no such file or folder.
+            ValueError: the file is damaged or does not fit.
+        """
+        return cls(load_pretrained(source, **options), device=device, precision=precision)
+
+    @classmethod
+    def train(
+        cls,
+        dataset: str | Path,
+        *,
+        preset: str = "r50",
+        output_dir: str | Path = "runs/train",
+        device: str = "auto",
+        show_progress: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """Train on a data set folder in COCO format and give back the detector with the best weights.
+
+        The folder of the run keeps the config, the log, curves, weights and sample pictures. Started by `accelerate launch` or
+        torchrun, all processes train together and each gets the detector.
+
+        Args:
+            dataset: folder with `annotations/instances_<split>.json` and the pictures of the splits `train` and `val`.
+            preset: named variant, see `deformable_detr.presets`.
+            output_dir: folder of the run; it must not hold a run already (unless `resume=True`).
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            show_progress: a live bar on a terminal, log lines elsewhere.
+            settings: any setting of :class:`~deformable_detr.config.RunConfig`, in one of three forms: by its own name
+                (`epochs=12, batch_size=4, lr=1e-4, num_queries=100`), as a group (`model={"num_queries": 100}`), or dotted, as
+                on the command line (`**{"optimizer.lr": 1e-4}`). `weights=` starts from a file, `resume=True` goes on.
+
+        Raises:
+            ValueError: an unknown setting or a value of the wrong type; the message names it.
+            FileNotFoundError: the data set, a split or its pictures are missing.
+            FileExistsError: `output_dir` holds a run already.
+        """
+        config = build_run_config(dataset, preset, output_dir, {"train.device": device, **settings})
+        result = train(config, draw_samples=draw_samples, show_progress=show_progress)
+        detector = cls.load(result.best_weights, device=device)
+        detector.result = result
+        return detector
+
+    def evaluate(
+        self,
+        dataset: str | Path,
+        split: str = "val",
+        *,
+        batch_size: int = 1,
+        num_workers: int = 2,
+        top_k: int = 100,
+        results_file: str | Path | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Metrics:
+        """Measure COCO AP and AR on one split of a data set.
+
+        The classes of the detector and of the data set are matched by name. Started by `accelerate launch` or torchrun, the
+        pictures are shared out and every process gets the numbers of the whole.
+
+        Args:
+            dataset: folder as for :meth:`train`.
+            split: which part of it.
+            batch_size: pictures per forward pass; the numbers do not depend on it.
+            num_workers: processes that read pictures.
+            top_k: detections per picture that count.
+            results_file: write the detections there, in COCO's result format.
+            progress: called after each batch with the number of pictures that this process has done.
+
+        Returns:
+            The numbers; `.table()` for the screen, `.to_dict()` for JSON, `.per_class`.
+
+        Raises:
+            FileNotFoundError: the data set, the split or its pictures are missing.
+            ValueError: damaged annotations, or not one class in common.
+        """
+        join_processes(self.device)
+        data = DataConfig(
+            eval_short_side=self.metadata.eval_short_side,
+            max_long_side=self.metadata.max_long_side,
+            mean=self.metadata.mean,
+            std=self.metadata.std,
+        )
+        pictures = build_dataset(dataset, split, data, training=False)
+        return evaluate(
+            self.model,
+            build_loader(pictures, batch_size=batch_size, training=False, num_workers=num_workers),
+            self.categories,
+            pictures.annotation_file,
+            device=self.device,
+            top_k=top_k,
+            precision=self.precision,
+            results_file=results_file,
+            progress=progress,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the weights with everything that :meth:`load` needs, as one `.safetensors` file.
+
+        Raises:
+            ValueError: another suffix.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise ValueError(f"weights are written as .safetensors, so call the file {Path(path).with_suffix('.safetensors')}")
+        return save_weights(path, self.model)  # pyright: ignore[reportArgumentType]
+
+
+def build_run_config(dataset: str | Path, preset: str, output_dir: str | Path, settings: Mapping[str, Any]) -> RunConfig:
+    """The config of a run from a preset and settings as :meth:`Detector.train` takes them.
+
+    Raises:
+        ValueError: an unknown preset or setting, or a value of the wrong type; the message names it.
+    """
+    record: dict[str, Any] = {"dataset": str(dataset), "preset": preset, "output_dir": str(output_dir)}
+    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    for name, value in settings.items():
+        if name in GROUPS:
+            _add_group(groups[name], name, value)
+        elif name in {item.name for item in fields(RunConfig)}:
+            record[name] = str(value) if isinstance(value, Path) else value
+        else:
+            group, key = _find_setting(name)
+            groups[group][key] = value
+    groups["model"] = model_preset(preset).to_dict() | groups["model"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig)
+    try:
+        checked = parser.instantiate(parser.parse_object(record | groups))
+    except ArgumentError as error:
+        raise ValueError(f"a setting of the wrong type or value: {error}") from error
+    return RunConfig(**{item.name: checked[item.name] for item in fields(RunConfig)})
+
+
+def join_processes(device: torch.device) -> PartialState | None:
+    """Join the other processes where `accelerate launch` or torchrun started several; None where this one is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    return PartialState(cpu=device.type == "cpu")
+
+
+def _add_group(group: dict[str, Any], name: str, value: Any) -> None:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} takes a dict of settings, such as {name}={{...}}, not {value!r}")
+    for key, entry in value.items():
+        _find_setting(f"{name}.{key}")
+        group[key] = entry
+
+
+def _find_setting(name: str) -> tuple[str, str]:
+    """`lr` or `optimizer.lr` → (`optimizer`, `lr`).
+
+    Raises:
+        ValueError: there is no such setting, or several groups have one of this name.
+    """
+    known = [(group, item.name) for group, kind in GROUPS.items() for item in fields(kind)]
+    fitting = [entry for entry in known if name in (entry[1], ".".join(entry))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ValueError(f"the setting {name!r} is not unique: write {' or '.join('.'.join(entry) for entry in fitting)}")
+    names = {entry[1]: ".".join(entry) for entry in known}
+    close = difflib.get_close_matches(name.rpartition(".")[2], names, n=3)
+    hint = f"; did you mean {' or '.join(names[entry] for entry in close)}?" if close else ""
+    raise ValueError(f"unknown setting {name!r}{hint} (all of them: deformable_detr.config.RunConfig)")
