@@ -1,0 +1,154 @@
+"""The command line: `deformable-detr COMMAND …`; one file per command, imported only when it is called."""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from deformable_detr.version import __version__
+
+Command = Callable[[Sequence[str]], int | None]
+
+
+def train(argv: Sequence[str]) -> int | None:
+    """Train on a data set in COCO format."""
+    return _run("train", argv)
+
+
+def evaluate(argv: Sequence[str]) -> int | None:
+    """Measure COCO AP and AR of a trained detector."""
+    return _run("evaluate", argv)
+
+
+def predict(argv: Sequence[str]) -> int | None:
+    """Find objects in pictures; draw them, write them as JSON."""
+    return _run("predict", argv)
+
+
+def describe(argv: Sequence[str]) -> int | None:
+    """Show the way of one picture through the network, stage by stage."""
+    return _run("describe", argv)
+
+
+def demo(argv: Sequence[str]) -> int | None:
+    """Generate pictures, train a small detector on them, evaluate, draw: all in a few minutes."""
+    return _run("demo", argv)
+
+
+def benchmark(argv: Sequence[str]) -> int | None:
+    """Time the operator and its backends on this machine."""
+    return _run("benchmark", argv)
+
+
+def convert(argv: Sequence[str]) -> int | None:
+    """Convert weights from and to other projects' formats."""
+    return _run("convert", argv)
+
+
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "describe": describe,
+    "demo": demo,
+    "benchmark": benchmark,
+    "convert": convert,
+}
+
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError)
+"""Shown as one line: their messages say what was wrong and what to do."""
+
+HELP = """\
+usage: deformable-detr COMMAND [arguments]     (the same: python -m deformable_detr COMMAND …)
+
+Deformable DETR: train an object detector on your own pictures, see how good it is, use it.
+
+commands:
+{commands}
+
+  deformable-detr COMMAND --help    explains a command and all its options
+
+options:
+  -h, --help     show this and exit
+  --version      show the version and exit
+  --traceback    show where in the code an error arose (also: DEFORMABLE_DETR_TRACEBACK=1)
+
+examples:
+  deformable-detr demo
+  deformable-detr train my_data --preset r50-two-stage --epochs 50 --output_dir runs/first
+  deformable-detr evaluate runs/first my_data
+  deformable-detr predict runs/first street.jpg
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the arguments; those of the process when None.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 a mistake in what was asked for, 130 stopped by Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in arguments or os.environ.get("DEFORMABLE_DETR_TRACEBACK", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print_out(_help())
+        return 0 if arguments else 2
+    if arguments[0] in ("--version", "-V"):
+        print_out(f"deformable-detr {__version__}\n")
+        return 0
+    try:
+        return _command(arguments[0])(arguments[1:]) or 0
+    except KeyboardInterrupt as error:
+        print_error(str(error) or "stopped", heading="stopped")
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except USER_ERRORS as error:
+        if show_traceback:
+            traceback.print_exc()
+        print_error(str(error) or type(error).__name__)
+        return 2
+
+
+def print_out(text: str) -> None:
+    """Write to standard output."""
+    sys.stdout.write(text)
+
+
+def print_error(message: str, heading: str = "error") -> None:
+    """Write one message to standard error, its heading in red on a terminal."""
+    colored = f"\x1b[1;31m{heading}:\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else f"{heading}:"
+    sys.stderr.write(f"{colored} {' '.join(message.split())}\n")
+
+
+def _command(name: str) -> Command:
+    """The function of a command.
+
+    Raises:
+        ValueError: there is none of this name; the message says which one was probably meant.
+    """
+    if name in COMMANDS:
+        return COMMANDS[name]
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(COMMANDS)}"
+    raise ValueError(f"unknown command {name!r}; {hint} (deformable-detr --help)")
+
+
+def _run(command: str, argv: Sequence[str]) -> int | None:
+    """Import the command's module now, so that the help of the others does not wait for it."""
+    return importlib.import_module(f"deformable_detr.cli.{command}").main(argv)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    return HELP.format(commands="\n".join(f"  {name:<{width}}{function.__doc__}" for name, function in COMMANDS.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
