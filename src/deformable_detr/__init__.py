@@ -1,1 +1,81 @@
-"""Deformable DETR: the public names."""
+"""Deformable DETR: the public names; each is imported when it is first used, so that `import deformable_detr` is quick."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from deformable_detr.version import __version__
+
+if TYPE_CHECKING:
+    from deformable_detr.checkpoints import load_pretrained, save_weights
+    from deformable_detr.config import (
+        DataConfig,
+        LossConfig,
+        Metadata,
+        ModelConfig,
+        OptimizerConfig,
+        RunConfig,
+        TrainConfig,
+    )
+    from deformable_detr.criterion import SetCriterion
+    from deformable_detr.detector import Detector
+    from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention, build_model
+    from deformable_detr.postprocess import postprocess
+    from deformable_detr.structures import Categories, ImageBatch, Predictions, Target
+    from deformable_detr.training import build_optimizer
+
+_HOME = {
+    "Categories": "structures",
+    "DataConfig": "config",
+    "DeformableDETR": "model",
+    "Detector": "detector",
+    "ImageBatch": "structures",
+    "LossConfig": "config",
+    "Metadata": "config",
+    "ModelConfig": "config",
+    "MultiScaleDeformableAttention": "model",
+    "OptimizerConfig": "config",
+    "Predictions": "structures",
+    "RunConfig": "config",
+    "SetCriterion": "criterion",
+    "Target": "structures",
+    "TrainConfig": "config",
+    "build_model": "model",
+    "build_optimizer": "training",
+    "load_pretrained": "checkpoints",
+    "postprocess": "postprocess",
+    "save_weights": "checkpoints",
+}
+
+__all__ = [
+    "Categories",
+    "DataConfig",
+    "DeformableDETR",
+    "Detector",
+    "ImageBatch",
+    "LossConfig",
+    "Metadata",
+    "ModelConfig",
+    "MultiScaleDeformableAttention",
+    "OptimizerConfig",
+    "Predictions",
+    "RunConfig",
+    "SetCriterion",
+    "Target",
+    "TrainConfig",
+    "__version__",
+    "build_model",
+    "build_optimizer",
+    "load_pretrained",
+    "postprocess",
+    "save_weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deformable_detr' has no attribute {name!r}")
+    return getattr(import_module(f"deformable_detr.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

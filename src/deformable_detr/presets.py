@@ -35,7 +35,7 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "r18": replace(R50, backbone="resnet18.tv_in1k"),
     "r18-two-stage": replace(R50_REFINE, backbone="resnet18.tv_in1k", two_stage=True),
     "demo": DEMO,
-    "tiny": replace(DEMO, hidden_dim=32, ffn_dim=64, num_decoder_layers=2, num_queries=10),
+    "tiny": replace(DEMO, ffn_dim=64, num_decoder_layers=2, num_queries=10),
 }
 
 
