@@ -31,7 +31,7 @@ def sigmoid_focal_loss(logits: Tensor, positive: Tensor, alpha: float = 0.25, ga
         `[...]`, at least 0.
     """
     wrongness = torch.where(positive, -logits, logits)
-    weight = torch.where(positive, alpha, 1 - alpha).to(logits.dtype)
+    weight = (1 - alpha) + (2 * alpha - 1) * positive.to(logits.dtype)
     return weight * wrongness.sigmoid() ** gamma * -F.logsigmoid(-wrongness)
 
 

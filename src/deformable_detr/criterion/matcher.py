@@ -92,29 +92,32 @@ class HungarianMatcher(nn.Module):
         logits, boxes = at_least_float32(logits), at_least_float32(boxes)
         flat = FlatTargets.from_targets(targets, boxes.device, boxes.dtype)
         self._warn_of_too_many_objects(targets, num_queries=logits.shape[2])
-        costs = self.costs(logits, boxes, flat)
         finite = [x.isfinite().flatten(2).all(2) for x in (logits, boxes)]  # [N, B] each
-        finite_logits, finite_boxes, valid_labels, valid_boxes, *blocks = _fetch(
-            [*finite, *flat.validity(logits.shape[-1]), *costs]
+        finite_logits, finite_boxes, valid_labels, valid_boxes, costs = _fetch(
+            [*finite, *flat.validity(logits.shape[-1]), self.costs(logits, boxes, flat)]
         )
         flat.check(valid_labels > 0, valid_boxes > 0, logits.shape[-1])
         _check_finite({"class logits": finite_logits > 0, "boxes": finite_boxes > 0}, targets, source)
-        return _assign(blocks, num_layers=logits.shape[0], device=logits.device)
+        return _assign(costs, flat.counts, device=logits.device)
 
-    def costs(self, logits: Tensor, boxes: Tensor, targets: FlatTargets) -> list[Tensor]:
-        """The cost of giving each object to each query: per image `[N, Q, T]`, from arguments as in :meth:`forward`."""
+    def costs(self, logits: Tensor, boxes: Tensor, targets: FlatTargets) -> Tensor:
+        """What it costs to give each object to each query of its own image.
+
+        Args:
+            logits: `[N, B, Q, K]`.
+            boxes: `[N, B, Q, 4]` cxcywh.
+            targets: T objects in all images together.
+
+        Returns:
+            `[N, T, Q]`
+        """
+        images = targets.images()
         labels = targets.labels.clamp(0, logits.shape[-1] - 1)  # wrong ones are reported once the costs are on the host
-        corners, target_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes)
-        blocks = []
-        start = 0
-        for image, count in enumerate(targets.counts):
-            here = slice(start, start + count)
-            start += count
-            class_cost = self._class_cost(logits[:, image][..., labels[here]])  # [N, Q, T]
-            bbox_cost = (boxes[:, image, :, None] - targets.boxes[here]).abs().sum(-1)
-            giou = elementwise_giou(corners[:, image, :, None], target_corners[here])
-            blocks.append(self.class_cost * class_cost + self.bbox_cost * bbox_cost - self.giou_cost * giou)
-        return blocks
+        candidates, wanted = boxes[:, images], targets.boxes[:, None]  # [N, T, Q, 4], [T, 1, 4]
+        class_cost = self._class_cost(logits.transpose(2, 3)[:, images, labels])  # [N, T, Q]
+        bbox_cost = (candidates - wanted).abs().sum(-1)
+        giou = elementwise_giou(cxcywh_to_xyxy(candidates), cxcywh_to_xyxy(wanted))
+        return self.class_cost * class_cost + self.bbox_cost * bbox_cost - self.giou_cost * giou
 
     def _class_cost(self, logits: Tensor) -> Tensor:
         """Focal cost of a yes minus that of a no, with the official rounding (the eps) of certain decisions."""
@@ -161,12 +164,14 @@ def _check_finite(finite: dict[str, np.ndarray], targets: Sequence[Target], sour
         )
 
 
-def _assign(blocks: Sequence[np.ndarray], num_layers: int, device: torch.device) -> Matching:
-    """Solve every image and layer; `blocks` holds the costs `[N, Q, T]` of each image."""
-    images = np.repeat(np.arange(len(blocks)), [min(block.shape[1:]) for block in blocks])
+def _assign(costs: np.ndarray, counts: Sequence[int], device: torch.device) -> Matching:
+    """Solve every layer and image; `costs` are `[N, T, Q]`, of which each image has as many objects as `counts` says."""
+    num_layers, _, num_queries = costs.shape
+    images = np.repeat(np.arange(len(counts)), [min(count, num_queries) for count in counts])
     pairs = np.empty((2, num_layers, len(images)), dtype=np.int64)
+    borders = np.cumsum(counts)[:-1]
     for layer in range(num_layers):
-        solved = [linear_sum_assignment(block[layer]) for block in blocks]
+        solved = [linear_sum_assignment(block) for block in np.split(costs[layer], borders)]
         pairs[:, layer] = np.concatenate(solved, axis=1)
-    images, pairs = torch.from_numpy(images).to(device), torch.from_numpy(pairs).to(device)
-    return Matching(images, queries=pairs[0], objects=pairs[1])
+    objects, queries = torch.from_numpy(pairs).to(device)
+    return Matching(torch.from_numpy(images).to(device), queries, objects)

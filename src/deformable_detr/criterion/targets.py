@@ -51,6 +51,11 @@ class FlatTargets:
             sources=tuple(targets),
         )
 
+    def images(self) -> Tensor:
+        """The image that each object is in: int64 `[T]`."""
+        image_of = [image for image, count in enumerate(self.counts) for _ in range(count)]
+        return torch.tensor(image_of, dtype=torch.int64, device=self.labels.device)
+
     def validity(self, num_classes: int) -> tuple[Tensor, Tensor]:
         """Which labels and which boxes are sound: two bool `[T]`, left on the device so that nothing waits for it here."""
         labels = (self.labels >= 0) & (self.labels < num_classes)
