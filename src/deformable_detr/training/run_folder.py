@@ -46,7 +46,7 @@ class RunFolder:
         if self.root.is_dir() and any(self.root.iterdir()):
             what = "a run already" if self.config.is_file() else "files already"
             raise FileExistsError(
-                f"output_dir {self.root} holds {what}; continue it with --resume true, or choose another --output_dir"
+                f"output_dir {self.root} holds {what}; continue it with --resume, or choose another --output_dir"
             )
 
     def write_config(self, config: RunConfig) -> None:

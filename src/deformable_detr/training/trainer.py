@@ -429,7 +429,8 @@ class Trainer:
             self.history.append({**at, "lr": lr, "train_loss": train_loss, **numbers})
         if not self.accelerator.is_main_process:
             return
-        draw_loss_curve(self.folder.loss_curve, self.folder.read_log())
+        if metrics is not None or self.val_loader is None or self.position.step == self.total_steps:
+            draw_loss_curve(self.folder.loss_curve, self.folder.read_log())
         if metrics is not None:
             self.folder.append_log({"kind": "evaluation", **self.history[-1], "per_class": metrics["per_class"]})
             self.folder.write_metrics(self.history)
@@ -494,7 +495,7 @@ class Trainer:
             self.tensorboard.close()
         raise TrainingInterrupted(
             f"stopped after step {self.position.step} of {self.total_steps}; the state is saved. "
-            f"Go on with: deformable-detr train --resume true --output_dir {self.folder.root}"
+            f"Go on with: deformable-detr train --resume --output_dir {self.folder.root}"
         )
 
     def _save_state(self) -> None:

@@ -1,0 +1,64 @@
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deformable_detr.config import RunConfig
+from deformable_detr.training.interruption import TrainingInterrupted
+from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.state import latest_state, load_state
+from deformable_detr.training.trainer import train
+
+
+def stop_at(step: int):
+    def on_step(done: int, losses: dict[str, float]) -> None:
+        if done == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return on_step
+
+
+def same_run(config: RunConfig, folder: Path, **changes) -> RunConfig:
+    return replace(config, output_dir=str(folder), train=replace(config.train, ema_decay=0.9), **changes)
+
+
+def strip(folder: Path) -> list[dict]:
+    """The logged numbers, without those of the clock and without the starts."""
+    records = [record for record in RunFolder(folder).read_log() if record["kind"] != "start"]
+    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(same_run(config, tmp_path_factory.mktemp("runs") / "whole")).output_dir
+
+
+# 8 pictures in batches of 2: an epoch is 4 steps; 3 is in the middle of an epoch, 4 at its end
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path, uninterrupted: Path, step: int) -> None:
+    folder = tmp_path / "interrupted"
+    with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of 8.*--resume --output_dir {folder}"):
+        train(same_run(config, folder), on_step=stop_at(step))
+    assert load_state(latest_state(folder / "state"))["step"] == step
+
+    result = train(same_run(config, folder, resume=True))
+
+    assert result.steps == 8
+    for name in ("last", "best"):
+        whole = load_file(uninterrupted / "weights" / f"{name}.safetensors")
+        resumed = load_file(folder / "weights" / f"{name}.safetensors")
+        assert whole.keys() == resumed.keys()
+        for key in whole:
+            assert torch.equal(whole[key], resumed[key]), key
+    assert (folder / "metrics.csv").read_text() == (uninterrupted / "metrics.csv").read_text()
+    without_time = [strip(folder), strip(uninterrupted)]
+    assert without_time[0] == without_time[1]
+    final, expected = (load_state(latest_state(path / "state")) for path in (folder, uninterrupted))
+    assert (final["position"], final["history"]) == (expected["position"], expected["history"])
+    for key in ("network", "ema"):
+        torch.testing.assert_close(final[key], expected[key], rtol=0, atol=0)
+    torch.testing.assert_close(final["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
+    assert torch.equal(final["random"][0]["torch"], expected["random"][0]["torch"])
