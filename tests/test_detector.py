@@ -86,10 +86,12 @@ def test_load_a_run_folder_and_save_and_load_a_file(trained, dataset, tmp_path):
 def test_evaluate(trained, dataset, tmp_path):
     detector, _ = trained
     seen = []
-    metrics = detector.evaluate(dataset, num_workers=0, results_file=tmp_path / "results.json", progress=seen.append)
+    metrics = detector.evaluate(
+        dataset, num_workers=0, results_file=tmp_path / "results.json", progress=lambda *seen_of: seen.append(seen_of)
+    )
     assert isinstance(metrics, Metrics)
     assert metrics.num_images == 3
-    assert seen == [1, 2, 3]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     assert 0 <= metrics.ap <= 1
     assert {entry["image_id"] for entry in json.loads((tmp_path / "results.json").read_text())} == {100, 101, 102}
     assert detector.evaluate(dataset, "train", num_workers=0, batch_size=4).num_images == 6

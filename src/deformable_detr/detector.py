@@ -109,7 +109,7 @@ class Detector(Predictor):
         num_workers: int = 2,
         top_k: int = 100,
         results_file: str | Path | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Metrics:
         """Measure COCO AP and AR on one split of a data set.
 
@@ -123,7 +123,7 @@ class Detector(Predictor):
             num_workers: processes that read pictures.
             top_k: detections per picture that count.
             results_file: write the detections there, in COCO's result format.
-            progress: called after each batch with the number of pictures that this process has done.
+            progress: called after each batch with the number of pictures that this process has done, and has in all.
 
         Returns:
             The numbers; `.table()` for the screen, `.to_dict()` for JSON, `.per_class`.
@@ -140,16 +140,18 @@ class Detector(Predictor):
             std=self.metadata.std,
         )
         pictures = build_dataset(dataset, split, data, training=False)
+        loader = build_loader(pictures, batch_size=batch_size, training=False, num_workers=num_workers)
+        total = len(loader.sampler)  # pyright: ignore[reportArgumentType] (this process's share)
         return evaluate(
             self.model,
-            build_loader(pictures, batch_size=batch_size, training=False, num_workers=num_workers),
+            loader,
             self.categories,
             pictures.annotation_file,
             device=self.device,
             top_k=top_k,
             precision=self.precision,
             results_file=results_file,
-            progress=progress,
+            progress=None if progress is None else lambda done: progress(done, total),
         )
 
     def save(self, path: str | Path) -> Path:

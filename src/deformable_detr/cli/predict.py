@@ -1,0 +1,223 @@
+"""`deformable-detr predict`: objects in pictures, drawn and as COCO-format JSON."""
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from deformable_detr.cli.options import DetectorOptions, log_to_screen, parse_options
+
+if TYPE_CHECKING:
+    from deformable_detr.inference import Result
+    from deformable_detr.structures import Categories
+
+DESCRIPTION = """\
+Find objects in pictures. Each picture is written with boxes and labels drawn on it, and predictions.json holds all
+detections in COCO's format: images, categories, and annotations with bbox (x, y, width, height in pixels) and score."""
+
+EXAMPLES = """\
+examples:
+  deformable-detr predict runs/first street.jpg                            drawn to runs/predict/street.jpg
+  deformable-detr predict runs/first photos/ --batch_size 8                all pictures of a folder
+  deformable-detr predict runs/first "photos/**/*.jpg" --threshold 0.3     a pattern, with subfolders
+  deformable-detr predict runs/first a.jpg b.jpg --classes person dog --output found
+  deformable-detr predict runs/first photos/ --draw false                  the JSON alone
+"""
+
+
+@dataclass(frozen=True)
+class PredictOptions(DetectorOptions):
+    """Options of the command."""
+
+    weights: str = ""
+    """The detector."""
+
+    source: list[str] = field(default_factory=list)
+    """The pictures."""
+
+    threshold: float = 0.5
+    """Smallest score of a detection, in [0, 1]. Lower finds more, and more that is wrong."""
+
+    classes: list[str] | None = None
+    """Only objects of these classes: their names, one after the other."""
+
+    output: str = "runs/predict"
+    """Folder for the drawn pictures and predictions.json; what stands there under the same names is replaced."""
+
+    json: str | None = None
+    """The JSON file, if it is not to be predictions.json in the output folder."""
+
+    draw: bool = True
+    """Write the pictures with boxes. `false`: the JSON alone."""
+
+    on_error: Literal["raise", "skip"] = "raise"
+    """What an unreadable picture does: end with an error that names it, or be left out with a warning."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: what follows `deformable-detr predict`.
+
+    Returns:
+        The exit status.
+    """
+    options = parse_predict_options(argv)
+
+    from deformable_detr.detector import Detector
+    from deformable_detr.inference.sources import list_pictures
+
+    log_to_screen()
+    paths = [path for source in options.source for path in list_pictures(source)]
+    detector = Detector.load(options.weights, device=options.device, precision=options.precision)
+    results = detector.iterate(
+        paths,
+        options.threshold,
+        batch_size=options.batch_size,
+        top_k=options.top_k,
+        classes=options.classes,
+        on_error=options.on_error,
+    )
+    targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
+    collected = CocoPredictions(detector.categories)
+    began = time.perf_counter()
+    bar = Progress(TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with bar, Drawing() as drawing:
+        for result in bar.track(results, total=len(paths)):
+            collected.add(result)
+            if result.path in targets:
+                drawing.draw(result, targets[result.path])
+    seconds = time.perf_counter() - began
+    json_path = Path(options.json) if options.json else Path(options.output) / "predictions.json"
+    collected.save(json_path)
+    console = Console()
+    console.print(collected.table(len(paths), seconds))
+    written = [f"pictures: {options.output}"] if options.draw else []
+    console.print("\n".join([*written, f"detections: {json_path}"]), highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def parse_predict_options(argv: Sequence[str]) -> PredictOptions:
+    """The options of the command line; see :func:`~deformable_detr.cli.options.parse_options`."""
+    return parse_options(
+        PredictOptions,
+        argv,
+        command="predict",
+        usage="WEIGHTS SOURCE [SOURCE ...] [--threshold SCORE] [--output FOLDER] [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        arguments={
+            "weights": {"help": "A run folder (its best weights), or a weights file of any known format."},
+            "source": {"nargs": "+", "help": "Files, folders (the pictures directly in them), patterns in quotes."},
+            "--classes": {"nargs": "+", "default": None, "help": "Only objects of these classes: their names."},
+        },
+    )
+
+
+def drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Where each picture is drawn: its own name in the output folder, with a number where several have the same.
+
+    Raises:
+        ValueError: a drawing would replace one of the pictures themselves.
+    """
+    originals = {path.resolve() for path in paths}
+    targets: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for path in dict.fromkeys(paths):
+        suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        name, number = path.stem + suffix, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{path.stem}-{number}{suffix}"
+        taken.add(name.casefold())
+        targets[path] = output / name
+        if targets[path].resolve() in originals:
+            raise ValueError(f"the drawing of {path} would replace a picture in {output}; choose another --output")
+    return targets
+
+
+class CocoPredictions:
+    """Collects detections in COCO's format."""
+
+    def __init__(self, categories: "Categories") -> None:
+        self.categories = categories
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, result: "Result") -> None:
+        """Take in one picture with its detections; images and annotations are numbered from 1."""
+        height, width = result.image_size
+        self.images.append({"id": len(self.images) + 1, "file_name": result.name, "width": width, "height": height})
+        found = result.detections
+        scores = found.confidence if found.confidence is not None else []
+        for box, score, category_id in zip(found.xyxy.tolist(), scores, found.data["category_id"], strict=True):
+            left, top, right, bottom = box
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": len(self.images),
+                    "category_id": int(category_id),
+                    "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
+                    "area": round((right - left) * (bottom - top), 2),
+                    "iscrowd": 0,
+                    "score": round(float(score), 5),
+                }
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the JSON, making the folder where needed."""
+        categories = [{"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)]
+        record = {"images": self.images, "annotations": self.annotations, "categories": categories}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def table(self, num_pictures: int, seconds: float) -> Table:
+        """Objects and pictures per class, most frequent first."""
+        names = dict(zip(self.categories.ids, self.categories.names, strict=True))
+        objects = Counter(entry["category_id"] for entry in self.annotations)
+        pictures = Counter(i for _, i in {(entry["image_id"], entry["category_id"]) for entry in self.annotations})
+        skipped = num_pictures - len(self.images)
+        title = f"{len(self.images)} pictures" + (f" ({skipped} skipped)" if skipped else "")
+        table = Table(title=f"{title}, {len(self.images) / seconds:.1f} per second", title_justify="left", show_footer=True)
+        table.add_column("class", "all")
+        table.add_column("objects", str(len(self.annotations)), justify="right")
+        table.add_column("in pictures", str(len({entry["image_id"] for entry in self.annotations})), justify="right")
+        for category_id, count in objects.most_common():
+            table.add_row(names[category_id], str(count), str(pictures[category_id]))
+        return table
+
+
+class Drawing:
+    """Draws and writes pictures in threads while the network goes on; a few wait at most."""
+
+    def __init__(self, num_threads: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="draw")
+        self._pending: deque[Future[Path]] = deque()
+        self._most_pending = 4 * num_threads
+
+    def __enter__(self) -> "Drawing":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for all pictures, and raise what went wrong with one."""
+        with self._pool:
+            while self._pending and error[0] is None:
+                self._pending.popleft().result()
+            self._pool.shutdown(cancel_futures=True)
+
+    def draw(self, result: "Result", path: Path) -> None:
+        """Draw the detections of a picture and write it to `path`."""
+        from deformable_detr.visualize.detections import draw_detections, save_drawing
+
+        self._pending.append(self._pool.submit(lambda: save_drawing(path, draw_detections(result.image, result.detections))))
+        if len(self._pending) > self._most_pending:
+            self._pending.popleft().result()

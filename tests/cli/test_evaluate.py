@@ -1,0 +1,93 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformable_detr.checkpoints import save_weights
+from deformable_detr.cli.__main__ import main
+from deformable_detr.cli.evaluate import EvaluateOptions, parse_evaluate_options
+from deformable_detr.config import Metadata
+from deformable_detr.model import build_model
+from deformable_detr.structures import Categories
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = build_model("tiny", num_classes=2)
+    metadata = Metadata(model.metadata.model, Categories(("cat", "dog"), (7, 3)), eval_short_side=80, max_long_side=112)
+    return str(save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", model, metadata=metadata))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    (root / "annotations").mkdir()
+    (root / "val").mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(generator.integers(0, 255, (60, 90, 3), dtype=np.uint8)).save(root / "val" / f"{index}.png")
+    box = {"bbox": [10, 10, 40, 30], "area": 1200, "iscrowd": 0}
+    content = {
+        "images": [{"id": index, "file_name": f"{index}.png", "width": 90, "height": 60} for index in range(3)],
+        "annotations": [{"id": index + 1, "image_id": index, "category_id": 12, **box} for index in range(2)],
+        "categories": [{"id": 12, "name": "cat"}, {"id": 5, "name": "dog"}],
+    }
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return str(root)
+
+
+def test_table_json_results_and_curves(weights, dataset, tmp_path, capsys):
+    files = {name: tmp_path / "out" / name for name in ("numbers.json", "results.json", "curves.png")}
+    options = ["--json", "numbers.json", "--results", "results.json", "--curves", "curves.png"]
+    arguments = [str(files.get(option, option)) for option in options]
+    assert main(["evaluate", weights, dataset, "--num-workers", "0", "--batch_size=2", *arguments]) == 0
+    shown = capsys.readouterr().out
+    for text in ("AP50", "AR 100", "3 images", "cat", "dog"):
+        assert text in shown
+    numbers = json.loads(files["numbers.json"].read_text())
+    assert numbers["num_images"] == 3
+    assert sorted(entry["name"] for entry in numbers["per_class"]) == ["cat", "dog"]
+    results = json.loads(files["results.json"].read_text())
+    assert {entry["category_id"] for entry in results} <= {12, 5}
+    assert files["curves.png"].stat().st_size > 1000
+
+
+def test_the_batch_size_does_not_change_the_numbers(weights, dataset, tmp_path):
+    numbers = []
+    for batch_size in (1, 3):
+        path = tmp_path / f"{batch_size}.json"
+        assert main(["evaluate", weights, dataset, "--num_workers=0", f"--batch_size={batch_size}", "--json", str(path)]) == 0
+        numbers.append(json.loads(path.read_text()))
+    assert numbers[0]["ap"] == pytest.approx(numbers[1]["ap"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{weights}", "nowhere"], "nowhere"),
+        (["{weights}", "{dataset}", "--split", "test"], "no split 'test'"),
+        (["nowhere.safetensors", "{dataset}"], "nowhere.safetensors"),
+        (["{weights}", "{dataset}", "--batch_size", "two"], "batch_size"),
+        (["{weights}", "{dataset}", "--device", "gpu"], "unknown device 'gpu'"),
+        (["{weights}"], "dataset"),
+    ],
+)
+def test_mistakes_are_named(weights, dataset, arguments, message, capsys):
+    assert main(["evaluate", *(argument.format(weights=weights, dataset=dataset) for argument in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options():
+    options = parse_evaluate_options(["runs/first", "my_data", "--split=test", "--top-k", "300", "--per_class", "false"])
+    assert options == EvaluateOptions(weights="runs/first", dataset="my_data", split="test", top_k=300, per_class=False)
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_evaluate_options(["--help"])
+    shown = capsys.readouterr().out
+    for text in ("--split", "Part of the data set", "examples:", "accelerate launch"):
+        assert text in shown

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformable_detr.checkpoints import save_weights
+from deformable_detr.cli.__main__ import main
+from deformable_detr.cli.predict import drawing_paths, parse_predict_options
+from deformable_detr.config import Metadata
+from deformable_detr.detector import Detector
+from deformable_detr.model import build_model
+from deformable_detr.structures import Categories
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = build_model("tiny", num_classes=2)
+    metadata = Metadata(model.metadata.model, Categories(("cat", "dog"), (7, 3)), eval_short_side=80, max_long_side=112)
+    return str(save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", model, metadata=metadata))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, (name, mode) in enumerate([("a.jpg", "RGB"), ("b.png", "RGBA"), ("c.jpg", "L")]):
+        pixels = generator.integers(0, 255, (60 + index, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / name)
+    return folder
+
+
+def test_pictures_and_json(weights, photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert main(["predict", weights, str(photos), "--threshold", "0", "--output", str(output), "--batch-size", "2"]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["a.jpg", "b.png", "c.jpg", "predictions.json"]
+    record = json.loads((output / "predictions.json").read_text())
+    assert record["categories"] == [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+    names = [(image["id"], image["file_name"], image["width"], image["height"]) for image in record["images"]]
+    expected = [("a.jpg", 60), ("b.png", 61), ("c.jpg", 62)]
+    assert names == [(number, str(photos / name), 90, height) for number, (name, height) in enumerate(expected, 1)]
+    found = Detector.load(weights, device="cpu").predict(photos / "b.png", 0.0)
+    second = [entry for entry in record["annotations"] if entry["image_id"] == 2]
+    assert sorted(entry["score"] for entry in second) == pytest.approx(sorted(found.confidence.tolist()), abs=1e-4)
+    best = max(second, key=lambda entry: entry["score"])
+    left, top, right, bottom = found.xyxy[0].tolist()
+    assert best["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=0.05)
+    assert best["category_id"] == found.data["category_id"][0]
+    assert [entry["id"] for entry in record["annotations"]] == list(range(1, len(record["annotations"]) + 1))
+    shown = capsys.readouterr().out
+    assert "3 pictures" in shown
+    assert "cat" in shown
+
+
+def test_options_files_and_classes(weights, photos, tmp_path):
+    chosen = [str(photos / "a.jpg"), str(photos / "b.png"), "--classes", "dog", "--threshold", "0"]
+    arguments = [*chosen, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "x" / "boxes.json"), "--draw", "false"]
+    assert main(["predict", weights, *arguments]) == 0
+    assert not (tmp_path / "out").exists()
+    record = json.loads((tmp_path / "x" / "boxes.json").read_text())
+    assert len(record["images"]) == 2
+    assert {entry["category_id"] for entry in record["annotations"]} == {3}
+
+
+def test_unreadable_pictures(weights, photos, tmp_path, capsys):
+    (photos / "b.png").write_bytes(b"no picture")
+    arguments = ["predict", weights, str(photos), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "b.png: not a picture" in capsys.readouterr().err
+    assert main([*arguments, "--on_error", "skip"]) == 0
+    captured = capsys.readouterr()
+    assert "2 pictures (1 skipped)" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{weights}", "nowhere.jpg"], "no such picture or folder: nowhere.jpg"),
+        (["{weights}", "no/*.jpg"], "matches no picture"),
+        (["{weights}", "{photos}", "--classes", "fish"], "unknown class ['fish']; this detector knows cat, dog"),
+        (["{weights}", "{photos}", "--threshold", "2"], "threshold must lie in [0, 1]"),
+        (["{weights}", "{photos}", "--threshold", "high"], "threshold"),
+        (["{weights}", "{photos}", "--treshold", "0.3"], "--treshold"),
+        (["{weights}"], "source"),
+        (["{weights}", "{photos}", "--output", "{photos}"], "would replace a picture"),
+    ],
+)
+def test_mistakes_are_named(weights, photos, arguments, message, capsys):
+    assert main(["predict", *(argument.format(weights=weights, photos=photos) for argument in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_has_all_options_and_examples(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_predict_options(["--help"])
+    shown = capsys.readouterr().out
+    for text in ("--threshold", "--classes", "Smallest score", "examples:", "deformable-detr predict runs/first street.jpg"):
+        assert text in shown
+
+
+def test_pictures_of_the_same_name_get_numbers(tmp_path):
+    paths = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "X.JPEG", tmp_path / "b" / "x.bmp", tmp_path / "a" / "x.jpg"]
+    targets = drawing_paths(paths, tmp_path / "out")
+    assert [path.name for path in targets.values()] == ["x.jpg", "X-2.jpg", "x.png"]
