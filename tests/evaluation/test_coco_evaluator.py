@@ -175,6 +175,12 @@ def test_detections_that_do_not_fit(tmp_path, images, found, message):
         evaluator.update(images, found)
 
 
+def test_detections_that_are_not_finite(tmp_path):
+    evaluator = CocoEvaluator(annotation_file(tmp_path, THREE), MODEL)
+    with pytest.raises(FloatingPointError, match="image 'b'"):
+        evaluator.update(["a", "b"], [detections(), detections((math.nan, 0, CAT_B))])
+
+
 def test_nothing_was_evaluated(tmp_path):
     with pytest.raises(ValueError, match="no image was evaluated"):
         CocoEvaluator(annotation_file(tmp_path, THREE), MODEL).compute()

@@ -72,6 +72,8 @@ class SetCriterion(nn.Module):
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
         """All losses of a batch, computed in float32 (or float64) whatever the precision of the predictions.
 
+        With `torch.distributed` the number of objects is averaged over all processes, so each must call this.
+
         Args:
             predictions: of N decoder layers, with or without encoder proposals.
             targets: one per image, boxes in the same frame as the predictions; an image may be without objects.

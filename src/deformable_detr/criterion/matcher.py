@@ -159,8 +159,7 @@ def _check_finite(finite: dict[str, np.ndarray], targets: Sequence[Target], sour
             found.append(f"{kind} of {names} (layers {sorted({*layers.tolist()})})")
     if found:
         raise FloatingPointError(
-            f"the {source} predicted NaN or infinity: {'; '.join(found)}. Look at these images; otherwise a smaller learning rate, "
-            "gradient clipping or bf16/fp32 instead of fp16 helps"
+            f"the {source} predicted NaN or infinity: {'; '.join(found)}; the pictures may be broken, or training has diverged"
         )
 
 

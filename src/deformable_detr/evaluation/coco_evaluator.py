@@ -71,6 +71,7 @@ class CocoEvaluator:
 
         Raises:
             ValueError: an image without id or unknown to the annotation file, or labels beyond the classes.
+            FloatingPointError: scores or boxes with NaN or infinity.
         """
         ids = [image.image_id if isinstance(image, Target) else image for image in images]
         for index, (image_id, result) in enumerate(zip(ids, results, strict=True)):
@@ -107,7 +108,7 @@ class CocoEvaluator:
     def results(self) -> list[dict[str, Any]]:
         """All detections in COCO's result format: image_id, category_id, bbox (xywh in pixels), score; in the order of the file."""
         return [
-            {"image_id": image_id, "category_id": category_id, "bbox": [round(x, 2) for x in box], "score": round(score, 5)}
+            {"image_id": image_id, "category_id": category_id, "bbox": [round(x, 3) for x in box], "score": round(score, 6)}
             for image_id in self.ground_truth.annotations
             if image_id in self._detections
             for category_id, box, score in _rows(self._detections[image_id])
@@ -129,6 +130,8 @@ class CocoEvaluator:
         kept = self._fits[labels]
         scores = result["scores"].cpu().double().numpy()[kept]
         boxes = xyxy_to_xywh(result["boxes"].cpu().double()).numpy()[kept]
+        if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+            raise FloatingPointError(f"image {image_id!r}: detections have NaN or infinite scores or boxes; is the model broken?")
         order = np.argsort(-scores, kind="stable")
         return ImageDetections(scores[order], self._category_id_of[labels[kept]][order], boxes[order])
 
