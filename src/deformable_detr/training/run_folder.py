@@ -45,9 +45,7 @@ class RunFolder:
             raise NotADirectoryError(f"output_dir {self.root} is a file; choose a folder")
         if self.root.is_dir() and any(self.root.iterdir()):
             what = "a run already" if self.config.is_file() else "files already"
-            raise FileExistsError(
-                f"output_dir {self.root} holds {what}; continue it with --resume, or choose another --output_dir"
-            )
+            raise FileExistsError(f"output_dir {self.root} holds {what}; continue it with --resume, or choose another --output_dir")
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml: every setting as used, to be read again with `--config`."""

@@ -5,7 +5,6 @@ divided by its own number of boxes, so they are multiplied by its share of the b
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Protocol, cast
@@ -13,6 +12,7 @@ from typing import Protocol, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from deformable_detr.structures import ImageBatch, Predictions, Target
@@ -80,9 +80,14 @@ def train_step(
             accelerator.backward(loss * share)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach() * share
-    totals["grad_norm"] = _clip(model, clip_grad_norm, accelerator)
-    if accelerator.scaler is None and not torch.isfinite(totals["grad_norm"]):  # the fp16 scaler skips such a step by itself
+    accelerator.unscale_gradients(optimizer)
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
+    if accelerator.scaler is None and not torch.isfinite(norm):  # the fp16 scaler skips such a step by itself
         raise NonFiniteLossError(_describe_gradient(model, batches))
+    if clip_grad_norm > 0:
+        clip_grads_with_norm_(parameters, clip_grad_norm, norm)
+    totals["grad_norm"] = norm
     optimizer.step()
     names = list(totals)
     return dict(zip(names, torch.stack([totals[name].float() for name in names]).tolist(), strict=True))
@@ -96,14 +101,6 @@ def _shares_of_boxes(targets: Sequence[Sequence[Target]], accelerator: Accelerat
     summed = cast(Tensor, accelerator.reduce(counts, "sum"))
     means = [count / accelerator.num_processes for count in summed.tolist()]
     return [max(1.0, mean) / max(1.0, sum(means)) for mean in means]
-
-
-def _clip(model: nn.Module, largest: float, accelerator: Accelerator) -> Tensor:
-    """Scale the gradient down to the largest norm allowed, and return the norm that it had."""
-    norm = accelerator.clip_grad_norm_(model.parameters(), largest if largest > 0 else math.inf)
-    if norm is None:
-        raise RuntimeError("the accelerator returned no gradient norm")
-    return norm.detach()
 
 
 def _losses(criterion: Criterion, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
