@@ -2,12 +2,13 @@
 
 import difflib
 import logging
+import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -16,6 +17,9 @@ from rich.logging import RichHandler
 
 from deformable_detr.config import RunConfig
 from deformable_detr.presets import MODEL_PRESETS, model_preset
+
+if TYPE_CHECKING:
+    from deformable_detr.training import TrainResult
 
 USAGE = "deformable-detr train DATASET [--preset NAME] [--config FILE] [--output_dir FOLDER] [options]"
 
@@ -70,18 +74,29 @@ def main(argv: Sequence[str]) -> int:
     """
     config = parse_config(argv)
 
+    from torch import distributed
+
     from deformable_detr.training import train
     from deformable_detr.visualize.samples import draw_samples
 
-    logging.basicConfig(level=logging.INFO, handlers=[_log_handler()], format="%(message)s")
+    first_process = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first_process else logging.ERROR, handlers=[_log_handler()], format="%(message)s")
     result = train(config, draw_samples=draw_samples)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if first_process:
+        _print_result(result)
+    return 0
+
+
+def _print_result(result: "TrainResult") -> None:
+    """Where everything is, and how good it is."""
     lines = [f"Finished after {result.steps} steps."]
     if result.best_metrics:
         numbers = {label: result.best_metrics[name] or 0.0 for name, label in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"))}
         lines.append("Best: " + "  ".join(f"{label} {value:.3f}" for label, value in numbers.items()))
     lines += [f"Weights: {result.best_weights}", f"Log, curves and samples: {result.output_dir}"]
     Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
-    return 0
 
 
 def parse_config(argv: Sequence[str]) -> RunConfig:
