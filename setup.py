@@ -1,0 +1,66 @@
+"""Builds the native CPU kernels of the operator, when there is a compiler; everything else is in pyproject.toml."""
+
+import logging
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
+
+CSRC = Path("src/deformable_detr/ops/csrc")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+FLAGS = ["-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+CPP_FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]
+SOURCES = {"kernel_portable.cpp": [], **({"kernel_avx2.cpp": AVX2, "kernel_avx512.cpp": AVX512} if X86 else {})}
+
+KERNELS = Extension(
+    "deformable_detr.ops._cpu_kernels",
+    sources=[str(CSRC / "threads.c"), *(str(CSRC / name) for name in SOURCES)],
+    depends=[str(CSRC / name) for name in ("kernel.h", "vector.h", "problem.h")],
+    optional=True,
+)
+
+
+class BuildKernels(build_ext):
+    """A plain shared library, each source with the instructions it is meant for; a failure leaves the reference operator."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))  # it knows nothing of Python, so no version in its name
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._compile(ext)
+        except (BaseError, OSError) as error:
+            logging.getLogger(__name__).warning(
+                "The native CPU kernels were not built (%s). The package works without them, but the operator is slower; "
+                "install a C++ compiler and reinstall to get them.",
+                error,
+            )
+
+    def _compile(self, ext: Extension) -> None:
+        compiler, output = self.compiler, Path(self.build_temp)
+        macros = [("MSDA_X86", "1")] if X86 else []
+        objects = compiler.compile([str(CSRC / "threads.c")], output_dir=str(output), macros=macros, extra_postargs=FLAGS)
+        for name, instructions in SOURCES.items():
+            flags = [*FLAGS, *CPP_FLAGS, *instructions]
+            objects += compiler.compile([str(CSRC / name)], output_dir=str(output), extra_postargs=flags, depends=ext.depends)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        compiler.link_shared_object(objects, str(target), libraries=["pthread"])
+
+
+class PlatformWheel(bdist_wheel):
+    """Tagged py3-none-<platform>: the library inside fits every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(ext_modules=[KERNELS], cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel})

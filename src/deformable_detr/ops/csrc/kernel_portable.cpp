@@ -1,0 +1,3 @@
+// The portable form of the kernels.
+#define NAME(x) x##_portable
+#include "kernel.h"
