@@ -89,5 +89,5 @@ def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         parse_evaluate_options(["--help"])
     shown = capsys.readouterr().out
-    for text in ("--split", "Part of the data set", "examples:", "accelerate launch"):
+    for text in ("--split", "Part of the data set", "examples:", "torchrun"):
         assert text in shown

@@ -18,7 +18,7 @@ examples:
   deformable-detr evaluate runs/first my_data --split test --json test.json
   deformable-detr evaluate r50_deformable_detr.pth coco --batch_size 8 --precision bf16
   deformable-detr evaluate runs/first my_data --results boxes.json --curves pr.png
-  accelerate launch --num_processes 4 -m deformable_detr evaluate runs/first coco      the pictures shared out
+  torchrun --nproc-per-node 4 -m deformable_detr evaluate runs/first coco     the pictures shared out over 4 GPUs
 """
 
 
@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
     first = state is None or state.is_main_process
     detector = Detector.load(options.weights, device=options.device, precision=options.precision)
     console = Console()
-    bar = Progress(TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), disable=not first)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, transient=True, disable=not first)
     with bar:
         task = bar.add_task("evaluating", total=None)
         metrics = detector.evaluate(

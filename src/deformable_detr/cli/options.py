@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 
 from deformable_detr.cli.train import ManualFormatter
 
-Options = TypeVar("Options", bound="DetectorOptions")
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)

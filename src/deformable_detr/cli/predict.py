@@ -30,6 +30,7 @@ examples:
   deformable-detr predict runs/first "photos/**/*.jpg" --threshold 0.3     a pattern, with subfolders
   deformable-detr predict runs/first a.jpg b.jpg --classes person dog --output found
   deformable-detr predict runs/first photos/ --draw false                  the JSON alone
+  torchrun --nproc-per-node 4 -m deformable_detr predict runs/first photos/     the pictures shared out over 4 GPUs
 """
 
 
@@ -73,37 +74,50 @@ def main(argv: Sequence[str]) -> int:
     """
     options = parse_predict_options(argv)
 
-    from deformable_detr.detector import Detector
+    from deformable_detr.detector import Detector, join_processes
+    from deformable_detr.inference.predictor import choose_device
     from deformable_detr.inference.sources import list_pictures
 
     log_to_screen()
     paths = [path for source in options.source for path in list_pictures(source)]
+    targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
+    state = join_processes(choose_device(options.device))
+    share = paths if state is None else paths[state.process_index :: state.num_processes]
     detector = Detector.load(options.weights, device=options.device, precision=options.precision)
     results = detector.iterate(
-        paths,
+        share,
         options.threshold,
         batch_size=options.batch_size,
         top_k=options.top_k,
         classes=options.classes,
         on_error=options.on_error,
     )
-    targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     collected = CocoPredictions(detector.categories)
+    first = state is None or state.is_main_process
     began = time.perf_counter()
-    bar = Progress(TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(
+        TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True, disable=not first
+    )
     with bar, Drawing() as drawing:
-        for result in bar.track(results, total=len(paths)):
+        for result in bar.track(results, total=len(share)):
             collected.add(result)
             if result.path in targets:
                 drawing.draw(result, targets[result.path])
-    seconds = time.perf_counter() - began
+    if state is not None:
+        collected.merge_processes([str(path) for path in paths])
+    if first:
+        _finish(options, collected, len(paths), time.perf_counter() - began)
+    return 0
+
+
+def _finish(options: PredictOptions, collected: "CocoPredictions", num_pictures: int, seconds: float) -> None:
+    """Write the JSON, and say what was found and where everything is."""
     json_path = Path(options.json) if options.json else Path(options.output) / "predictions.json"
     collected.save(json_path)
     console = Console()
-    console.print(collected.table(len(paths), seconds))
+    console.print(collected.table(num_pictures, seconds))
     written = [f"pictures: {options.output}"] if options.draw else []
     console.print("\n".join([*written, f"detections: {json_path}"]), highlight=False, soft_wrap=True, markup=False)
-    return 0
 
 
 def parse_predict_options(argv: Sequence[str]) -> PredictOptions:
@@ -150,47 +164,63 @@ class CocoPredictions:
 
     def __init__(self, categories: "Categories") -> None:
         self.categories = categories
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
+        self.pictures: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
 
     def add(self, result: "Result") -> None:
-        """Take in one picture with its detections; images and annotations are numbered from 1."""
+        """Take in one picture with its detections."""
         height, width = result.image_size
-        self.images.append({"id": len(self.images) + 1, "file_name": result.name, "width": width, "height": height})
         found = result.detections
         scores = found.confidence if found.confidence is not None else []
-        for box, score, category_id in zip(found.xyxy.tolist(), scores, found.data["category_id"], strict=True):
-            left, top, right, bottom = box
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": len(self.images),
-                    "category_id": int(category_id),
-                    "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
-                    "area": round((right - left) * (bottom - top), 2),
-                    "iscrowd": 0,
-                    "score": round(float(score), 5),
-                }
+        annotations = [
+            {
+                "category_id": int(category_id),
+                "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
+                "area": round((right - left) * (bottom - top), 2),
+                "iscrowd": 0,
+                "score": round(float(score), 5),
+            }
+            for (left, top, right, bottom), score, category_id in zip(
+                found.xyxy.tolist(), scores, found.data["category_id"], strict=True
             )
+        ]
+        self.pictures.append(({"file_name": result.name, "width": width, "height": height}, annotations))
+
+    def merge_processes(self, names: Sequence[str]) -> None:
+        """Share among all processes of `torch.distributed`; every process must call it. `names` gives the order."""
+        from accelerate.utils import gather_object
+
+        place = {name: index for index, name in enumerate(names)}
+        self.pictures = sorted(gather_object(self.pictures), key=lambda picture: place[picture[0]["file_name"]])
+
+    def record(self) -> dict[str, Any]:
+        """Images, annotations (both numbered from 1) and categories, for JSON."""
+        images = [{"id": number, **image} for number, (image, _) in enumerate(self.pictures, 1)]
+        found = [{"image_id": number, **entry} for number, (_, entries) in enumerate(self.pictures, 1) for entry in entries]
+        annotations = [{"id": number, **entry} for number, entry in enumerate(found, 1)]
+        categories = [{"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
     def save(self, path: Path) -> None:
         """Write the JSON, making the folder where needed."""
-        categories = [{"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)]
-        record = {"images": self.images, "annotations": self.annotations, "categories": categories}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.record(), ensure_ascii=False) + "\n", encoding="utf-8")
 
     def table(self, num_pictures: int, seconds: float) -> Table:
-        """Objects and pictures per class, most frequent first."""
+        """Objects and pictures per class, most frequent first.
+
+        Args:
+            num_pictures: how many there were, the unreadable ones too.
+            seconds: how long it took.
+        """
         names = dict(zip(self.categories.ids, self.categories.names, strict=True))
-        objects = Counter(entry["category_id"] for entry in self.annotations)
-        pictures = Counter(i for _, i in {(entry["image_id"], entry["category_id"]) for entry in self.annotations})
-        skipped = num_pictures - len(self.images)
-        title = f"{len(self.images)} pictures" + (f" ({skipped} skipped)" if skipped else "")
-        table = Table(title=f"{title}, {len(self.images) / seconds:.1f} per second", title_justify="left", show_footer=True)
+        objects = Counter(entry["category_id"] for _, entries in self.pictures for entry in entries)
+        pictures = Counter(i for _, entries in self.pictures for i in {entry["category_id"] for entry in entries})
+        skipped = num_pictures - len(self.pictures)
+        title = f"{len(self.pictures)} pictures" + (f" ({skipped} skipped)" if skipped else "")
+        table = Table(title=f"{title}, {len(self.pictures) / seconds:.1f} per second", title_justify="left", show_footer=True)
         table.add_column("class", "all")
-        table.add_column("objects", str(len(self.annotations)), justify="right")
-        table.add_column("in pictures", str(len({entry["image_id"] for entry in self.annotations})), justify="right")
+        table.add_column("objects", str(objects.total()), justify="right")
+        table.add_column("in pictures", str(sum(bool(entries) for _, entries in self.pictures)), justify="right")
         for category_id, count in objects.most_common():
             table.add_row(names[category_id], str(count), str(pictures[category_id]))
         return table
