@@ -3,16 +3,20 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
+from deformable_detr.checkpoints.files import TensorFile
+from deformable_detr.checkpoints.prediction_heads import count
+from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
-from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.model import DeformableDETR
 
+NAME = "native"
 FORMAT = "deformable-detr"
 
 
@@ -29,36 +33,65 @@ def save_weights(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in (state_dict or model.state_dict()).items()}
+    tensors = separate_memory(state_dict or model.state_dict())
     header = {"format": FORMAT, "metadata": json.dumps((metadata or model.metadata).to_dict())}
-    write_atomically(path, save(tensors, header))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
     return path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to the disk, then rename: a reader never sees half a file."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
+def separate_memory(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and each with memory of its own, as safetensors wants it; copies only where that is not so."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.numel() and tensor.data_ptr() in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.data_ptr())
+        tensors[name] = tensor
+    return tensors
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside the target, flush it to the disk, then rename it: a reader never sees half a file."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def load_native(path: Path) -> DeformableDETR:
-    """Read a file of ours.
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read(file: TensorFile) -> Weights:
+    """A file of ours, or a plain state dict of ours.
 
     Raises:
-        ValueError: the file is damaged or does not fit the settings in its own header.
+        ValueError: the header is not what we write.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = Metadata.from_dict(json.loads(file.metadata()["metadata"]))
-        state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    with torch.device("meta"):
-        model = build_model(metadata.model, pretrained_backbone=False)
-    model.load_state_dict(state_dict, assign=True)
-    model.metadata = metadata
-    return model
+    weights = Weights(file.tensors, Report(NAME), {name: name for name in file.tensors})
+    if file.header.get("format") == FORMAT:
+        try:
+            weights.metadata = Metadata.from_dict(json.loads(file.header["metadata"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file.path} has our format, but its header cannot be read ({type(error).__name__}: {error})"
+            ) from error
+    else:
+        weights.settings = {
+            "two_stage": "query_source.memory_proj.weight" in file.tensors,
+            "box_refinement": count(file.tensors, r"class_heads\.(\d+)\.") > 1,
+            "freeze_batch_norm": not any(name.endswith("num_batches_tracked") for name in file.tensors),
+        }
+    return weights

@@ -1,0 +1,174 @@
+"""Reads the settings of the network off the shapes of its tensors."""
+
+import logging
+import re
+from typing import Any
+
+from torch import Tensor
+
+from deformable_detr.checkpoints.prediction_heads import count
+from deformable_detr.checkpoints.report import shorten
+from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.config import ModelConfig
+from deformable_detr.presets import MODEL_PRESETS
+
+logger = logging.getLogger(__name__)
+
+_USUAL_POINTS = 4
+_RESNETS = {
+    (False, (2, 2, 2, 2)): "resnet18.tv_in1k",
+    (False, (3, 4, 6, 3)): "resnet34.tv_in1k",
+    (True, (3, 4, 6, 3)): "resnet50.tv_in1k",
+    (True, (3, 4, 23, 3)): "resnet101.tv_in1k",
+    (True, (3, 8, 36, 3)): "resnet152.tv_in1k",
+}
+"""(bottleneck blocks, blocks per stage) → timm's name."""
+
+_HIDDEN = (
+    "dilation",
+    "num_heads",
+    "num_encoder_points",
+    "num_decoder_points",
+    "dropout",
+    "backbone",
+    "backbone_options",
+    "freeze_batch_norm",
+    "frozen_backbone_stages",
+    "pretrained_backbone",
+)
+"""Settings that the tensors do not show."""
+
+
+def infer_config(weights: Weights, overrides: dict[str, Any]) -> ModelConfig:
+    """The settings of the network that the tensors belong to.
+
+    Args:
+        weights: under our names, heads folded.
+        overrides: what the user says; may only contradict what the file cannot show.
+
+    Raises:
+        ValueError: tensors are missing or contradict each other, or the user asks for another variant than the file holds.
+    """
+    if weights.metadata is not None:
+        return with_overrides(weights.metadata.model, overrides, weights)
+    seen = _seen_settings(weights)
+    settings = {**weights.settings, **_backbone_settings(weights), **seen}
+    if not seen["two_stage"] and "num_queries" in overrides and overrides["num_queries"] != seen["num_queries"]:
+        raise ValueError(_contradiction(weights, "num_queries", overrides["num_queries"], seen["num_queries"]))
+    user = {name: value for name, value in overrides.items() if name in _HIDDEN or (name == "num_queries" and seen["two_stage"])}
+    settings |= user
+    settings |= _attention_settings(weights, settings)
+    config = ModelConfig.from_dict({"pretrained_backbone": False, **settings})
+    if config.num_feature_levels == 1 and "dilation" not in settings:
+        note = "a single-scale network: pass dilation=True if it is the DC5 variant, the tensors cannot say"
+        weights.report.notes.append(note)
+        logger.warning("%s", note)
+    return with_overrides(config, overrides, weights)
+
+
+def with_overrides(config: ModelConfig, overrides: dict[str, Any], weights: Weights) -> ModelConfig:
+    """The settings with those of the user, as far as the tensors leave a choice.
+
+    Raises:
+        ValueError: an unknown setting, or one that the tensors contradict.
+    """
+    free = (*_HIDDEN, "num_queries") if config.two_stage else _HIDDEN
+    chosen = config.replace(**overrides)
+    for name in overrides:
+        if name not in free and getattr(chosen, name) != getattr(config, name):
+            raise ValueError(_contradiction(weights, name, overrides[name], getattr(config, name)))
+    return chosen
+
+
+def _contradiction(weights: Weights, name: str, wanted: Any, found: Any) -> str:
+    return (
+        f"{name}={wanted!r} was asked for, but the {weights.report.source_format} checkpoint holds a network with {name}={found!r}"
+    )
+
+
+def variant_name(config: ModelConfig) -> str:
+    """The preset that a network is like, for messages; its own width and classes may differ."""
+    names = ("box_refinement", "two_stage", "num_feature_levels", "dilation")
+    for name, preset in MODEL_PRESETS.items():
+        same_backbone = preset.backbone.split(".")[0] == config.backbone.split(".")[0]
+        if same_backbone and all(getattr(preset, key) == getattr(config, key) for key in names):
+            return name
+    return f"{config.backbone.split('.')[0]}, {config.num_feature_levels} levels"
+
+
+def _seen_settings(weights: Weights) -> dict[str, Any]:
+    tensors = weights.tensors
+    two_stage = bool(weights.settings.get("two_stage"))
+    seen = {
+        "num_feature_levels": _shape(weights, "flatten.level_embed")[0],
+        "hidden_dim": _shape(weights, "flatten.level_embed")[1],
+        "num_classes": _shape(weights, "class_heads.0.bias")[0],
+        "num_encoder_layers": count(tensors, r"encoder\.layers\.(\d+)\."),
+        "num_decoder_layers": count(tensors, r"decoder\.layers\.(\d+)\."),
+        "ffn_dim": _shape(weights, "decoder.layers.0.ffn.linear1.bias")[0],
+        "two_stage": two_stage,
+        "box_refinement": bool(weights.settings.get("box_refinement")),
+    }
+    if not two_stage:
+        seen["num_queries"] = _shape(weights, "query_source.query_embed.weight")[0]
+    return seen
+
+
+def _shape(weights: Weights, name: str) -> tuple[int, ...]:
+    if name not in weights.tensors:
+        unknown = f"; not understood: {shorten(sorted(weights.unknown))}" if weights.unknown else ""
+        raise ValueError(f"{weights.report.source_format} checkpoint without {weights.named(name)}{unknown}")
+    return tuple(weights.tensors[name].shape)
+
+
+def _attention_settings(weights: Weights, settings: dict[str, Any]) -> dict[str, Any]:
+    """Heads and points: the tensors only show their product, so what is not stated is taken from 4 points or 8 heads."""
+    levels, stated = settings["num_feature_levels"], "num_heads" in settings
+    products = {
+        side: _shape(weights, name)[0] // levels
+        for side, name in (
+            ("num_encoder_points", "encoder.layers.0.self_attn.attention_weights.bias"),
+            ("num_decoder_points", "decoder.layers.0.cross_attn.attention_weights.bias"),
+        )
+        if settings["num_encoder_layers"] or side == "num_decoder_points"
+    }
+    any_side, any_product = next(reversed(products.items()))
+    num_heads = settings["num_heads"] if stated else any_product // settings.get(any_side, _USUAL_POINTS)
+    num_heads = num_heads or 8
+    found = {"num_heads": num_heads} | {side: product // num_heads for side, product in products.items()}
+    for side, product in products.items():
+        if product != found[side] * num_heads or settings["hidden_dim"] % num_heads:
+            raise ValueError(
+                f"{weights.report.source_format} checkpoint: {product} attention weights per level do not divide among {num_heads} "
+                f"heads: pass num_heads={'another number' if stated else '…'}"
+            )
+    if not stated and num_heads != 8:
+        note = f"{num_heads} heads of {found[any_side]} points assumed; pass num_heads if that is wrong, the tensors cannot say"
+        weights.report.notes.append(note)
+        logger.warning("%s", note)
+    return found
+
+
+def _backbone_settings(weights: Weights) -> dict[str, Any]:
+    """The ResNet that the tensors belong to; nothing for other backbones."""
+    tensors, prefix = weights.tensors, "backbone.body."
+    blocks = tuple(count(tensors, rf"backbone\.body\.layer{stage}\.(\d+)\.") for stage in range(1, 5))
+    if not all(blocks):
+        return {"frozen_backbone_stages": 0} if any(name.startswith(prefix) for name in tensors) else {}
+    bottleneck = any(re.match(r"backbone\.body\.layer1\.0\.conv3", name) for name in tensors)
+    name = _RESNETS.get((bottleneck, blocks))
+    channels = [_out_channels(tensors, f"{prefix}layer{stage}.0.conv1.weight") for stage in range(1, 5)]
+    settings: dict[str, Any] = {"backbone": name or ("resnet50" if bottleneck else "resnet18")}
+    options: dict[str, Any] = {}
+    if name is None:
+        options["layers"] = list(blocks)
+    if channels != [64, 128, 256, 512] and all(channels):
+        options["channels"] = channels
+    stated = weights.settings.get("backbone", settings["backbone"])
+    if stated.split(".")[0] != settings["backbone"].split(".")[0]:
+        settings["backbone"] = stated  # a relative with the same blocks, such as resnet50d
+    return settings | {"backbone_options": options}
+
+
+def _out_channels(tensors: dict[str, Tensor], name: str) -> int:
+    return tensors[name].shape[0] if name in tensors else 0

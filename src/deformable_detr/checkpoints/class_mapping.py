@@ -1,0 +1,126 @@
+"""Keeps the class heads' rows of the classes that a new set of classes shares with the old one, by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deformable_detr.checkpoints.coco_classes import NO_CLASS, SYNONYMS, normalise_name
+from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.model.heads import class_head
+from deformable_detr.structures import Categories
+
+PROPOSAL_HEAD = "query_source.class_head"
+
+
+@dataclass(frozen=True)
+class ClassMapping:
+    """For each new class, the row of the old heads that it starts from."""
+
+    classes: Categories
+    """The new classes."""
+
+    sources: tuple[int | None, ...]
+    """The old label of each new one; None: initialised afresh."""
+
+    old_classes: Categories | None
+    """The classes before; None when only their number was known."""
+
+    num_old_classes: int
+    """How many there were."""
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """New name → old name, of the classes that keep their weights."""
+        return {
+            name: self.old_classes.names[source] if self.old_classes else f"label {source}"
+            for name, source in zip(self.classes.names, self.sources, strict=True)
+            if source is not None
+        }
+
+    @property
+    def fresh(self) -> list[str]:
+        """The new classes that are initialised afresh."""
+        return [name for name, source in zip(self.classes.names, self.sources, strict=True) if source is None]
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every row stays where it is."""
+        return self.sources == tuple(range(self.num_old_classes))
+
+    def __str__(self) -> str:
+        kept = [new if new == old else f"{new} (from {old})" for new, old in self.kept.items() if new != NO_CLASS]
+        fresh = [name for name in self.fresh if name != NO_CLASS]
+        return (
+            f"class heads: {self.num_old_classes} → {len(self.classes)} classes\n"
+            f"  kept ({len(kept)}): {', '.join(kept) or 'none'}\n"
+            f"  initialised afresh ({len(fresh)}): {', '.join(fresh) or 'none'}"
+        )
+
+
+def match_classes(old: Categories | None, num_old: int, new: Categories) -> ClassMapping:
+    """Find for each new class the old one of the same name.
+
+    Case, spaces, hyphens and underscores do not matter; other usual names of COCO's classes are known.
+
+    Args:
+        old: the classes of the weights, if they are known.
+        num_old: how many they are.
+        new: the classes wanted.
+    """
+    if old is None:
+        return ClassMapping(new, (None,) * len(new), None, num_old)
+    names = {normalise_name(name): label for label, name in reversed(list(enumerate(old.names))) if name != NO_CLASS}
+    by_meaning = {_meaning(name): label for name, label in names.items()} | {
+        name: label for name, label in names.items() if _meaning(name) == name
+    }
+    sources = tuple(
+        None if name == NO_CLASS else names.get(normalise_name(name), by_meaning.get(_meaning(normalise_name(name))))
+        for name in new.names
+    )
+    return ClassMapping(new, sources, old, num_old)
+
+
+def _meaning(normalised: str) -> str:
+    return SYNONYMS.get(normalised, normalised)
+
+
+def placeholder_classes(num_classes: int) -> Categories:
+    """Classes of which only the number is known."""
+    return Categories.from_names([f"class {label}" for label in range(num_classes)])
+
+
+def map_class_heads(weights: Weights, mapping: ClassMapping) -> None:
+    """Rearrange the rows of all class heads.
+
+    Fresh rows have the usual small weights and the focal prior as bias. Row 0 of the proposals' head is no class but says whether
+    there is an object at all: it stays, whatever the classes.
+
+    Args:
+        weights: changed in place.
+        mapping: which row goes where.
+    """
+    for name in [name for name in weights.tensors if name.endswith(".weight") and _is_class_head(name)]:
+        head = name.removesuffix(".weight")
+        sources = mapping.sources
+        if head == PROPOSAL_HEAD:
+            sources = (0, *(source or None for source in sources[1:]))
+        weight, bias = _rearrange(weights.tensors[name], weights.tensors[f"{head}.bias"], sources)
+        for key, tensor in ((name, weight), (f"{head}.bias", bias)):
+            weights.report.reshaped.append(f"{weights.named(key)} ({mapping.num_old_classes} → {len(sources)} rows)")
+            weights.tensors[key] = tensor
+
+
+def _is_class_head(name: str) -> bool:
+    return name.startswith(("class_heads.", f"{PROPOSAL_HEAD}."))
+
+
+def _rearrange(weight: Tensor, bias: Tensor, sources: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    fresh = class_head(weight.shape[1], len(sources))
+    rows = [row for row, source in enumerate(sources) if source is not None]
+    old_rows = [source for source in sources if source is not None]
+    with torch.no_grad():
+        fresh.weight[rows] = weight[old_rows].to(fresh.weight.dtype)
+        fresh.bias[rows] = bias[old_rows].to(fresh.bias.dtype)
+    return fresh.weight.detach(), fresh.bias.detach()

@@ -1,0 +1,83 @@
+"""Checks that tensors fit a network, and puts them there without a copy."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deformable_detr.checkpoints.architecture import variant_name
+from deformable_detr.checkpoints.report import shorten
+from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.config import Metadata
+from deformable_detr.model import DeformableDETR, build_model
+
+logger = logging.getLogger(__name__)
+
+
+def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool) -> DeformableDETR:
+    """The network that `metadata` describes, with these weights.
+
+    Args:
+        weights: under our names.
+        metadata: settings and classes.
+        path: of the file, for messages.
+        strict: every tensor must be there and fit. Otherwise those that do not stay at their initial values.
+
+    Raises:
+        ValueError: something does not fit; the message names all of it by the names of the file.
+    """
+    with torch.device("meta"):
+        model = build_model(metadata.model, pretrained_backbone=False)
+    expected = model.state_dict()
+    _add_counters(weights, expected)
+    problems = _problems(weights, expected)
+    if problems and strict:
+        raise ValueError(
+            f"{path} ({weights.report.source_format} layout) does not fit the network that it seems to hold "
+            f"({variant_name(metadata.model)}, {metadata.model.num_classes} classes):\n  " + "\n  ".join(problems)
+        )
+    tensors = {
+        name: tensor for name, tensor in weights.tensors.items() if name in expected and tensor.shape == expected[name].shape
+    }
+    if problems:
+        logger.warning("%s: kept at their initial values, since they do not fit:\n  %s", path, "\n  ".join(problems))
+        model = build_model(metadata.model, pretrained_backbone=False)
+        tensors = model.state_dict() | tensors
+    model.load_state_dict(
+        {name: _in_precision_of(tensor, expected[name], weights, name) for name, tensor in tensors.items()}, assign=True
+    )
+    model.metadata = metadata
+    return model
+
+
+def _add_counters(weights: Weights, expected: dict[str, Tensor]) -> None:
+    """Trained batch norms count their batches; other layouts leave the number out, and it changes nothing."""
+    for name in expected:
+        if name.endswith("num_batches_tracked") and name not in weights.tensors:
+            weights.tensors[name] = torch.zeros((), dtype=torch.long)
+
+
+def _problems(weights: Weights, expected: dict[str, Tensor]) -> list[str]:
+    """Missing, unknown and misshapen tensors, each kind as one line."""
+    tensors = weights.tensors
+    missing = [weights.named(name) for name in expected if name not in tensors]
+    unknown = [*weights.unknown, *(weights.named(name) for name in tensors if name not in expected)]
+    misshapen = [
+        f"{weights.named(name)} is {list(tensors[name].shape)}, expected {list(tensor.shape)}{_hint(tensors[name], tensor)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    kinds = {"missing": missing, "not understood": sorted(unknown), "wrong shape": misshapen}
+    return [f"{kind} ({len(names)}): {shorten(names)}" for kind, names in kinds.items() if names]
+
+
+def _hint(found: Tensor, expected: Tensor) -> str:
+    return " (transposed?)" if found.ndim > 1 and found.shape == expected.shape[::-1] else ""
+
+
+def _in_precision_of(tensor: Tensor, expected: Tensor, weights: Weights, name: str) -> Tensor:
+    if tensor.dtype == expected.dtype:
+        return tensor
+    weights.report.reshaped.append(f"{weights.named(name)} ({str(tensor.dtype).removeprefix('torch.')} → float32)")
+    return tensor.to(expected.dtype)

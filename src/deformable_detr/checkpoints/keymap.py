@@ -1,0 +1,51 @@
+"""Tables that translate the names of tensors between two layouts, in both directions."""
+
+import re
+from collections.abc import Sequence
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class KeyMap:
+    """Pairs of templates (our name, their name), tried in order.
+
+    `{rest}` stands for any text, every other placeholder for a number: `("class_heads.{p}.{rest}", "class_embed.{p}.{rest}")`.
+
+    Args:
+        rules: used in both directions.
+        copies: further names that the other layout has for the same tensors; only read.
+    """
+
+    def __init__(self, rules: Sequence[tuple[str, str]], copies: Sequence[tuple[str, str]] = ()) -> None:
+        self._to_ours = [(_pattern(theirs), ours) for ours, theirs in (*rules, *copies)]
+        self._to_theirs = [(_pattern(ours), theirs) for ours, theirs in rules]
+        self._to_copies = [(_pattern(ours), theirs) for ours, theirs in copies]
+
+    def to_ours(self, name: str) -> str | None:
+        """Our name of a tensor of theirs; None for one that has no place here."""
+        return _translate(name, self._to_ours)
+
+    def to_theirs(self, name: str) -> str | None:
+        """Their name of a tensor of ours; None for one that they have no place for."""
+        return _translate(name, self._to_theirs)
+
+    def copy_of(self, name: str) -> str | None:
+        """The second name that they keep the same tensor under; None where there is none."""
+        return _translate(name, self._to_copies)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = _PLACEHOLDER.split(template)  # text, name, text, name, …
+    pattern = "".join(
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>{'.+' if part == 'rest' else '[0-9]+'})"
+        for index, part in enumerate(parts)
+    )
+    return re.compile(pattern)
+
+
+def _translate(name: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, template in rules:
+        match = pattern.fullmatch(name)
+        if match:
+            return template.format(**match.groupdict())
+    return None

@@ -1,0 +1,91 @@
+"""A checkpoint on its way: tensors under our names, what the file says beside them, and what became of each."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformable_detr.checkpoints.keymap import KeyMap
+from deformable_detr.checkpoints.report import Report
+from deformable_detr.config import Metadata
+
+
+@dataclass
+class Weights:
+    """The content of a checkpoint of any layout, in our terms."""
+
+    tensors: dict[str, Tensor]
+    """Our name → tensor."""
+
+    report: Report
+    """What became of every tensor so far."""
+
+    origin: dict[str, str] = field(default_factory=dict)
+    """Our name → the name in the file, for messages."""
+
+    unknown: list[str] = field(default_factory=list)
+    """Names of the file that mean nothing here."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the network (names of `ModelConfig`) that the file states beside its tensors."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    """Other fields of `Metadata` that the file states: categories, picture sizes, …"""
+
+    metadata: Metadata | None = None
+    """All of it, where the file is one of ours or keeps our header."""
+
+    their_name: Callable[[str], str | None] = lambda name: name
+    """Our name → what the file would call it, for messages about what it lacks."""
+
+    def named(self, name: str) -> str:
+        """What the file calls one of our tensors."""
+        return self.origin.get(name) or self.their_name(name) or name
+
+    def pop(self, name: str) -> Tensor:
+        """Take a tensor out, with its entry in `origin`."""
+        self.origin.pop(name, None)
+        return self.tensors.pop(name)
+
+
+def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report, ignored: Iterable[str] = ()) -> Weights:
+    """Give all tensors our names.
+
+    Args:
+        tensors: by the names of the file.
+        keys: the table of its layout.
+        report: is filled.
+        ignored: ends of names that are dropped without a question.
+
+    Raises:
+        ValueError: two names stand for one tensor, but their contents differ.
+    """
+    weights = Weights({}, report, their_name=keys.to_theirs)
+    endings = (*ignored, "num_batches_tracked")
+    names = sorted(tensors, key=lambda name: name != keys.to_theirs(keys.to_ours(name) or name))  # copies last
+    for name in names:
+        ours = keys.to_ours(name)
+        if name.endswith(endings):
+            report.dropped.append(name)
+        elif ours is None:
+            weights.unknown.append(name)
+        elif ours not in weights.tensors:
+            weights.tensors[ours], weights.origin[ours] = tensors[name], name
+        elif same(weights.tensors[ours], tensors[name]):
+            report.dropped.append(name)
+        else:
+            raise ValueError(
+                f"{report.source_format} checkpoint: {weights.origin[ours]} and {name} must be copies of each other, but they differ"
+            )
+    return weights
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same values; shared memory is not read."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
+        return True
+    return torch.equal(first, second)
