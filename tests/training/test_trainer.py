@@ -1,0 +1,216 @@
+import csv
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from deformable_detr.checkpoints.load import load_pretrained
+from deformable_detr.config import RunConfig
+from deformable_detr.training.run_folder import RunFolder, read_config
+from deformable_detr.training.state import latest_state, load_state
+from deformable_detr.training.trainer import TrainResult, train
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, list[Path]]:
+    """A finished run and the folders that samples were drawn to."""
+    drawn = []
+
+    def draw_samples(model, dataset, folder: Path) -> None:
+        assert not model.training
+        assert len(dataset) == 4
+        drawn.append(folder)
+
+    config = replace(config, output_dir=str(tmp_path_factory.mktemp("runs") / "run"), train=replace(config.train, evaluate_every=1))
+    return train(config, draw_samples=draw_samples), drawn
+
+
+def test_the_run_folder_is_complete(run: tuple[TrainResult, list[Path]]) -> None:
+    result, drawn = run
+    folder = result.output_dir
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name}
+    assert names == {
+        *("config.yaml", "log.jsonl", "metrics.csv", "loss.png", "ap.png"),
+        *("weights/best.safetensors", "weights/last.safetensors", "state/step-00000008.pt"),
+    }
+    assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    for name in ("loss.png", "ap.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 500
+    assert drawn == [folder / "samples"] * 2
+    assert (result.steps, result.best_weights, result.last_weights) == (
+        *(8, folder / "weights" / "best.safetensors", folder / "weights" / "last.safetensors"),
+    )
+
+
+def test_the_log_says_everything(run: tuple[TrainResult, list[Path]]) -> None:
+    folder = run[0].output_dir
+    records = RunFolder(folder).read_log()
+    steps = [(record["kind"], record["step"]) for record in records]
+    train_steps = [("train", 2), ("train", 4), ("evaluation", 4), ("train", 6), ("train", 8), ("evaluation", 8)]
+    assert steps == [("start", 0), *train_steps]
+    layers = [f"loss_{kind}{layer}" for kind in ("class", "bbox", "giou") for layer in ("", "_0", "_enc")]
+    for record in records:
+        if record["kind"] == "train":
+            assert {"epoch", "lr", "loss", "grad_norm", "images_per_second", *layers} <= record.keys()
+            weights = {"class": 2, "bbox": 5, "giou": 2}
+            total = sum(weights[name.split("_")[1]] * record[name] for name in layers)
+            assert record["loss"] == pytest.approx(total, rel=1e-5)
+    assert [entry["name"] for entry in records[-1]["per_class"]] == ["blue", "red"]
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "4"), ("2", "8")]
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert float(rows[0]["train_loss"]) == pytest.approx(sum(losses[:2]) / 2, rel=1e-6)
+    assert float(rows[1]["train_loss"]) == pytest.approx(sum(losses[2:]) / 2, rel=1e-6)
+
+
+def test_the_weights_know_what_they_are(run: tuple[TrainResult, list[Path]]) -> None:
+    result = run[0]
+    with safe_open(result.last_weights, framework="pt") as file:
+        metadata = json.loads(file.metadata()["metadata"])
+    assert metadata["categories"] == {"names": ["blue", "red"], "ids": [3, 7]}
+    assert metadata["model"]["num_classes"] == 2
+    assert (metadata["eval_short_side"], metadata["max_long_side"]) == (64, 64)
+    assert (metadata["training"]["preset"], metadata["training"]["epoch"], metadata["training"]["step"]) == ("tiny", 2, 8)
+    assert metadata["training"]["metrics"]["ap"] == result.metrics["ap"]
+    model = load_pretrained(result.output_dir)
+    assert model.metadata.categories is not None
+    assert model.metadata.categories.names == ("blue", "red")
+
+
+def test_the_config_is_complete_and_loads_again(run: tuple[TrainResult, list[Path]], config: RunConfig) -> None:
+    again = read_config(run[0].output_dir / "config.yaml")
+    assert again.model == replace(config.model, num_classes=2)
+    assert (again.data, again.loss, again.optimizer) == (config.data, config.loss, config.optimizer)
+
+
+def test_a_used_folder_is_refused(run: tuple[TrainResult, list[Path]], config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="holds a run already; continue it with --resume, or choose another --output_dir"):
+        train(replace(config, output_dir=str(run[0].output_dir)))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds files already"):
+        train(replace(config, output_dir=str(tmp_path)))
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        train(replace(config, output_dir=str(tmp_path / "notes.txt")))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_a_finished_run_changes_nothing(run: tuple[TrainResult, list[Path]], config: RunConfig) -> None:
+    result = run[0]
+    before = load_file(result.last_weights)
+    again = train(replace(config, output_dir=str(result.output_dir), resume=True))
+    assert (again.steps, again.metrics, again.best_metrics) == (result.steps, result.metrics, result.best_metrics)
+    after = load_file(result.last_weights)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_resuming_with_other_settings_is_refused(run: tuple[TrainResult, list[Path]], config: RunConfig, tmp_path: Path) -> None:
+    base = replace(config, output_dir=str(run[0].output_dir), resume=True)
+    with pytest.raises(ValueError, match=r"optimizer\.lr was 0\.001, is 0\.002; train\.batch_size was 2, is 4"):
+        train(replace(base, optimizer=replace(config.optimizer, lr=2e-3), train=replace(config.train, batch_size=4)))
+    with pytest.raises(FileNotFoundError, match=r"no saved state in .*start the run without --resume"):
+        train(replace(base, output_dir=str(tmp_path / "nothing")))
+    broken = tmp_path / "broken" / "state"
+    broken.mkdir(parents=True)
+    (broken / "step-00000003.pt").write_bytes(b"half a fi")
+    with pytest.raises(ValueError, match=r"step-00000003\.pt cannot be read as the state of a run"):
+        train(replace(base, output_dir=str(broken.parent)))
+
+
+def test_more_epochs_can_be_asked_for(run: tuple[TrainResult, list[Path]], config: RunConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    shutil.copytree(run[0].output_dir, folder)
+    longer = train(replace(config, output_dir=str(folder), resume=True, train=replace(config.train, epochs=3, evaluate_every=1)))
+    assert longer.steps == 12
+    assert [row["step"] for row in longer.history] == [4, 8, 12]
+
+
+def test_steps_are_counted_over_epochs_and_states_saved_between(config: RunConfig, tmp_path: Path) -> None:
+    """6 steps of 2 batches of 1 picture: epochs of 4 steps, the last one cut short; state every 3 steps."""
+    seen, states = [], []
+    folder = tmp_path / "run"
+
+    def on_step(step: int, losses: dict[str, float]) -> None:
+        seen.append(step)
+        path = latest_state(folder / "state")
+        states.append(None if path is None else load_state(path)["step"])
+
+    settings = replace(config.train, steps=6, batch_size=1, accumulate=2, checkpoint_every=3, evaluate_every=0)
+    result = train(replace(config, output_dir=str(folder), train=settings), on_step=on_step)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert states == [None, None, None, 3, 4, 4]  # seen before the save that follows the step
+    assert [row["step"] for row in result.history] == [6]
+
+
+def test_without_validation_split(config: RunConfig, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    alone = tmp_path / "data"
+    shutil.copytree(dataset, alone)
+    (alone / "annotations" / "instances_val.json").unlink()
+    run = replace(config, dataset=str(alone), output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=1))
+    with caplog.at_level(logging.WARNING):
+        result = train(run)
+    assert "training without evaluation" in caplog.text
+    assert "no split 'val'" in caplog.text
+    assert result.best_weights == result.last_weights
+    assert result.last_weights.is_file()
+    assert (result.metrics, result.history) == ({}, [])
+    assert not (result.output_dir / "weights" / "best.safetensors").exists()
+
+
+def test_a_broken_validation_split_is_an_error(config: RunConfig, dataset: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(dataset, broken)
+    (broken / "annotations" / "instances_val.json").write_text("{")
+    with pytest.raises(ValueError, match=r"instances_val\.json"):
+        train(replace(config, dataset=str(broken), output_dir=str(tmp_path / "run")))
+
+
+def test_starting_from_weights(run: tuple[TrainResult, list[Path]], config: RunConfig, tmp_path: Path) -> None:
+    """With a learning rate of nearly nothing the weights stay those of the file."""
+    start = run[0].last_weights
+    settings = replace(config, weights=str(start), output_dir=str(tmp_path / "run"), train=replace(config.train, steps=1))
+    result = train(replace(settings, optimizer=replace(config.optimizer, lr=1e-12)))
+    before, after = load_file(start), load_file(result.last_weights)
+    for name in before:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "steps", "log_every"])
+def test_numbers_that_make_no_sense(config: RunConfig, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"train\.{name} must be at least 1"):
+        train(replace(config, output_dir=str(tmp_path / "run"), train=replace(config.train, **{name: 0})))
+    assert not (tmp_path / "run").exists()
+
+
+def test_four_pictures_are_learned_by_heart(config: RunConfig, dataset: Path, tmp_path: Path) -> None:
+    """Evaluated on the pictures it trains on, a detector without augmentation gets everything right."""
+    from .conftest import write_split
+
+    root = tmp_path / "data"
+    write_split(root, "train", 4, seed=5)
+    shutil.copytree(root / "train", root / "val")
+    shutil.copy(root / "annotations" / "instances_train.json", root / "annotations" / "instances_val.json")
+    run = replace(
+        config,
+        dataset=str(root),
+        output_dir=str(tmp_path / "run"),
+        model=replace(config.model, dropout=0.0),
+        data=replace(config.data, train_short_sides=(64,), horizontal_flip=0.0, transpose=0.0),
+        optimizer=replace(config.optimizer, lr=2e-3, schedule="cosine", warmup_steps=20),
+        train=replace(config.train, steps=300, batch_size=4, evaluate_every=0, log_every=50),
+    )
+    result = train(run)
+    last = [record for record in RunFolder(result.output_dir).read_log() if record["kind"] == "train"][-1]
+    assert last["loss_class"] < 0.02
+    assert last["loss_bbox"] < 0.02
+    assert last["loss_giou"] < 0.1
+    assert result.metrics["ap50"] == pytest.approx(1.0)
