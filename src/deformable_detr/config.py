@@ -197,6 +197,10 @@ class DataConfig:
     max_long_side: int = 1333
     """The long side never exceeds this (pixels)."""
 
+    pad_size_divisor: int = 1
+    """Training: the padded canvas becomes a multiple of this. With 64 each level's grid lies on a padded picture exactly as on
+    that picture alone, which matters for pictures of few hundred pixels; the official recipe rounds instead (1)."""
+
     horizontal_flip: float = 0.5
     """Training: probability of a left-right flip."""
 

@@ -7,6 +7,7 @@ themselves, so the loader must not be passed through `accelerator.prepare`, whic
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ def build_loader(
     seed: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
+    pad_size_divisor: int = 1,
 ) -> DataLoader:
     """Batches of a data set for this process: `(ImageBatch, list[Target])`.
 
@@ -78,6 +80,7 @@ def build_loader(
         seed: of the order and the augmentation.
         rank: this process, from torch.distributed when None.
         world_size: number of processes, from torch.distributed when None.
+        pad_size_divisor: height and width of each batch's canvas become multiples of this.
 
     Raises:
         ValueError: a batch size below 1.
@@ -97,9 +100,10 @@ def build_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, pad_size_divisor=pad_size_divisor),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=training and num_workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # else an iteration would draw from the global one
     )
 
 

@@ -213,6 +213,7 @@ class Trainer:
             training=True,
             num_workers=data.num_workers,
             seed=train.seed,
+            pad_size_divisor=data.pad_size_divisor,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )

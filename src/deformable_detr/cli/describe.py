@@ -1,0 +1,122 @@
+"""`deformable-detr describe`: the journey of one picture through the network, as tables."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from deformable_detr.cli.options import log_to_screen, parse_options
+
+DESCRIPTION = """\
+Show the way of one picture through the network, stage by stage, with the real shapes: backbone levels, neck, padding
+mask, positions, the flattened sequence, sampling offsets, attention weights and places, memory, queries, the boxes of
+every decoder layer; and what each part costs in parameters and multiply-adds.
+
+Legend of the shapes: B batch, S positions of all levels, C width, M heads, L levels, P points, Q queries, N layers, K classes."""
+
+EXAMPLES = """\
+examples:
+  deformable-detr describe street.jpg --weights runs/first
+  deformable-detr describe street.jpg --preset r50-two-stage        the shapes of a variant, with random weights
+  deformable-detr describe street.jpg --weights runs/first --json journey.json
+"""
+
+
+@dataclass(frozen=True)
+class DescribeOptions:
+    """Options of the command."""
+
+    image: str = ""
+    """The picture."""
+
+    weights: str | None = None
+    """A run folder or a weights file. Without it: a network of --preset with random weights."""
+
+    preset: str = "r50"
+    """Named variant, where no weights are given."""
+
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
+
+    top: int = 5
+    """How many of the strongest detections are followed from layer to layer."""
+
+    json: str | None = None
+    """Write everything to this JSON file, too."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: what follows `deformable-detr describe`.
+
+    Returns:
+        The exit status.
+    """
+    options = parse_options(
+        DescribeOptions,
+        argv,
+        command="describe",
+        usage="IMAGE [--weights WEIGHTS | --preset NAME] [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        arguments={"image": {"help": "The picture."}},
+    )
+
+    from deformable_detr.checkpoints import load_pretrained
+    from deformable_detr.data.images import read_image
+    from deformable_detr.inference.predictor import choose_device
+    from deformable_detr.model import build_model
+    from deformable_detr.visualize.describe import describe
+
+    log_to_screen()
+    image = read_image(options.image)
+    model = load_pretrained(options.weights) if options.weights else build_model(options.preset, pretrained_backbone=False)
+    description = describe(model.to(choose_device(options.device)), image, num_detections=options.top)
+    console = Console()
+    for table in (_journey(description), _costs(description), _refinement(description, bool(options.weights))):
+        console.print(table)
+    if options.json:
+        Path(options.json).write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
+        console.print(f"written: {options.json}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _journey(description) -> Table:
+    table = Table("part", "what", "shape", "note", title="The journey of the picture", title_justify="left")
+    previous = ""
+    for row in description.rows:
+        if previous and row.part != previous:
+            table.add_section()
+        table.add_row("" if row.part == previous else row.part, row.name, " x ".join(map(str, row.shape)), row.note)
+        previous = row.part
+    return table
+
+
+def _costs(description) -> Table:
+    table = Table("part", title="What the parts cost (multiply-adds for this picture)", title_justify="left")
+    for heading in ("trainable parameters", "frozen parameters", "GMACs", "share"):
+        table.add_column(heading, justify="right")
+    total = sum(cost.gmacs for cost in description.costs)
+    for cost in description.costs:
+        numbers = f"{cost.trainable_parameters:,}", f"{cost.frozen_parameters:,}", f"{cost.gmacs:.2f}", f"{cost.gmacs / total:.0%}"
+        table.add_row(cost.part, *numbers)
+    table.add_section()
+    trainable, frozen = (sum(getattr(cost, f"{kind}_parameters") for cost in description.costs) for kind in ("trainable", "frozen"))
+    table.add_row("all", f"{trainable:,}", f"{frozen:,}", f"{total:.2f}", "100%")
+    return table
+
+
+def _refinement(description, trained: bool) -> Table:
+    title = "The strongest detections, layer by layer (left, top, right, bottom in pixels)"
+    table = Table("class", "score", "query", title=title if trained else f"{title}: random weights", title_justify="left")
+    for layer in range(len(description.detections[0].boxes)):
+        table.add_column(f"layer {layer + 1}")
+    for found in description.detections:
+        boxes = [", ".join(f"{value:.0f}" for value in box) for box in found.boxes]
+        table.add_row(found.name, f"{found.score:.2f}", str(found.query), *boxes)
+    return table

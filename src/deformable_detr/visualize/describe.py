@@ -1,0 +1,257 @@
+"""The journey of one picture through the network: every stage with its real shapes, and what each part costs.
+
+Nothing is captured unless this module asks for it: it hooks into the parts for one forward pass and recomputes what the
+operator keeps to itself (offsets, weights, places).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.data.transforms import eval_transform
+from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
+from deformable_detr.ops.reference import sampling_locations_from_offsets
+from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
+
+PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "class_heads")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the network at work: `source | shapes in → shapes out`."""
+
+    source: str
+    """file:function, the file below `deformable_detr/`."""
+
+    shapes_in: tuple[tuple[int, ...], ...]
+    shapes_out: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        shown = [", ".join(str(list(shape)) for shape in shapes) for shapes in (self.shapes_in, self.shapes_out)]
+        return " → ".join(shown)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor on the way."""
+
+    part: str
+    name: str
+    shape: tuple[int, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """What a part of the network costs."""
+
+    part: str
+    trainable_parameters: int
+    frozen_parameters: int
+    gmacs: float
+    """10⁹ multiply-adds, which is what the paper's table calls GFLOPs."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One of the strongest detections, with its box after every decoder layer."""
+
+    name: str
+    score: float
+    query: int
+    boxes: tuple[tuple[float, float, float, float], ...]
+    """N times xyxy in pixels of the original picture, first layer first."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that :func:`describe` finds out."""
+
+    steps: tuple[Step, ...]
+    rows: tuple[Row, ...]
+    costs: tuple[PartCost, ...]
+    detections: tuple[Detection, ...]
+
+
+def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -> Description:
+    """Send one picture through the network and note every stage.
+
+    Args:
+        model: any variant, on any device.
+        image: `[3, H, W]` uint8 RGB, as `read_image` gives it.
+        num_detections: how many of the strongest detections are followed through the layers.
+    """
+    metadata = model.metadata
+    transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
+    batch = ImageBatch.from_images([transform(image, None)[0]]).to(next(model.parameters()).device)
+    with _frozen(model), _capture(model) as calls, FlopCounterMode(display=False) as counter:
+        predictions = model(batch)
+    return Description(
+        steps=tuple(_steps(model, calls, batch, predictions)),
+        rows=tuple(_rows(model, calls, image, batch, predictions)),
+        costs=tuple(_costs(model, calls, counter)),
+        detections=tuple(_detections(model, predictions, image, num_detections)),
+    )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients (the counter of operations stumbles over parameters that want one)."""
+    was_training, learning = model.training, [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments and the result of one module's forward pass."""
+
+    args: tuple
+    output: Any
+
+
+@contextmanager
+def _capture(model: nn.Module) -> Iterator[dict[nn.Module, _Call]]:
+    """Keep the last call of every module that has a part in the journey; the hooks go when the block ends."""
+    calls: dict[nn.Module, _Call] = {}
+
+    def keep(module: nn.Module, args: tuple, output: Any) -> None:
+        calls[module] = _Call(args, output)
+
+    handles = [module.register_forward_hook(keep) for module in model.modules() if not list(module.children()) or _is_part(module)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_part(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("deformable_detr.")
+
+
+def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all tensors in nested tuples, lists and dataclasses, in their order."""
+    if isinstance(value, Tensor):
+        return (tuple(value.shape),)
+    if is_dataclass(value):
+        value = [getattr(value, item.name) for item in fields(value)]
+    if isinstance(value, (tuple, list)):
+        return tuple(shape for item in value for shape in _shapes(item))
+    return ()
+
+
+def _source(module: nn.Module) -> str:
+    kind = type(module)
+    return f"{kind.__module__.removeprefix('deformable_detr.').replace('.', '/')}.py:{kind.__name__}.forward"
+
+
+def _steps(model: DeformableDETR, calls: dict[nn.Module, _Call], batch: ImageBatch, predictions: Predictions) -> Iterator[Step]:
+    encoder_layer: Any = model.encoder.layers[0]  # type: ignore[index]
+    decoder_layer: Any = model.decoder.layers[0]  # type: ignore[index]
+    for module in (
+        *(model.backbone, model.neck, model.flatten),
+        *(encoder_layer.self_attn, encoder_layer, model.encoder),
+        model.query_source,
+        *(decoder_layer.cross_attn, decoder_layer, model.decoder),
+    ):
+        yield Step(_source(module), _shapes(calls[module].args), _shapes(calls[module].output))
+    yield Step(_source(model), _shapes(batch), _shapes(predictions))
+
+
+def _rows(
+    model: DeformableDETR, calls: dict[nn.Module, _Call], image: Tensor, batch: ImageBatch, predictions: Predictions
+) -> Iterator[Row]:
+    flat: FlatFeatures = calls[model.flatten].output
+    yield Row("picture", "as read", tuple(image.shape), "uint8 RGB, upright")
+    yield Row("picture", "resized, normalised", tuple(batch.images.shape), f"short side {model.metadata.eval_short_side}")
+    backbone: Any = model.backbone
+    levels = calls[model.backbone].output
+    for index, (level, stride) in enumerate(zip(levels, backbone.strides, strict=True)):
+        yield Row("backbone", f"C{index + 6 - len(levels)}", tuple(level.shape), f"stride {stride}")
+    for index, level in enumerate(calls[model.neck].output):
+        origin = "1x1 convolution" if index < len(levels) else "3x3 convolution, stride 2"
+        yield Row("neck", f"level {index}", tuple(level.shape), f"{origin}, GroupNorm")
+    lengths = " + ".join(f"{h}x{w}" for h, w in flat.spatial_shapes)
+    starts = ", ".join(map(str, flat.level_start_index))
+    yield Row("flatten", "features", tuple(flat.features.shape), f"S = {lengths}")
+    yield Row("flatten", "level start index", (len(flat.spatial_shapes),), starts)
+    yield Row("flatten", "padding mask", tuple(flat.padding_mask.shape), f"{flat.padding_mask.float().mean():.1%} padding")
+    yield Row("flatten", "valid ratios", tuple(flat.valid_ratios.shape), "share of each level that is picture (x, y)")
+    yield Row("flatten", "positions", tuple(flat.positions.shape), "sine encoding of (y, x) + level embedding")
+    yield from _attention_rows("encoder, layer 1", calls, model.encoder.layers[0].self_attn)  # type: ignore[index, union-attr]
+    memory = calls[model.encoder].output
+    yield Row("encoder", "memory", tuple(memory.shape), f"after {len(model.encoder.layers)} layers")  # type: ignore[arg-type]
+    queries = calls[model.query_source].output
+    yield Row("queries", "query", tuple(queries.query.shape), f"content; from {type(model.query_source).__name__}")
+    yield Row("queries", "query_pos", tuple(queries.query_pos.shape), "position")
+    kind = "points (x, y)" if queries.reference_points.shape[-1] == 2 else "boxes (cx, cy, w, h)"
+    yield Row("queries", "reference points", tuple(queries.reference_points.shape), f"{kind} in [0, 1]")
+    if predictions.encoder_boxes is not None and predictions.encoder_logits is not None:
+        yield Row("queries", "proposal logits", tuple(predictions.encoder_logits.shape), "channel 0 is objectness")
+        yield Row("queries", "proposal boxes", tuple(predictions.encoder_boxes.shape), "cxcywh in [0, 1]")
+    yield from _attention_rows("decoder, layer 1", calls, model.decoder.layers[0].cross_attn)  # type: ignore[index, union-attr]
+    yield Row("decoder", "hidden", tuple(calls[model.decoder].output[0].shape), "the queries after each layer")
+    change = (predictions.boxes[1:] - predictions.boxes[:-1]).abs().mean(dim=(1, 2, 3))
+    moved = ", ".join(f"{value:.4f}" for value in change.tolist())
+    note = f"cxcywh in [0, 1]; mean change from layer to layer {moved}" if len(change) else "cxcywh in [0, 1]"
+    yield Row("decoder", "boxes", tuple(predictions.boxes.shape), note)
+    yield Row("class heads", "logits", tuple(predictions.logits.shape), "one sigmoid per class, no background class")
+
+
+def _attention_rows(part: str, calls: dict[nn.Module, _Call], attention: MultiScaleDeformableAttention) -> Iterator[Row]:
+    """Offsets, weights and places of one attention module, computed anew from what it was called with."""
+    query, reference_points, _, spatial_shapes, _ = calls[attention].args
+    offsets, logits = attention.offsets_and_logits(query)
+    weights = logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
+    places = sampling_locations_from_offsets(reference_points, offsets, spatial_shapes)
+    outside = ((places < 0) | (places > 1)).any(-1).float().mean()
+    unit = "pixels of the level" if reference_points.shape[-1] == 2 else f"shares of half a box, times {attention.num_points}"
+    yield Row(part, "reference points", tuple(reference_points.shape), "in [0, 1] of each padded level")
+    yield Row(part, "sampling offsets", tuple(offsets.shape), f"mean length {offsets.norm(dim=-1).mean():.2f} ({unit})")
+    yield Row(part, "attention weights", tuple(weights.shape), f"sum to 1 over L·P; the largest is {weights.max():.2f}")
+    yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the picture and count as zero")
+
+
+def _costs(model: DeformableDETR, calls: dict[nn.Module, _Call], counter: FlopCounterMode) -> Iterator[PartCost]:
+    counts = counter.get_flop_counts()
+    for part in PARTS:
+        module = model.get_submodule(part)
+        sizes = {True: 0, False: 0}
+        for parameter in module.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
+        name = f"{type(model).__name__}.{part}"
+        names = [key for key in counts if key == name or (part == "class_heads" and key.startswith(f"{name}."))]
+        macs = sum(sum(counts[key].values()) for key in names) / 2
+        attentions = [item for item in module.modules() if isinstance(item, MultiScaleDeformableAttention)]
+        macs += sum(_operator_macs(item, calls[item]) for item in attentions)
+        yield PartCost(part, sizes[True], sizes[False], macs / 1e9)
+
+
+def _operator_macs(attention: MultiScaleDeformableAttention, call: _Call) -> float:
+    """Four corners and one weight for each channel of each sample; the counter knows only matrix products."""
+    batch, queries, channels = call.args[0].shape
+    return 5.0 * batch * queries * attention.num_levels * attention.num_points * channels
+
+
+def _detections(model: DeformableDETR, predictions: Predictions, image: Tensor, count: int) -> Iterator[Detection]:
+    height, width = image.shape[-2:]
+    scores = predictions.logits[-1, 0].sigmoid()  # [Q, K]
+    best = scores.flatten().topk(min(count, scores.numel()))
+    layers = cxcywh_to_xyxy(predictions.boxes[:, 0]) * predictions.boxes.new_tensor((width, height, width, height))  # [N, Q, 4]
+    categories = model.metadata.categories
+    for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        query, label = divmod(index, scores.shape[1])
+        name = categories.names[label] if categories else f"class {label}"
+        yield Detection(name, score, query, tuple(tuple(box) for box in layers[:, query].tolist()))
