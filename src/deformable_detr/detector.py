@@ -185,10 +185,10 @@ def build_run_config(dataset: str | Path, preset: str, output_dir: str | Path, s
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     try:
-        checked = parser.instantiate(parser.parse_object(record | groups))
+        checked = parser.parse_object(record | groups).as_dict()
     except ArgumentError as error:
         raise ValueError(f"a setting of the wrong type or value: {error}") from error
-    return RunConfig(**{item.name: checked[item.name] for item in fields(RunConfig)})
+    return RunConfig(**{name: GROUPS[name](**value) if name in GROUPS else value for name, value in checked.items()})
 
 
 def join_processes(device: torch.device) -> PartialState | None:

@@ -4,6 +4,7 @@ The model itself takes prepared tensors; what lies between — reading, resizing
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -251,7 +252,7 @@ class _Prepared:
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """`auto` → CUDA, else MPS, else the CPU; anything else as torch understands it.
+    """`auto` → CUDA (each process that torchrun starts its own GPU), else MPS, else the CPU; or any torch device.
 
     Raises:
         ValueError: no such device, or a GPU is asked for where there is none.
@@ -265,5 +266,5 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
             raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no CUDA GPU; use 'auto' or 'cpu'")
         return chosen
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
