@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import supervision as sv
 import torch
 from PIL import Image
 
@@ -38,10 +40,11 @@ def test_pictures_and_json(weights, photos, tmp_path, capsys):
     assert main(["predict", weights, str(photos), "--threshold", "0", "--output", str(output), "--batch-size", "2"]) == 0
     assert sorted(path.name for path in output.iterdir()) == ["a.jpg", "b.png", "c.jpg", "predictions.json"]
     record = json.loads((output / "predictions.json").read_text())
+    assert record["info"] == {"image_dir": str(photos)}
     assert record["categories"] == [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
     names = [(image["id"], image["file_name"], image["width"], image["height"]) for image in record["images"]]
     expected = [("a.jpg", 60), ("b.png", 61), ("c.jpg", 62)]
-    assert names == [(number, str(photos / name), 90, height) for number, (name, height) in enumerate(expected, 1)]
+    assert names == [(number, name, 90, height) for number, (name, height) in enumerate(expected, 1)]
     found = Detector.load(weights, device="cpu").predict(photos / "b.png", 0.0)
     second = [entry for entry in record["annotations"] if entry["image_id"] == 2]
     assert sorted(entry["score"] for entry in second) == pytest.approx(sorted(found.confidence.tolist()), abs=1e-4)
@@ -53,6 +56,18 @@ def test_pictures_and_json(weights, photos, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "3 pictures" in shown
     assert "cat" in shown
+
+
+def test_the_json_is_a_data_set_for_other_tools(weights, photos, tmp_path):
+    sub = photos / "sub"
+    sub.mkdir()
+    (photos / "c.jpg").rename(sub / "a.jpg")
+    output = tmp_path / "out"
+    assert main(["predict", weights, f"{photos}/**/*", "--threshold", "0", "--output", str(output)]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["a-2.jpg", "a.jpg", "b.png", "predictions.json"]
+    dataset = sv.DetectionDataset.from_coco(str(photos), str(output / "predictions.json"))
+    assert dataset.classes == ["dog", "cat"]
+    assert sorted(Path(path).relative_to(photos).as_posix() for path in dataset.image_paths) == ["a.jpg", "b.png", "sub/a.jpg"]
 
 
 def test_options_files_and_classes(weights, photos, tmp_path):

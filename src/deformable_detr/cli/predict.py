@@ -1,6 +1,7 @@
 """`deformable-detr predict`: objects in pictures, drawn and as COCO-format JSON."""
 
 import json
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -193,12 +194,20 @@ class CocoPredictions:
         self.pictures = sorted(gather_object(self.pictures), key=lambda picture: place[picture[0]["file_name"]])
 
     def record(self) -> dict[str, Any]:
-        """Images, annotations (both numbered from 1) and categories, for JSON."""
-        images = [{"id": number, **image} for number, (image, _) in enumerate(self.pictures, 1)]
+        """Images, annotations (both numbered from 1) and categories, for JSON.
+
+        File names are relative to `image_dir` of `info`: the folder that all pictures lie in, here or deeper.
+        """
+        paths = [Path(image["file_name"]).absolute() for image, _ in self.pictures]
+        image_dir = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path.cwd()
+        images = [
+            {"id": number, **image, "file_name": path.relative_to(image_dir).as_posix()}
+            for number, (path, (image, _)) in enumerate(zip(paths, self.pictures, strict=True), 1)
+        ]
         found = [{"image_id": number, **entry} for number, (_, entries) in enumerate(self.pictures, 1) for entry in entries]
         annotations = [{"id": number, **entry} for number, entry in enumerate(found, 1)]
         categories = [{"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)]
-        return {"images": images, "annotations": annotations, "categories": categories}
+        return {"info": {"image_dir": str(image_dir)}, "images": images, "annotations": annotations, "categories": categories}
 
     def save(self, path: Path) -> None:
         """Write the JSON, making the folder where needed."""

@@ -61,6 +61,16 @@ class Result:
 class Predictor:
     """Runs a detector on pictures.
 
+    ```python
+    predictor.predict("street.jpg")                          # one picture → supervision.Detections
+    predictor.predict("photos/", threshold=0.3, batch_size=8)  # many → a list
+    for result in predictor.iterate("photos/**/*.jpg"):      # very many → one after the other
+        print(result.name, result.detections.data["class_name"])
+    frames = (frame[..., ::-1] for frame in supervision.get_video_frames_generator("street.mp4"))  # BGR → RGB
+    for result in predictor.iterate(frames): ...
+    supervision.InferenceSlicer(predictor.predict)(image)    # small objects in a large picture: tile by tile
+    ```
+
     Args:
         model: a detector with `.metadata` (class names, picture sizes); it is moved to `device` and set to evaluation mode.
         device: `auto` takes a GPU where there is one; else any torch device.
