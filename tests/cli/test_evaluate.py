@@ -91,3 +91,10 @@ def test_help(capsys):
     shown = capsys.readouterr().out
     for text in ("--split", "Part of the data set", "examples:", "torchrun"):
         assert text in shown
+
+
+def test_settings_for_loading():
+    options = parse_evaluate_options(["w", "d", "--precision", "bf16", "--device=cpu"])
+    assert options.load_settings() == {"device": "cpu", "precision": "bf16"}
+    options = parse_evaluate_options(["w", "d", "--dilation", "true"])
+    assert options.load_settings() == {"device": "auto", "precision": "fp32", "dilation": True}

@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     log_to_screen()
     state = join_processes(choose_device(options.device))
     first = state is None or state.is_main_process
-    detector = Detector.load(options.weights, device=options.device, precision=options.precision)
+    detector = Detector.load(options.weights, **options.load_settings())
     console = Console()
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, transient=True, disable=not first)

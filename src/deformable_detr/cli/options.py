@@ -31,6 +31,14 @@ class DetectorOptions:
     top_k: int = 100
     """At most this many detections per picture, the best ones."""
 
+    dilation: bool = False
+    """The weights are those of a DC5 model: official files do not say so themselves. Our own files do."""
+
+    def load_settings(self) -> dict[str, Any]:
+        """Keywords for `Detector.load`."""
+        settings: dict[str, Any] = {"device": self.device, "precision": self.precision}
+        return settings | ({"dilation": True} if self.dilation else {})
+
 
 def parse_options(
     kind: type[Options],

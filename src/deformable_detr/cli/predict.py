@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]
-    detector = Detector.load(options.weights, device=options.device, precision=options.precision)
+    detector = Detector.load(options.weights, **options.load_settings())
     results = detector.iterate(
         share,
         options.threshold,
