@@ -206,7 +206,7 @@ def test_four_pictures_are_learned_by_heart(config: RunConfig, dataset: Path, tm
         model=replace(config.model, dropout=0.0),
         data=replace(config.data, train_short_sides=(64,), horizontal_flip=0.0, transpose=0.0),
         optimizer=replace(config.optimizer, lr=2e-3, schedule="cosine", warmup_steps=20),
-        train=replace(config.train, steps=120, batch_size=4, evaluate_every=0, log_every=50),
+        train=replace(config.train, steps=150, batch_size=4, evaluate_every=0, log_every=50),
     )
     result = train(run)
     last = [record for record in RunFolder(result.output_dir).read_log() if record["kind"] == "train"][-1]

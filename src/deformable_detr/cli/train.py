@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -227,11 +228,17 @@ def _preset(arguments: list[str], config_file: str | None) -> str:
 
 
 def _explained(message: str) -> str:
-    """The parser's message, with the setting that was probably meant."""
-    for word in message.replace("'", " ").replace('"', " ").replace("=", " ").split():
-        name = word.strip(".,:;")
-        if name.startswith("--") and name[2:] not in [*_settings(), "config"]:
-            close = difflib.get_close_matches(name[2:], [*_settings(), *(full.rpartition(".")[2] for full in _settings())], n=2)
+    """The parser's message in plain words, with the setting that was probably meant."""
+    message = " ".join(message.split())
+    for pattern, plain in (
+        (r'Parser key "([^"]+)":', r"\1:"),
+        (r"Expected an? <class '(\w+)'>\.? Got value:", r"expected \1, got"),
+        (r"Expected a typing\.Literal\[([^\]]*)\]\. Got value:", r"expected one of \1, got"),
+    ):
+        message = re.sub(pattern, plain, message)
+    for name in re.findall(r"--([\w.]+)", message):
+        if name not in [*_settings(), "config"]:
+            close = difflib.get_close_matches(name, [*_settings(), *(full.rpartition(".")[2] for full in _settings())], n=2)
             if close:
                 return f"{message}; did you mean {' or '.join('--' + found for found in close)}?"
     return message
