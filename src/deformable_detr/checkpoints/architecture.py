@@ -15,7 +15,7 @@ from deformable_detr.presets import MODEL_PRESETS
 logger = logging.getLogger(__name__)
 
 _USUAL_POINTS = 4
-_RESNETS = {
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18.tv_in1k",
     (False, (3, 4, 6, 3)): "resnet34.tv_in1k",
     (True, (3, 4, 6, 3)): "resnet50.tv_in1k",

@@ -13,6 +13,9 @@ from deformable_detr.structures import Categories
 
 PROPOSAL_HEAD = "query_source.class_head"
 
+SILENT_LOGIT = -20.0
+"""Bias of a channel that stands for no class: its score is 2e-9."""
+
 
 @dataclass(frozen=True)
 class ClassMapping:
@@ -94,8 +97,8 @@ def placeholder_classes(num_classes: int) -> Categories:
 def map_class_heads(weights: Weights, mapping: ClassMapping) -> None:
     """Rearrange the rows of all class heads.
 
-    Fresh rows have the usual small weights and the focal prior as bias. Row 0 of the proposals' head is no class but says whether
-    there is an object at all: it stays, whatever the classes.
+    Fresh rows have the usual small weights and the focal prior as bias; channels that stand for no class never
+    answer. Row 0 of the proposals' head is no class but says whether there is an object at all: it stays, whatever the classes.
 
     Args:
         weights: changed in place.
@@ -104,9 +107,11 @@ def map_class_heads(weights: Weights, mapping: ClassMapping) -> None:
     for name in [name for name in weights.tensors if name.endswith(".weight") and _is_class_head(name)]:
         head = name.removesuffix(".weight")
         sources = mapping.sources
+        silent = [row for row, class_name in enumerate(mapping.classes.names) if class_name == NO_CLASS]
         if head == PROPOSAL_HEAD:
             sources = (0, *(source or None for source in sources[1:]))
-        weight, bias = _rearrange(weights.tensors[name], weights.tensors[f"{head}.bias"], sources)
+            silent = [row for row, source in enumerate(sources) if source is None]
+        weight, bias = _rearrange(weights.tensors[name], weights.tensors[f"{head}.bias"], sources, silent)
         for key, tensor in ((name, weight), (f"{head}.bias", bias)):
             weights.report.reshaped.append(f"{weights.named(key)} ({mapping.num_old_classes} → {len(sources)} rows)")
             weights.tensors[key] = tensor
@@ -116,11 +121,14 @@ def _is_class_head(name: str) -> bool:
     return name.startswith(("class_heads.", f"{PROPOSAL_HEAD}."))
 
 
-def _rearrange(weight: Tensor, bias: Tensor, sources: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+def _rearrange(weight: Tensor, bias: Tensor, sources: Sequence[int | None], silent: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows from the old head; fresh ones elsewhere, and ones that never answer at `silent`."""
     fresh = class_head(weight.shape[1], len(sources))
     rows = [row for row, source in enumerate(sources) if source is not None]
     old_rows = [source for source in sources if source is not None]
     with torch.no_grad():
+        fresh.weight[silent] = 0.0
+        fresh.bias[silent] = SILENT_LOGIT
         fresh.weight[rows] = weight[old_rows].to(fresh.weight.dtype)
         fresh.bias[rows] = bias[old_rows].to(fresh.bias.dtype)
     return fresh.weight.detach(), fresh.bias.detach()

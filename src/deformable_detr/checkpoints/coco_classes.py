@@ -2,17 +2,19 @@
 
 from deformable_detr.structures import Categories
 
+_NAMES = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,"
+    "wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,"
+    "chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,"
+    "toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+)
+
 COCO_NAMES: dict[int, str] = dict(
     zip(
         (*range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70, *range(72, 83), *range(84, 91)),
-        (
-            "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,"
-            "bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,"
-            "sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,"
-            "bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,"
-            "toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,"
-            "teddy bear,hair drier,toothbrush"
-        ).split(","),
+        _NAMES.split(","),
         strict=True,
     )
 )
@@ -76,3 +78,13 @@ SYNONYMS: dict[str, str] = {
 def default_categories(num_classes: int) -> Categories | None:
     """The classes that a file without names means: COCO's where their number says so, else unknown ones."""
     return {80: COCO_80, 91: COCO_91}.get(num_classes)
+
+
+def categories_of_names(names: tuple[str, ...] | None, num_classes: int) -> Categories | None:
+    """The classes that a file names, with COCO's category ids where they are COCO's; guessed from their number without names."""
+    if names is None:
+        return default_categories(num_classes)
+    for known in (COCO_80, COCO_91):
+        if names == known.names:
+            return known
+    return Categories.from_names(names)

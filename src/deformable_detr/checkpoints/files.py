@@ -1,4 +1,4 @@
-"""Tensors from files, of either container: safetensors (memory-mapped) or PyTorch's pickle (with an allow-list, nothing is executed)."""
+"""Tensors from files of either container: safetensors (memory-mapped), or PyTorch's pickle, of which nothing is executed."""
 
 import argparse
 import json
@@ -34,9 +34,6 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 class Inert:
     """Stands for an object of a checkpoint that is not needed; accepts anything and does nothing."""
-
-    def __new__(cls, *arguments: Any, **keywords: Any) -> "Inert":
-        return super().__new__(cls)
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         pass
@@ -142,7 +139,9 @@ def _refusal(path: Path, message: str) -> str:
             f"{path} is refused: it holds Python objects that are not weights ({foreign}). Loading them would run code from the "
             "file, so nothing was executed. If it comes from a source that you trust, save its plain state_dict as safetensors"
         )
-    return f"{path} is not a PyTorch checkpoint, or a damaged one ({message.splitlines()[0]}). Was a download interrupted? Fetch it again"
+    return (
+        f"{path} is no PyTorch checkpoint, or a damaged one ({message.splitlines()[0]}). Was a download interrupted? Fetch it again"
+    )
 
 
 def _first_line(error: Exception) -> str:

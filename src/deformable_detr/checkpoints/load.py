@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.checkpoints import native, official
+from deformable_detr.checkpoints import detrex, hub, huggingface, mmdet, native, official
 from deformable_detr.checkpoints.architecture import infer_config
 from deformable_detr.checkpoints.class_mapping import ClassMapping, map_class_heads, match_classes, placeholder_classes
 from deformable_detr.checkpoints.coco_classes import default_categories
@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 READERS: dict[str, Callable[[TensorFile], Weights]] = {
     "native": native.read,
     "official": official.read,
+    "mmdet": mmdet.read,
+    "mmdet 2.x": mmdet.read_version_2,
+    "detrex": detrex.read,
+    "huggingface": huggingface.read,
 }
 """Layout → the function that gives its tensors our names."""
 
@@ -83,8 +87,7 @@ def load_checkpoint(
     **settings: Any,
 ) -> LoadedCheckpoint:
     """As :func:`load_pretrained`, with the report on what became of every tensor and class."""
-    del revision
-    path = find_weights(source)
+    path = find_weights(source, revision)
     weights = read_weights(read_tensors(path))
     metadata = describe(weights, settings, origin=str(source))
     wanted = _wanted_classes(classes, num_classes, metadata)
@@ -96,13 +99,18 @@ def load_checkpoint(
     return LoadedCheckpoint(model, weights.report, mapping, path)
 
 
-def find_weights(source: str | Path) -> Path:
-    """The weights file that a path stands for.
+def find_weights(source: str | Path, revision: str | None = None) -> Path:
+    """The weights file that a path or the name of a model on the hub stands for.
 
     Raises:
         FileNotFoundError: no file, or a folder without weights.
+        ConnectionError: the hub cannot be reached, and its cache does not have the model.
     """
     path = Path(source).expanduser()
+    if not path.exists() and hub.is_hub_name(source):
+        path = hub.download(str(source), revision)
+    elif revision is not None:
+        raise ValueError(f"revision={revision!r} is for models on the hub, but {source} is not one")
     if not path.is_dir():
         if not path.exists():
             raise FileNotFoundError(f"no weights at {path}")
@@ -134,7 +142,11 @@ def detect_layout(file: TensorFile) -> str:
     names = file.tensors
     marks = {
         "native": ("neck.projections.", "query_source."),
+        "mmdet 2.x": ("bbox_head.transformer.encoder.layers.0.attentions.0.", "neck."),
+        "detrex": ("transformer.encoder.layers.0.attentions.0.sampling_offsets.", "neck."),
         "official": ("transformer.encoder.layers.0.self_attn.sampling_offsets.", "input_proj.0.0."),
+        "mmdet": ("encoder.layers.0.self_attn.sampling_offsets.", "bbox_head."),
+        "huggingface": ("model.encoder.layers.0.self_attn.sampling_offsets.", "model.input_proj.0.0."),
     }
     for layout, prefixes in marks.items():
         if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
@@ -159,7 +171,7 @@ def describe(weights: Weights, settings: dict[str, Any], origin: str) -> Metadat
     config = infer_config(weights, settings)
     if weights.metadata is not None:
         return replace(weights.metadata, model=config)
-    details = {"categories": None} | weights.details
+    details: dict[str, Any] = {"categories": None} | weights.details
     named = details["categories"]
     if named is not None and len(named) != config.num_classes:
         details["categories"] = None

@@ -31,10 +31,14 @@ def save_weights(
         metadata: to be stored instead of `model.metadata`.
         state_dict: to be stored instead of the model's own weights, such as their moving average.
     """
-    path = Path(path)
+    return write_state_dict(Path(path), state_dict or model.state_dict(), metadata or model.metadata)
+
+
+def write_state_dict(path: Path, state_dict: dict[str, Tensor], metadata: Metadata) -> Path:
+    """As :func:`save_weights`, for tensors without their network."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = separate_memory(state_dict or model.state_dict())
-    header = {"format": FORMAT, "metadata": json.dumps((metadata or model.metadata).to_dict())}
+    tensors = separate_memory(state_dict)
+    header = {"format": FORMAT, "metadata": json.dumps(metadata.to_dict())}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
     return path
 

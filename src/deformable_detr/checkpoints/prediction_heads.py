@@ -44,11 +44,17 @@ def fold_heads(weights: Weights, box_refinement: bool | None = None) -> None:
 
 def _separate(weights: Weights, num_layers: int) -> None:
     """Each layer its own memory, also where a file holds one head for all."""
+    two_stage = _TWO_STAGE_MARK in weights.tensors
     for name in [name for name in weights.tensors if _layer_of(name) == 0]:
+        kind, _, rest = _HEAD.fullmatch(name).groups()  # type: ignore[union-attr]
+        proposal = f"{_PROPOSAL_HEADS[kind]}.{rest}"
+        single = not any(_layer_of(key) > 0 and _kind(key) == _kind(name) for key in weights.origin)
+        if two_stage and single and proposal not in weights.tensors:
+            weights.tensors[proposal] = weights.tensors[name].clone()
         for layer in range(1, num_layers):
             other = _at_layer(name, layer)
             if other not in weights.tensors:
-                if not any(_layer_of(key) > 0 and _kind(key) == _kind(name) for key in weights.origin):
+                if single:
                     weights.tensors[other] = weights.tensors[name].clone()
             elif weights.tensors[other].data_ptr() == weights.tensors[name].data_ptr():
                 weights.tensors[other] = weights.tensors[other].clone()

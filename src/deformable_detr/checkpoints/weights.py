@@ -77,7 +77,7 @@ def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report, ignored:
             report.dropped.append(name)
         else:
             raise ValueError(
-                f"{report.source_format} checkpoint: {weights.origin[ours]} and {name} must be copies of each other, but they differ"
+                f"{report.source_format} checkpoint: {weights.origin[ours]} and {name} must be copies of each other, but differ"
             )
     return weights
 

@@ -1,0 +1,149 @@
+"""Weights of one layout → a file or folder of another, with a report on what became of every tensor."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from deformable_detr.checkpoints import huggingface, mmdet, native, official
+from deformable_detr.checkpoints.coco_classes import COCO_80, COCO_91
+from deformable_detr.checkpoints.load import LoadedCheckpoint, load_checkpoint
+from deformable_detr.checkpoints.report import Report
+from deformable_detr.config import Metadata
+from deformable_detr.model import DeformableDETR
+from deformable_detr.structures import Categories, ImageBatch
+
+Layout = Literal["native", "official", "mmdet", "huggingface"]
+ClassLayout = Literal["auto", "keep", "coco80", "coco91"]
+
+_EXPECTED_CLASSES = {"official": COCO_91, "mmdet": COCO_80}
+"""The COCO layout that a code base works with."""
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: Layout,
+    *,
+    classes: ClassLayout = "auto",
+    neck_bias: bool = True,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Report:
+    """Read weights of any known layout and write them in another.
+
+    Args:
+        source: as for `load_pretrained`.
+        target: the file, or for `huggingface` the folder.
+        to: the layout.
+        classes: `coco80` and `coco91` change between the two layouts of COCO's classes; `auto` does so where the target's code
+            works with the other one (official: 91, mmdetection: 80); `keep` never does.
+        neck_bias: mmdetection only: keep the biases of the neck, which need `neck.bias=True` in its config. False drops them, and
+            the report says how much the outputs change.
+        overwrite: replace an existing target.
+        settings: further keywords of `load_pretrained`, such as `dilation=True`.
+
+    Raises:
+        FileExistsError: there is something at `target`.
+        ValueError: the source does not fit, or the target layout cannot express the network.
+    """
+    if to not in WRITERS:
+        raise ValueError(f"unknown layout {to!r}; known are {', '.join(WRITERS)}")
+    target = Path(target).expanduser()
+    _check_target(target, to, overwrite)
+    loaded = load_checkpoint(source, **settings)
+    wanted = _classes_for(loaded.model.metadata.categories, to, classes)
+    if wanted is not None:
+        loaded = load_checkpoint(source, classes=wanted, **settings)
+    report = Report(loaded.report.source_format, to)
+    metadata = loaded.model.metadata
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if to == "mmdet":
+        _write_mmdet(target, loaded.model, report, neck_bias)
+    else:
+        WRITERS[to](target, loaded.model.state_dict(), metadata, report)
+    return _joined(loaded, report)
+
+
+def _check_target(target: Path, to: Layout, overwrite: bool) -> None:
+    wants_folder = to == "huggingface"
+    if target.is_dir() and not wants_folder:
+        raise ValueError(f"{target} is a folder, but the layout {to} is one file: give a file name")
+    if wants_folder and target.is_file():
+        raise ValueError(f"{target} is a file, but the layout huggingface is a folder: give a folder name")
+    taken = (target / "model.safetensors").exists() if wants_folder else target.exists()
+    if taken and not overwrite:
+        raise FileExistsError(f"{target} exists: choose another name, or pass --overwrite true")
+
+
+def _classes_for(found: Categories | None, to: Layout, classes: ClassLayout) -> Categories | None:
+    """The COCO layout to change to; None: leave the classes as they are."""
+    if classes == "keep" or (classes == "auto" and to not in _EXPECTED_CLASSES):
+        return None
+    wanted = _EXPECTED_CLASSES[to] if classes == "auto" else {"coco80": COCO_80, "coco91": COCO_91}[classes]
+    if found not in (COCO_80, COCO_91):
+        if classes == "auto":
+            return None
+        raise ValueError(f"--classes {classes}: the source does not have COCO's classes")
+    return None if found == wanted else wanted
+
+
+def _write_native(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report) -> None:
+    native.write_state_dict(path, tensors, metadata)
+    report.mapped = len(tensors)
+
+
+def _write_mmdet(path: Path, model: DeformableDETR, report: Report, neck_bias: bool) -> None:
+    tensors = model.state_dict()
+    if not neck_bias and any(tensors[name].any() for name in mmdet.neck_bias_names(tensors)):
+        report.lossy.append(f"the biases of the neck are dropped: {_effect_of_neck_bias(model)}")
+    native.write_atomically(path, lambda temporary: mmdet.write(temporary, tensors, model.metadata, report, neck_bias=neck_bias))
+
+
+def _write_official(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report) -> None:
+    native.write_atomically(path, lambda temporary: official.write(temporary, tensors, metadata, report))
+
+
+WRITERS: dict[str, Callable[[Path, dict[str, Tensor], Metadata, Report], None]] = {
+    "native": _write_native,
+    "official": _write_official,
+    "mmdet": mmdet.write,
+    "huggingface": huggingface.write,
+}
+"""Layout → the function that writes it."""
+
+
+@torch.inference_mode()
+def _effect_of_neck_bias(model: DeformableDETR) -> str:
+    """How far the outputs move on a picture of noise when the biases go."""
+    picture = torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(0))
+    batch = ImageBatch(picture, torch.zeros(1, 256, 320, dtype=torch.bool))
+    other = copy.deepcopy(model).eval()
+    before = other(batch)
+    for name in mmdet.neck_bias_names(other.state_dict()):
+        other.get_parameter(name).data.zero_()
+    after = other(batch)
+    scores = (after.logits[-1].sigmoid() - before.logits[-1].sigmoid()).abs().max()
+    boxes = (after.boxes[-1] - before.boxes[-1]).abs().max()
+    return f"on a picture of noise, scores change by up to {scores:.2g}, boxes by up to {100 * boxes:.2g} % of the picture"
+
+
+def _joined(loaded: LoadedCheckpoint, written: Report) -> Report:
+    """Both ways, source → ours → target, as one report."""
+    read = loaded.report
+    joined = replace(
+        written,
+        reshaped=[*read.reshaped, *written.reshaped],
+        dropped=[*read.dropped, *written.dropped],
+        missing=[*read.missing, *written.missing],
+        lossy=[*read.lossy, *written.lossy],
+        notes=[*read.notes, *written.notes],
+    )
+    if loaded.class_mapping is not None:
+        mapping = loaded.class_mapping
+        joined.notes.append(f"classes: {mapping.num_old_classes} → {len(mapping.classes)}, {len(mapping.kept)} kept by name")
+    return joined

@@ -1,0 +1,174 @@
+"""The layouts of mmdetection: 3.x in and out, 2.x in. Its neck has no bias unless `neck.bias=True` is configured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformable_detr.checkpoints.coco_classes import categories_of_names
+from deformable_detr.checkpoints.files import TensorFile
+from deformable_detr.checkpoints.keymap import KeyMap
+from deformable_detr.checkpoints.prediction_heads import count, fold_heads, unfold_heads
+from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.weights import Weights, translate
+from deformable_detr.config import Metadata
+
+NAME = "mmdet"
+METADATA_ENTRY = "deformable_detr_metadata"
+
+_BACKBONE_NECK_HEADS = [
+    ("backbone.body.{rest}", "backbone.{rest}"),
+    *((f"neck.projections.{level}.0.{{rest}}", f"neck.convs.{level}.conv.{{rest}}") for level in range(3)),
+    *((f"neck.projections.{level}.1.{{rest}}", f"neck.convs.{level}.gn.{{rest}}") for level in range(3)),
+    *((f"neck.projections.{level}.0.{{rest}}", f"neck.extra_convs.{level - 3}.conv.{{rest}}") for level in range(3, 8)),
+    *((f"neck.projections.{level}.1.{{rest}}", f"neck.extra_convs.{level - 3}.gn.{{rest}}") for level in range(3, 8)),
+    ("class_heads.{p}.{rest}", "bbox_head.cls_branches.{p}.{rest}"),
+    *((f"decoder.box_heads.{{p}}.layers.{k}.{{rest}}", f"bbox_head.reg_branches.{{p}}.{2 * k}.{{rest}}") for k in range(3)),
+]
+
+KEYS = KeyMap(
+    [
+        *_BACKBONE_NECK_HEADS,
+        ("flatten.level_embed", "level_embed"),
+        ("query_source.query_embed.weight", "query_embedding.weight"),
+        ("query_source.reference_points.{rest}", "reference_points_fc.{rest}"),
+        ("query_source.memory_proj.{rest}", "memory_trans_fc.{rest}"),
+        ("query_source.memory_norm.{rest}", "memory_trans_norm.{rest}"),
+        ("query_source.query_proj.{rest}", "pos_trans_fc.{rest}"),
+        ("query_source.query_norm.{rest}", "pos_trans_norm.{rest}"),
+        ("encoder.layers.{i}.self_attn.{rest}", "encoder.layers.{i}.self_attn.{rest}"),
+        ("encoder.layers.{i}.self_attn_norm.{rest}", "encoder.layers.{i}.norms.0.{rest}"),
+        ("encoder.layers.{i}.ffn.linear1.{rest}", "encoder.layers.{i}.ffn.layers.0.0.{rest}"),
+        ("encoder.layers.{i}.ffn.linear2.{rest}", "encoder.layers.{i}.ffn.layers.1.{rest}"),
+        ("encoder.layers.{i}.ffn_norm.{rest}", "encoder.layers.{i}.norms.1.{rest}"),
+        ("decoder.layers.{i}.self_attn.{rest}", "decoder.layers.{i}.self_attn.attn.{rest}"),
+        ("decoder.layers.{i}.self_attn_norm.{rest}", "decoder.layers.{i}.norms.0.{rest}"),
+        ("decoder.layers.{i}.cross_attn.{rest}", "decoder.layers.{i}.cross_attn.{rest}"),
+        ("decoder.layers.{i}.cross_attn_norm.{rest}", "decoder.layers.{i}.norms.1.{rest}"),
+        ("decoder.layers.{i}.ffn.linear1.{rest}", "decoder.layers.{i}.ffn.layers.0.0.{rest}"),
+        ("decoder.layers.{i}.ffn.linear2.{rest}", "decoder.layers.{i}.ffn.layers.1.{rest}"),
+        ("decoder.layers.{i}.ffn_norm.{rest}", "decoder.layers.{i}.norms.2.{rest}"),
+    ]
+)
+
+
+def attention_list_rules(prefix: str) -> list[tuple[str, str]]:
+    """The transformer where a layer is a list of attentions, norms and feed-forward networks (mmdetection 2.x, detrex)."""
+    encoder, decoder = f"{prefix}encoder.layers.{{i}}", f"{prefix}decoder.layers.{{i}}"
+    return [
+        ("flatten.level_embed", f"{prefix}level_embeds"),
+        ("query_source.reference_points.{rest}", f"{prefix}reference_points.{{rest}}"),
+        ("query_source.memory_proj.{rest}", f"{prefix}enc_output.{{rest}}"),
+        ("query_source.memory_norm.{rest}", f"{prefix}enc_output_norm.{{rest}}"),
+        ("query_source.query_proj.{rest}", f"{prefix}pos_trans.{{rest}}"),
+        ("query_source.query_norm.{rest}", f"{prefix}pos_trans_norm.{{rest}}"),
+        ("encoder.layers.{i}.self_attn.{rest}", f"{encoder}.attentions.0.{{rest}}"),
+        ("encoder.layers.{i}.self_attn_norm.{rest}", f"{encoder}.norms.0.{{rest}}"),
+        ("encoder.layers.{i}.ffn.linear1.{rest}", f"{encoder}.ffns.0.layers.0.0.{{rest}}"),
+        ("encoder.layers.{i}.ffn.linear2.{rest}", f"{encoder}.ffns.0.layers.1.{{rest}}"),
+        ("encoder.layers.{i}.ffn_norm.{rest}", f"{encoder}.norms.1.{{rest}}"),
+        ("decoder.layers.{i}.self_attn.{rest}", f"{decoder}.attentions.0.attn.{{rest}}"),
+        ("decoder.layers.{i}.self_attn_norm.{rest}", f"{decoder}.norms.0.{{rest}}"),
+        ("decoder.layers.{i}.cross_attn.{rest}", f"{decoder}.attentions.1.{{rest}}"),
+        ("decoder.layers.{i}.cross_attn_norm.{rest}", f"{decoder}.norms.1.{{rest}}"),
+        ("decoder.layers.{i}.ffn.linear1.{rest}", f"{decoder}.ffns.0.layers.0.0.{{rest}}"),
+        ("decoder.layers.{i}.ffn.linear2.{rest}", f"{decoder}.ffns.0.layers.1.{{rest}}"),
+        ("decoder.layers.{i}.ffn_norm.{rest}", f"{decoder}.norms.2.{{rest}}"),
+    ]
+
+
+KEYS_VERSION_2 = KeyMap(
+    [
+        *_BACKBONE_NECK_HEADS,
+        ("query_source.query_embed.weight", "bbox_head.query_embedding.weight"),
+        *attention_list_rules("bbox_head.transformer."),
+    ]
+)
+
+
+def read(file: TensorFile) -> Weights:
+    """A checkpoint of mmdetection 3.x under our names."""
+    return _read(file, KEYS, NAME)
+
+
+def read_version_2(file: TensorFile) -> Weights:
+    """A checkpoint of mmdetection 2.x under our names."""
+    return _read(file, KEYS_VERSION_2, "mmdet 2.x")
+
+
+def _read(file: TensorFile, keys: KeyMap, name: str) -> Weights:
+    weights = translate(file.tensors, keys, Report(name))
+    fold_heads(weights)
+    add_neck_biases(weights)
+    meta = file.extras.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    stored = meta.get(METADATA_ENTRY)
+    if isinstance(stored, str):
+        weights.metadata = Metadata.from_dict(json.loads(stored))
+    weights.details["categories"] = categories_of_names(_class_names(meta), len(weights.tensors.get("class_heads.0.bias", ())))
+    return weights
+
+
+def add_neck_biases(weights: Weights) -> None:
+    """Convolutions without a bias get one of zeros: the same outputs."""
+    for level in range(count(weights.tensors, r"neck\.projections\.(\d+)\.0\.weight")):
+        weight, bias = f"neck.projections.{level}.0.weight", f"neck.projections.{level}.0.bias"
+        if weight in weights.tensors and bias not in weights.tensors:
+            weights.report.missing.append(f"{weights.named(bias)} (zeros: the same outputs)")
+            weights.tensors[bias] = torch.zeros(len(weights.tensors[weight]))
+
+
+def _class_names(meta: dict[str, Any]) -> tuple[str, ...] | None:
+    described = meta.get("dataset_meta")
+    described = described if isinstance(described, dict) else {}
+    for names in (described.get("classes"), described.get("CLASSES"), meta.get("CLASSES")):
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report, *, neck_bias: bool = True) -> None:
+    """Write a checkpoint that mmdetection 3.x loads.
+
+    Args:
+        path: the `.pth` file.
+        tensors: under our names.
+        metadata: of the network.
+        report: is filled.
+        neck_bias: keep the biases of the neck's convolutions, if there are any; then the config needs `neck.bias=True`.
+
+    Raises:
+        ValueError: a backbone whose tensors have other names there.
+    """
+    config = metadata.model
+    if not config.backbone.startswith("resnet"):
+        raise ValueError(
+            f"mmdetection names the tensors of the backbone {config.backbone!r} otherwise: only ResNets can be written"
+        )
+    if config.backbone_options:
+        report.notes.append(f"the backbone is a ResNet with {config.backbone_options}: mmdetection has no config for it")
+    has_bias = any(tensors[name].any() for name in neck_bias_names(tensors))
+    state_dict: dict[str, Tensor] = {}
+    for name, tensor in unfold_heads(tensors, config.num_decoder_layers).items():
+        if name in neck_bias_names(tensors) and not (has_bias and neck_bias):
+            report.dropped.append(f"{name} ({'biases of the neck' if has_bias else 'zeros'})")
+            continue
+        theirs = KEYS.to_theirs(name)
+        if theirs is None:
+            raise ValueError(f"mmdetection's layout has no place for {name}")
+        state_dict[theirs] = tensor
+        report.mapped += 1
+    if has_bias and neck_bias:
+        report.notes.append("set model.neck.bias=True in mmdetection's config: these weights have biases there")
+    report.notes.append(f"set model.bbox_head.num_classes={config.num_classes} and model.num_queries={config.num_queries}")
+    meta: dict[str, Any] = {METADATA_ENTRY: json.dumps(metadata.to_dict())}
+    if metadata.categories:
+        meta["dataset_meta"] = {"classes": metadata.categories.names}
+    torch.save({"state_dict": state_dict, "meta": meta}, path)
+
+
+def neck_bias_names(tensors: dict[str, Tensor]) -> list[str]:
+    """Our names of the biases of the neck's convolutions."""
+    return [name for name in tensors if name.startswith("neck.projections.") and name.endswith(".0.bias")]
