@@ -1,4 +1,4 @@
-"""The native CPU kernels: how the compiled library is found, which instruction set it runs with, and how tensors are handed to it."""
+"""The native CPU kernels: how the library is found, which instructions it uses, and how tensors are handed to it."""
 
 import ctypes
 import functools
@@ -26,7 +26,7 @@ _RESULTS = ("output", "grad_value", "grad_reference", "grad_offsets", "grad_weig
 class Problem(ctypes.Structure):
     """`msda_problem` of csrc/problem.h."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [(name, ctypes.c_void_p) for name in _POINTERS + _RESULTS]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [(name, ctypes.c_void_p) for name in _POINTERS + _RESULTS]
 
 
 class KernelsMissing(ImportError):

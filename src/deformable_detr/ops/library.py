@@ -1,7 +1,7 @@
 """Registration with torch.library: one forward and one backward operator that compile, autograd, autocast and vmap know.
 
-`torch.ops.deformable_detr.ms_deform_attn(value, shapes, reference, offsets, weights, backend)`: with `reference` None, `offsets` are
-sampling locations and `weights` attention weights; otherwise the fused form.
+`torch.ops.deformable_detr.ms_deform_attn(value, shapes, reference, offsets, weights, backend)`: with `reference` None,
+`offsets` are sampling locations and `weights` attention weights; otherwise the fused form.
 """
 
 from collections.abc import Sequence

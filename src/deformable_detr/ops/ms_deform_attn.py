@@ -10,6 +10,7 @@ from deformable_detr.ops.backends import choose_backend
 from deformable_detr.ops.reference import multi_scale_deformable_attn_pytorch, sampling_locations_from_offsets
 
 Shapes = Tensor | Sequence[tuple[int, int]]
+Pairs = Sequence[tuple[int, int]]
 
 
 def ms_deform_attn(
@@ -85,9 +86,7 @@ def ms_deform_attn_fused(
     return _kernel(value, pairs, reference_points, sampling_offsets, attention_logits, chosen)
 
 
-def _kernel(
-    value: Tensor, pairs: Sequence[Sequence[int]], reference: Tensor | None, offsets: Tensor, weights: Tensor, backend: str
-) -> Tensor:
+def _kernel(value: Tensor, pairs: Pairs, reference: Tensor | None, offsets: Tensor, weights: Tensor, backend: str) -> Tensor:
     """The registered operator; the geometry in float32 whatever the type of `value`."""
     if reference is not None:
         reference = reference.to(torch.float32)
@@ -101,7 +100,7 @@ def _accumulation_dtype(value: Tensor) -> torch.dtype:
     return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
-def _pairs(spatial_shapes: Shapes) -> Sequence[Sequence[int]]:
+def _pairs(spatial_shapes: Shapes) -> Pairs:
     if not isinstance(spatial_shapes, Tensor):
         return spatial_shapes
     if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.is_floating_point():
@@ -110,7 +109,7 @@ def _pairs(spatial_shapes: Shapes) -> Sequence[Sequence[int]]:
     return spatial_shapes.tolist()
 
 
-def _check(value: Tensor, pairs: Sequence[Sequence[int]], places: str, locations: Tensor, strengths: str, weights: Tensor) -> None:
+def _check(value: Tensor, pairs: Pairs, places: str, locations: Tensor, strengths: str, weights: Tensor) -> None:
     """What does not fit is named as the caller named it."""
     if value.dim() != 4:
         raise ValueError(f"value: expected [B, S, M, D], got {list(value.shape)}")
@@ -134,7 +133,7 @@ def _check(value: Tensor, pairs: Sequence[Sequence[int]], places: str, locations
         _check_tokens(value, pairs)
 
 
-def _check_tokens(value: Tensor, pairs: Sequence[Sequence[int]]) -> None:
+def _check_tokens(value: Tensor, pairs: Pairs) -> None:
     tokens = 0
     for height, width in pairs:
         if height < 1 or width < 1:

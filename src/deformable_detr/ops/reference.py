@@ -58,5 +58,7 @@ def sampling_locations_from_offsets(
     if reference_points.shape[-1] == 4:
         size = reference_points[:, :, None, :, None, 2:]
         return centre + sampling_offsets / sampling_offsets.shape[4] * size * 0.5
-    shapes = torch.as_tensor(spatial_shapes, device=sampling_offsets.device)
-    return centre + sampling_offsets / shapes.flip(-1).to(sampling_offsets.dtype)[None, None, None, :, None, :]
+    shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    # One number at a time, because under export a size may be a symbol; [L, 1, 2] as (w, h).
+    sizes = torch.stack([sampling_offsets.new_full((), size) for h, w in shapes for size in (w, h)]).view(-1, 1, 2)
+    return centre + sampling_offsets / sizes

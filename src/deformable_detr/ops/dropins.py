@@ -1,0 +1,127 @@
+"""The call signatures under which others know the operator, so that a foreign project changes one line.
+
+- `MSDeformAttnFunction.apply` of fundamentalvision/Deformable-DETR, which is also `MultiScaleDeformableAttnFunction.apply` of mmcv;
+- `patch_transformers()` for the Deformable DETR family in Hugging Face transformers.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from deformable_detr.ops.ms_deform_attn import ms_deform_attn
+
+TRANSFORMERS_MODELS = (
+    "deformable_detr",
+    "grounding_dino",
+    "mm_grounding_dino",
+    "rt_detr",
+    "omdet_turbo",
+    "mask2former",
+    "oneformer",
+)
+_CLASS, _FUNCTION = "MultiScaleDeformableAttention", "multi_scale_deformable_attention"
+
+
+class MSDeformAttnFunction:
+    """Stands in for the original's autograd function: only `apply` is used."""
+
+    @staticmethod
+    def apply(
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_level_start_index: Tensor,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int = 64,
+    ) -> Tensor:
+        """`[B, S, M, D]` → `[B, Q, M * D]`, see `ms_deform_attn`.
+
+        Args:
+            value: `[B, S, M, D]`.
+            value_spatial_shapes: `[L, 2]`, (h, w).
+            value_level_start_index: not needed; the levels lie one after the other.
+            sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) in [0, 1].
+            attention_weights: `[B, Q, M, L, P]`.
+            im2col_step: not needed; there is no such buffer.
+        """
+        return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
+MultiScaleDeformableAttnFunction = MSDeformAttnFunction
+
+
+def _transformers_forward(
+    self: Any,
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_spatial_shapes_list: Sequence[tuple[int, int]],
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
+
+
+def _transformers_function(
+    value: Tensor,
+    value_spatial_shapes: Tensor | Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
+def patch_transformers(*model_types: str) -> Callable[[], None]:
+    """Make models of transformers, already built ones included, use this operator.
+
+    Args:
+        model_types: as in `transformers.models`, e.g. "deformable_detr"; none: all of `TRANSFORMERS_MODELS` that are installed.
+
+    Returns:
+        A function that puts the originals back.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: a model that does not have the operator, or has it under another signature than the known one.
+    """
+    try:
+        importlib.import_module("transformers")
+    except ImportError as error:
+        raise ImportError("patch_transformers needs transformers: pip install transformers") from error
+    replaced: list[tuple[Any, str, Any]] = []
+    for model_type in model_types or TRANSFORMERS_MODELS:
+        try:
+            module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+        except ModuleNotFoundError as error:
+            if model_types:
+                raise ValueError(f"model_types: this transformers has no model {model_type!r}") from error
+            continue
+        owner, name, ours = _place(module, model_type)
+        replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, ours)
+
+    def restore() -> None:
+        for owner, name, original in replaced:
+            setattr(owner, name, original)
+
+    return restore
+
+
+def _place(module: Any, model_type: str) -> tuple[Any, str, Callable]:
+    """Where the operator lives in a modeling file, and what goes there."""
+    if hasattr(module, _CLASS):
+        owner, name, ours = getattr(module, _CLASS), "forward", _transformers_forward
+    elif hasattr(module, _FUNCTION):
+        owner, name, ours = module, _FUNCTION, _transformers_function
+    else:
+        raise ValueError(f"model_types: {model_type!r} does not use multi-scale deformable attention")
+    known, found = list(inspect.signature(ours).parameters), list(inspect.signature(getattr(owner, name)).parameters)
+    if found != known:
+        raise ValueError(
+            f"model_types: the operator of {model_type!r} takes {found}, expected {known}; it means something else there"
+        )
+    return owner, name, ours
