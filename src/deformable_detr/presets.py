@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from deformable_detr.config import ModelConfig
+from deformable_detr.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 
 R50 = ModelConfig()
 R50_REFINE = replace(R50, box_refinement=True)
@@ -48,3 +48,27 @@ def model_preset(name: str, **overrides: Any) -> ModelConfig:
     if name not in MODEL_PRESETS:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(MODEL_PRESETS)}")
     return MODEL_PRESETS[name].replace(**overrides)
+
+
+def demo_run(dataset: str, output_dir: str) -> RunConfig:
+    """The run of `deformable-detr demo` (also `configs/demo.yaml`): minutes on two CPU cores, counted in steps."""
+    return RunConfig(
+        dataset=dataset,
+        preset="demo",
+        output_dir=output_dir,
+        model=DEMO,
+        data=DataConfig(
+            train_short_sides=(128,),
+            crop_short_sides=(),
+            eval_short_side=128,
+            max_long_side=128,
+            pad_size_divisor=64,
+            vertical_flip=0.5,
+            transpose=0.5,
+            num_workers=1,
+        ),
+        optimizer=OptimizerConfig(
+            lr=1.4e-3, backbone_lr_scale=1.0, sampling_lr_scale=1.0, clip_grad_norm=0.5, schedule="cosine", warmup_steps=50
+        ),
+        train=TrainConfig(steps=3000, batch_size=4, evaluate_every=2),
+    )
