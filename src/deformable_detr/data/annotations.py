@@ -176,11 +176,9 @@ def _read_boxes(
         where += f" (image {image_id!r})"
         category_id = _value(entry, "category_id", (int,), where)
         if category_id not in known_categories:
-            raise ValueError(
-                f"{where} (image {image_id!r}): unknown category id {category_id}; known are {sorted(known_categories)}"
-            )
-        box = _value(entry, "bbox", (list,), f"{where} (image {image_id!r})")
-        _check_box(box, f"{where} (image {image_id!r})")
+            raise ValueError(f"{where}: unknown category id {category_id}; known are {sorted(known_categories)}")
+        box = _value(entry, "bbox", (list,), where)
+        _check_box(box, where)
         if entry.get("iscrowd", 0):
             continue
         images.append(positions[image_id])
