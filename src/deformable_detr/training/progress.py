@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +41,9 @@ class ProgressDisplay:
         self._started_at = (time.monotonic(), finished_steps)
         self._bar: Progress | None = None
         if show and sys.stderr.isatty():
-            self._bar = _bar()
+            console = Console(stderr=True)
+            self._wide = console.width >= 120
+            self._bar = _bar(console, self._wide)
             self._task = self._bar.add_task("training", total=total_steps, completed=finished_steps, text="")
 
     def __enter__(self) -> Self:
@@ -57,8 +68,14 @@ class ProgressDisplay:
         """
         self._finished = step
         if self._bar is not None:
-            text = f"{_short(losses)}  lr {lr:.2g}  {images_per_second:.1f} images/s"
+            terms = _short(losses) if self._wide else f"loss {losses['loss']:.2f}"
+            text = f"{terms}  lr {lr:.1e}  {images_per_second:.0f} images/s" if self._wide else f"{terms} lr {lr:.1e}"
             self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{self.total_epochs}", text=text)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation has come, in pictures of this process."""
+        if self._bar is not None:
+            self._bar.update(self._task, text=f"evaluating {done}/{total}")
 
     def line(self, step: int, epoch: int, losses: Mapping[str, float], lr: float, images_per_second: float) -> None:
         """Say how it goes in a line, where there is no bar; arguments as in :meth:`step`."""
@@ -96,14 +113,10 @@ def _short(losses: Mapping[str, float]) -> str:
     return "  ".join(f"{label} {losses[name]:.3f}" for name, label in terms.items() if name in losses)
 
 
-def _bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    return Progress(*columns, console=Console(stderr=True), speed_estimate_period=120)
+def _bar(console: Console, wide: bool) -> Progress:
+    """A line that fits: on a narrow terminal with a short bar and without the time that has passed."""
+    fixed = Column(no_wrap=True)
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", table_column=fixed), BarColumn(24 if wide else 8)]
+    columns += [MofNCompleteColumn(table_column=fixed), *([TimeElapsedColumn()] if wide else [])]
+    columns += [TimeRemainingColumn(table_column=fixed), TextColumn("left", table_column=fixed)]
+    return Progress(*columns, TextColumn("{task.fields[text]}"), console=console, speed_estimate_period=120)

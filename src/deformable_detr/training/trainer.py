@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -275,7 +276,8 @@ class Trainer:
         )
         if self.show_progress:
             logger.info(
-                "training %s (%.1f M parameters) on %d pictures of %s, %d classes: %d steps, %s; everything goes to %s",
+                "%s %s (%.1f M parameters) on %d pictures of %s, %d classes; %d steps on %s; everything goes to %s",
+                f"going on after step {self.position.step} with" if self.position.step else "training",
                 *(self.config.preset, parameters / 1e6, len(self.data.train), self.config.dataset),
                 *(len(self.data.train.categories), self.total_steps, self.accelerator.device, self.folder.root),
             )
@@ -411,6 +413,7 @@ class Trainer:
             self.data.val.annotation_file,
             device=self.accelerator.device,
             precision=self.config.train.precision,
+            progress=partial(self.progress.evaluating, total=len(self.val_loader.sampler)),  # type: ignore[arg-type]
         )
         if self.draw_samples is not None and self.accelerator.is_main_process:
             self.folder.samples.mkdir(exist_ok=True)
