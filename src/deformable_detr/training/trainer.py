@@ -8,7 +8,7 @@ A run that was stopped at any of these points goes on with exactly the numbers t
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_loader
 from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.model import DeformableDETR
-from deformable_detr.training.curves import draw_loss_curve, draw_metrics_curve
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
 from deformable_detr.training.optimizer import build_optimizer, build_schedule, set_learning_rates
@@ -39,6 +38,7 @@ from deformable_detr.training.preparation import (
 )
 from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.run_folder import RunFolder, config_to_dict
+from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import latest_state, load_state, random_state, save_state, set_random_state
 from deformable_detr.training.train_step import Batch, train_step
 from deformable_detr.version import __version__
@@ -49,9 +49,6 @@ DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
 """Draws predictions for some pictures of a data set into a folder; visualization stands beside training, so it is handed in."""
 
 BEST_METRIC = "ap"
-SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
-POSITION = ("step", "epoch", "lr", "train_loss")
-"""What a row of the history has beside the metrics."""
 
 
 @dataclass(frozen=True)
@@ -95,26 +92,6 @@ class Position:
 
     epoch_done: bool = False
     """The epoch's steps are done, its evaluation is not."""
-
-
-class Averages:
-    """Running means of the losses."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def add(self, losses: Mapping[str, float]) -> None:
-        """Count one step."""
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-
-    def take(self) -> dict[str, float]:
-        """The means since the last call."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
 
 
 def train(
@@ -176,14 +153,10 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train to the end, evaluating in between."""
         self.accelerator.wait_for_everyone()  # every process has seen the folder before one writes to it
-        if self.accelerator.is_main_process:
-            self._open_log()
-        self.progress = ProgressDisplay(
-            self.total_steps,
-            self.position.step,
-            -(-self.total_steps // self.steps_per_epoch),
-            show=self.show_progress and self.accelerator.is_main_process,
-        )
+        first = self.accelerator.is_main_process
+        epochs = -(-self.total_steps // self.steps_per_epoch)
+        self.progress = ProgressDisplay(self.total_steps, self.position.step, epochs, show=self.show_progress and first)
+        self.log = self._open_log() if first else None
         self._clock = (time.monotonic(), 0)
         with self.progress, StopRequest() as self.stop:
             if self.position.epoch_done:
@@ -252,28 +225,12 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
 
-    def _open_log(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
+    def _open_log(self) -> RunLog:
         self.folder.write_config(self.config)
         (self.folder.root / "weights").mkdir(exist_ok=True)
         if self.position.step:
             self.folder.rewind_log(self.position.step, evaluated=not self.position.epoch_done)
-        self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=self.position.step + 1)
         parameters = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
-        self.folder.append_log(
-            {
-                "kind": "start",
-                "step": self.position.step,
-                "version": __version__,
-                "torch": torch.__version__,
-                "device": str(self.accelerator.device),
-                "processes": self.accelerator.num_processes,
-                "trainable_parameters": parameters,
-                "total_steps": self.total_steps,
-                **describe_data(self.data),
-            }
-        )
         if self.show_progress:
             logger.info(
                 "%s %s (%.1f M parameters) on %d pictures of %s, %d classes; %d steps on %s; everything goes to %s",
@@ -281,6 +238,17 @@ class Trainer:
                 *(self.config.preset, parameters / 1e6, len(self.data.train), self.config.dataset),
                 *(len(self.data.train.categories), self.total_steps, self.accelerator.device, self.folder.root),
             )
+        start = {
+            "step": self.position.step,
+            "version": __version__,
+            "torch": torch.__version__,
+            "device": str(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+            "trainable_parameters": parameters,
+            "total_steps": self.total_steps,
+            **describe_data(self.data),
+        }
+        return RunLog(self.folder, self.progress, start)
 
     # ---- the steps of an epoch
 
@@ -352,24 +320,13 @@ class Trainer:
     def _log_losses(self, lr: float, images_per_second: float) -> None:
         means = self._mean_over_processes(self.recent.take())
         self._clock = (time.monotonic(), 0)
-        if not self.accelerator.is_main_process:
+        if self.log is None:
             return
-        step, epoch = self.position.step, self.position.epoch + 1
-        record = {
-            "kind": "train",
-            "step": step,
-            "epoch": epoch,
-            "lr": lr,
-            **means,
-            "images_per_second": round(images_per_second, 2),
-        }
+        record: dict[str, Any] = {"step": self.position.step, "epoch": self.position.epoch + 1, "lr": lr, **means}
+        record["images_per_second"] = round(images_per_second, 2)
         if self.accelerator.device.type == "cuda":
             record["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.folder.append_log(record)
-        for name, value in record.items():
-            if name not in ("kind", "step"):
-                self.tensorboard.add_scalar(f"train/{name}", value, step)
-        self.progress.line(step, epoch, means, lr, images_per_second)
+        self.log.losses(record)
 
     def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
         if self.accelerator.num_processes == 1:
@@ -427,24 +384,15 @@ class Trainer:
     def _record_epoch(self, metrics: dict[str, Any] | None) -> None:
         train_loss = self._mean_over_processes(self.over_epoch.take()).get("loss")
         if metrics is not None:
-            lr = self.optimizer.param_groups[0]["lr"]
-            numbers = {name: value for name, value in metrics.items() if name != "per_class"}
             at = {"step": self.position.step, "epoch": self.position.epoch + 1}
-            self.history.append({**at, "lr": lr, "train_loss": train_loss, **numbers})
-        if not self.accelerator.is_main_process:
+            numbers = {name: value for name, value in metrics.items() if name != "per_class"}
+            self.history.append({**at, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": train_loss, **numbers})
+        if self.log is None:
             return
-        if metrics is not None or self.val_loader is None or self.position.step == self.total_steps:
-            draw_loss_curve(self.folder.loss_curve, self.folder.read_log())
         if metrics is not None:
-            self.folder.append_log({"kind": "evaluation", **self.history[-1], "per_class": metrics["per_class"]})
-            self.folder.write_metrics(self.history)
-            draw_metrics_curve(self.folder.metrics_curve, self.history)
-            for name, value in self.history[-1].items():
-                if name not in POSITION and value is not None:
-                    self.tensorboard.add_scalar(f"validation/{name}", value, self.position.step)
-            text = "  ".join(f"{label} {metrics[name] or 0:.3f}" for name, label in SHOWN.items())
-            self.progress.message(f"epoch {self.position.epoch + 1}, step {self.position.step}: {text}")
-        self.tensorboard.flush()
+            self.log.evaluation(self.history, metrics["per_class"])
+        elif self.val_loader is None:
+            self.log.draw_losses()
 
     def _save_weights(self, metrics: dict[str, Any] | None) -> None:
         if not self.accelerator.is_main_process:
@@ -470,8 +418,8 @@ class Trainer:
         return max(self.history, key=lambda row: row[BEST_METRIC] or 0.0, default=None)
 
     def _result(self) -> TrainResult:
-        if self.accelerator.is_main_process:
-            self.tensorboard.close()
+        if self.log is not None:
+            self.log.close()
         self.accelerator.wait_for_everyone()
         rows = (self.history[-1] if self.history else {}, self._best_row() or {})
         last, best = ({name: value for name, value in row.items() if name not in POSITION} for row in rows)
@@ -495,8 +443,8 @@ class Trainer:
         return bool(cast(Tensor, self.accelerator.reduce(flag, "sum")) > 0)
 
     def _raise_interrupted(self) -> None:
-        if self.accelerator.is_main_process:
-            self.tensorboard.close()
+        if self.log is not None:
+            self.log.close()
         raise TrainingInterrupted(
             f"stopped after step {self.position.step} of {self.total_steps}; the state is saved. "
             f"Go on with: deformable-detr train --resume --output_dir {self.folder.root}"
