@@ -30,7 +30,9 @@ class Problem:
         return self.map(lambda t: t.detach().clone().to(dtype or t.dtype).requires_grad_())
 
 
-def make_problem(shapes=FOUR_LEVELS, batch=2, queries=37, heads=8, channels=32, points=4, reference=2, seed=0, spread=2.0) -> Problem:
+def make_problem(
+    shapes=FOUR_LEVELS, batch=2, queries=37, heads=8, channels=32, points=4, reference=2, seed=0, spread=2.0
+) -> Problem:
     """`reference` 0: locations and weights; otherwise that many numbers per reference. Some samples lie outside."""
     generator = torch.Generator().manual_seed(seed)
 

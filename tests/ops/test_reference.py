@@ -5,7 +5,9 @@ from deformable_detr.ops.reference import multi_scale_deformable_attn_pytorch, s
 
 def test_equals_a_loop_over_pixels(problems):
     """Written from the definition: every pixel has a tent of weight (1 - |dx|)(1 - |dy|) around its centre."""
-    p = problems(shapes=[(4, 5), (2, 3), (1, 1)], batch=2, queries=3, heads=2, channels=3, points=2, reference=0).map(torch.Tensor.double)
+    p = problems(shapes=[(4, 5), (2, 3), (1, 1)], batch=2, queries=3, heads=2, channels=3, points=2, reference=0).map(
+        torch.Tensor.double
+    )
     expected = torch.zeros(2, 3, 2, 3, dtype=torch.float64)
     start = 0
     for level, (h, w) in enumerate(p.shapes):

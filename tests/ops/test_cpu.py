@@ -1,0 +1,167 @@
+"""The native kernels in each of their forms: instruction sets, layouts, threads."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from deformable_detr.ops import available_backends, cpu, ms_deform_attn, ms_deform_attn_fused
+
+pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the CPU kernels are not built")
+ISAS = cpu.supported_isas() if "cpu" in available_backends() else ()
+SIZES = (
+    {"shapes": [(9, 7), (4, 4), (2, 2), (1, 1)], "queries": 84},
+    {"shapes": [(9, 7), (4, 4), (2, 2)], "queries": 11, "heads": 3, "channels": 21, "points": 5},
+    {"shapes": [(13, 17), (7, 9)], "queries": 3, "heads": 2, "channels": 48, "points": 3},
+)
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def layout(monkeypatch):
+    """Makes every call read values in place (1) or copy heads first (2), and use all threads however little there is to do."""
+    original = cpu._problem
+
+    def choose(number):
+        def problem(*tensors):
+            made, keep = original(*tensors)
+            made.layout, made.threads = number, torch.get_num_threads()
+            return made, keep
+
+        monkeypatch.setattr(cpu, "_problem", problem)
+
+    return choose
+
+
+def run(p):
+    if p.reference is None:
+        return ms_deform_attn(p.value, p.shapes, p.offsets, p.weights, backend="cpu")
+    return ms_deform_attn_fused(p.value, p.shapes, p.reference, p.offsets, p.weights, backend="cpu")
+
+
+@pytest.mark.parametrize("reference", [0, 2, 4])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_form_in_both_layouts_with_any_threads(
+    problems, definition, with_gradients, error_of, layout, monkeypatch, isa, sizes, reference
+):
+    monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    p = problems(**sizes, reference=reference)
+    grad = torch.randn(2, p.offsets.shape[1], p.value.shape[2] * p.value.shape[3])
+    expected = with_gradients(definition, p.leaves(torch.float64), grad)
+    for number in (1, 2):
+        layout(number)
+        runs = []
+        for threads in (1, 2, 3, 64):  # 64: more than (batch, head) pairs, so levels become tasks of their own
+            torch.set_num_threads(threads)
+            runs.append(with_gradients(run, p.leaves(), grad))
+        for f, e in zip(runs[0], expected, strict=True):
+            assert error_of(f, e) < 2e-6
+        for other in runs[1:]:
+            for f, e in zip(other, runs[0], strict=True):
+                assert torch.equal(f, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("isa", ISAS)
+def test_low_precision_reads_every_number(problems, monkeypatch, isa, dtype, layout):
+    """All 2^16 patterns, infinities, NaN and subnormals too, come through as they are: a sample at the centre of a single pixel."""
+    monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    values = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 1, 64, 1024)
+    for number in (1, 2):
+        layout(number)
+        output = ms_deform_attn(values, [(1, 1)], torch.full((1, 1, 64, 1, 1, 2), 0.5), torch.ones(1, 1, 64, 1, 1), backend="cpu")
+        torch.testing.assert_close(output.flatten(), values.flatten(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_same_bits_on_every_run(problems, with_gradients):
+    p = problems(shapes=[(20, 30), (10, 15)], queries=750)
+    grad = torch.randn(2, 750, 256)
+    first = with_gradients(run, p.leaves(), grad)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(with_gradients(run, p.leaves(), grad), first, strict=True))
+
+
+def test_threads_follow_torch(problems):
+    p = problems(shapes=[(40, 50), (10, 15)], queries=2150)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        assert cpu._problem(p.value, [40, 50, 10, 15], p.reference, p.offsets, p.weights)[0].threads == threads
+
+
+def test_plain_threads_without_openmp(problems, with_gradients):
+    p = problems(shapes=[(20, 30), (10, 15)], queries=300)
+    torch.set_num_threads(3)
+    expected = with_gradients(run, p.leaves(), torch.ones(2, 300, 256))
+    cpu.library().msda_use_gomp(None)
+    try:
+        found = with_gradients(run, p.leaves(), torch.ones(2, 300, 256))
+    finally:
+        cpu.library().msda_use_gomp(cpu._gomp_parallel())
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the list of mapped files")
+def test_one_openmp_runtime():
+    assert cpu._gomp_parallel() is not None
+    assert str(torch.__path__[0]) in cpu._loaded_openmp()[0] or "conda" in cpu._loaded_openmp()[0]
+
+
+def test_isa_variable(monkeypatch):
+    for isa in ISAS:
+        monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+        assert cpu.current_isa() == isa
+    monkeypatch.setenv(cpu.ISA_VARIABLE, "mmx")
+    with pytest.raises(ValueError, match=f"{cpu.ISA_VARIABLE}='mmx'"):
+        cpu.current_isa()
+    monkeypatch.delenv(cpu.ISA_VARIABLE)
+    assert cpu.current_isa() == ISAS[-1]
+
+
+def test_a_library_that_is_missing_or_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "LIBRARY", tmp_path / "_cpu_kernels.so")
+    with pytest.raises(cpu.KernelsMissing, match="was not built"):
+        cpu.library.__wrapped__()
+    cpu.LIBRARY.write_text("no library")
+    with pytest.raises(cpu.KernelsMissing, match="does not load"):
+        cpu.library.__wrapped__()
+
+
+def test_struct_matches_the_header():
+    assert ctypes.sizeof(cpu.Problem) == 8 * (len(cpu._SIZES) + len(cpu._POINTERS) + len(cpu._RESULTS))
+    header = (cpu.LIBRARY.parent / "csrc" / "problem.h").read_text()
+    body = header.split("typedef struct {")[1].split("} msda_problem")[0]
+    places = [body.index(name) for name in ("reference_size", "shapes", "grad_output", "grad_weights")]
+    assert places == sorted(places)
+
+
+def test_the_operator_imports_without_the_rest():
+    """`deformable_detr.ops` needs torch alone."""
+    blocked = [
+        "torchvision",
+        "timm",
+        "accelerate",
+        "scipy",
+        "supervision",
+        "cv2",
+        "jsonargparse",
+        "rich",
+        "matplotlib",
+        "faster_coco_eval",
+        "transformers",
+    ]
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked})); import deformable_detr.ops as o; print(o.available_backends())"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ})
+    assert run.returncode == 0, run.stderr
+    assert "reference" in run.stdout

@@ -1,0 +1,100 @@
+"""The names others call the operator by, against the real thing where it installs."""
+
+import importlib
+
+import pytest
+import torch
+
+from deformable_detr.ops.dropins import MSDeformAttnFunction, MultiScaleDeformableAttnFunction, patch_transformers
+from deformable_detr.ops.reference import multi_scale_deformable_attn_pytorch
+
+
+@pytest.fixture
+def arguments(problems):
+    """As the original's module passes them."""
+    p = problems(reference=0).leaves()
+    shapes = torch.tensor(p.shapes)
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    return p.value, shapes, starts, p.offsets, p.weights, 64
+
+
+def test_the_original_signature(arguments, error_of):
+    value, shapes, _, locations, weights, _ = arguments
+    expected = multi_scale_deformable_attn_pytorch(value.double(), shapes, locations.double(), weights.double())
+    output = MSDeformAttnFunction.apply(*arguments)
+    assert error_of(output.detach(), expected.detach()) < 1e-6
+    output.sum().backward()
+    assert all(tensor.grad is not None for tensor in (value, locations, weights))
+
+
+def test_against_mmcv(arguments):
+    ops = pytest.importorskip("mmcv.ops.multi_scale_deform_attn", reason="mmcv is not installed")
+    value, shapes, _, locations, weights, _ = arguments
+    torch.testing.assert_close(
+        MultiScaleDeformableAttnFunction.apply(*arguments),
+        ops.multi_scale_deformable_attn_pytorch(value, shapes, locations, weights),
+    )
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    transformers = pytest.importorskip("transformers")
+    resnet = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage2", "stage3", "stage4"]
+    )
+    config = transformers.DeformableDetrConfig(
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=resnet, d_model=32, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=7,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.DeformableDetrForObjectDetection(config).eval()
+
+
+def test_transformers_uses_ours_and_back(small_model, monkeypatch):
+    from deformable_detr.ops import dropins
+
+    calls = []
+    ours = dropins.ms_deform_attn
+    monkeypatch.setattr(dropins, "ms_deform_attn", lambda *args: calls.append(1) or ours(*args))
+    pixels = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        before = small_model(pixels)
+        restore = patch_transformers("deformable_detr")
+        try:
+            patched = small_model(pixels)
+        finally:
+            restore()
+        after = small_model(pixels)
+    assert len(calls) == 4  # one per layer, none after the originals are back
+    torch.testing.assert_close(patched.logits, before.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(patched.pred_boxes, before.pred_boxes, rtol=1e-4, atol=1e-5)
+    assert torch.equal(after.logits, before.logits)
+
+
+@pytest.mark.parametrize("model_type", ["grounding_dino", "rt_detr", "mask2former"])
+def test_the_rest_of_the_family_has_a_known_signature(model_type):
+    pytest.importorskip("transformers")
+    patch_transformers(model_type)()
+
+
+def test_what_cannot_be_patched(monkeypatch):
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="no model 'nonsense'"):
+        patch_transformers("nonsense")
+    with pytest.raises(ValueError, match="'bert' does not use"):
+        patch_transformers("bert")
+    module = importlib.import_module("transformers.models.mask2former.modeling_mask2former")
+    with monkeypatch.context() as context:
+        context.setattr(module, "multi_scale_deformable_attention", lambda value, places: None)
+        with pytest.raises(ValueError, match=r"'mask2former' takes \['value', 'places'\]"):
+            patch_transformers("mask2former")
+    real = importlib.import_module
+
+    def without(name):
+        if name == "transformers":
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(ImportError, match="pip install transformers"):
+        patch_transformers()
