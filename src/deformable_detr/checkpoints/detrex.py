@@ -38,8 +38,8 @@ KEYS = KeyMap(
     copies=[
         ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
         ("class_heads.{p}.{rest}", "transformer.decoder.class_embed.{p}.{rest}"),
-        ("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{rest}"),  # misspelt so in some versions
     ],
+    aliases=[("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{rest}")],  # misspelt so in some versions
 )
 
 _IGNORED = ("pixel_mean", "pixel_std", "criterion.empty_weight")

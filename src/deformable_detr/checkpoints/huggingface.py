@@ -49,6 +49,12 @@ KEYS = KeyMap(
         ("decoder.box_heads.{p}.{rest}", "model.decoder.bbox_embed.{p}.{rest}"),
         ("class_heads.{p}.{rest}", "model.decoder.class_embed.{p}.{rest}"),
     ],
+    aliases=[  # of a running model of transformers 5; its files have those above
+        ("backbone.body.{rest}", "model.backbone.model.{rest}"),
+        ("decoder.layers.{i}.self_attn.out_proj.{rest}", "model.decoder.layers.{i}.self_attn.o_proj.{rest}"),
+        ("encoder.layers.{i}.ffn.linear{n}.{rest}", "model.encoder.layers.{i}.mlp.fc{n}.{rest}"),
+        ("decoder.layers.{i}.ffn.linear{n}.{rest}", "model.decoder.layers.{i}.mlp.fc{n}.{rest}"),
+    ],
 )
 
 

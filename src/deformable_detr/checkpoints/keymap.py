@@ -13,11 +13,17 @@ class KeyMap:
 
     Args:
         rules: used in both directions.
-        copies: further names that the other layout has for the same tensors; only read.
+        copies: second names under which the other layout keeps the same tensors once more.
+        aliases: other names that occur instead of those of `rules`; only read.
     """
 
-    def __init__(self, rules: Sequence[tuple[str, str]], copies: Sequence[tuple[str, str]] = ()) -> None:
-        self._to_ours = [(_pattern(theirs), ours) for ours, theirs in (*rules, *copies)]
+    def __init__(
+        self,
+        rules: Sequence[tuple[str, str]],
+        copies: Sequence[tuple[str, str]] = (),
+        aliases: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self._to_ours = [(_pattern(theirs), ours) for ours, theirs in (*aliases, *rules, *copies)]
         self._to_theirs = [(_pattern(ours), theirs) for ours, theirs in rules]
         self._to_copies = [(_pattern(ours), theirs) for ours, theirs in copies]
 

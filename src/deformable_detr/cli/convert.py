@@ -1,0 +1,103 @@
+"""`deformable-detr convert`: weights of other projects → ours, and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+
+from deformable_detr.cli.options import log_to_screen, parse_options
+
+DESCRIPTION = """\
+Convert weights of Deformable DETR between projects. What SOURCE is, its file says itself: our own .safetensors or run
+folder, the official .pth, mmdetection 3.x or 2.x, detrex, a transformers folder, or the name of a model on the Hugging
+Face hub. Nothing in a pickled file is executed. At the end stands what became of every tensor."""
+
+EXAMPLES = """\
+examples:
+  deformable-detr convert r50_deformable_detr-checkpoint.pth r50.safetensors                  official → ours
+  deformable-detr convert runs/first my_detector --to huggingface                             a folder for transformers
+  deformable-detr convert runs/first my_detector.pth --to mmdet
+  deformable-detr convert dc5.pth dc5.safetensors --dilation true                             a DC5 model must be called one
+  deformable-detr convert hf://owner/name weights.pth --to official --classes coco91
+"""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of the command."""
+
+    source: str = ""
+    """The weights."""
+
+    target: str = ""
+    """The file to write; a folder for huggingface."""
+
+    to: Literal["native", "official", "mmdet", "huggingface"] = "native"
+    """Layout to write: ours, that of the original code, of mmdetection 3.x, or of transformers."""
+
+    classes: Literal["auto", "keep", "coco80", "coco91"] = "auto"
+    """COCO models: `coco80` and `coco91` change the layout of the classes; `auto`: to the one that the target's code works with."""
+
+    neck_bias: bool = True
+    """mmdet: keep the biases of the neck, which need neck.bias=True in its config. `false` drops them and says what that changes."""
+
+    dilation: bool | None = None
+    """The source is a DC5 model: its tensors do not show it."""
+
+    num_heads: int | None = None
+    """Attention heads of the source, if they are not 8 (or what the file states): its tensors do not show them."""
+
+    num_queries: int | None = None
+    """Queries of a two-stage source, if they are not 300 (or what the file states): its tensors do not show them."""
+
+    revision: str | None = None
+    """Version (branch, tag or commit) of a model on the hub."""
+
+    overwrite: bool = False
+    """Replace an existing target."""
+
+    def load_settings(self) -> dict[str, Any]:
+        """Keywords for `load_pretrained`."""
+        names = ("dilation", "num_heads", "num_queries", "revision")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: what follows `deformable-detr convert`.
+
+    Returns:
+        The exit status.
+    """
+    options = parse_options(
+        ConvertOptions,
+        argv,
+        command="convert",
+        usage="SOURCE TARGET [--to LAYOUT] [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        arguments={
+            "source": {"metavar": "SOURCE", "help": "The weights: a file, a folder, or hf://owner/name."},
+            "target": {"metavar": "TARGET", "help": "The file to write; for huggingface a folder."},
+        },
+    )
+
+    from deformable_detr.checkpoints.convert import convert
+
+    log_to_screen()
+    report = convert(
+        options.source,
+        options.target,
+        options.to,
+        classes=options.classes,
+        neck_bias=options.neck_bias,
+        overwrite=options.overwrite,
+        **options.load_settings(),
+    )
+    console = Console()
+    console.print(str(report), highlight=False, soft_wrap=True, markup=False)
+    console.print(f"written: {options.target}", highlight=False, soft_wrap=True, markup=False)
+    return 0
