@@ -130,11 +130,11 @@ def test_metadata_remembers_the_settings():
         ({"preset": "r51"}, "unknown preset 'r51'; known are r50,"),
         ({"num_querys": 3}, r"unknown model setting \['num_querys'\]"),
         ({"two_stage": True, "box_refinement": False}, "two_stage needs box_refinement"),
-        ({"num_heads": 5}, "hidden_dim 32 is not a multiple of num_heads 5"),
+        ({"num_heads": 5}, "hidden_dim 64 is not a multiple of num_heads 5"),
         ({"hidden_dim": 48}, "not a multiple of 32"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
         ({"backbone": "resnet5000"}, "unknown backbone 'resnet5000'"),
-        ({"backbone": "vgg16", "backbone_options": {}}, "ends in stages of strides"),
+        ({"backbone": "vit_tiny_patch16_224", "backbone_options": {}}, "ends in stages of strides"),
         ({"backbone_options": {"colour": 3}}, "timm cannot build the backbone 'resnet18'"),
     ],
 )

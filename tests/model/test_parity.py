@@ -104,7 +104,7 @@ def test_outputs_equal(pair, padded):
         expected = theirs(pixel_values=images, pixel_mask=(~padding_mask).long())
         predictions = ours(ImageBatch(images, padding_mask))  # no image_sizes: the padded canvas runs as one, as theirs does
     assert predictions.logits.shape == (6, 2, QUERIES, CLASSES)
-    assert expected.pred_boxes.std(dim=(0, 1)).min() > 0.02, "the boxes must differ for the comparison to mean something"
+    assert expected.pred_boxes.std(dim=(0, 1)).min() > 0.01, "the boxes must differ for the comparison to mean something"
     torch.testing.assert_close(predictions.logits[-1], expected.logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(predictions.boxes[-1], expected.pred_boxes, rtol=0, atol=1e-4)
     if theirs.config.with_box_refine:
