@@ -162,8 +162,9 @@ def write_data(root: Path) -> None:
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(record))
 
 
-def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path) -> None:
-    """With worker processes, which a terminal's Ctrl-C reaches, too; then to the end with nothing but --resume."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_resumed_as_a_user_does_it(number: signal.Signals, tmp_path: Path) -> None:
+    """With worker processes, which a terminal's or cluster's signal reaches, too; then to the end with nothing but --resume."""
     write_data(tmp_path / "data")
     program = [sys.executable, "-m", "deformable_detr", "train"]
     arguments = [str(tmp_path / "data"), "--preset", "tiny", "--output_dir", str(tmp_path / "run"), "--device", "cpu"]
@@ -178,7 +179,7 @@ def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path) -> None:
         assert running.poll() is None, running.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    os.killpg(running.pid, signal.SIGINT)
+    os.killpg(running.pid, number)
     output = running.communicate(timeout=120)[0]
     assert running.returncode == 130, output
     assert f"deformable-detr train --resume --output_dir {tmp_path / 'run'}" in output

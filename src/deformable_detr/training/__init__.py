@@ -3,9 +3,10 @@
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.optimizer import build_optimizer, build_schedule
+from deformable_detr.training.result import TrainResult
 from deformable_detr.training.run_folder import RunFolder, read_config
 from deformable_detr.training.train_step import NonFiniteLossError, train_step
-from deformable_detr.training.trainer import TrainResult, train
+from deformable_detr.training.trainer import train
 
 __all__ = [
     "ExponentialMovingAverage",

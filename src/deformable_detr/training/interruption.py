@@ -38,3 +38,16 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
+
+
+def leave_signals_to_trainer(worker: int) -> None:
+    """Make a data loader's worker outlive the signals that a terminal or a cluster sends to all processes of a run.
+
+    A worker that dies raises an error in the trainer, in the middle of whatever that does, such as saving the state. Workers are
+    ended by the loader, and by themselves when the trainer is gone.
+
+    Args:
+        worker: its number; the signature is that of a `worker_init_fn`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

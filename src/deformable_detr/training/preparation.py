@@ -10,13 +10,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch.utils.data import DataLoader
 
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import Metadata, RunConfig, TrainConfig
 from deformable_detr.data.coco import CocoDataset, find_split
-from deformable_detr.data.loader import build_dataset
+from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import Categories
+from deformable_detr.training.interruption import leave_signals_to_trainer
 from deformable_detr.training.run_folder import config_to_dict
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,25 @@ def open_data(config: RunConfig) -> RunData:
         return RunData(train, None)
     val = build_dataset(config.dataset, config.data.val_split, config.data, training=False, categories=train.categories)
     return RunData(train, val)
+
+
+def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) -> tuple[DataLoader, DataLoader | None]:
+    """This process's batches for training and, where there is a validation split, for evaluation."""
+
+    def loader(dataset: CocoDataset, training: bool) -> DataLoader:
+        batches = build_loader(
+            dataset,
+            batch_size=config.train.batch_size,
+            training=training,
+            num_workers=config.data.num_workers,
+            seed=config.train.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        batches.worker_init_fn = leave_signals_to_trainer
+        return batches
+
+    return loader(data.train, True), loader(data.val, False) if data.val is not None else None
 
 
 def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -> DeformableDETR:

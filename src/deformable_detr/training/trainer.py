@@ -9,7 +9,7 @@ A run that was stopped at any of these points goes on with exactly the numbers t
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,6 @@ from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion.build import build_criterion
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.loader import build_loader
 from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.model import DeformableDETR
 from deformable_detr.training.ema import ExponentialMovingAverage
@@ -30,6 +29,7 @@ from deformable_detr.training.interruption import StopRequest, TrainingInterrupt
 from deformable_detr.training.optimizer import build_optimizer, build_schedule, set_learning_rates
 from deformable_detr.training.preparation import (
     build_accelerator,
+    build_loaders,
     build_network,
     check_same_run,
     check_train_config,
@@ -37,6 +37,7 @@ from deformable_detr.training.preparation import (
     open_data,
 )
 from deformable_detr.training.progress import ProgressDisplay
+from deformable_detr.training.result import Position, TrainResult
 from deformable_detr.training.run_folder import RunFolder, config_to_dict
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import latest_state, load_state, random_state, save_state, set_random_state
@@ -49,49 +50,6 @@ DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
 """Draws predictions for some pictures of a data set into a folder; visualization stands beside training, so it is handed in."""
 
 BEST_METRIC = "ap"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run has come to."""
-
-    output_dir: Path
-    """The run's folder."""
-
-    metrics: dict[str, float | None]
-    """Of the last evaluation, such as `ap`, `ap50`; None where there was nothing to find; empty without a validation split."""
-
-    best_metrics: dict[str, float | None]
-    """Of the evaluation with the highest AP."""
-
-    best_weights: Path
-    """Weights with the highest AP; the last ones without a validation split."""
-
-    last_weights: Path
-    """Weights at the end."""
-
-    steps: int
-    """Optimiser steps done."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One row per evaluation: step, epoch, lr, train_loss and the metrics."""
-
-
-@dataclass
-class Position:
-    """How far a run has come."""
-
-    step: int = 0
-    """Optimiser steps done."""
-
-    epoch: int = 0
-    """The present epoch, from 0."""
-
-    batch: int = 0
-    """Batches of the present epoch that are done."""
-
-    epoch_done: bool = False
-    """The epoch's steps are done, its evaluation is not."""
 
 
 def train(
@@ -142,7 +100,9 @@ class Trainer:
         self.network = build_network(config, self.data.train.categories, resumed=saved is not None)
         self.config = replace(config, model=self.network.metadata.model)
         self.draw_samples, self.on_step, self.show_progress = draw_samples, on_step, show_progress
-        self._build_loaders()
+        self.train_loader, self.val_loader = build_loaders(config, self.data, self.accelerator)
+        self.steps_per_epoch = -(-len(self.train_loader) // config.train.accumulate)
+        self.total_steps = config.train.steps or config.train.epochs * self.steps_per_epoch
         self._build_optimization()
         self.position, self.history = Position(), []
         self.recent, self.over_epoch = Averages(), Averages()
@@ -178,31 +138,6 @@ class Trainer:
                 f"no saved state in {self.folder.state}: start the run without --resume, in an empty output_dir"
             )
         return load_state(path)
-
-    def _build_loaders(self) -> None:
-        train, data = self.config.train, self.config.data
-        self.train_loader = build_loader(
-            self.data.train,
-            batch_size=train.batch_size,
-            training=True,
-            num_workers=data.num_workers,
-            seed=train.seed,
-            pad_size_divisor=data.pad_size_divisor,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-        self.steps_per_epoch = -(-len(self.train_loader) // train.accumulate)
-        self.total_steps = train.steps or train.epochs * self.steps_per_epoch
-        self.val_loader = None
-        if self.data.val is not None:
-            self.val_loader = build_loader(
-                self.data.val,
-                batch_size=train.batch_size,
-                training=False,
-                num_workers=data.num_workers,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
-            )
 
     def _build_optimization(self) -> None:
         settings = self.config.optimizer
@@ -279,13 +214,7 @@ class Trainer:
         set_random_state(kept)
         together: list[Batch] = []
         while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError:
-                if not self.stop.requested:
-                    raise
-                self._save_state()  # Ctrl-C has reached the workers, too
-                self._raise_interrupted()
+            batch = next(batches, None)
             if batch is not None:
                 together.append(batch)
             if together and (batch is None or len(together) == self.config.train.accumulate):
@@ -357,7 +286,7 @@ class Trainer:
         if not finished and self._stop_requested():
             self._raise_interrupted()
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, Any]:
         network = self._evaluated_network()
         if self.accelerator.num_processes > 1:
             for buffer in network.buffers():
