@@ -162,32 +162,43 @@ def write_data(root: Path) -> None:
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_as_a_user_does_it(number: signal.Signals, tmp_path: Path) -> None:
-    """With worker processes, which a terminal's or cluster's signal reaches, too; then to the end with nothing but --resume."""
-    write_data(tmp_path / "data")
-    program = [sys.executable, "-m", "deformable_detr", "train"]
-    arguments = [str(tmp_path / "data"), "--preset", "tiny", "--output_dir", str(tmp_path / "run"), "--device", "cpu"]
+PROGRAM = [sys.executable, "-m", "deformable_detr", "train"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def stop_in_the_middle(root: Path, number: signal.Signals) -> str:
+    """Train with worker processes, send a signal to all processes at once, as a terminal or a cluster does; give the output."""
+    write_data(root / "data")
+    arguments = [str(root / "data"), "--preset", "tiny", "--output_dir", str(root / "run"), "--device", "cpu"]
     arguments += ["--train_short_sides", "[48]", "--crop_short_sides", "[]", "--eval_short_side", "48", "--batch_size", "1"]
-    arguments += ["--steps", "100000", "--log_every", "1", "--num_workers", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments += ["--steps", "100000", "--evaluate_every", "0", "--log_every", "1", "--num_workers", "2"]
     running = subprocess.Popen(
-        [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, start_new_session=True
     )
     deadline = time.monotonic() + 240
-    while not any(record["kind"] == "train" for record in RunFolder(tmp_path / "run").read_log()):
+    while not any(record["kind"] == "train" for record in RunFolder(root / "run").read_log()):
         assert running.poll() is None, running.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.2)
     os.killpg(running.pid, number)
     output = running.communicate(timeout=120)[0]
     assert running.returncode == 130, output
-    assert f"deformable-detr train --resume --output_dir {tmp_path / 'run'}" in output
     assert "Traceback" not in output
+    return output
+
+
+def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path) -> None:
+    output = stop_in_the_middle(tmp_path, signal.SIGINT)
+    assert f"deformable-detr train --resume --output_dir {tmp_path / 'run'}" in output
 
     done = int(RunFolder(tmp_path / "run").state.glob("step-*.pt").__next__().stem.removeprefix("step-"))
-    resumed = [*program, "--resume", "--output_dir", str(tmp_path / "run"), "--steps", str(done + 2)]
-    finished = subprocess.run(resumed, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    resumed = [*PROGRAM, "--resume", "--output_dir", str(tmp_path / "run"), "--steps", str(done + 2)]
+    finished = subprocess.run(resumed, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
     assert finished.returncode == 0, finished.stderr
     assert f"Finished after {done + 2} steps." in finished.stdout
     assert (tmp_path / "run" / "samples" / "overview.png").is_file()
+
+
+def test_a_cluster_takes_the_machine_back(tmp_path: Path) -> None:
+    assert "the state is saved" in stop_in_the_middle(tmp_path, signal.SIGTERM)
+    assert len(list((tmp_path / "run" / "state").glob("step-*.pt"))) == 1
