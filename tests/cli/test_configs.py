@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.cli.train import parse_config
-from deformable_detr.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from deformable_detr.config import LossConfig, OptimizerConfig, TrainConfig
 from deformable_detr.data.transforms import train_transform
-from deformable_detr.presets import MODEL_PRESETS
+from deformable_detr.presets import MODEL_PRESETS, demo_run
 from deformable_detr.training.optimizer import build_schedule
 from deformable_detr.training.preparation import check_train_config
 
@@ -55,8 +55,7 @@ def test_the_official_ones_are_the_recipe(preset: str) -> None:
     assert round(config.train.epochs * config.optimizer.drop_at) == 40
 
 
-def test_the_demo_is_from_scratch() -> None:
+def test_the_demo_is_that_of_the_command() -> None:
     config = parse_config(["--config", str(CONFIGS[0].parent / "demo.yaml")])
-    assert isinstance(config.model, ModelConfig)
+    assert config == demo_run("demo/data", "demo/run")
     assert (config.model.pretrained_backbone, config.model.frozen_backbone_stages) == (False, 0)
-    assert config.optimizer.lr == 1.4e-3

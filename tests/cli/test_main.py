@@ -42,7 +42,7 @@ def test_every_command_has_a_help(name: str, capsys: pytest.CaptureFixture) -> N
     assert not stopped.value.code
     text = capsys.readouterr().out
     assert text.startswith(f"usage: deformable-detr {name}")
-    assert "example" in text
+    assert len(text.splitlines()) > 10
 
 
 def command(error: BaseException):

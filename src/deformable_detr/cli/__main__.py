@@ -1,7 +1,6 @@
 """The command line: `deformable-detr COMMAND …`; one file per command, imported only when it is called."""
 
 import difflib
-import importlib
 import os
 import sys
 import traceback
@@ -9,42 +8,56 @@ from collections.abc import Callable, Sequence
 
 from deformable_detr.version import __version__
 
-Command = Callable[[Sequence[str]], int | None]
+Command = Callable[[list[str]], int | None]
 
 
-def train(argv: Sequence[str]) -> int | None:
+def train(argv: list[str]) -> int | None:
     """Train on a data set in COCO format."""
-    return _run("train", argv)
+    from deformable_detr.cli.train import main as run
+
+    return run(argv)
 
 
-def evaluate(argv: Sequence[str]) -> int | None:
+def evaluate(argv: list[str]) -> int | None:
     """Measure COCO AP and AR of a trained detector."""
-    return _run("evaluate", argv)
+    from deformable_detr.cli.evaluate import main as run
+
+    return run(argv)
 
 
-def predict(argv: Sequence[str]) -> int | None:
+def predict(argv: list[str]) -> int | None:
     """Find objects in pictures; draw them, write them as JSON."""
-    return _run("predict", argv)
+    from deformable_detr.cli.predict import main as run
+
+    return run(argv)
 
 
-def describe(argv: Sequence[str]) -> int | None:
+def describe(argv: list[str]) -> int | None:
     """Show the way of one picture through the network, stage by stage."""
-    return _run("describe", argv)
+    from deformable_detr.cli.describe import main as run
+
+    return run(argv)
 
 
-def demo(argv: Sequence[str]) -> int | None:
+def demo(argv: list[str]) -> int | None:
     """Generate pictures, train a small detector on them, evaluate, draw: all in a few minutes."""
-    return _run("demo", argv)
+    from deformable_detr.cli.demo import main as run
+
+    return run(argv)
 
 
-def benchmark(argv: Sequence[str]) -> int | None:
+def benchmark(argv: list[str]) -> int | None:
     """Time the operator and its backends on this machine."""
-    return _run("benchmark", argv)
+    from deformable_detr.cli.benchmark import benchmark as run
+
+    return run(argv)
 
 
-def convert(argv: Sequence[str]) -> int | None:
+def convert(argv: list[str]) -> int | None:
     """Convert weights from and to other projects' formats."""
-    return _run("convert", argv)
+    from deformable_detr.cli.convert import main as run
+
+    return run(argv)
 
 
 COMMANDS: dict[str, Command] = {
@@ -138,11 +151,6 @@ def _command(name: str) -> Command:
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(COMMANDS)}"
     raise ValueError(f"unknown command {name!r}; {hint} (deformable-detr --help)")
-
-
-def _run(command: str, argv: Sequence[str]) -> int | None:
-    """Import the command's module now, so that the help of the others does not wait for it."""
-    return importlib.import_module(f"deformable_detr.cli.{command}").main(argv)
 
 
 def _help() -> str:

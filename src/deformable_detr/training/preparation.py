@@ -108,6 +108,7 @@ def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) ->
             seed=config.train.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            pad_size_divisor=config.data.pad_size_divisor if training else 1,
         )
         batches.worker_init_fn = leave_signals_to_trainer
         return batches
