@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test lint format bench-op wheel clean
 
 install: $(STAMP)
 
@@ -29,6 +29,13 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-op: $(STAMP)
+	$(BIN)/deformable-detr benchmark op
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel
+	$(BIN)/python -m zipfile -l "$$(ls -t dist/*.whl | head -1)" | grep -q _cpu_kernels.so
 
 clean:
 	rm -rf $(VENV) build dist demo

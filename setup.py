@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,12 +30,15 @@ class BuildKernels(build_ext):
     """A plain shared library, each source with the instructions it is meant for; a failure leaves the reference operator."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")).with_suffix(".so"))  # it knows nothing of Python, so no version in its name
+        """Without a Python version: the library knows nothing of Python."""
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
+        """None: there is no module initialisation to export."""
         return []
 
     def build_extension(self, ext: Extension) -> None:
+        """Build, or say why not and go on."""
         try:
             self._compile(ext)
         except (BaseError, OSError) as error:
@@ -60,7 +64,14 @@ class PlatformWheel(bdist_wheel):
     """Tagged py3-none-<platform>: the library inside fits every Python 3."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        """Any Python 3, no ABI, this platform; on Linux with the C library that the kernels need, as PEP 600 has it."""
+        platform_tag = super().get_tag()[2]
+        library = Path(self.get_finalized_command("build").build_lib, KERNELS.name.replace(".", "/")).with_suffix(".so")
+        if platform_tag.startswith("linux_") and library.exists():
+            needed = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", library.read_bytes())]
+            if needed:  # none with another C library
+                platform_tag = platform_tag.replace("linux_", f"manylinux_2_{max(17, *needed)}_", 1)
+        return "py3", "none", platform_tag
 
 
 setup(ext_modules=[KERNELS], cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel})

@@ -44,7 +44,7 @@ def make_problem(
     weights = randn(batch, queries, heads, levels, points)
     if reference:
         centres = torch.rand(batch, queries, levels, reference, generator=generator)
-        return Problem(value, shapes, centres, randn(batch, queries, heads, levels, points, 2) * spread, weights)
+        return Problem(value, shapes, centres, randn(batch, queries, heads, levels, points, 2) * 2, weights)
     locations = 0.5 + 0.5 * randn(batch, queries, heads, levels, points, 2)
     return Problem(value, shapes, None, locations, weights.softmax(-1))
 

@@ -152,9 +152,9 @@ def test_errors_name_the_argument(problems, message):
 
 def test_errors_name_the_arguments_of_the_plain_form(problems):
     p = problems(reference=0)
-    with pytest.raises(ValueError, match="^sampling_locations: expected"):
+    with pytest.raises(ValueError, match=r"^sampling_locations: expected"):
         ms_deform_attn(p.value, p.shapes, p.offsets[0], p.weights)
-    with pytest.raises(ValueError, match="^attention_weights: expected"):
+    with pytest.raises(ValueError, match=r"^attention_weights: expected"):
         ms_deform_attn(p.value, p.shapes, p.offsets, p.weights[..., :1])
 
 
@@ -179,7 +179,7 @@ class TestBackends:
         with pytest.raises(ValueError, match="'gpu'"), use_backend("gpu"):
             pass
         if "cpu" in available_backends():
-            with pytest.raises(ValueError, match="backend: 'cpu' has no kernel for torch.float64"):
+            with pytest.raises(ValueError, match=r"backend: 'cpu' has no kernel for torch\.float64"):
                 run(p.map(torch.Tensor.double), "cpu")
         if "triton" not in available_backends():
             with pytest.raises(RuntimeError, match="backend: 'triton' cannot run here: "):

@@ -36,7 +36,9 @@ def multi_scale_deformable_attn_pytorch(
         )  # [B * M, D, Q, P]
         for index, (level, (h, w)) in enumerate(zip(levels, shapes, strict=True))
     ]
-    weights = attention_weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, len(levels) * points)  # [B * M, 1, Q, L * P]
+    weights = attention_weights.permute(0, 2, 1, 3, 4).reshape(
+        batch * heads, 1, queries, len(levels) * points
+    )  # [B * M, 1, Q, L * P]
     output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # [B * M, D, Q]
     return output.reshape(batch, heads * channels, queries).transpose(1, 2)
 

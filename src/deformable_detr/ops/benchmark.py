@@ -1,0 +1,336 @@
+"""Side-by-side measurements of the operator: every backend here and every peer that is installed, on the same tensors in one run.
+
+Times are medians of interleaved runs; peak memory is measured in a process of its own; errors are against float64.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deformable_detr.ops import cpu
+from deformable_detr.ops.backends import available_backends
+from deformable_detr.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
+from deformable_detr.ops.reference import multi_scale_deformable_attn_pytorch, sampling_locations_from_offsets
+
+Operator = Callable[..., Tensor]
+CLASSIC = "classic"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: a picture of `height` x `width` at strides 8 to 64, and the tokens themselves or some queries looking at it."""
+
+    name: str
+    batch: int = 1
+    height: int = 800
+    width: int = 1333
+    queries: int | None = None
+    """None: one query per token, at its own place, as in an encoder."""
+    fused: bool = True
+    """Softmax and sampling locations belong to what is measured."""
+    heads: int = 8
+    channels: int = 32
+    points: int = 4
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(h, w) of the four levels."""
+        return [(-(-self.height // stride), -(-self.width // stride)) for stride in (8, 16, 32, 64)]
+
+
+CASES = (
+    Case("encoder"),
+    Case("encoder, batch 2", batch=2),
+    Case("encoder, plain", fused=False),
+    Case("300 queries", queries=300),
+    Case("300 queries, batch 2", batch=2, queries=300),
+    Case("300 queries, plain", queries=300, fused=False),
+)
+
+
+@dataclass
+class Measurement:
+    """One implementation on one case: seconds, bytes above the inputs, errors as a share of the largest value.
+
+    The gradient's error is that of values and weights: the one of locations jumps at pixel edges, where rounding picks a side.
+    """
+
+    case: str
+    implementation: str
+    forward: float
+    forward_backward: float
+    first_call: float
+    error: float
+    gradient_error: float
+    memory_forward: int | None = None
+    memory_forward_backward: int | None = None
+
+
+def make_inputs(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """[value, reference points, offsets, logits], or [value, locations, weights] of the plain form; offsets of about 3 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, levels = sum(h * w for h, w in case.shapes), len(case.shapes)
+    value = torch.randn(case.batch, tokens, case.heads, case.channels, generator=generator)
+    if case.queries is None:
+        centres = [torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in case.shapes]
+        reference = torch.cat(centres)[None, :, None].expand(case.batch, tokens, levels, 2).contiguous()
+    else:
+        reference = torch.rand(case.batch, case.queries, levels, 2, generator=generator)
+    geometry = (case.batch, reference.shape[1], case.heads, levels, case.points)
+    offsets, logits = 3 * torch.randn(*geometry, 2, generator=generator), torch.randn(*geometry, generator=generator)
+    value = value.to(dtype)
+    if case.fused:
+        return [tensor.to(device) for tensor in (value, reference, offsets, logits)]
+    locations = sampling_locations_from_offsets(reference, offsets, case.shapes)
+    return [tensor.to(device) for tensor in (value, locations, logits.flatten(3).softmax(-1).view_as(logits))]
+
+
+def _unfused(operator: Operator, fused: bool) -> Operator:
+    """An operator (value, shapes, locations, weights), with softmax and locations in front of it when the case has them."""
+    if not fused:
+        return lambda shapes, value, locations, weights: operator(value, shapes, locations, weights)
+
+    def whole(shapes: list[tuple[int, int]], value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = sampling_locations_from_offsets(reference, offsets, shapes)
+        return operator(value, shapes, locations.to(value.dtype), logits.flatten(3).softmax(-1).view_as(logits).to(value.dtype))
+
+    return whole
+
+
+def _ours(backend: str, isa: str | None, fused: bool) -> Operator:
+    def run(shapes: list[tuple[int, int]], value: Tensor, *geometry: Tensor) -> Tensor:
+        with _instructions(isa):
+            if fused:
+                return ms_deform_attn_fused(value, shapes, *geometry, backend=backend)
+            return ms_deform_attn(value, shapes, *geometry, backend=backend)
+
+    return run
+
+
+@contextmanager
+def _instructions(isa: str | None) -> Iterator[None]:
+    before = os.environ.get(cpu.ISA_VARIABLE)
+    if isa is not None:
+        os.environ[cpu.ISA_VARIABLE] = isa
+    try:
+        yield
+    finally:
+        os.environ.pop(cpu.ISA_VARIABLE, None)
+        if before is not None:
+            os.environ[cpu.ISA_VARIABLE] = before
+
+
+def _device_shapes(shapes: list[tuple[int, int]], value: Tensor) -> tuple[Tensor, Tensor]:
+    sizes = torch.tensor(shapes, device=value.device)
+    return sizes, torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+
+
+def _transformers(fused: bool) -> Operator:
+    from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+
+    module = MultiScaleDeformableAttention()
+
+    def operator(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+        sizes, starts = _device_shapes(shapes, value)
+        return module(value, sizes, shapes, starts, locations, weights, 64)
+
+    return _unfused(operator, fused)
+
+
+def _mmcv(fused: bool) -> Operator:
+    from mmcv.ops import multi_scale_deform_attn as mmcv_ops  # pyright: ignore[reportMissingImports]
+
+    def operator(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+        sizes, starts = _device_shapes(shapes, value)
+        if value.is_cuda:
+            return mmcv_ops.MultiScaleDeformableAttnFunction.apply(value, sizes, starts, locations, weights, 64)
+        return mmcv_ops.multi_scale_deformable_attn_pytorch(value, sizes, locations, weights)
+
+    return _unfused(operator, fused)
+
+
+def _deformops(fused: bool) -> Operator:
+    from deformops.registry import msda  # pyright: ignore[reportMissingImports]
+
+    def plain(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+        return msda(value, *_device_shapes(shapes, value), locations, weights)
+
+    def whole(shapes: list[tuple[int, int]], value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        locations = sampling_locations_from_offsets(reference, offsets, shapes).to(value.dtype)
+        return msda(value, *_device_shapes(shapes, value), locations, logits.to(value.dtype), softmax=True)
+
+    return whole if fused else _unfused(plain, fused)
+
+
+_PEERS = {"transformers": _transformers, "deformops": _deformops, "mmcv": _mmcv}
+
+
+def implementations(device: str) -> list[str]:
+    """The names of everything that can be measured here: the classic form first, then peers, then this package."""
+    names = [CLASSIC, *(name for name, build in _PEERS.items() if _importable(build))]
+    backends = available_backends()
+    if device == "cpu" and "cpu" in backends:
+        names += [f"cpu {isa}" for isa in cpu.supported_isas()]
+    if device != "cpu" and "triton" in backends:
+        names.append("triton")
+    return names
+
+
+def _importable(build: Callable[[bool], Operator]) -> bool:
+    try:
+        build(False)
+    except ImportError:
+        return False
+    return True
+
+
+def _operator(name: str, fused: bool) -> Operator:
+    if name == CLASSIC:
+        return _unfused(multi_scale_deformable_attn_pytorch, fused)
+    if name in _PEERS:
+        return _PEERS[name](fused)
+    backend, _, isa = name.partition(" ")
+    return _ours(backend, isa or None, fused)
+
+
+def _clock(function: Callable[[], object], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _step(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor | None) -> Callable[[], list[Tensor]]:
+    """One forward pass, or with `grad` one forward and backward pass that returns the output and the gradients."""
+    if grad is None:
+
+        def forward() -> list[Tensor]:
+            with torch.no_grad():
+                return [operator(case.shapes, *inputs)]
+
+        return forward
+    wanted = [0, *range(2 if case.fused else 1, len(inputs))]  # not the reference points: in an encoder they are constants
+
+    def both() -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_(i in wanted) for i, tensor in enumerate(inputs)]
+        output = operator(case.shapes, *leaves)
+        output.backward(grad)
+        return [output.detach(), *(g for i in wanted if (g := leaves[i].grad) is not None)]
+
+    return both
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    return ((found.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+def measure(
+    case: Case, names: list[str], *, device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 7, memory: bool = True
+) -> list[Measurement]:
+    """All implementations on one case, taking turns.
+
+    Args:
+        case: what to compute.
+        names: out of `implementations`; the first one is what the others are compared with.
+        device: "cpu" or "cuda".
+        dtype: of `value`.
+        rounds: how often each one runs; the median counts.
+        memory: also start a process for each one that measures its peak memory.
+    """
+    inputs = make_inputs(case, device, dtype)
+    grad = torch.randn(case.batch, inputs[1].shape[1], case.heads * case.channels, device=device).to(dtype)
+    exact = _step(_operator(CLASSIC, case.fused), case, [t.double() for t in inputs], grad.double())()
+    results, steps = [], []
+    for name in names:
+        operator = _operator(name, case.fused)
+        forward, both = _step(operator, case, inputs, None), _step(operator, case, inputs, grad)
+        first_call = _clock(forward, device)
+        errors = [_error(found, right) for found, right in zip(both(), exact, strict=True)]
+        results.append(Measurement(case.name, name, 0.0, 0.0, first_call, errors[0], max(errors[1], errors[3])))
+        steps.append((forward, both))
+    del exact
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in names]
+    for _ in range(rounds):
+        for (forward, both), (forward_times, both_times) in zip(steps, times, strict=True):
+            forward_times.append(_clock(forward, device))
+            both_times.append(_clock(both, device))
+    for result, (forward_times, both_times) in zip(results, times, strict=True):
+        result.forward, result.forward_backward = statistics.median(forward_times), statistics.median(both_times)
+        if memory:
+            peaks = _peaks_in_own_process(case, result.implementation, device, dtype)
+            result.memory_forward, result.memory_forward_backward = peaks
+    return results
+
+
+def _peaks_in_own_process(case: Case, name: str, device: str, dtype: torch.dtype) -> tuple[int | None, int | None]:
+    task = json.dumps({"case": asdict(case), "name": name, "device": device, "dtype": str(dtype).removeprefix("torch.")})
+    # Freed memory goes back at once, so that the second peak does not count what the first one left.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    command = [sys.executable, "-m", "deformable_detr.ops.benchmark", task]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if run.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {name!r} failed: {run.stderr.strip()[-500:]}")
+    forward, both = json.loads(run.stdout.strip().splitlines()[-1])
+    return forward, both
+
+
+def peaks(case: Case, name: str, device: str, dtype: torch.dtype) -> list[int | None]:
+    """Peak memory above the inputs of a forward pass and of a forward and backward pass, in this process; None where unknown."""
+    operator = _operator(name, case.fused)
+    small = replace(case, height=64, width=64, queries=case.queries and 8)
+    small_queries = make_inputs(small)[1].shape[1]
+    for grad in (None, torch.ones(case.batch, small_queries, case.heads * case.channels, device=device).to(dtype)):
+        _step(operator, small, make_inputs(small, device, dtype), grad)()  # what loads once is not the problem's memory
+    inputs = make_inputs(case, device, dtype)
+    grad = torch.ones(case.batch, inputs[1].shape[1], case.heads * case.channels, device=device).to(dtype)
+    found = []
+    for step in (_step(operator, case, inputs, None), _step(operator, case, inputs, grad)):
+        before = _reset_peak(device)
+        step()
+        found.append(None if before is None else _peak(device) - before)
+    return found
+
+
+def _reset_peak(device: str) -> int | None:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux
+        return None
+    return _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field + ":")).split()[1])
+
+
+def _main(task: str) -> None:
+    asked = json.loads(task)
+    found = peaks(Case(**asked["case"]), asked["name"], asked["device"], getattr(torch, asked["dtype"]))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
