@@ -1,5 +1,8 @@
 """Small detectors of every variant with weights that leave nothing to chance, and pictures for them."""
 
+import copy
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +35,11 @@ def randomise_weights(model: nn.Module, seed: int = 0) -> None:
 
 def small_model(variant: str, categories: Categories | None = CLASSES, num_classes: int | None = None):
     """ResNet-18, width 64, 8 heads, 2 + 2 layers."""
+    return copy.deepcopy(built_model(variant, categories, num_classes))
+
+
+@functools.cache
+def built_model(variant: str, categories: Categories | None, num_classes: int | None):
     num_classes = num_classes or len(categories or CLASSES)
     settings = VARIANTS[variant] | {"num_classes": num_classes, "hidden_dim": 64, "ffn_dim": 48, "num_queries": 12}
     settings |= {"num_encoder_layers": 2, "num_decoder_layers": 2, "pretrained_backbone": False, "dropout": 0.0}
@@ -76,4 +84,4 @@ def assert_same_weights():
 def batch() -> ImageBatch:
     """Two pictures of different sizes on one canvas."""
     generator = torch.Generator().manual_seed(1)
-    return ImageBatch.from_images([torch.randn(3, *size, generator=generator) for size in ((96, 128), (128, 80))])
+    return ImageBatch.from_images([torch.randn(3, *size, generator=generator) for size in ((64, 96), (96, 48))])

@@ -113,6 +113,13 @@ def test_another_order_moves_the_rows(make_model, tmp_path):
     assert torch.equal(new.class_heads[0].weight, model.class_heads[0].weight.flip(0))
 
 
+def test_weights_without_names_take_as_many_new_ones(make_model, tmp_path, assert_same_weights):
+    model = make_model("two-stage", None, num_classes=3)
+    loaded = load_pretrained(save_weights(tmp_path / "a.safetensors", model), classes=["a", "b", "c"])
+    assert_same_weights(model, loaded)
+    assert loaded.metadata.categories.names == ("a", "b", "c")
+
+
 def test_weights_without_names_start_afresh(make_model, tmp_path):
     path = save_weights(tmp_path / "a.safetensors", make_model("one-stage", None, num_classes=4))
     assert load_checkpoint(path, classes=["a", "b"]).class_mapping.sources == (None, None)

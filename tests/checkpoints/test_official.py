@@ -194,6 +194,18 @@ def test_arguments_of_the_file_are_used(tmp_path):
     assert config.backbone == "resnet18.tv_in1k"
 
 
+def test_training_state_is_left_behind(tmp_path):
+    content = {
+        "model": official_state_dict(),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
+        "lr_scheduler": {"last_epoch": 1},
+    }
+    torch.save(content, tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    assert "training state left behind: optimizer, lr_scheduler" in loaded.report.notes
+    assert loaded.model.metadata.training == {"source": "a.pth", "layout": "official"}
+
+
 def test_names_of_coco(tmp_path):
     torch.save({"model": official_state_dict()}, tmp_path / "a.pth")
     categories = load_pretrained(tmp_path / "a.pth").metadata.categories

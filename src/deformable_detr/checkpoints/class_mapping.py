@@ -68,12 +68,13 @@ def match_classes(old: Categories | None, num_old: int, new: Categories) -> Clas
     Case, spaces, hyphens and underscores do not matter; other usual names of COCO's classes are known.
 
     Args:
-        old: the classes of the weights, if they are known.
+        old: the classes of the weights. None: unknown; as many new ones are taken for them, in this order.
         num_old: how many they are.
         new: the classes wanted.
     """
     if old is None:
-        return ClassMapping(new, (None,) * len(new), None, num_old)
+        same_number = len(new) == num_old  # then the names are those that the file left out
+        return ClassMapping(new, tuple(range(num_old)) if same_number else (None,) * len(new), None, num_old)
     names = {normalise_name(name): label for label, name in reversed(list(enumerate(old.names))) if name != NO_CLASS}
     by_meaning = {_meaning(name): label for name, label in names.items()} | {
         name: label for name, label in names.items() if _meaning(name) == name

@@ -30,6 +30,8 @@ READERS: dict[str, Callable[[TensorFile], Weights]] = {
 }
 """Layout → the function that gives its tensors our names."""
 
+_TRAINING_STATE = ("optimizer", "lr_scheduler", "param_schedulers", "message_hub", "scheduler", "trainer")
+
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
@@ -88,8 +90,12 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """As :func:`load_pretrained`, with the report on what became of every tensor and class."""
     path = find_weights(source, revision)
-    weights = read_weights(read_tensors(path))
-    metadata = describe(weights, settings, origin=str(source))
+    file = read_tensors(path)
+    weights = read_weights(file)
+    stale = [name for name in _TRAINING_STATE if name in file.extras]
+    if stale:
+        weights.report.notes.append(f"training state left behind: {', '.join(stale)}")
+    metadata = describe(weights, settings, origin=path.name if Path(source).exists() else f"{source}, {path.parent.name}")
     wanted = _wanted_classes(classes, num_classes, metadata)
     mapping = None
     if wanted is not None:
@@ -204,6 +210,8 @@ def _is_coco(categories: Categories | None) -> bool:
 
 def _change_classes(weights: Weights, metadata: Metadata, wanted: Categories) -> tuple[Metadata, ClassMapping]:
     mapping = match_classes(metadata.categories, metadata.model.num_classes, wanted)
+    if metadata.categories is None and mapping.is_identity:
+        logger.info("the file names no classes; its %d are taken to be, in this order: %s", len(wanted), ", ".join(wanted.names))
     if not mapping.is_identity:
         map_class_heads(weights, mapping)
         logger.info("%s", mapping)

@@ -40,7 +40,7 @@ class ConvertOptions:
     """COCO models: `coco80` and `coco91` change the layout of the classes; `auto`: to the one that the target's code works with."""
 
     neck_bias: bool = True
-    """mmdet: keep the biases of the neck, which need neck.bias=True in its config. `false` drops them and says what that changes."""
+    """mmdet: keep the neck's biases, which need neck.bias=True in its config. `false` drops them and says what that changes."""
 
     dilation: bool | None = None
     """The source is a DC5 model: its tensors do not show it."""

@@ -1,0 +1,111 @@
+"""Our own files: everything comes back, atomically and without copies in memory."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from deformable_detr.checkpoints import load_pretrained, save_weights
+from deformable_detr.checkpoints.native import write_atomically
+from deformable_detr.model import build_model
+
+
+def test_everything_comes_back(model, tmp_path, assert_same_weights):
+    model.metadata = replace(
+        model.metadata, eval_short_side=320, mean=(0.1, 0.2, 0.3), training={"epoch": 4, "metrics": {"AP": 0.5}}
+    )
+    back = load_pretrained(save_weights(tmp_path / "new" / "a.safetensors", model))
+    assert_same_weights(model, back)
+    assert back.metadata == model.metadata
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for n, p in back.named_parameters() if p.requires_grad}
+
+
+def test_trained_batch_norms_come_back(tmp_path, assert_same_weights):
+    model = build_model("tiny", num_classes=3)
+    model(torch.rand(1, 3, 64, 64).unbind())  # counters move
+    assert_same_weights(model, load_pretrained(save_weights(tmp_path / "a.safetensors", model)))
+
+
+def test_other_weights_and_metadata(make_model, tmp_path):
+    model = make_model("one-stage")
+    average = {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    metadata = replace(model.metadata, training={"epoch": 1})
+    back = load_pretrained(save_weights(tmp_path / "a.safetensors", model, metadata=metadata, state_dict=average))
+    assert torch.equal(back.flatten.level_embed, model.flatten.level_embed * 0.5)
+    assert back.metadata.training == {"epoch": 1}
+
+
+def test_half_precision_becomes_single(make_model, tmp_path):
+    model = make_model("one-stage")
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    back = load_pretrained(save_weights(tmp_path / "a.safetensors", model, state_dict=half))
+    assert {parameter.dtype for parameter in back.parameters()} == {torch.float32}
+    torch.testing.assert_close(back.flatten.level_embed, model.flatten.level_embed, rtol=1e-3, atol=1e-3)
+
+
+def test_tensors_that_share_memory(make_model, tmp_path):
+    model = make_model("refine")
+    state_dict = model.state_dict()
+    state_dict["class_heads.1.weight"] = state_dict["class_heads.0.weight"]
+    back = load_pretrained(save_weights(tmp_path / "a.safetensors", model, state_dict=state_dict))
+    assert torch.equal(back.class_heads[1].weight, model.class_heads[0].weight)
+
+
+def test_loaded_weights_can_be_changed_and_saved_over_their_own_file(make_model, tmp_path):
+    path = save_weights(tmp_path / "a.safetensors", make_model("one-stage"))
+    model = load_pretrained(path)
+    with torch.no_grad():
+        model.flatten.level_embed.add_(1.0)
+    expected = model.flatten.level_embed.detach().clone()
+    save_weights(path, model)
+    assert torch.equal(model.flatten.level_embed, expected)
+    assert torch.equal(load_pretrained(path).flatten.level_embed, expected)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a.safetensors"
+    target.write_bytes(b"before")
+
+    def fail(path):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(target, fail)
+    assert target.read_bytes() == b"before" and [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_run_folder_stands_for_its_best_weights(make_model, tmp_path):
+    model = make_model("one-stage")
+    save_weights(tmp_path / "weights" / "last.safetensors", model, metadata=replace(model.metadata, training={"kind": "last"}))
+    assert load_pretrained(tmp_path).metadata.training == {"kind": "last"}
+    save_weights(tmp_path / "weights" / "best.safetensors", model, metadata=replace(model.metadata, training={"kind": "best"}))
+    assert load_pretrained(str(tmp_path)).metadata.training == {"kind": "best"}
+
+
+def test_header_is_what_others_can_read(make_model, tmp_path):
+    with safe_open(save_weights(tmp_path / "a.safetensors", make_model("one-stage")), framework="pt") as file:
+        assert file.metadata()["format"] == "deformable-detr"
+
+
+MEASURE = """
+import resource, sys
+from deformable_detr.checkpoints import load_pretrained
+load_pretrained(sys.argv[1])  # what the libraries need for themselves
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_pretrained(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
+def test_loading_adds_less_than_the_file_to_peak_memory(make_model, tmp_path):
+    small = save_weights(tmp_path / "small.safetensors", make_model("one-stage"))
+    large = save_weights(tmp_path / "large.safetensors", build_model("r50", pretrained_backbone=False))
+    result = subprocess.run([sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True)
+    added, size = int(result.stdout) * 1024, large.stat().st_size
+    assert size > 155e6
+    assert added < size
