@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deformable_detr.criterion import SetCriterion
     from deformable_detr.detector import Detector
     from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention, build_model
-    from deformable_detr.postprocess import postprocess
+    from deformable_detr.postprocessing import postprocess
     from deformable_detr.structures import Categories, ImageBatch, Predictions, Target
     from deformable_detr.training import build_optimizer
 
@@ -42,7 +42,7 @@ _HOME = {
     "build_model": "model",
     "build_optimizer": "training",
     "load_pretrained": "checkpoints",
-    "postprocess": "postprocess",
+    "postprocess": "postprocessing",
     "save_weights": "checkpoints",
 }
 

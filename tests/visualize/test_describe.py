@@ -10,7 +10,7 @@ from PIL import Image
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
 from deformable_detr.model import build_model
-from deformable_detr.postprocess import postprocess
+from deformable_detr.postprocessing import postprocess
 from deformable_detr.visualize.describe import describe
 
 

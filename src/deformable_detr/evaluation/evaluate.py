@@ -10,7 +10,7 @@ from torch import nn
 
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.metrics import Metrics
-from deformable_detr.postprocess import postprocess
+from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import Categories, ImageBatch, Target
 
 Precision = Literal["fp32", "bf16", "fp16"]

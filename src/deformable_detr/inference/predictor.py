@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from deformable_detr.config import Metadata
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.sources import Picture, Source, is_single, open_source
-from deformable_detr.postprocess import postprocess
+from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import Categories, ImageBatch
 
 logger = logging.getLogger(__name__)

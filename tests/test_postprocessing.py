@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deformable_detr.postprocess import postprocess
+from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import Predictions
 
 

@@ -1,0 +1,75 @@
+"""The README's commands and its Python, run as they stand there, with a small network and few steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from deformable_detr.cli import demo
+from deformable_detr.cli.__main__ import main
+from deformable_detr.data.scenes import generate_scenes
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = {
+    language: re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL) for language in ("bash", "python")
+}
+COMMANDS = [line.split("   #")[0] for block in BLOCKS["bash"] for line in block.splitlines() if line.startswith("deformable-detr ")]
+QUICK = ["--eval_short_side", "64", "--max_long_side", "96", "--train_short_sides", "[64]", "--num_workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    generate_scenes(folder / "my_data", train=4, val=2, image_size=64)
+    Image.new("RGB", (80, 60), (90, 120, 60)).save(folder / "street.jpg")
+    return folder
+
+
+def test_commands(workplace, monkeypatch):
+    """In the order in which they stand there: each may use what the one before has made."""
+    monkeypatch.chdir(workplace)
+    assert [shlex.split(command)[1] for command in COMMANDS] == ["train", "evaluate", "predict", "describe", "train"]
+    for command in COMMANDS:
+        arguments = shlex.split(command)[1:]
+        if arguments[0] == "train" and "--resume" not in arguments:
+            assert arguments[arguments.index("--preset") + 1] == "r50-two-stage"
+            arguments[arguments.index("--preset") + 1] = "tiny"
+            arguments[arguments.index("--epochs") + 1] = "1"
+            arguments += QUICK
+        assert main(arguments) == 0, command
+    assert (workplace / "runs/first/weights/best.safetensors").is_file()
+    assert (workplace / "runs/predict/street.jpg").is_file()
+
+
+def test_python(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    train, apart = BLOCKS["python"]
+    quick = 'preset="tiny", eval_short_side=64, max_long_side=96, train_short_sides=(64,), num_workers=0, device="cpu"'
+    assert 'preset="r50-two-stage", epochs=12' in train
+    names: dict = {}
+    exec(train.replace('preset="r50-two-stage", epochs=12', f"{quick}, epochs=1"), names)
+    assert names["metrics"].num_images == 2
+    torch.manual_seed(0)
+    names = {}
+    exec(apart.replace("480, 640", "96, 128").replace("512, 400", "104, 80"), names)
+    assert names["predictions"].logits.shape == (6, 2, 300, 91)
+    assert set(names["losses"]) >= {"loss_class", "loss_bbox_0", "loss_giou_4"}
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "TRAIN_PICTURES", 8)
+    monkeypatch.setattr(demo, "VAL_PICTURES", 4)
+    assert main(["demo", "--steps", "2", "--device", "cpu", "--output_dir", str(tmp_path / "demo")]) == 0
+    assert re.search(r"^AP50: \d\.\d{3}$", capsys.readouterr().out, flags=re.MULTILINE)
+    for name in ("samples/overview.png", "loss.png", "ap.png", "weights/best.safetensors"):
+        assert (tmp_path / "demo" / "run" / name).is_file(), name
+
+
+def test_linked_files_exist():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
