@@ -11,10 +11,7 @@
 namespace {
 
 enum { TILE = 8 };  // queries of an encoder are visited in tiles of so many pixels
-#ifndef NSLOTS
-#define NSLOTS 8
-#endif
-enum { SLOTS = NSLOTS };  // queries that are prepared together
+enum { SLOTS = 4 };  // queries that are prepared together
 enum { PAD = 2 };   // far samples are clamped to -2, so that both of their corners are zeros
 
 struct Level {
@@ -513,12 +510,32 @@ INLINE void prepare_row(const Plan &plan, const Scratch &s, Row at) {
                           p.weights + at.row * plan.points);
 }
 
+// Asks for the inputs and the places of the results of a query that comes soon: the rows of one head lie far apart, and
+// the processor does not foresee tiles.
+template <bool BACKWARD>
+INLINE void prefetch_row(const Plan &plan, Row at) {
+    const msda_problem &p = plan.p;
+    const int64_t n = plan.points, d = p.channels;
+    for (int64_t i = 0; i < 2 * n; i += 16) __builtin_prefetch(p.offsets + at.row * 2 * n + i);
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(p.weights + at.row * n + i);
+    if constexpr (BACKWARD) {
+        for (int64_t i = 0; i < d; i += 16) __builtin_prefetch(p.grad_output + at.row * d + i);
+        for (int64_t i = 0; i < 2 * n; i += 16) __builtin_prefetch(p.grad_offsets + at.row * 2 * n + i, 1);
+        for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(p.grad_weights + at.row * n + i, 1);
+    } else {
+        for (int64_t i = 0; i < d; i += 16) __builtin_prefetch(p.output + at.row * d + i, 1);
+    }
+}
+
 template <int R, typename T, bool PACKED, int N>
 void forward_queries(const Plan &shared, float *scratch, int64_t pair, const T *value, int64_t first, int64_t last) {
     const Plan plan = specialised<N>(shared);
     for (int64_t begin = first; begin < last; begin += SLOTS) {
         const int count = last - begin < SLOTS ? (int)(last - begin) : SLOTS;
-        for (int k = 0; k < count; ++k) prepare_row<R, PACKED, N>(plan, slot(plan, scratch, k), row_of(plan, pair, begin + k));
+        for (int k = 0; k < count; ++k) {
+            if (begin + k + SLOTS < last) prefetch_row<false>(plan, row_of(plan, pair, begin + k + SLOTS));
+            prepare_row<R, PACKED, N>(plan, slot(plan, scratch, k), row_of(plan, pair, begin + k));
+        }
         for (int k = 0; k < count; ++k)
             gather_all<T, PACKED>(plan, slot(plan, scratch, k), value,
                                   plan.p.output + row_of(plan, pair, begin + k).row * plan.p.channels);
@@ -531,7 +548,10 @@ void backward_queries(const Plan &shared, float *scratch, int64_t pair, const T 
     const msda_problem &p = plan.p;
     for (int64_t begin = 0; begin < p.queries; begin += SLOTS) {
         const int count = p.queries - begin < SLOTS ? (int)(p.queries - begin) : SLOTS;
-        for (int k = 0; k < count; ++k) prepare_row<R, PACKED, N>(plan, slot(plan, scratch, k), row_of(plan, pair, begin + k));
+        for (int k = 0; k < count; ++k) {
+            if (begin + k + SLOTS < p.queries) prefetch_row<true>(plan, row_of(plan, pair, begin + k + SLOTS));
+            prepare_row<R, PACKED, N>(plan, slot(plan, scratch, k), row_of(plan, pair, begin + k));
+        }
         for (int k = 0; k < count; ++k)
             scatter_all<T, PACKED>(plan, slot(plan, scratch, k), value,
                                    p.grad_output + row_of(plan, pair, begin + k).row * p.channels, grad_value, first * (int)p.points,
