@@ -55,6 +55,15 @@ def check_same_weights(first: nn.Module, second: nn.Module) -> None:
     assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These networks are too small for more: threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=VARIANTS)
 def variant(request) -> str:
     return request.param

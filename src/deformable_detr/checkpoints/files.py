@@ -77,12 +77,14 @@ def read_tensors(path: str | Path) -> TensorFile:
         raise ValueError(f"{path} is a Git LFS pointer, not the weights themselves: run `git lfs pull` in that folder")
     if start.lstrip()[:1] == b"<" and not _is_safetensors(start):
         raise ValueError(f"{path} is a web page, not weights: the download link led to an HTML page. Fetch it again")
+    if _is_safetensors(start):
+        return _read_safetensors(path)
     if start[:1] == b"\x80" and start[1:2] != b"\x02":  # PyTorch's files are zip archives, or pickles of protocol 2
         raise ValueError(
             f"{path} is refused: a plain Python pickle, which could run code; nothing was executed. If it comes from a source that "
             "you trust, save its state_dict with torch.save or as safetensors"
         )
-    return _read_safetensors(path) if _is_safetensors(start) else _read_pickle(path)
+    return _read_pickle(path)
 
 
 def _is_safetensors(start: bytes) -> bool:
