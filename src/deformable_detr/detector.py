@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from jsonargparse import ArgumentError, ArgumentParser
 
-from deformable_detr.checkpoints import load_pretrained, save_weights
+from deformable_detr.checkpoints import hub, load_pretrained, save_weights
 from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import Metrics, evaluate
@@ -163,6 +163,31 @@ class Detector(Predictor):
         if Path(path).suffix != ".safetensors":
             raise ValueError(f"weights are written as .safetensors, so call the file {Path(path).with_suffix('.safetensors')}")
         return save_weights(path, self.model)  # pyright: ignore[reportArgumentType]
+
+    from_pretrained = load
+
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> Path:
+        """Write the weights, their settings and a model card to a folder that :meth:`from_pretrained` reads.
+
+        Args:
+            folder: is made.
+            license: of the weights, such as `apache-2.0`, for the card.
+        """
+        return hub.save_pretrained(self.model, folder, license=license)  # pyright: ignore[reportArgumentType]
+
+    def push_to_hub(self, repo_id: str, *, license: str | None = None, private: bool = False, **options: Any) -> Any:
+        """Put the weights and a model card on the Hugging Face hub; :meth:`from_pretrained` reads them from there.
+
+        Args:
+            repo_id: `owner/name`; made if there is none.
+            license: of the weights, such as `apache-2.0`, for the card.
+            private: whether a new model is private.
+            options: `token` and `commit_message`.
+
+        Raises:
+            ValueError: an impossible name.
+        """
+        return hub.push_to_hub(self.model, repo_id, license=license, private=private, **options)  # pyright: ignore[reportArgumentType]
 
 
 def build_run_config(dataset: str | Path, preset: str, output_dir: str | Path, settings: Mapping[str, Any]) -> RunConfig:

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
+from deformable_detr.detector import Detector
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TRAINING = {
@@ -46,7 +47,7 @@ def test_cached_model_of_ours(name, make_model, offline_cache, assert_same_weigh
 
 
 def test_cached_model_of_transformers(make_model, offline_cache, tmp_path, assert_same_weights):
-    model = make_model("refine")
+    model = make_model("refine", thin=False)
     path = save_weights(tmp_path / "a.safetensors", model)
     put_in_cache(offline_cache, lambda folder: convert(path, folder, "huggingface"))
     loaded = load_pretrained("hf://someone/cells")
@@ -142,3 +143,16 @@ def test_push(make_model, monkeypatch):
     assert "license: mit" in calls["card"] and "# cells" in calls["card"]
     with pytest.raises(ValueError, match="owner/name"):
         hub.push_to_hub(model, "cells")
+
+
+def test_detector_saves_and_loads(make_model, tmp_path, monkeypatch, assert_same_weights):
+    model = make_model("two-stage")
+    detector = Detector(model, device="cpu")
+    folder = detector.save_pretrained(tmp_path / "cells", license="mit")
+    back = Detector.from_pretrained(folder, device="cpu")
+    assert_same_weights(model, back.model)
+    assert back.categories == model.metadata.categories and "license: mit" in (folder / "README.md").read_text()
+    calls = []
+    monkeypatch.setattr(hub, "push_to_hub", lambda *arguments, **options: calls.append((arguments, options)))
+    detector.push_to_hub("someone/cells", license="mit", private=True)
+    assert calls == [((detector.model, "someone/cells"), {"license": "mit", "private": True})]

@@ -19,6 +19,11 @@ FLAGS = {
 NAMES = {0: "cell", 1: "vessel", 2: "nucleus", 3: "dust"}
 
 
+@pytest.fixture
+def model(variant, make_model):
+    return make_model(variant, thin=False)
+
+
 def their_model(variant, randomise, **options):
     config = DeformableDetrConfig(
         backbone="resnet18",
@@ -90,7 +95,7 @@ def test_out_and_in_is_bit_equal(model, tmp_path, assert_same_weights):
 
 
 def test_written_preprocessing(make_model, tmp_path):
-    save_weights(tmp_path / "a.safetensors", make_model("one-stage"))
+    save_weights(tmp_path / "a.safetensors", make_model("one-stage", thin=False))
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "huggingface")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "folder")
     assert type(processor).__name__.startswith("DeformableDetrImageProcessor")
@@ -110,7 +115,7 @@ def test_preprocessing_is_read(randomise, tmp_path):
 def test_copies_in_the_decoder_may_be_the_only_ones(make_model, tmp_path, assert_same_weights):
     from safetensors.torch import load_file, save_file
 
-    model = make_model("two-stage")
+    model = make_model("two-stage", thin=False)
     save_weights(tmp_path / "a.safetensors", model)
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "huggingface")
     tensors = load_file(tmp_path / "folder" / "model.safetensors")
@@ -125,6 +130,13 @@ def test_names_of_a_running_model(make_model, randomise, batch, tmp_path):
     theirs.config.save_pretrained(tmp_path)
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
     assert_same_outputs(load_pretrained(tmp_path), theirs, batch)
+
+
+def test_what_transformers_cannot_express(make_model, tmp_path):
+    save_weights(tmp_path / "a.safetensors", make_model("one-stage"))
+    with pytest.raises(ValueError, match="cannot express the backbone options"):
+        convert(tmp_path / "a.safetensors", tmp_path / "folder", "huggingface")
+    assert not (tmp_path / "folder").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ ENTRIES = {"r50-single-scale": 549, "r50-single-scale-dc5": 549, "r50": 561, "r5
 """Tensors in the published files."""
 
 
+CHANNELS = (16, 32, 64, 128)
+"""Of the stages: a ResNet-18 with a quarter of its width."""
+
+
 def official_shapes(*, width=64, ffn=48, classes=91, queries=12, layers=2, levels=4, points=4, refine=False, two_stage=False):
     """Name → shape of a checkpoint of the original code with a ResNet-18."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -30,15 +34,15 @@ def official_shapes(*, width=64, ffn=48, classes=91, queries=12, layers=2, level
 
     body = "backbone.0.body"
     conv_norm(f"{body}.conv1", f"{body}.bn1", 64, 3, 7, 7)
-    for stage, channels in enumerate((64, 128, 256, 512), start=1):
+    for stage, channels in enumerate(CHANNELS, start=1):
         before = 64 if stage == 1 else channels // 2
         for block in range(2):
             name = f"{body}.layer{stage}.{block}"
             conv_norm(f"{name}.conv1", f"{name}.bn1", channels, before if block == 0 else channels, 3, 3)
             conv_norm(f"{name}.conv2", f"{name}.bn2", channels, channels, 3, 3)
-        if stage > 1:
+        if before != channels:
             conv_norm(f"{body}.layer{stage}.0.downsample.0", f"{body}.layer{stage}.0.downsample.1", channels, before, 1, 1)
-    for level, channels in enumerate((128, 256, 512, 512) if levels == 4 else (512,)):
+    for level, channels in enumerate((*CHANNELS[1:], CHANNELS[-1]) if levels == 4 else CHANNELS[-1:]):
         kernel = 3 if level == 3 else 1
         shapes[f"input_proj.{level}.0.weight"], shapes[f"input_proj.{level}.0.bias"] = (width, channels, kernel, kernel), (width,)
         norm(f"input_proj.{level}.1", width)
@@ -139,7 +143,7 @@ def test_every_kind_of_tensor_arrives(variant, tmp_path):
     for theirs, name in (OURS | (OURS_TWO_STAGE if variant == "two-stage" else OURS_ONE_STAGE)).items():
         assert torch.equal(ours[name], state_dict[theirs]), name
     config = loaded.model.metadata.model
-    assert config.backbone == "resnet18.tv_in1k"
+    assert (config.backbone, config.backbone_options) == ("resnet18.tv_in1k", {"channels": list(CHANNELS)})
     assert (config.num_classes, config.hidden_dim, config.ffn_dim, config.num_heads) == (91, 64, 48, 8)
     assert (config.num_encoder_layers, config.num_decoder_layers) == (2, 2)
     assert config.num_queries == (300 if variant == "two-stage" else 12)
