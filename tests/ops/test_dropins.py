@@ -39,13 +39,12 @@ def test_against_mmcv(arguments):
 @pytest.fixture(scope="module")
 def small_model():
     transformers = pytest.importorskip("transformers")
-    resnet = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage2", "stage3", "stage4"]
-    )
-    config = transformers.DeformableDetrConfig(
-        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=resnet, d_model=32, encoder_layers=2, decoder_layers=2,
-        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=7,
-    )  # fmt: skip
+    stages = ["stage2", "stage3", "stage4"]
+    resnet = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=stages)
+    backbone = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "backbone_config": resnet}
+    encoder = {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 32}
+    decoder = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 32}
+    config = transformers.DeformableDetrConfig(d_model=32, num_queries=7, **backbone, **encoder, **decoder)
     torch.manual_seed(0)
     return transformers.DeformableDetrForObjectDetection(config).eval()
 

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from deformable_detr.cli import benchmark as command
+from deformable_detr.ops.benchmark import Case
+
+
+def test_table_and_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "CASES", (Case("tiny", height=64, width=64, queries=3), Case("other", height=64, width=64)))
+    output = tmp_path / "deep" / "operator.json"
+    threads = command.torch.get_num_threads()
+    arguments = [
+        "op",
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--no-memory",
+        "--case",
+        "tiny",
+        "--only",
+        "cpu",
+        "--output",
+        str(output),
+    ]
+    assert command.benchmark(arguments) == 0
+    assert command.torch.get_num_threads() == threads
+    report = json.loads(output.read_text())
+    assert {result["case"] for result in report["results"]} == {"tiny"}
+    assert report["results"][0]["implementation"] == "classic"
+    assert report["machine"]["threads"] == threads
+    assert "tiny: 64x64, float32" in capsys.readouterr().out
+
+
+def test_unknown_choice(capsys):
+    with pytest.raises(SystemExit):
+        command.benchmark(["everything"])
+    assert "invalid choice: 'everything'" in capsys.readouterr().err
