@@ -63,6 +63,15 @@ def test_one_file_of_a_model(make_model, offline_cache):
 def test_not_in_the_cache_and_no_network(offline_cache):
     with pytest.raises(ConnectionError, match="hf://someone/other is neither in the hub's cache nor can it be fetched"):
         load_pretrained("hf://someone/other")
+    with pytest.raises(FileNotFoundError, match="there is no file or folder someone/other"):
+        load_pretrained("someone/other")
+
+
+def test_a_misspelt_run_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no weights at runs/frist"):
+        load_pretrained("runs/frist")
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://name", "hf://a/b/c.pth"])

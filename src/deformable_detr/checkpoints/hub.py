@@ -20,11 +20,13 @@ _HUB_NAME = re.compile(r"(hf://)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revisi
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Whether a text names a model on the hub: `hf://owner/name`, or `owner/name` that is no file name."""
+    """Whether a text names a model on the hub: `hf://owner/name`, or `owner/name` where there is no folder `owner`."""
     if not isinstance(source, str):
         return False
     if source.startswith("hf://"):
         return True
+    if Path(source).parent.is_dir():  # a path that leads nowhere
+        return False
     return bool(_HUB_NAME.fullmatch(source)) and not re.search(r"\.(pth|pt|bin|ckpt|safetensors)$", source)
 
 
@@ -59,9 +61,7 @@ def download(source: str, revision: str | None = None) -> Path:
     try:
         path = Path(hf_hub_download(repo, match["file"] or WEIGHTS_NAME, revision=revision))
     except LocalEntryNotFoundError as error:
-        raise ConnectionError(
-            f"{source} is neither in the hub's cache nor can it be fetched ({error}). Download it elsewhere and pass the folder"
-        ) from error
+        raise _out_of_reach(source, error) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"there is no file, folder or hub model {source!r}, or it is private: log in with `hf auth login`"
@@ -73,7 +73,7 @@ def download(source: str, revision: str | None = None) -> Path:
             f"the hub model {repo} has no {match['file'] or WEIGHTS_NAME}: only safetensors are read from the hub, never pickles"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ConnectionError(f"{source} cannot be fetched from the hub: {error}") from error
+        raise _out_of_reach(source, error) from error
     for name in _SIDE_FILES:
         try:
             hf_hub_download(repo, name, revision=revision)
@@ -81,6 +81,17 @@ def download(source: str, revision: str | None = None) -> Path:
             logger.debug("%s has no %s", repo, name)
     logger.info("%s: revision %s", repo, path.parent.name)
     return path
+
+
+def _out_of_reach(source: str, error: Exception) -> OSError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if source.startswith("hf://"):
+        return ConnectionError(
+            f"{source} is neither in the hub's cache nor can it be fetched ({reason}). Download it elsewhere and pass the folder"
+        )
+    return FileNotFoundError(
+        f"there is no file or folder {source}; as a model on the hub it is neither in the cache nor can it be fetched ({reason})"
+    )
 
 
 def save_pretrained(
