@@ -70,8 +70,8 @@ def test_not_in_the_cache_and_no_network(offline_cache):
 def test_a_misspelt_run_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no weights at runs/frist"):
-        load_pretrained("runs/frist")
+    with pytest.raises(FileNotFoundError, match="no weights at runs/other"):
+        load_pretrained("runs/other")
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://name", "hf://a/b/c.pth"])
