@@ -1,6 +1,8 @@
 """Stopping between two optimiser steps on Ctrl-C or a cluster's SIGTERM, so that the state can be saved first."""
 
+import atexit
 import logging
+import multiprocessing
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -44,10 +46,27 @@ def leave_signals_to_trainer(worker: int) -> None:
     """Make a data loader's worker outlive the signals that a terminal or a cluster sends to all processes of a run.
 
     A worker that dies raises an error in the trainer, in the middle of whatever that does, such as saving the state. Workers are
-    ended by the loader, and by themselves when the trainer is gone.
+    ended by the loader, by themselves when the trainer is gone, and by :func:`end_workers_at_exit`.
 
     Args:
         worker: its number; the signature is that of a `worker_init_fn`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers_at_exit() -> None:
+    """End the workers that are left when this process exits, as after an error in the middle of an epoch.
+
+    Python would send them a SIGTERM, which they leave to the trainer, and wait for ever.
+    """
+    atexit.unregister(_end_workers)  # once, however many runs there are
+    atexit.register(_end_workers)
+
+
+def _end_workers() -> None:
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

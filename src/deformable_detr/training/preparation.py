@@ -18,7 +18,7 @@ from deformable_detr.data.coco import CocoDataset, find_split
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import Categories
-from deformable_detr.training.interruption import leave_signals_to_trainer
+from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
 from deformable_detr.training.run_folder import config_to_dict
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) ->
         batches.worker_init_fn = leave_signals_to_trainer
         return batches
 
+    end_workers_at_exit()
     return loader(data.train, True), loader(data.val, False) if data.val is not None else None
 
 
