@@ -11,7 +11,7 @@ R50_SINGLE_SCALE = replace(R50, num_feature_levels=1)
 
 DEMO = ModelConfig(
     backbone="resnet18",
-    backbone_options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_width": 32},
+    backbone_options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_type": "deep", "stem_width": 8},
     pretrained_backbone=False,
     frozen_backbone_stages=0,
     freeze_batch_norm=False,

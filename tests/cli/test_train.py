@@ -68,6 +68,7 @@ def test_short_forms() -> None:
     assert (config.model.num_queries, config.resume, config.output_dir) == (9, True, "x")
     assert parse_config(["data", "--resume", "false"]).resume is False
     assert canonical("--train-short-sides=[1]") == "--data.train_short_sides=[1]"
+    assert canonical("--model.weights=r50.pth") == "--weights=r50.pth"
     assert canonical("my-data") == "my-data"
 
 

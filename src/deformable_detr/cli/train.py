@@ -55,6 +55,10 @@ examples:
 """
 
 
+ALIASES = {"model.weights": "weights"}
+"""Other names of settings: the weights belong to the run, but are looked for beside the network."""
+
+
 class ManualFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Options with type and default; description and examples as they are written."""
 
@@ -153,6 +157,7 @@ def canonical(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     name = name[2:].replace("-", "_")
+    name = ALIASES.get(name, name)
     fitting = [full for full in _settings() if full.rpartition(".")[2] == name]
     if name not in _settings() and len(fitting) == 1:
         name = fitting[0]
