@@ -32,7 +32,7 @@ class DemoOptions:
     output_dir: str = "demo"
     """Gets data/ (the pictures) and run/ (weights, curves, drawings); both are replaced."""
 
-    steps: int = 2000
+    steps: int = 2400
     """Optimiser steps, each on 4 pictures."""
 
     seed: int = 0
