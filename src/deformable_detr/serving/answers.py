@@ -18,7 +18,7 @@ class Settings(BaseModel):
 
     threshold: float = Field(0.5, ge=0, le=1, description="Smallest score of a detection.")
     top_k: int = Field(100, ge=1, le=1000, description="At most this many detections per picture, the best ones.")
-    classes: list[str] | None = Field(None, description="Only objects of these classes: `classes=dog&classes=cat`.")
+    classes: list[str] | None = Field(None, description="Only objects of these classes, as in classes=dog&classes=cat.")
 
 
 class Detection(BaseModel):
@@ -88,7 +88,13 @@ def picture_answer(name: str, size: tuple[int, int], answer: Answer, decode_seco
     found = answer.detections
     columns = (found.data["class_name"], found.class_id, found.data["category_id"], found.confidence, found.xyxy)
     detections = [
-        Detection(class_name=name, label=label, category_id=category_id, score=round(score, 5), box=tuple(box))  # type: ignore[arg-type]
+        Detection(
+            class_name=name,
+            label=label,
+            category_id=category_id,
+            score=round(score, 5),
+            box=tuple(round(value, 2) for value in box),
+        )  # type: ignore[arg-type]
         for name, label, category_id, score, box in zip(*(column.tolist() for column in columns), strict=True)  # type: ignore[union-attr]
     ]
     times = PictureTimes(

@@ -41,7 +41,11 @@ _FORM = {
     "required": [FIELD],
     "additionalProperties": False,
 }
-_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}, "image/jpeg": _BINARY, "image/png": _BINARY}}
+_BODY = {
+    "description": f"A picture, of these or any other image type; or a form with one or more files in the field `{FIELD}`.",
+    "required": True,
+    "content": {"multipart/form-data": {"schema": _FORM}, "image/jpeg": _BINARY, "image/png": _BINARY},
+}
 
 
 def create_app(
@@ -92,14 +96,16 @@ def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
     }
     body = {"requestBody": _BODY}
 
-    @app.post("/detect", response_model=DetectAnswer, responses=errors, openapi_extra=body)
+    found = {"description": "What was found."}
+
+    @app.post("/detect", response_model=DetectAnswer, responses={200: found, **errors}, openapi_extra=body)
     async def detect(request: Request, settings: Annotated[Settings, Query()]) -> Response:
         """Find the objects in one picture or in several, as JSON."""
         began = time.perf_counter()
-        found = await service.detect(request, settings)
+        served = await service.detect(request, settings)
 
         def answer() -> str:
-            pictures = [picture_answer(one.name, one.image_size, one.answer, one.decode_seconds) for one in found]
+            pictures = [picture_answer(one.name, one.image_size, one.answer, one.decode_seconds) for one in served]
             return detect_answer(name, pictures, time.perf_counter() - began).model_dump_json()
 
         return Response(await service.in_thread(answer), media_type="application/json")
@@ -111,7 +117,8 @@ def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
     async def draw(request: Request, settings: Annotated[Settings, Query()]) -> Response:
         """Find the objects in one picture and draw them on it: as JPEG, or as PNG where the Accept header prefers that.
 
-        A picture whose longer side is below 480 pixels is enlarged by a whole factor, so that its labels can be read.
+        One picture per request. If its longer side is below 480 pixels, it is enlarged by a whole factor, so that its labels can
+        be read.
         """
         kind = drawing_format(request.headers.get("accept", "*/*"))
         if kind is None:
@@ -120,13 +127,17 @@ def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
 
 
 def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
-    @app.get("/health", response_model=Health, responses={503: {"model": Health, "description": "Not ready."}})
+    states = {200: {"description": "Ready."}, 503: {"model": Health, "description": "Not ready."}}
+
+    @app.get("/health", response_model=Health, responses=states)
     async def show_health() -> Response:
         """Whether the server is ready, and what it serves."""
         state = health(service.predictor, name, service.batch_size, service.ready)
         return Response(state.model_dump_json(), 200 if service.ready else 503, media_type="application/json")
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+    text = {"description": "The numbers.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    @app.get("/metrics", response_class=Response, responses={200: text})
     async def metrics() -> Response:
         """Requests, errors, batch sizes, latencies and queue, in Prometheus' text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

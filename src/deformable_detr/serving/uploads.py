@@ -3,11 +3,10 @@
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from deformable_detr.serving.limits import Limits, RefusedError
+from deformable_detr.serving.multipart import BrokenFormError, FormReader, Part, TooManyPartsError
 
 FIELD = "image"
 """Name of the form field that holds pictures."""
@@ -37,7 +36,8 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
     if kind == "multipart/form-data":
         return await _form_uploads(request, body, limits)
     if not _can_be_picture(kind):
-        raise RefusedError(415, f"cannot take a body of type {kind or 'unknown'}: {_HOW}")
+        what = f"a body of type {printable(kind)}" if kind else "a body without Content-Type"
+        raise RefusedError(415, f"cannot take {what}: {_HOW}")
     content = b"".join([chunk async for chunk in body])
     if not content:
         raise RefusedError(422, f"the body is empty: {_HOW}")
@@ -62,46 +62,37 @@ async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
 
 
 async def _form_uploads(request: Request, body: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
-    parser = MultiPartParser(request.headers, body, max_files=limits.max_pictures + 1, max_fields=limits.max_pictures + 1)
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many"):
-            raise _too_many(limits) from None
-        raise RefusedError(400, f"the form cannot be read: {error.message}") from None
-    try:
-        files = form.multi_items()
-        if not files:
-            raise RefusedError(422, f"the form is empty: {_HOW}")
-        if len(files) > limits.max_pictures:
-            raise _too_many(limits)
-        return [await _form_file(index, name, value) for index, (name, value) in enumerate(files)]
-    finally:
-        await form.close()
+        form = FormReader(request.headers["content-type"], limits.max_pictures)
+        async for chunk in body:
+            form.feed(chunk)
+        parts = form.parts()
+    except TooManyPartsError:
+        raise RefusedError(413, f"more than the {limits.max_pictures} pictures allowed in one request; split it") from None
+    except BrokenFormError as error:
+        raise RefusedError(400, f"the form cannot be read: {error}") from None
+    if not parts:
+        raise RefusedError(422, f"the form is empty: {_HOW}")
+    return [_form_upload(index, part) for index, part in enumerate(parts)]
 
 
-async def _form_file(index: int, field: str, value: UploadFile | str) -> Upload:
-    if field != FIELD:
-        raise RefusedError(422, f"unknown form field {printable(field)!r}: {_HOW}")
-    if isinstance(value, str):
+def _form_upload(index: int, part: Part) -> Upload:
+    if part.name != FIELD:
+        raise RefusedError(422, f"unknown form field {printable(part.name)!r}: {_HOW}")
+    if part.filename is None:
         raise RefusedError(422, f"form field {FIELD!r} holds text where a file is expected: {_HOW}")
-    name = printable(value.filename or f"image {index}")
-    kind = (value.content_type or "").partition(";")[0].strip().lower()
+    name = printable(part.filename) or f"image {index}"
+    kind = part.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind and not _can_be_picture(kind):
-        raise RefusedError(415, f"{name}: cannot take a file of type {kind}: {_HOW}")
-    content = await value.read()
-    if not content:
+        raise RefusedError(415, f"{name}: cannot take a file of type {printable(kind)}: {_HOW}")
+    if not part.content:
         raise RefusedError(422, f"{name}: the file is empty")
-    return Upload(name, content)
+    return Upload(name, bytes(part.content))
 
 
 def printable(text: str) -> str:
-    """A client's text as it can be sent back: of bounded length, without halves of surrogate pairs."""
-    return text[:200].encode("utf-8", "replace").decode("utf-8")
-
-
-def _too_many(limits: Limits) -> RefusedError:
-    return RefusedError(413, f"more than the {limits.max_pictures} pictures allowed in one request; split it")
+    """A client's text as it can be sent back: of bounded length, on one line."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
 def _can_be_picture(kind: str) -> bool:
