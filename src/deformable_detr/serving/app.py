@@ -127,7 +127,7 @@ def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
 
 
 def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
-    states = {200: {"description": "Ready."}, 503: {"model": Health, "description": "Not ready."}}
+    states: dict[int | str, dict[str, Any]] = {200: {"description": "Ready."}, 503: {"model": Health, "description": "Not ready."}}
 
     @app.get("/health", response_model=Health, responses=states)
     async def show_health() -> Response:
