@@ -3,8 +3,8 @@
     deformable-detr serve runs/first --access_log false
     python benchmarks/serve.py http://127.0.0.1:8000 photos/ --connections 8 --seconds 20
 
-Prints pictures per second, latencies as the clients see them, and the sizes of the batches. Nothing but the standard library, so that
-it costs the machine little beside the server that it shares it with.
+Prints pictures per second, latencies as the clients see them, and the sizes of the batches. Nothing but the standard library, so
+that it costs little beside the server on the same machine.
 """
 
 import argparse
@@ -80,9 +80,8 @@ def main() -> None:
     print(f"{options.connections} connections, {elapsed:.1f} s: {len(seconds) / elapsed:.2f} pictures per second")
     if seconds:
         p95 = seconds[min(len(seconds) - 1, round(0.95 * len(seconds)))]
-        print(
-            f"latency: median {1e3 * statistics.median(seconds):.0f} ms, 95 % {1e3 * p95:.0f} ms, longest {1e3 * seconds[-1]:.0f} ms"
-        )
+        median, longest = statistics.median(seconds), seconds[-1]
+        print(f"latency: median {1e3 * median:.0f} ms, 95 % {1e3 * p95:.0f} ms, longest {1e3 * longest:.0f} ms")
     print("answers by status:", dict(sorted(statuses.items())))
     if batches:
         print("answers by batch size:", dict(sorted(batches.items())))
