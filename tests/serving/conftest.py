@@ -28,7 +28,7 @@ class CountingPredictor(Predictor):
         self.failure: Exception | None = None
 
     def _detect(self, batch, top_k, labels):
-        assert self.gate.wait(30)
+        assert self.gate.wait(120)
         self.batches.append(len(batch))
         if self.failure:
             raise self.failure
@@ -81,7 +81,7 @@ def counted(client, method, path, status):
 
 
 def wait_until(condition):
-    for _ in range(600):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.02)

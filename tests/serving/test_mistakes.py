@@ -13,7 +13,7 @@ from .conftest import CountingPredictor, encoded, form, gauge, raw
 @pytest.fixture(scope="module")
 def served(tiny):
     predictor = CountingPredictor(tiny)
-    limits = Limits(max_megabytes=0.2, max_megapixels=0.02, max_pictures=3, max_waiting=8, timeout=20.0)
+    limits = Limits(max_megabytes=0.2, max_megapixels=0.02, max_pictures=3, max_waiting=8, timeout=120.0)
     with TestClient(create_app(predictor, limits=limits), raise_server_exceptions=False) as client:
         predictor.batches.clear()  # without the picture that warms up
         yield client, predictor

@@ -139,14 +139,14 @@ class DetectionService:
         batcher = self._batcher
         if batcher is None:
             raise RefusedError(503, "the server is shutting down", {"Retry-After": "5"})
-        answers = await asyncio.gather(
-            *(
-                asyncio.wrap_future(
-                    batcher.submit(pixels, threshold=settings.threshold, top_k=settings.top_k, classes=settings.classes)
-                )
-                for pixels, _ in decoded
-            )
-        )
+        futures = [
+            batcher.submit(pixels, threshold=settings.threshold, top_k=settings.top_k, classes=settings.classes)
+            for pixels, _ in decoded
+        ]
+        try:
+            answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        except ValueError as error:  # such as a size that an exported file does not take
+            raise RefusedError(422, str(error)) from None
         return [
             Served(upload.name, pixels, answer, seconds)
             for upload, (pixels, seconds), answer in zip(uploads, decoded, answers, strict=True)
