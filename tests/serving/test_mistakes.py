@@ -59,7 +59,7 @@ MISTAKES = {
     "no number": ("/detect?threshold=nan", raw(PICTURE), 422, "threshold"),
     "top_k": ("/detect?top_k=0", raw(PICTURE), 422, "top_k: Input should be greater than or equal to 1"),
     "a class": ("/detect?classes=fish", raw(PICTURE), 422, "unknown class 'fish'; this detector knows cat, dog, bird"),
-    "an unknown setting": ("/detect?treshold=0.3", raw(PICTURE), 422, "treshold: Extra inputs are not permitted"),
+    "an unknown setting": ("/detect?thresh=0.3", raw(PICTURE), 422, "thresh: Extra inputs are not permitted"),
     "accept": ("/draw", raw(PICTURE, accept="text/html"), 406, "image/jpeg or image/png"),
     "another path": ("/nowhere", raw(PICTURE), 404, "Not Found (POST /nowhere)"),
 }  # fmt: skip
