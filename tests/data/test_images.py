@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.data.images import read_image
+from deformable_detr.data.images import PictureTooLargeError, decode_image, read_image
 
 GREY = np.array([[0, 100, 200], [10, 20, 255]], dtype=np.uint8)
 COLOUR = np.stack((GREY, GREY[::-1], 255 - GREY), axis=2)  # [2, 3, 3]
@@ -121,3 +121,39 @@ def test_missing_file_folder_and_float_pixels(tmp_path):
     path = save(tmp_path / "depth.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32)))
     with pytest.raises(ValueError, match=r"depth\.tif: 32-bit float"):
         read_image(path)
+
+
+def as_bytes(picture, kind="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_decoding_is_reading(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for number, array in enumerate((COLOUR, GREY, GREY.astype(np.uint16) * 257, np.dstack((COLOUR, GREY)))):
+        content = as_bytes(Image.fromarray(array), exif=exif)
+        (tmp_path / f"{number}.png").write_bytes(content)
+        decoded = decode_image(content, "sent", max_pixels=6)
+        assert torch.equal(decoded, read_image(tmp_path / f"{number}.png"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("empty", "not a picture"), ("text", "not a picture"), ("JPEG", "truncated"), ("PNG", "truncated")]
+)
+def test_bad_content_is_named(kind, message):
+    with pytest.raises(ValueError, match=rf"street: .*{message}"):
+        decode_image(damaged(kind), "street", max_pixels=10_000)
+
+
+def test_content_with_too_many_pixels_or_of_a_wrong_kind():
+    with pytest.raises(PictureTooLargeError, match="street: 3 x 2 pixels are more than the 5 allowed"):
+        decode_image(as_bytes(Image.fromarray(COLOUR)), "street", max_pixels=5)
+    with pytest.raises(PictureTooLargeError, match="decompression bomb"):
+        decode_image(as_bytes(Image.new("1", (20_000, 10_000))), "street", max_pixels=10**9)
+    with pytest.raises(ValueError, match="street: 32-bit float"):
+        decode_image(as_bytes(Image.new("F", (2, 2)), "TIFF"), "street", max_pixels=5)
+    with pytest.raises(ValueError, match="street: not a picture"):  # a format that runs Ghostscript
+        decode_image(as_bytes(Image.fromarray(COLOUR), "EPS"), "street", max_pixels=99)

@@ -32,6 +32,13 @@ def predict(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def serve(argv: list[str]) -> int | None:
+    """Answer pictures over HTTP with JSON or drawings."""
+    from deformable_detr.cli.serve import main as run
+
+    return run(argv)
+
+
 def describe(argv: list[str]) -> int | None:
     """Show the way of one picture through the network, stage by stage."""
     from deformable_detr.cli.describe import main as run
@@ -64,6 +71,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "serve": serve,
     "describe": describe,
     "demo": demo,
     "benchmark": benchmark,

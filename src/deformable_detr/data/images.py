@@ -1,5 +1,6 @@
 """Read one picture file of any usual kind as upright 8-bit RGB: the first stage of the data path."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -7,6 +8,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""What :func:`decode_image` reads: Pillow's formats for pictures, without those that run other programs (EPS) or are rare."""
+
+
+class PictureTooLargeError(ValueError):
+    """A picture has more pixels than are allowed."""
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
@@ -30,7 +38,7 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
     try:
         with Image.open(path) as picture:
             picture.load()
-            pixels = _rgb_pixels(ImageOps.exif_transpose(picture) if upright else picture, path)
+            pixels = _rgb_pixels(ImageOps.exif_transpose(picture) if upright else picture, str(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such picture; check the image folder and the file names") from None
     except IsADirectoryError:
@@ -51,11 +59,50 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
 
 
-def _rgb_pixels(picture: Image.Image, path: Path) -> np.ndarray:
+def decode_image(content: bytes, name: str, *, max_pixels: int) -> Tensor:
+    """Like :func:`read_image`, for the content of a file that a stranger has sent.
+
+    Args:
+        content: one of :data:`UPLOAD_FORMATS`.
+        name: of the picture, in messages.
+        max_pixels: pictures of more pixels (height x width) are refused before they are decoded.
+
+    Returns:
+        `[3, H, W]` uint8, RGB, upright.
+
+    Raises:
+        PictureTooLargeError: more than `max_pixels`.
+        ValueError: not a picture, damaged or truncated, or a pixel type without a natural 8-bit form.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as picture:
+            if picture.width * picture.height > max_pixels:
+                size = f"{picture.width} x {picture.height} pixels"
+                raise PictureTooLargeError(f"{name}: {size} are more than the {max_pixels} allowed; shrink the picture first")
+            picture.load()
+            pixels = _rgb_pixels(ImageOps.exif_transpose(picture), name)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureTooLargeError(f"{name}: {error}; shrink the picture first") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not a picture that can be read ({len(content)} bytes)") from None
+    except (PictureTooLargeError, _PixelTypeError, MemoryError):
+        raise
+    except Exception as error:  # on forged files Pillow's decoders raise nearly anything: KeyError, TypeError, zlib.error …
+        raise ValueError(f"{name}: the picture is damaged or truncated ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
+
+
+class _PixelTypeError(ValueError):
+    """A pixel type without a natural 8-bit form."""
+
+
+def _rgb_pixels(picture: Image.Image, name: str) -> np.ndarray:
     """`[H, W, 3]` uint8 of an opened picture, in memory of its own."""
     if picture.mode.startswith("I"):  # "I;16", "I;16B", and "I": 16 bits in 32
         grey = np.asarray(picture).astype(np.int64).clip(0, 65535) >> 8
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
     if picture.mode == "F":
-        raise ValueError(f"{path}: 32-bit float pixels have no natural 8-bit form; save the picture with 8 or 16 bits per channel")
+        raise _PixelTypeError(
+            f"{name}: 32-bit float pixels have no natural 8-bit form; save the picture with 8 or 16 bits per channel"
+        )
     return np.array(picture.convert("RGB"))

@@ -1,0 +1,189 @@
+"""`deformable-detr serve`: a detector behind HTTP."""
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deformable_detr.cli.options import DetectorOptions, log_to_screen, parse_options
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from deformable_detr.inference import Predictor
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Serve a detector over HTTP. POST /detect answers pictures with JSON, POST /draw with the drawn picture; pictures of several
+requests go through the network together. GET /health, /metrics (for Prometheus) and /docs (a page to try it on)."""
+
+EXAMPLES = """\
+examples:
+  deformable-detr serve runs/first                                         then open http://127.0.0.1:8000
+  curl -F image=@street.jpg "http://127.0.0.1:8000/detect?threshold=0.3"
+  curl --data-binary @street.jpg -H "Content-Type: image/jpeg" http://127.0.0.1:8000/draw -o drawn.jpg
+  deformable-detr serve runs/first --port 9000 --batch_size 16 --max_wait_ms 20
+  deformable-detr serve runs/first --host 0.0.0.0                          reachable from other machines: there is no login
+"""
+
+
+@dataclass(frozen=True)
+class ServeOptions(DetectorOptions):
+    """Options of the command."""
+
+    weights: str = ""
+    """The detector."""
+
+    batch_size: int = 4
+    """At most this many pictures, of all requests, per forward pass. The results are the same for any."""
+
+    max_wait_ms: float = 5.0
+    """Milliseconds that a picture waits for others to share its forward pass, at most."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reachable from this machine only."""
+
+    port: int = 8000
+    """Port to listen on. 0 takes a free one, which the log names."""
+
+    max_megabytes: float = 20.0
+    """Largest body of a request."""
+
+    max_megapixels: float = 25.0
+    """Largest picture, in millions of pixels."""
+
+    max_pictures: int = 8
+    """Pictures per request."""
+
+    max_waiting: int = 32
+    """Pictures taken in and not yet answered; further requests get status 503 and a time to come back."""
+
+    timeout: float = 60.0
+    """Seconds until a request is given up."""
+
+    threads: int = 2
+    """Threads that decode and draw pictures."""
+
+    access_log: bool = True
+    """A log line for each request."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: what follows `deformable-detr serve`.
+
+    Returns:
+        The exit status.
+    """
+    options = parse_serve_options(argv)
+    log_to_screen()
+    listener = bind(options.host, options.port)
+    try:
+        app = build_app(options)
+        return run(app, listener, access_log=options.access_log, grace=options.timeout)
+    finally:
+        listener.close()
+
+
+def parse_serve_options(argv: Sequence[str]) -> ServeOptions:
+    """The options of the command line; see :func:`~deformable_detr.cli.options.parse_options`."""
+    options = parse_options(
+        ServeOptions,
+        argv,
+        command="serve",
+        usage="WEIGHTS [--host ADDRESS] [--port PORT] [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        arguments={"weights": {"help": "A run folder (its best weights), or a weights file of any known format."}},
+    )
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"port must lie in [0, 65535], not {options.port}")
+    if options.threads < 1:
+        raise ValueError(f"threads must be at least 1, not {options.threads}")
+    return options
+
+
+def open_predictor(options: ServeOptions) -> "Predictor":
+    """What is served."""
+    from deformable_detr.detector import Detector
+
+    return Detector.load(options.weights, **options.load_settings())
+
+
+def build_app(options: ServeOptions) -> "FastAPI":
+    """The application with its detector.
+
+    Raises:
+        ImportError: the extra `serve` is not installed.
+    """
+    try:
+        from deformable_detr.serving import Limits, create_app
+    except ModuleNotFoundError as error:
+        hint = 'pip install "deformable-detr[serve]"'
+        raise ModuleNotFoundError(f"the server needs {error.name}, which is not installed: {hint}") from error
+
+    limits = Limits(
+        max_megabytes=options.max_megabytes,
+        max_megapixels=options.max_megapixels,
+        max_pictures=options.max_pictures,
+        max_waiting=options.max_waiting,
+        timeout=options.timeout,
+    )
+    predictor = open_predictor(options)
+    return create_app(
+        predictor,
+        name=Path(options.weights).name,
+        limits=limits,
+        batch_size=options.batch_size,
+        max_wait=options.max_wait_ms / 1e3,
+        num_threads=options.threads,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port, before the weights are read. Warns where other machines can reach it.
+
+    Raises:
+        OSError: the address is not ours, or the port is taken.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another --host or --port") from None
+    address, number = listener.getsockname()[:2]
+    if not ipaddress.ip_address(address).is_loopback:
+        logger.warning(
+            "listening on %s: whoever reaches this machine can use the detector, there is no login and no encryption; "
+            "put a proxy with both in front, or stay with --host 127.0.0.1",
+            address,
+        )
+    logger.info("http://%s:%d  (the page to try it on: /docs)", f"[{address}]" if ":" in address else address, number)
+    return listener
+
+
+def run(app: "FastAPI", listener: socket.socket, *, access_log: bool, grace: float) -> int:
+    """Serve until SIGINT or SIGTERM; then what is under way is finished.
+
+    Args:
+        app: the application.
+        listener: where it listens.
+        access_log: log each request.
+        grace: seconds that requests get to finish.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_config=None, access_log=access_log, server_header=False, timeout_graceful_shutdown=max(1, round(grace))
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1

@@ -1,0 +1,6 @@
+"""A detector behind HTTP: uploads in, JSON or drawn pictures out, many requests in one batch. Needs the extra `serve`."""
+
+from deformable_detr.serving.app import create_app
+from deformable_detr.serving.limits import Limits
+
+__all__ = ["Limits", "create_app"]

@@ -1,0 +1,128 @@
+"""What the server says: the JSON bodies, as types that also make the OpenAPI description."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.serving.batcher import Answer
+from deformable_detr.version import __version__
+
+Pixels = Annotated[float, Field(description="Pixels of the upright picture.")]
+
+
+class Settings(BaseModel):
+    """What a client may ask for, in the query string."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: float = Field(0.5, ge=0, le=1, description="Smallest score of a detection.")
+    top_k: int = Field(100, ge=1, le=1000, description="At most this many detections per picture, the best ones.")
+    classes: list[str] | None = Field(None, description="Only objects of these classes, as in classes=dog&classes=cat.")
+
+
+class Detection(BaseModel):
+    """One object."""
+
+    class_name: str
+    label: int = Field(description="The class as the network counts: 0 … K-1.")
+    category_id: int = Field(description="The class as the training data numbered it.")
+    score: float = Field(description="In [0, 1].")
+    box: tuple[Pixels, Pixels, Pixels, Pixels] = Field(description="Left, top, right, bottom.")
+
+
+class PictureTimes(BaseModel):
+    """Milliseconds that one picture took."""
+
+    decode_ms: float
+    wait_ms: float = Field(description="For its batch to begin.")
+    network_ms: float = Field(description="That its batch took, resizing and scores included.")
+    batch_size: int = Field(description="Pictures in that batch, of this and of other requests.")
+
+
+class PictureAnswer(BaseModel):
+    """One picture."""
+
+    name: str = Field(description="The file's name as sent.")
+    width: int = Field(description="Of the upright picture, in pixels.")
+    height: int = Field(description="Of the upright picture, in pixels.")
+    detections: list[Detection] = Field(description="Highest score first.")
+    times: PictureTimes
+
+
+class DetectAnswer(BaseModel):
+    """The answer of /detect."""
+
+    model: str
+    pictures: list[PictureAnswer] = Field(description="In the order in which they were sent.")
+    total_ms: float = Field(description="From the request's first byte to this answer.")
+
+
+class Health(BaseModel):
+    """The answer of /health."""
+
+    ready: bool
+    model: str
+    device: str
+    precision: str
+    classes: list[str]
+    batch_size: int
+    version: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is not 2xx."""
+
+    error: str = Field(description="What was wrong, and what to do.")
+
+
+def picture_answer(name: str, size: tuple[int, int], answer: Answer, decode_seconds: float) -> PictureAnswer:
+    """The JSON of one picture.
+
+    Args:
+        name: of the file.
+        size: (height, width) of the upright picture.
+        answer: of the batcher.
+        decode_seconds: that reading the pixels took.
+    """
+    found = answer.detections
+    columns = (found.data["class_name"], found.class_id, found.data["category_id"], found.confidence, found.xyxy)
+    detections = [
+        Detection(
+            class_name=name,
+            label=label,
+            category_id=category_id,
+            score=round(score, 5),
+            box=tuple(round(value, 2) for value in box),
+        )  # type: ignore[arg-type]
+        for name, label, category_id, score, box in zip(*(column.tolist() for column in columns), strict=True)  # type: ignore[union-attr]
+    ]
+    times = PictureTimes(
+        decode_ms=_milliseconds(decode_seconds),
+        wait_ms=_milliseconds(answer.wait_seconds),
+        network_ms=_milliseconds(answer.network_seconds),
+        batch_size=answer.batch_size,
+    )
+    return PictureAnswer(name=name, width=size[1], height=size[0], detections=detections, times=times)
+
+
+def detect_answer(model: str, pictures: list[PictureAnswer], seconds: float) -> DetectAnswer:
+    """The JSON of a request."""
+    return DetectAnswer(model=model, pictures=pictures, total_ms=_milliseconds(seconds))
+
+
+def health(predictor: Predictor, name: str, batch_size: int, ready: bool) -> Health:
+    """The state of a server."""
+    return Health(
+        ready=ready,
+        model=name,
+        device=str(predictor.device),
+        precision=predictor.precision,
+        classes=list(predictor.categories.names),
+        batch_size=batch_size,
+        version=__version__,
+    )
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1e3 * seconds, 2)

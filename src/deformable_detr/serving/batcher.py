@@ -1,0 +1,155 @@
+"""Dynamic batching: pictures of many requests go through the network together, on one thread of their own."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import supervision as sv
+from torch import Tensor
+
+from deformable_detr.inference.predictor import Predictor
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What has been found in one picture, and how long it took."""
+
+    detections: sv.Detections
+    """Highest score first."""
+
+    wait_seconds: float
+    """From submission until its batch began."""
+
+    network_seconds: float
+    """That the batch took, resizing and scores included."""
+
+    batch_size: int
+    """Pictures in the batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    pixels: Tensor
+    threshold: float
+    top_k: int
+    classes: tuple[str, ...] | None
+    future: Future[Answer] = field(default_factory=Future)
+    submitted: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """Gathers pictures and detects on them in batches.
+
+    A batch begins when `batch_size` pictures wait, or when the oldest has waited `max_wait` seconds. Pictures of different settings
+    share a batch; each gets exactly what it would get alone.
+
+    Args:
+        predictor: the detector; only the worker thread calls it.
+        batch_size: at most this many pictures per forward pass.
+        max_wait: seconds that a picture waits for company at most. 0: take what is there.
+        on_batch: called by the worker with the size and the seconds of each batch.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        batch_size: int = 4,
+        max_wait: float = 0.005,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        if batch_size < 1 or max_wait < 0:
+            raise ValueError(f"batch_size must be at least 1 and max_wait at least 0, not {batch_size} and {max_wait}")
+        self.predictor = predictor
+        self.batch_size = batch_size
+        self.max_wait = max_wait
+        self.last_seconds = 0.0
+        self._on_batch = on_batch
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._worker = threading.Thread(target=self._work, name="network", daemon=True)
+        self._worker.start()
+
+    def submit(self, pixels: Tensor, *, threshold: float, top_k: int, classes: Sequence[str] | None = None) -> Future[Answer]:
+        """Put a picture in the queue; cancel the future to take it out again.
+
+        Args:
+            pixels: `[3, H, W]` uint8 RGB.
+            threshold: as for :meth:`~deformable_detr.inference.predictor.Predictor.predict`.
+            top_k: as there.
+            classes: as there; they must be known to the detector.
+
+        Raises:
+            RuntimeError: the batcher is closed.
+        """
+        job = _Job(pixels, threshold, top_k, None if classes is None else tuple(classes))
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the server is shutting down")
+            self._waiting.append(job)
+            self._changed.notify()
+        return job.future
+
+    @property
+    def num_waiting(self) -> int:
+        """Pictures whose batch has not begun."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """Finish what waits, then end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._worker.join()
+
+    def _work(self) -> None:
+        while jobs := self._gather():
+            running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if running:
+                self._run(running)
+
+    def _gather(self) -> list[_Job]:
+        """The next batch; empty when all is done and the batcher is closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            if self._waiting:
+                patience = self._waiting[0].submitted + self.max_wait - time.perf_counter()
+                self._changed.wait_for(lambda: len(self._waiting) >= self.batch_size or self._closing, max(0.0, patience))
+            return [self._waiting.popleft() for _ in range(min(self.batch_size, len(self._waiting)))]
+
+    def _run(self, jobs: list[_Job]) -> None:
+        began = time.perf_counter()
+        try:
+            found = self._detect(jobs)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].future.set_exception(error)
+                return
+            for job in jobs:  # one picture must not spoil the answers of its neighbours
+                self._run([job])
+            return
+        self.last_seconds = time.perf_counter() - began
+        self._on_batch(len(jobs), self.last_seconds)
+        for job, detections in zip(jobs, found, strict=True):
+            job.future.set_result(Answer(detections, began - job.submitted, self.last_seconds, len(jobs)))
+
+    def _detect(self, jobs: list[_Job]) -> list[sv.Detections]:
+        """One forward pass with the most generous of all settings, cut down to those of each picture."""
+        top_k = max(job.top_k for job in jobs)
+        if any(job.classes is not None for job in jobs):  # a class's best can stand anywhere in the ranking of all classes
+            model = self.predictor.metadata.model
+            top_k = max(top_k, model.num_queries * model.num_classes)
+        threshold = min(job.threshold for job in jobs)
+        results = self.predictor.iterate([job.pixels for job in jobs], threshold, batch_size=len(jobs), top_k=top_k)
+        return [self._chosen(job, result.detections) for job, result in zip(jobs, results, strict=True)]
+
+    def _chosen(self, job: _Job, detections: sv.Detections) -> sv.Detections:
+        keep = np.asarray(detections.confidence) >= job.threshold
+        if job.classes is not None:
+            keep &= np.isin(detections.data["class_name"], job.classes)
+        return detections[np.flatnonzero(keep)[: job.top_k]]  # pyright: ignore[reportReturnType]

@@ -1,0 +1,227 @@
+"""From a request to its detections: admission, reading, decoding, the batch, the drawing; the event loop only waits."""
+
+import asyncio
+import io
+import math
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+from PIL import Image
+from starlette.requests import Request
+from torch import Tensor
+
+from deformable_detr.data.images import PictureTooLargeError, decode_image
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.serving.answers import Settings
+from deformable_detr.serving.batcher import Answer, Batcher
+from deformable_detr.serving.limits import Limits, RefusedError
+from deformable_detr.serving.metrics import ServerMetrics
+from deformable_detr.serving.uploads import Upload, read_uploads
+from deformable_detr.visualize.detections import draw_detections
+
+T = TypeVar("T")
+DrawingFormat = Literal["jpeg", "png"]
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """One picture with what was found in it."""
+
+    name: str
+    pixels: Tensor  # [3, H, W] uint8 RGB, upright
+    answer: Answer
+    decode_seconds: float
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+class DetectionService:
+    """Answers requests with one detector. Use it as an async context manager: it holds threads.
+
+    Args:
+        predictor: the detector.
+        limits: what clients may ask for.
+        batch_size: pictures per forward pass, at most.
+        max_wait: seconds that a picture waits for company in its batch, at most.
+        num_threads: threads that decode and draw.
+    """
+
+    def __init__(self, predictor: Predictor, *, limits: Limits, batch_size: int, max_wait: float, num_threads: int) -> None:
+        self.predictor = predictor
+        self.limits = limits
+        self.batch_size = batch_size
+        self.metrics = ServerMetrics(lambda: self._batcher.num_waiting if self._batcher else 0, lambda: self._inside)
+        self._max_wait = max_wait
+        self._num_threads = num_threads
+        self._batcher: Batcher | None = None
+        self._inside = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._batcher is not None
+
+    async def __aenter__(self) -> "DetectionService":
+        """Start the threads, and run one grey picture through the network, so that the first client does not wait for it."""
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures")
+        side = self.predictor.metadata.eval_short_side
+        blank = torch.full((3, side, side * 4 // 3), 128, dtype=torch.uint8)
+        await asyncio.to_thread(self.predictor.predict, blank)
+        self._batcher = Batcher(
+            self.predictor, batch_size=self.batch_size, max_wait=self._max_wait, on_batch=self.metrics.count_batch
+        )
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Finish what has been taken in."""
+        batcher, self._batcher = self._batcher, None
+        if batcher is not None:
+            await asyncio.to_thread(batcher.close)
+        self._pool.shutdown()
+
+    async def detect(self, request: Request, settings: Settings) -> list[Served]:
+        """Read a request's pictures and detect on them.
+
+        Raises:
+            RefusedError: the reason why there is no answer.
+        """
+        with _Admission(self) as admission:  # before the body is read: a server that is full does not take in more
+            return await self._serve(request, settings, admission)
+
+    async def draw(self, request: Request, settings: Settings, kind: DrawingFormat) -> bytes:
+        """Read a request's picture and draw what is found in it: the content of a PNG or JPEG file.
+
+        Raises:
+            RefusedError: the reason why there is no answer, such as more pictures than one.
+        """
+        with _Admission(self) as admission:
+            served = await self._serve(request, settings, admission, most=1)
+            return await self.in_thread(lambda: _draw(served[0], kind))
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run what takes long beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def refusal_when_full(self) -> RefusedError:
+        """Status 503, with a guess of when to come again: when what is inside now should be done."""
+        seconds = (self._batcher.last_seconds if self._batcher else 1.0) * self._inside / self.batch_size
+        wait = str(min(60, max(1, math.ceil(seconds))))
+        return RefusedError(503, f"the server is busy with {self._inside} pictures; try again in {wait} s", {"Retry-After": wait})
+
+    def _check_classes(self, classes: list[str] | None) -> None:
+        known = self.predictor.categories.names
+        unknown = [name for name in classes or [] if name not in known]
+        if unknown:
+            raise RefusedError(422, f"unknown class {unknown[0][:100]!r}; this detector knows {', '.join(known)}")
+
+    async def _serve(self, request: Request, settings: Settings, admission: "_Admission", most: int | None = None) -> list[Served]:
+        self._check_classes(settings.classes)
+        deadline = asyncio.get_running_loop().time() + self.limits.timeout
+        uploads = await _until(deadline, read_uploads(request, self.limits), RefusedError(408, "the body came too slowly"))
+        if most is not None and len(uploads) > most:
+            raise RefusedError(422, f"one picture is drawn per request, not {len(uploads)}; /detect takes several")
+        admission.extend(len(uploads))
+        late = RefusedError(504, f"no answer within {self.limits.timeout:g} s; the server is too busy", {"Retry-After": "10"})
+        work = asyncio.ensure_future(self._detect(uploads, settings))
+        return await _until(deadline, _unless_gone(request, work), late)
+
+    async def _detect(self, uploads: list[Upload], settings: Settings) -> list[Served]:
+        """All pictures are decoded before the first is submitted: one that is bad costs no work of the network."""
+        decoded = await asyncio.gather(*(self.in_thread(partial(_decode, upload, self.limits)) for upload in uploads))
+        batcher = self._batcher
+        if batcher is None:
+            raise RefusedError(503, "the server is shutting down", {"Retry-After": "5"})
+        futures = [
+            batcher.submit(pixels, threshold=settings.threshold, top_k=settings.top_k, classes=settings.classes)
+            for pixels, _ in decoded
+        ]
+        try:
+            answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        except ValueError as error:  # such as a size that an exported file does not take
+            raise RefusedError(422, str(error)) from None
+        return [
+            Served(upload.name, pixels, answer, seconds)
+            for upload, (pixels, seconds), answer in zip(uploads, decoded, answers, strict=True)
+        ]
+
+
+class _Admission:
+    """Counts a request's pictures as inside the server for as long as it is worked on; only the event loop touches it."""
+
+    def __init__(self, service: DetectionService) -> None:
+        self._service = service
+        self._count = 0
+
+    def __enter__(self) -> "_Admission":
+        self.extend(1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._service._inside -= self._count
+
+    def extend(self, count: int) -> None:
+        """Hold `count` places in all.
+
+        Raises:
+            RefusedError: there are not so many.
+        """
+        if self._service._inside + count - self._count > self._service.limits.max_waiting:
+            raise self._service.refusal_when_full()
+        self._service._inside += count - self._count
+        self._count = count
+
+
+def _decode(upload: Upload, limits: Limits) -> tuple[Tensor, float]:
+    """The pixels, and the seconds that it took."""
+    began = time.perf_counter()
+    try:
+        pixels = decode_image(upload.content, upload.name, max_pixels=limits.max_pixels)
+    except PictureTooLargeError as error:
+        raise RefusedError(413, str(error)) from None
+    except ValueError as error:
+        raise RefusedError(422, str(error)) from None
+    return pixels, time.perf_counter() - began
+
+
+def _draw(served: Served, kind: DrawingFormat) -> bytes:
+    drawing = Image.fromarray(draw_detections(served.pixels, served.answer.detections))
+    buffer = io.BytesIO()
+    if kind == "jpeg":
+        drawing.save(buffer, format="JPEG", quality=92, subsampling=0)
+    else:
+        drawing.save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+async def _until(deadline: float, work: Awaitable[T], refusal: RefusedError) -> T:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError:
+        raise refusal from None
+
+
+async def _unless_gone(request: Request, work: "asyncio.Future[T]") -> T:
+    """Wait for `work`; cancel it when the client closes the connection first."""
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise RefusedError(499, "the client has gone")
+        return work.result()
+    finally:
+        gone.cancel()
+        work.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,99 @@
+"""The body of a request → the files in it, with the limits enforced while it is read."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+
+from deformable_detr.serving.limits import Limits, RefusedError
+from deformable_detr.serving.multipart import BrokenFormError, FormReader, Part, TooManyPartsError
+
+FIELD = "image"
+"""Name of the form field that holds pictures."""
+
+_HOW = f"send a picture as the body (Content-Type: image/jpeg, image/png, …) or as form field {FIELD!r} of multipart/form-data"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it came."""
+
+    name: str
+    """Its name as the client calls it, or `image 0`."""
+
+    content: bytes
+    """Not looked at yet."""
+
+
+async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
+    """Read the pictures of a request, still encoded: a raw `image/*` body, or a form with one or more files.
+
+    Raises:
+        RefusedError: 400 a broken body or form, 413 too many bytes or files, 415 another media type, 422 no picture in it.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = _limited(request, limits)
+    if kind == "multipart/form-data":
+        return await _form_uploads(request, body, limits)
+    if not _can_be_picture(kind):
+        what = f"a body of type {printable(kind)}" if kind else "a body without Content-Type"
+        raise RefusedError(415, f"cannot take {what}: {_HOW}")
+    content = b"".join([chunk async for chunk in body])
+    if not content:
+        raise RefusedError(422, f"the body is empty: {_HOW}")
+    return [Upload("image 0", content)]
+
+
+async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """The chunks of the body, until they are too many."""
+    refusal = RefusedError(413, f"the body is larger than the {limits.max_megabytes:g} MB allowed; shrink or split it")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limits.max_bytes:
+        raise refusal
+    received = 0
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limits.max_bytes:
+                raise refusal
+            yield chunk
+    except ClientDisconnect:
+        raise RefusedError(400, "the connection was closed before the whole body had come") from None
+
+
+async def _form_uploads(request: Request, body: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
+    try:
+        form = FormReader(request.headers["content-type"], limits.max_pictures)
+        async for chunk in body:
+            form.feed(chunk)
+        parts = form.parts()
+    except TooManyPartsError:
+        raise RefusedError(413, f"more than the {limits.max_pictures} pictures allowed in one request; split it") from None
+    except BrokenFormError as error:
+        raise RefusedError(400, f"the form cannot be read: {error}") from None
+    if not parts:
+        raise RefusedError(422, f"the form is empty: {_HOW}")
+    return [_form_upload(index, part) for index, part in enumerate(parts)]
+
+
+def _form_upload(index: int, part: Part) -> Upload:
+    if part.name != FIELD:
+        raise RefusedError(422, f"unknown form field {printable(part.name)!r}: {_HOW}")
+    if part.filename is None:
+        raise RefusedError(422, f"form field {FIELD!r} holds text where a file is expected: {_HOW}")
+    name = printable(part.filename) or f"image {index}"
+    kind = part.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind and not _can_be_picture(kind):
+        raise RefusedError(415, f"{name}: cannot take a file of type {printable(kind)}: {_HOW}")
+    if not part.content:
+        raise RefusedError(422, f"{name}: the file is empty")
+    return Upload(name, bytes(part.content))
+
+
+def printable(text: str) -> str:
+    """A client's text as it can be sent back: of bounded length, on one line."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
+
+
+def _can_be_picture(kind: str) -> bool:
+    return kind.startswith("image/") or kind == "application/octet-stream"

@@ -1,0 +1,77 @@
+import ipaddress
+import logging
+import socket
+import sys
+
+import pytest
+from fastapi.testclient import TestClient
+
+from deformable_detr.checkpoints import save_weights
+from deformable_detr.cli import serve
+from deformable_detr.cli.__main__ import main
+from deformable_detr.config import Metadata
+from deformable_detr.model import build_model
+from deformable_detr.structures import Categories
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    model = build_model("tiny", num_classes=2)
+    metadata = Metadata(model.metadata.model, Categories(("cat", "dog"), (7, 3)), eval_short_side=64, max_long_side=96)
+    return str(save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", model, metadata=metadata))
+
+
+def test_the_options_reach_the_server(weights, monkeypatch):
+    seen = []
+
+    def run(app, listener, *, access_log, grace):
+        with TestClient(app) as client:
+            seen.append((client.get("/health").json(), listener.getsockname(), access_log, grace))
+            seen.append(client.post("/detect", content=bytes(2000), headers={"Content-Type": "image/png"}).json())
+        return 0
+
+    monkeypatch.setattr(serve, "run", run)
+    arguments = ["--port", "0", "--batch-size", "7", "--access_log", "false", "--timeout", "9", "--max_megabytes", "0.001"]
+    assert main(["serve", weights, *arguments, "--device", "cpu"]) == 0
+    health, address, *others = seen[0]
+    assert (health["model"], health["classes"], health["batch_size"]) == ("tiny.safetensors", ["cat", "dog"], 7)
+    assert ipaddress.ip_address(address[0]).is_loopback
+    assert others == [False, 9.0]
+    assert "0.001 MB" in seen[1]["error"]
+
+
+@pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True), ("localhost", False)])
+def test_a_warning_where_other_machines_can_reach_it(host, warns, caplog):
+    with caplog.at_level(logging.INFO), serve.bind(host, 0):
+        pass
+    assert ("there is no login" in caplog.text) == warns
+    assert "http://" in caplog.text
+
+
+def test_a_port_that_is_taken(weights, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", weights, "--port", str(taken.getsockname()[1])]) == 2
+    assert "choose another --host or --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.safetensors", "--port", "0"], "nowhere.safetensors"),
+        (["x", "--port", "99999"], "port must lie in [0, 65535]"),
+        (["x", "--threads", "0"], "threads must be at least 1"),
+        (["x", "--port", "0", "--max_pictures", "99"], "max_pictures (99) must not exceed max_waiting (32)"),
+        (["x", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys):
+    assert main(["serve", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_extra(weights, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("deformable_detr.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert main(["serve", weights, "--port", "0"]) == 2
+    assert 'the server needs fastapi, which is not installed: pip install "deformable-detr[serve]"' in capsys.readouterr().err

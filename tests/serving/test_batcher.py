@@ -1,0 +1,97 @@
+import threading
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+import torch
+
+from deformable_detr.serving.batcher import Batcher
+
+
+def as_tensor(pixels):
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@pytest.fixture
+def batcher(predictor):
+    sizes = []
+    batcher = Batcher(predictor, batch_size=4, max_wait=5.0, on_batch=lambda size, seconds: sizes.append(size))
+    batcher.sizes = sizes
+    yield batcher
+    predictor.gate.set()
+    batcher.close()
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-2)
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+    assert found.data["class_name"].tolist() == expected.data["class_name"].tolist()
+
+
+def test_pictures_share_forward_passes_and_get_what_they_get_alone(batcher, predictor, pictures):
+    settings = [
+        {"threshold": 0.0, "top_k": 5},
+        {"threshold": 0.0, "top_k": 100, "classes": ["bird"]},
+        {"threshold": 0.0, "top_k": 2, "classes": ["dog", "cat"]},
+        {"threshold": 0.012, "top_k": 100},
+    ] * 2
+    futures = [batcher.submit(as_tensor(one), **chosen) for one, chosen in zip(pictures, settings, strict=False)]
+    answers = [future.result(30) for future in futures]
+    assert predictor.batches == [4, 4] == batcher.sizes
+    assert [answer.batch_size for answer in answers] == [4] * 8
+    for one, chosen, answer in zip(pictures, settings, answers, strict=False):
+        assert_same(answer.detections, predictor.predict(one, **chosen))
+    assert [len(answer.detections) for answer in answers[:3]] == [5, 10, 2]
+    assert 0 < len(answers[3].detections) < 30
+
+
+def test_a_lone_picture_does_not_wait_for_ever(predictor, pictures):
+    batcher = Batcher(predictor, batch_size=4, max_wait=0.01)
+    answer = batcher.submit(as_tensor(pictures[0]), threshold=0.0, top_k=1).result(30)
+    assert answer.batch_size == 1
+    assert answer.wait_seconds >= 0.01
+    batcher.close()
+
+
+def test_one_failing_picture_leaves_its_neighbours_alone(batcher, predictor, pictures):
+    broken = torch.zeros(3, 0, 5, dtype=torch.uint8)
+    futures = [
+        batcher.submit(one, threshold=0.0, top_k=3) for one in (as_tensor(pictures[0]), broken, *map(as_tensor, pictures[1:3]))
+    ]
+    with pytest.raises(ValueError, match="shape"):
+        futures[1].result(30)
+    for index, future in zip((0, 1, 2), (futures[0], *futures[2:]), strict=True):
+        assert_same(future.result(30).detections, predictor.predict(pictures[index], 0.0, top_k=3))
+
+
+def test_cancelled_pictures_are_not_run(batcher, predictor, pictures):
+    predictor.gate.clear()
+    first = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in pictures[:4]]
+    later = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in pictures[4:8]]
+    assert all(future.cancel() for future in later[:3])
+    predictor.gate.set()
+    assert later[3].result(30).batch_size == 1
+    assert first[0].result(30).batch_size == 4
+    with pytest.raises(CancelledError):
+        later[0].result()
+    assert predictor.batches == [4, 1]
+
+
+def test_closing_finishes_what_waits(predictor, pictures):
+    batcher = Batcher(predictor, batch_size=2, max_wait=60.0)
+    predictor.gate.clear()
+    futures = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in pictures[:5]]
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    predictor.gate.set()
+    closing.join(30)
+    assert not closing.is_alive()
+    assert [future.result(0).batch_size for future in futures] == [2, 2, 2, 2, 1]
+    with pytest.raises(RuntimeError, match="shutting down"):
+        batcher.submit(as_tensor(pictures[0]), threshold=0.0, top_k=3)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_wait": -1.0}])
+def test_impossible_settings(predictor, options):
+    with pytest.raises(ValueError, match="at least"):
+        Batcher(predictor, **options)

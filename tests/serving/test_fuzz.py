@@ -1,0 +1,49 @@
+"""The server against generated requests: whatever comes, it keeps to its own description and never fails."""
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+
+from deformable_detr.data.images import decode_image
+from deformable_detr.serving import Limits, create_app
+
+from .conftest import CountingPredictor
+from .fuzz_pictures import pictures
+
+
+@pytest.fixture(scope="module")
+def app(tiny):
+    app = create_app(CountingPredictor(tiny), limits=Limits(max_pictures=3, max_megabytes=0.1), max_wait=0.0)
+    with TestClient(app):  # runs its threads
+        yield app
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode"),
+    [(f"POST {path}", mode) for path in ("/detect", "/draw") for mode in GenerationMode]
+    + [(f"GET {path}", GenerationMode.POSITIVE) for path in ("/health", "/metrics")],
+)
+def test_the_server_keeps_to_its_description(app, operation, mode):
+    method, path = operation.split()
+    description = schemathesis.openapi.from_asgi("/openapi.json", app)
+
+    @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(description[path][method].as_strategy(generation_mode=mode))
+    def send(case):
+        # A damaged picture is of the right form, and refused all the same.
+        case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance])
+
+    send()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(pictures())
+def test_a_damaged_picture_is_read_or_refused(content):
+    try:
+        pixels = decode_image(content, "sent", max_pixels=1000)
+    except ValueError as error:
+        assert str(error).startswith("sent: ")
+    else:
+        assert pixels.shape[0] == 3 and 0 < pixels.numel() <= 3000
