@@ -24,7 +24,7 @@ def test_table_and_json(tmp_path, monkeypatch, capsys):
         "--output",
         str(output),
     ]
-    assert command.benchmark(arguments) == 0
+    assert command.main(arguments) == 0
     assert command.torch.get_num_threads() == threads
     report = json.loads(output.read_text())
     assert {result["case"] for result in report["results"]} == {"tiny"}
@@ -35,5 +35,5 @@ def test_table_and_json(tmp_path, monkeypatch, capsys):
 
 def test_unknown_choice(capsys):
     with pytest.raises(SystemExit):
-        command.benchmark(["everything"])
+        command.main(["everything"])
     assert "invalid choice: 'everything'" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def demo(argv: list[str]) -> int | None:
 
 def benchmark(argv: list[str]) -> int | None:
     """Time the operator and its backends on this machine."""
-    from deformable_detr.cli.benchmark import benchmark as run
+    from deformable_detr.cli.benchmark import main as run
 
     return run(argv)
 

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from deformable_detr.ops.benchmark import CASES, Measurement, implementations, measure
 
 
-def benchmark(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run `benchmark op`; returns the exit status.
 
     Args:
@@ -76,28 +77,29 @@ def _processor() -> str:
 
 
 def _table(title: str, results: list[Measurement]) -> Table:
-    table = Table(title=title)
-    table.add_column("implementation")
+    """At most 80 columns wide, so that it can be read in a terminal, in a file and in a page."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("\nimplementation", no_wrap=True)
     for header in (
-        "first call, s",
-        "forward, ms",
-        "ratio",
-        "f+b, ms",
-        "ratio",
-        "memory f, MB",
-        "memory f+b, MB",
-        "error",
-        "gradient error",
+        "first\ncall s",
+        "forward\nms",
+        "\nratio",
+        "f+b\nms",
+        "\nratio",
+        "peak f\nMB",
+        "f+b\nMB",
+        "\nerror",
+        "gradient\nerror",
     ):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     base = results[0]
     for result in results:
         table.add_row(
             result.implementation,
-            f"{result.first_call:.3f}",
-            f"{1e3 * result.forward:.2f}",
+            f"{result.first_call:.2f}",
+            _digits(1e3 * result.forward),
             f"{base.forward / result.forward:.1f}x",
-            f"{1e3 * result.forward_backward:.2f}",
+            _digits(1e3 * result.forward_backward),
             f"{base.forward_backward / result.forward_backward:.1f}x",
             _megabytes(result.memory_forward),
             _megabytes(result.memory_forward_backward),
@@ -108,4 +110,8 @@ def _table(title: str, results: list[Measurement]) -> Table:
 
 
 def _megabytes(size: int | None) -> str:
-    return "–" if size is None else f"{size / 1e6:.1f}"
+    return "–" if size is None else _digits(size / 1e6)
+
+
+def _digits(number: float) -> str:
+    return f"{number:.{0 if number >= 1000 else 1 if number >= 100 else 2}f}"

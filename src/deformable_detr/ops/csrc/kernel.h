@@ -1,8 +1,9 @@
 // Multi-scale deformable attention, forward and backward; included once per instruction set with NAME(x) giving each its own names.
 //
-// Work is cut into (batch, head) pairs. When there are many samples per pixel (the encoder), a head's values are first copied into a
+// Work is cut into (batch, some heads); an item is one query of one head. When there are many samples per pixel (the encoder), a head's values are first copied into a
 // buffer of their own with two rows and columns of zeros around each level: neighbours are then neighbours in memory, every clamped
-// sample can be read without a mask, and a head fits the cache. Otherwise (the decoder) values are read where they are.
+// sample can be read without a mask, and a head fits the cache. Otherwise (the decoder) values are read where they are: all heads of a
+// query one after the other, because they look at the same part of the picture, and each row is asked for one group of items ahead.
 #include "problem.h"
 #include "vector.h"
 
@@ -11,7 +12,7 @@
 namespace {
 
 enum { TILE = 8 };  // queries of an encoder are visited in tiles of so many pixels
-enum { SLOTS = 4 };  // queries that are prepared together
+enum { SLOTS = 4 };  // items that are prepared together
 enum { PAD = 2 };   // far samples are clamped to -2, so that both of their corners are zeros
 
 struct Level {
@@ -55,7 +56,7 @@ INLINE T *take(char **memory, int64_t count) {
 
 INLINE int64_t slot_floats(const Plan &plan) { return (int64_t)plan.padded_points * (7 + 4 + 4 + 4 + 3) + W; }
 
-int64_t scratch_bytes(const Plan &plan) { return round_up(4 * (SLOTS * slot_floats(plan) + 2 * plan.width), 64); }
+int64_t scratch_bytes(const Plan &plan) { return round_up(4 * (2 * SLOTS * slot_floats(plan) + 2 * plan.width), 64); }
 
 INLINE Scratch slot(const Plan &plan, float *memory, int index) {
     Scratch s;
@@ -473,9 +474,10 @@ INLINE void write_gradients(const Plan &plan, const Scratch &s, int64_t row, int
 struct Run {
     const Plan *plan;
     int64_t tasks, next;
-    int64_t chunks;        // forward: pieces of the queries of one (batch, head); backward: pieces of its levels
+    int64_t heads;         // of a part
+    int64_t chunks;        // forward: pieces of the queries of one part; backward: pieces of its levels
     float *packed;         // shared copies of heads, or null: each worker has its own
-    int64_t first_pair;    // the first (batch, head) in `packed`
+    int64_t first_part;    // the first (batch, head) in `packed`
     int failed;
 };
 
@@ -491,16 +493,28 @@ INLINE Plan specialised(const Plan &shared) {
 
 INLINE int64_t take_task(Run *run) { return __atomic_fetch_add(&run->next, 1, __ATOMIC_RELAXED); }
 
-// The row of the i-th query of this (batch, head) in [B, Q] and in [B, Q, M].
-struct Row {
-    int64_t query, row;
+// What a task works on: the heads [head, head + heads) of one picture. Its items are numbered query by query, heads inside.
+struct Part {
+    int64_t batch, head, heads;
 };
 
-INLINE Row row_of(const Plan &plan, int64_t pair, int64_t i) {
+// Where an item's inputs and results lie: its row in [B, Q] and in [B, Q, M], and its head counted from the part's first one.
+struct Row {
+    int64_t query, row, head;
+};
+
+INLINE Row row_of(const Plan &plan, Part part, int64_t item) {
+    const int64_t i = part.heads == 1 ? item : item / part.heads;
     Row r;
-    r.query = pair / plan.p.heads * plan.p.queries + (plan.order ? plan.order[i] : i);
-    r.row = r.query * plan.p.heads + pair % plan.p.heads;
+    r.head = item - i * part.heads;
+    r.query = part.batch * plan.p.queries + (plan.order ? plan.order[i] : i);
+    r.row = r.query * plan.p.heads + part.head + r.head;
     return r;
+}
+
+template <bool PACKED>
+INLINE int slot_of(int64_t item) {
+    return (int)((uint64_t)item % (PACKED ? SLOTS : 2 * SLOTS));
 }
 
 template <int R, bool PACKED, int N>
@@ -527,50 +541,90 @@ INLINE void prefetch_row(const Plan &plan, Row at) {
     }
 }
 
-template <int R, typename T, bool PACKED, int N>
-void forward_queries(const Plan &shared, float *scratch, int64_t pair, const T *value, int64_t first, int64_t last) {
-    const Plan plan = specialised<N>(shared);
-    for (int64_t begin = first; begin < last; begin += SLOTS) {
-        const int count = last - begin < SLOTS ? (int)(last - begin) : SLOTS;
-        for (int k = 0; k < count; ++k) {
-            if (begin + k + SLOTS < last) prefetch_row<false>(plan, row_of(plan, pair, begin + k + SLOTS));
-            prepare_row<R, PACKED, N>(plan, slot(plan, scratch, k), row_of(plan, pair, begin + k));
+// Asks for the rows that the points [first, last) of a prepared item will read, and add to if there is a gradient.
+template <typename T>
+INLINE void prefetch_corners(const Plan &plan, const Scratch &s, const T *value, const float *grad_value, int first, int last) {
+    const int64_t step = plan.p.heads * plan.p.channels, d = plan.p.channels;
+    for (int k = 0; k < 4; ++k)
+        for (int i = first; i < last; ++i) {
+            const int64_t token = s.corner_index[k * plan.padded_points + i];
+            if (token < 0) continue;
+            for (int64_t c = 0; c < d; c += 64 / sizeof(T)) __builtin_prefetch(value + token * step + c);
+            if (grad_value != NULL)
+                for (int64_t c = 0; c < d; c += 16) __builtin_prefetch(grad_value + token * step + c, 1);
         }
-        for (int k = 0; k < count; ++k)
-            gather_all<T, PACKED>(plan, slot(plan, scratch, k), value,
-                                  plan.p.output + row_of(plan, pair, begin + k).row * plan.p.channels);
+}
+
+// Prepares the items [begin, begin + SLOTS) as far as they exist, in one of two banks of slots when values are read in place.
+template <int R, typename T, bool PACKED, int N, bool BACKWARD>
+INLINE void prepare_group(const Plan &plan, float *scratch, Part part, const T *value, const float *grad_value, int64_t begin,
+                          int64_t last, int first_point, int last_point) {
+    for (int64_t item = begin; item < begin + SLOTS && item < last; ++item) {
+        const Scratch s = slot(plan, scratch, slot_of<PACKED>(item));
+        if (item + SLOTS < last) prefetch_row<BACKWARD>(plan, row_of(plan, part, item + SLOTS));
+        const Row at = row_of(plan, part, item);
+        prepare_row<R, PACKED, N>(plan, s, at);
+        if constexpr (!PACKED)
+            prefetch_corners(plan, s, value + at.head * plan.p.channels,
+                             BACKWARD ? grad_value + at.head * plan.p.channels : NULL, first_point, last_point);
     }
 }
 
+// The items [first, last) of a part. `value` is the part's first head, in place or in the buffer.
 template <int R, typename T, bool PACKED, int N>
-void backward_queries(const Plan &shared, float *scratch, int64_t pair, const T *value, float *grad_value, int first, int last) {
+void forward_items(const Plan &shared, float *scratch, Part part, const T *value, int64_t first, int64_t last) {
+    const Plan plan = specialised<N>(shared);
+    const int64_t d = plan.p.channels;
+    constexpr int AHEAD = PACKED ? 0 : SLOTS;
+    for (int64_t begin = first; begin < last + AHEAD; begin += SLOTS) {
+        prepare_group<R, T, PACKED, N, false>(plan, scratch, part, value, NULL, begin, last, 0, plan.points);
+        if (begin < first + AHEAD) continue;
+        for (int64_t item = begin - AHEAD; item < begin - AHEAD + SLOTS && item < last; ++item) {
+            const Row at = row_of(plan, part, item);
+            gather_all<T, PACKED>(plan, slot(plan, scratch, slot_of<PACKED>(item)), value + at.head * d, plan.p.output + at.row * d);
+        }
+    }
+}
+
+// The same backward, for the levels [first, last); `grad_value` goes with `value`.
+template <int R, typename T, bool PACKED, int N>
+void backward_items(const Plan &shared, float *scratch, Part part, const T *value, float *grad_value, int first, int last) {
     const Plan plan = specialised<N>(shared);
     const msda_problem &p = plan.p;
-    for (int64_t begin = 0; begin < p.queries; begin += SLOTS) {
-        const int count = p.queries - begin < SLOTS ? (int)(p.queries - begin) : SLOTS;
-        for (int k = 0; k < count; ++k) {
-            if (begin + k + SLOTS < p.queries) prefetch_row<true>(plan, row_of(plan, pair, begin + k + SLOTS));
-            prepare_row<R, PACKED, N>(plan, slot(plan, scratch, k), row_of(plan, pair, begin + k));
+    const int64_t items = p.queries * part.heads, d = p.channels;
+    const int first_point = first * (int)p.points, last_point = last * (int)p.points;
+    constexpr int AHEAD = PACKED ? 0 : SLOTS;
+    for (int64_t begin = 0; begin < items + AHEAD; begin += SLOTS) {
+        prepare_group<R, T, PACKED, N, true>(plan, scratch, part, value, grad_value, begin, items, first_point, last_point);
+        if (begin < AHEAD) continue;
+        const int64_t from = begin - AHEAD, to = from + SLOTS < items ? from + SLOTS : items;
+        for (int64_t item = from; item < to; ++item) {
+            const Row at = row_of(plan, part, item);
+            scatter_all<T, PACKED>(plan, slot(plan, scratch, slot_of<PACKED>(item)), value + at.head * d, p.grad_output + at.row * d,
+                                   grad_value + at.head * d, first_point, last_point);
         }
-        for (int k = 0; k < count; ++k)
-            scatter_all<T, PACKED>(plan, slot(plan, scratch, k), value,
-                                   p.grad_output + row_of(plan, pair, begin + k).row * p.channels, grad_value, first * (int)p.points,
-                                   last * (int)p.points);
-        for (int k = 0; k < count; ++k) {
-            const Row at = row_of(plan, pair, begin + k);
-            const Scratch s = slot(plan, scratch, k);
+        for (int64_t item = from; item < to; ++item) {
+            const Row at = row_of(plan, part, item);
+            const Scratch s = slot(plan, scratch, slot_of<PACKED>(item));
             point_gradients(plan, s);
-            write_gradients<R>(plan, s, at.row, (pair * p.queries + at.query - pair / p.heads * p.queries), p.offsets + at.row * 2 * plan.points, first, last);
+            // [B, M, Q]: the gradient of the references comes in shares, one per head
+            const int64_t share = ((part.batch * p.heads + part.head + at.head) - part.batch) * p.queries + at.query;
+            write_gradients<R>(plan, s, at.row, share, p.offsets + at.row * 2 * plan.points, first, last);
         }
     }
 }
 
 template <typename T>
-INLINE const T *head_of(const msda_problem &p, int64_t pair) {
-    return (const T *)p.value + ((pair / p.heads) * p.tokens * p.heads + pair % p.heads) * p.channels;
+INLINE const T *head_of(const msda_problem &p, Part part) {
+    return (const T *)p.value + (part.batch * p.tokens * p.heads + part.head) * p.channels;
 }
 
-// One worker of the forward pass. PACKED without shared copies: a task is a whole (batch, head).
+INLINE Part part_of(const Plan &plan, int64_t index, int64_t heads) {
+    const int64_t parts = plan.p.heads / heads;  // of one picture
+    return {index / parts, index % parts * heads, heads};
+}
+
+// One worker of the forward pass. PACKED: a part is one head; without shared copies a task is all of it.
 template <int R, typename T, bool PACKED, int N>
 void forward_worker(void *context, int) {
     Run *run = (Run *)context;
@@ -585,14 +639,15 @@ void forward_worker(void *context, int) {
     float *s = (float *)memset(memory, 0, scratch_bytes(plan));
     float *buffer = (float *)(memory + scratch_bytes(plan));
     for (int64_t task; (task = take_task(run)) < run->tasks;) {
-        const int64_t pair = run->first_pair + task / run->chunks, chunk = task % run->chunks;
+        const int64_t index = task / run->chunks, chunk = task % run->chunks;
         const int64_t first = p.queries * chunk / run->chunks, last = p.queries * (chunk + 1) / run->chunks;
+        const Part part = part_of(plan, run->first_part + index, run->heads);
         if constexpr (PACKED) {
-            if (own) pack<T>(plan, head_of<T>(p, pair), buffer, 0, (int)p.levels);
-            const float *value = own ? buffer : run->packed + (pair - run->first_pair) * plan.rows * plan.width;
-            forward_queries<R, float, true, N>(plan, s, pair, value, first, last);
+            if (own) pack<T>(plan, head_of<T>(p, part), buffer, 0, (int)p.levels);
+            const float *value = own ? buffer : run->packed + index * plan.rows * plan.width;
+            forward_items<R, float, true, N>(plan, s, part, value, first, last);
         } else {
-            forward_queries<R, T, false, N>(plan, s, pair, head_of<T>(p, pair), first, last);
+            forward_items<R, T, false, N>(plan, s, part, head_of<T>(p, part), first * part.heads, last * part.heads);
         }
     }
     free(memory);
@@ -603,16 +658,19 @@ void pack_worker(void *context, int) {
     Run *run = (Run *)context;
     const Plan &plan = *run->plan;
     for (int64_t task; (task = take_task(run)) < run->tasks;)
-        pack<T>(plan, head_of<T>(plan.p, run->first_pair + task), run->packed + task * plan.rows * plan.width, 0, (int)plan.p.levels);
+        pack<T>(plan, head_of<T>(plan.p, part_of(plan, run->first_part + task, 1)), run->packed + task * plan.rows * plan.width, 0,
+                (int)plan.p.levels);
 }
 
-// Sets one head's gradient to zero where it will be written in place.
-void clear(const Plan &plan, float *grad_value, int first, int last) {
-    const msda_problem &p = plan.p;
-    const int64_t step = p.heads * p.channels;
-    const Level &a = plan.levels[first], &b = plan.levels[last - 1];
-    for (int64_t token = a.first_token; token < b.first_token + (int64_t)b.h * b.w; ++token)
-        memset(grad_value + token * step, 0, sizeof(float) * p.channels);
+// Sets the gradient of value to zero where it will be written in place, piece by piece.
+void clear_worker(void *context, int) {
+    Run *run = (Run *)context;
+    const msda_problem &p = run->plan->p;
+    const int64_t size = p.batch * p.tokens * p.heads * p.channels;
+    for (int64_t task; (task = take_task(run)) < run->tasks;) {
+        const int64_t first = size / run->tasks * task, last = task + 1 == run->tasks ? size : size / run->tasks * (task + 1);
+        memset(p.grad_value + first, 0, sizeof(float) * (last - first));
+    }
 }
 
 template <int R, typename T, bool PACKED, int N>
@@ -629,19 +687,18 @@ void backward_worker(void *context, int) {
     float *s = (float *)memset(memory, 0, scratch_bytes(plan));
     float *buffer = (float *)(memory + scratch_bytes(plan)), *grad_buffer = buffer + size / 4;
     for (int64_t task; (task = take_task(run)) < run->tasks;) {
-        const int64_t pair = task / run->chunks;
+        const Part part = part_of(plan, task / run->chunks, run->heads);
         const int first = (int)(p.levels * (task % run->chunks) / run->chunks);
         const int last = (int)(p.levels * (task % run->chunks + 1) / run->chunks);
-        float *grad_value = p.grad_value + ((pair / p.heads) * p.tokens * p.heads + pair % p.heads) * p.channels;
+        float *grad_value = p.grad_value + (part.batch * p.tokens * p.heads + part.head) * p.channels;
         if constexpr (PACKED) {
             const int64_t begin = first_element(plan, first), end = first_element(plan, last);
-            pack<T>(plan, head_of<T>(p, pair), buffer, first, last);
+            pack<T>(plan, head_of<T>(p, part), buffer, first, last);
             memset(grad_buffer + begin, 0, (end - begin) * 4);
-            backward_queries<R, float, true, N>(plan, s, pair, buffer, grad_buffer, first, last);
+            backward_items<R, float, true, N>(plan, s, part, buffer, grad_buffer, first, last);
             unpack(plan, grad_buffer, grad_value, first, last);
         } else {
-            clear(plan, grad_value, first, last);
-            backward_queries<R, T, false, N>(plan, s, pair, head_of<T>(p, pair), grad_value, first, last);
+            backward_items<R, T, false, N>(plan, s, part, head_of<T>(p, part), grad_value, first, last);
         }
     }
     free(memory);
@@ -734,11 +791,16 @@ int run_forward(const Plan &plan) {
     const msda_problem &p = plan.p;
     const int64_t pairs = p.batch * p.heads;
     const int threads = (int)p.threads;
-    Run run = {&plan, 0, 0, 1, NULL, 0, 0};
-    if (!plan.packed || pairs % threads == 0 || pairs >= 4 * threads) {
-        if (!plan.packed) run.chunks = pairs % threads == 0 ? 1 : p.queries < 4 * threads ? p.queries : 4 * threads;
-        run.tasks = pairs * run.chunks;
-        msda_parallel(plan.packed ? forward_worker<R, T, true, N> : forward_worker<R, T, false, N>, &run, threads);
+    Run run = {&plan, 0, 0, 1, 1, NULL, 0, 0};
+    if (!plan.packed) {
+        run.heads = p.heads, run.chunks = p.queries < 4 * threads ? p.queries : 4 * threads;
+        run.tasks = p.batch * run.chunks;
+        msda_parallel(forward_worker<R, T, false, N>, &run, threads);
+        return run.failed ? MSDA_OUT_OF_MEMORY : MSDA_OK;
+    }
+    if (pairs % threads == 0 || pairs >= 4 * threads) {
+        run.tasks = pairs;
+        msda_parallel(forward_worker<R, T, true, N>, &run, threads);
         return run.failed ? MSDA_OUT_OF_MEMORY : MSDA_OK;
     }
     // More threads than heads: some heads at a time (at most about 64 MB) are copied by all, then used by all.
@@ -749,7 +811,7 @@ int run_forward(const Plan &plan) {
     if (run.packed == NULL) return MSDA_OUT_OF_MEMORY;
     for (int64_t first = 0; first < pairs; first += group) {
         const int64_t count = pairs - first < group ? pairs - first : group;
-        run.first_pair = first, run.chunks = 1, run.tasks = count, run.next = 0;
+        run.first_part = first, run.chunks = 1, run.tasks = count, run.next = 0;
         msda_parallel(pack_worker<T>, &run, threads);
         run.chunks = p.queries < 4 * threads ? p.queries : 4 * threads, run.tasks = count * run.chunks, run.next = 0;
         msda_parallel(forward_worker<R, T, true, N>, &run, threads);
@@ -758,13 +820,26 @@ int run_forward(const Plan &plan) {
     return run.failed ? MSDA_OUT_OF_MEMORY : MSDA_OK;
 }
 
+// As many heads as can go together when every thread shall have at least two parts of the gradient for itself.
+int64_t heads_of_a_part(const msda_problem &p) {
+    int64_t heads = p.heads;
+    while (heads > 1 && (p.heads % heads != 0 || p.heads / heads * p.batch < 2 * p.threads)) --heads;
+    return heads;
+}
+
 template <int R, typename T, int N>
 int run_backward(const Plan &plan) {
     const msda_problem &p = plan.p;
     const int64_t pairs = p.batch * p.heads;
-    Run run = {&plan, 0, 0, 1, NULL, 0, 0};
+    Run run = {&plan, 0, 0, 1, 1, NULL, 0, 0};
+    msda_use_huge_pages(p.grad_value, sizeof(float) * p.batch * p.tokens * p.heads * p.channels);
+    if (!plan.packed) {
+        run.tasks = 4 * p.threads;
+        msda_parallel(clear_worker, &run, (int)p.threads);
+        run.heads = heads_of_a_part(p), run.next = 0;
+    }
     run.chunks = p.threads > pairs ? p.levels : 1;  // levels are disjoint parts of grad_value
-    run.tasks = pairs * run.chunks;
+    run.tasks = pairs / run.heads * run.chunks;
     msda_parallel(plan.packed ? backward_worker<R, T, true, N> : backward_worker<R, T, false, N>, &run, (int)p.threads);
     if (R != 0 && run.chunks > 1 && !run.failed) {
         run.tasks = pairs, run.next = 0;

@@ -41,6 +41,9 @@ typedef int (*msda_function)(const msda_problem *);
 // Runs fn(context, worker) once in each of `threads` workers; see threads.c.
 void msda_parallel(void (*fn)(void *context, int worker), void *context, int threads);
 
+// Asks for pages of 2 MB for memory that is about to be written for the first time; see threads.c.
+void msda_use_huge_pages(void *memory, int64_t size);
+
 #ifdef __cplusplus
 }
 #endif
