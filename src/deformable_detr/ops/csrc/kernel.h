@@ -123,7 +123,8 @@ INLINE void per_level(const float *reference, int first, int points, int total, 
     }
 }
 
-// The fraction of a * size + b beyond the half pixel `edge`, without losing the bits that a * size would round away.
+// The fraction of a * size + b beyond the half pixel `edge`, without losing the bits that a * size would round away. It lies a little
+// outside [0, 1] where that rounding has put the floor on the wrong side of a pixel, and is cut off for samples far outside.
 INLINE vf fraction(vf a, vf size, vf b, vf edge) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     vf f = a * size - edge + b;  // one fused multiply-add
@@ -131,7 +132,7 @@ INLINE vf fraction(vf a, vf size, vf b, vf edge) {
     vf high = (vf)((vi)a & (vi)((vi){} + (int32_t)0xfffff000u));  // 12 bits: its product with a size below 4096 is exact
     vf f = (high * size - edge) + ((a - high) * size + b);
 #endif
-    return vmin(vmax(f, broadcast(0.0f)), broadcast(1.0f));
+    return vmin(vmax(f, broadcast(-0.5f)), broadcast(1.5f));
 }
 
 INLINE void softmax(const float *logits, float *attention, int points, int padded) {
@@ -179,6 +180,9 @@ INLINE void prepare(const Plan &plan, const Scratch &s, const float *reference, 
         x = vmin(vmax(kx * w + bx - 0.5f, low), w), y = vmin(vmax(ky * h + by - 0.5f, low), h);
         vf x0 = vfloor(x), y0 = vfloor(y);
         vf fx = fraction(kx, w, bx, x0 + 0.5f), fy = fraction(ky, h, by, y0 + 0.5f);
+        vf cx = vfloor(fx), cy = vfloor(fy);  // -1, 0 or 1: to the right side
+        fx -= cx, fy -= cy;
+        x0 = vmin(vmax(x0 + cx, low), w), y0 = vmin(vmax(y0 + cy, low), h);
         vf ay1 = a * fy, ay0 = a - ay1;
         vf w01 = ay0 * fx, w11 = ay1 * fx;
         store(s.fx + i, fx), store(s.fy + i, fy);
