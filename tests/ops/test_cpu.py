@@ -71,6 +71,25 @@ def test_every_form_in_both_layouts_with_any_threads(
                 assert torch.equal(f, e)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("number", [1, 2])
+def test_samples_a_rounding_away_from_a_pixel_centre(layout, monkeypatch, isa, number):
+    """location * width - 1/2 rounds to the next whole number there: the sample must still lie between the right two pixels."""
+    monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    layout(number)
+    width, queries = 1333, 400
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(1, width, 1, 8, generator=generator)
+    centres = (torch.randint(width // 2, width, (queries,), generator=generator).double() + 0.5) / width
+    ulps = torch.randint(-3, 4, (queries,), generator=generator)
+    x = (centres.float().view(torch.int32) + ulps.int()).view(torch.float32)
+    locations = torch.stack((x, torch.full_like(x, 0.5)), dim=-1)[None, :, None, None, None]
+    weights = torch.ones(1, queries, 1, 1, 1)
+    exact = ms_deform_attn(value.double(), [(1, width)], locations.double(), weights.double(), backend="reference")
+    found = ms_deform_attn(value, [(1, width)], locations, weights, backend="cpu")
+    assert (found - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("isa", ISAS)
 def test_low_precision_reads_every_number(problems, monkeypatch, isa, dtype, layout):
