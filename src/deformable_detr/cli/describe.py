@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     for table in (_journey(description), _costs(description), _refinement(description, bool(options.weights))):
         console.print(table)
     if options.json:
-        Path(options.json).write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
+        Path(options.json).write_text(json.dumps(description.to_dict(), indent=1), encoding="utf-8")
         console.print(f"written: {options.json}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
