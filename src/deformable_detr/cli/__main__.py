@@ -39,6 +39,13 @@ def describe(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def explore(argv: list[str]) -> int | None:
+    """See in the browser where a detector looks: click a box, a point, a query."""
+    from deformable_detr.cli.explore import main as run
+
+    return run(argv)
+
+
 def demo(argv: list[str]) -> int | None:
     """Generate pictures, train a small detector on them, evaluate, draw: all in a few minutes."""
     from deformable_detr.cli.demo import main as run
@@ -65,6 +72,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "predict": predict,
     "describe": describe,
+    "explore": explore,
     "demo": demo,
     "benchmark": benchmark,
     "convert": convert,
