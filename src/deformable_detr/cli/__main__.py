@@ -39,6 +39,13 @@ def describe(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def explain(argv: list[str]) -> int | None:
+    """Explain one detection: a page of where its query looked and how its box came about."""
+    from deformable_detr.cli.explain import main as run
+
+    return run(argv)
+
+
 def demo(argv: list[str]) -> int | None:
     """Generate pictures, train a small detector on them, evaluate, draw: all in a few minutes."""
     from deformable_detr.cli.demo import main as run
@@ -65,6 +72,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "predict": predict,
     "describe": describe,
+    "explain": explain,
     "demo": demo,
     "benchmark": benchmark,
     "convert": convert,

@@ -94,6 +94,19 @@ def view_sampling(
     return view
 
 
+def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
+    """One panel of :func:`view_sampling`: all heads and levels of a decoder layer; gives the largest weight."""
+    sampling = inside.decoder[layer]
+    points, weights = inside.points_in_picture(sampling, query), sampling.attention_weights[0, query].float()
+    reference = inside.reference_in_picture(sampling, query)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    view = SamplingView(figure, (layer,), points[None], weights[None], reference[None])
+    shown = torch.ones(weights.shape[:2], dtype=torch.bool)
+    _draw_cell(axes, inside, view, _Cell("", 0, shown), float(weights.max()), query, _is_small(inside, query))
+    return float(weights.max())
+
+
 class _Cell(NamedTuple):
     title: str
     row: int  # which of the shown layers
