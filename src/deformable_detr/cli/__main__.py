@@ -39,6 +39,13 @@ def describe(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def explain(argv: list[str]) -> int | None:
+    """Explain one detection: a page of where its query looked and how its box came about."""
+    from deformable_detr.cli.explain import main as run
+
+    return run(argv)
+
+
 def explore(argv: list[str]) -> int | None:
     """See in the browser where a detector looks: click a box, a point, a query."""
     from deformable_detr.cli.explore import main as run
@@ -72,6 +79,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "predict": predict,
     "describe": describe,
+    "explain": explain,
     "explore": explore,
     "demo": demo,
     "benchmark": benchmark,

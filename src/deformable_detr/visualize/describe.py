@@ -1,6 +1,6 @@
 """The journey of one picture through the network: every stage with its real shapes, and what each part costs.
 
-Nothing is captured unless this module asks for it, see `capture.py`; `describe_figure.py` draws what is found here.
+Nothing is captured unless this module asks for it, see `capture.py`; `journey.py` draws what is found here.
 """
 
 from collections.abc import Iterator

@@ -275,12 +275,13 @@ class Inside:
 
 
 @torch.no_grad()
-def look_inside(model: DeformableDETR | Predictor, image: ImageLike) -> Inside:
+def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder: bool = True) -> Inside:
     """Send one picture through the network and keep what happens on the way.
 
     Args:
         model: any variant, on any device, or a detector (its precision is used). It is left in the mode that it was in.
         image: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, RGB) or a tensor (uint8 `[3, H, W]`, RGB).
+        encoder: False leaves out the sampling of the encoder, most of the memory: `inside.encoder` is then empty.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -296,7 +297,7 @@ def look_inside(model: DeformableDETR | Predictor, image: ImageLike) -> Inside:
     with evaluating(network), torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
         with capture_calls(parts_of(network)) as calls:
             predictions = network(batch)
-        return inside_of_calls(network, calls, pixels, batch, predictions)
+        return inside_of_calls(network, calls, pixels, batch, predictions, encoder=encoder)
 
 
 def parts_of(model: DeformableDETR) -> list[torch.nn.Module]:
@@ -306,12 +307,18 @@ def parts_of(model: DeformableDETR) -> list[torch.nn.Module]:
 
 
 def inside_of_calls(
-    model: DeformableDETR, calls: dict[torch.nn.Module, Call], image: Tensor, batch: ImageBatch, predictions: Predictions
+    model: DeformableDETR,
+    calls: dict[torch.nn.Module, Call],
+    image: Tensor,
+    batch: ImageBatch,
+    predictions: Predictions,
+    *,
+    encoder: bool = True,
 ) -> Inside:
     """Put together what was captured from a batch of one picture."""
     flat, queries = on_cpu(calls[model.flatten].output), on_cpu(calls[model.query_source].output)
-    encoder = [layer.self_attn for layer in model.encoder.layers]  # type: ignore[union-attr]
-    decoder = [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
+    self_attentions = [layer.self_attn for layer in model.encoder.layers] if encoder else []  # type: ignore[union-attr]
+    cross_attentions = [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
     classes = model.metadata.categories
     return Inside(
         image=image,
@@ -323,8 +330,8 @@ def inside_of_calls(
         flat=flat,
         memory=on_cpu(calls[model.encoder].output),
         queries=queries,
-        encoder=tuple(_layer_sampling("encoder", index, module, calls) for index, module in enumerate(encoder)),
-        decoder=tuple(_layer_sampling("decoder", index, module, calls) for index, module in enumerate(decoder)),
+        encoder=tuple(_layer_sampling("encoder", index, module, calls) for index, module in enumerate(self_attentions)),
+        decoder=tuple(_layer_sampling("decoder", index, module, calls) for index, module in enumerate(cross_attentions)),
         proposals=_proposals(flat, queries, image.shape[1:]),
     )
 
