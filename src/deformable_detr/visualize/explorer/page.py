@@ -172,13 +172,10 @@ class Page:
         on_input(self.position_level, self._choose_level)
         on_click(self.stage, self._click_picture)
         on_click(self.queries, self._click_query)
-        opened = [
-            on_click(self.strip, self._click_thumbnail),
-            self.drop.upload(self._drop, [self.session, self.drop], [*shown, self.drop], **quietly),
-            self.blocks.load(self._start, [self.session], shown, **quietly),
-        ]
-        for event in opened:
-            event.success(self._shapes, [self.session], [self.journey], **quietly)
+        dropped = self.drop.upload(self._drop, [self.session, self.drop], [*shown, self.drop], **quietly)
+        started = self.blocks.load(self._start, [self.session], shown, **quietly)
+        for opened in (dropped, started, on_click(self.strip, self._click_thumbnail)):
+            opened.success(self._shapes, [self.session], [self.journey], **quietly)
         self.save_png.click(None, js="explorerSavePng")
         self.save_svg.click(None, js="explorerSaveSvg")
         saved = self.save_json.click(self._record, [self.session], [self.record], **quietly)
@@ -198,12 +195,12 @@ class Page:
     def _choose_level(self, session: Session, level: int) -> Session:
         if session.path is None or session.choices is None:
             return session
-        return replace(session, choices=on_level(self.views.inside(session.path), session.choices, level))
+        return replace(session, choices=on_level(self.views.description(session.path).inside, session.choices, level))
 
     def _click_picture(self, session: Session, event: gr.EventData) -> Session:
         if session.path is None or session.choices is None:
             return session
-        return replace(session, choices=at_point(self.views.inside(session.path), session.choices, event.x, event.y))
+        return replace(session, choices=at_point(self.views.description(session.path).inside, session.choices, event.x, event.y))
 
     def _click_query(self, session: Session, event: gr.EventData) -> Session:
         return self._set("query")(self._set("stage")(session, "decoder"), event.index)
@@ -213,7 +210,11 @@ class Page:
 
     def _drop(self, session: Session, file: str) -> list[Any]:
         """Show a picture that was dropped, and empty the field for the next one."""
-        return [*self._show(self._open(session, Path(file))), None]
+        try:
+            session = self._open(session, Path(file))
+        except gr.Error as error:
+            gr.Warning(error.message, title=error.title)
+        return [*self._show(session), None]
 
     def _start(self, session: Session) -> list[Any]:
         """The first picture that can be read."""
@@ -221,7 +222,7 @@ class Page:
             try:
                 return self._show(self._open(session, path))
             except gr.Error as error:
-                gr.Warning(str(error))
+                gr.Warning(error.message, title=error.title)
         return self._show(session)
 
     def _open(self, session: Session, path: Path) -> Session:
@@ -231,9 +232,10 @@ class Page:
             gr.Error: it cannot be read; the page shows the message.
         """
         try:
-            inside = self.views.inside(path)
+            inside = self.views.description(path).inside
         except (OSError, ValueError) as error:
-            raise gr.Error(markup.escape(str(error)), print_exception=False) from error
+            message = str(error).replace(str(path), path.name)
+            raise gr.Error(markup.escape(message), title="This picture cannot be shown", print_exception=False) from error
         if session.choices is None:
             return Session(path, first_choices(inside, START_THRESHOLD))
         return Session(path, at_another_picture(inside, session.choices))
@@ -243,7 +245,7 @@ class Page:
         strip = self._strip(session.path)
         if session.path is None or session.choices is None:
             return [session, NO_PICTURE, "", "", "", "", "", strip, *[gr.skip()] * 6]
-        inside, choices = self.views.inside(session.path), session.choices
+        inside, choices = self.views.description(session.path).inside, session.choices
         in_decoder = choices.stage == "decoder"
         layer = choices.decoder_layer if in_decoder else None
         return [
@@ -280,7 +282,7 @@ class Page:
     def _record(self, session: Session) -> str:
         if session.path is None or session.choices is None:
             raise gr.Error("There is no picture yet.", print_exception=False)
-        shown = tables.record(self.views.inside(session.path), session.choices, session.path.name)
+        shown = tables.record(self.views.description(session.path).inside, session.choices, session.path.name)
         return json.dumps(shown, indent=1)
 
 

@@ -55,7 +55,8 @@ def explanation(inside: Inside, choices: Choices) -> str:
     heads, levels, points = look.weights.shape
     places = f"{heads * levels * points} places ({heads} heads × {levels} levels × {points} points)"
     outside = _num_outside(inside, look.points)
-    beyond = f"; {outside} of them lie outside the picture, where everything is zero" if outside else ""
+    lie = "lies" if outside == 1 else "lie"
+    beyond = f"; {outside} of them {lie} outside the picture, where everything is zero" if outside else ""
     if choices.stage == "encoder":
         return (
             f"In encoder layer {choices.encoder_layer} this position, whose patch is framed, gathers what it becomes from "
