@@ -22,6 +22,7 @@ from deformable_detr.visualize.explorer.views import Views
 MOST_THUMBNAILS = 48
 START_THRESHOLD = 0.3
 STAGES = [("queries (decoder)", "decoder"), ("positions (encoder)", "encoder")]
+LOOKING = '<div class="empty">Looking …</div>'
 NO_PICTURE = '<div class="empty">Drop a picture on the field at the left.</div>'
 
 STAGE_EVENTS = """
@@ -71,7 +72,7 @@ class Page:
                 with gr.Column(scale=0, min_width=232, elem_id="controls"):
                     self._controls()
                 with gr.Column(scale=6, min_width=440):
-                    self.stage = gr.HTML(apply_default_css=False, elem_id="stage", js_on_load=STAGE_EVENTS)
+                    self.stage = gr.HTML(LOOKING, apply_default_css=False, elem_id="stage", js_on_load=STAGE_EVENTS)
                     gr.HTML(apply_default_css=False, value=markup.legend_html(self.num_levels))
                     self.strip = gr.HTML(apply_default_css=False, elem_id="strip", js_on_load=BUTTON_EVENTS)
                 with gr.Column(scale=5, min_width=400):
@@ -147,7 +148,9 @@ class Page:
             *(self.session, self.stage, self.heading, self.shares, self.points, self.boxes, self.queries, self.strip),
             *(self.kind, self.threshold, self.decoder_layer, self.references, self.encoder_layer, self.position_level),
         ]
-        quietly: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+        private: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
+        quietly = {**private, "show_progress": "hidden"}
+        waiting = {**private, "show_progress": "full", "show_progress_on": [self.stage]}  # a large network takes seconds
 
         def on_input(control: Any, change: Change) -> Any:
             def handle(session: Session, value: Any) -> list[Any]:
@@ -155,11 +158,11 @@ class Page:
 
             return control.input(handle, [self.session, control], shown, **quietly)
 
-        def on_click(part: gr.HTML, change: Change) -> Any:
+        def on_click(part: gr.HTML, change: Change, progress: dict[str, Any] = quietly) -> Any:
             def handle(session: Session, event: gr.EventData) -> list[Any]:
                 return self._show(change(session, event))
 
-            return part.click(handle, [self.session], shown, **quietly)
+            return part.click(handle, [self.session], shown, **progress)
 
         on_input(self.kind, self._set("stage"))
         on_input(self.threshold, self._set("threshold"))
@@ -172,9 +175,9 @@ class Page:
         on_input(self.position_level, self._choose_level)
         on_click(self.stage, self._click_picture)
         on_click(self.queries, self._click_query)
-        dropped = self.drop.upload(self._drop, [self.session, self.drop], [*shown, self.drop], **quietly)
-        started = self.blocks.load(self._start, [self.session], shown, **quietly)
-        for opened in (dropped, started, on_click(self.strip, self._click_thumbnail)):
+        dropped = self.drop.upload(self._drop, [self.session, self.drop], [*shown, self.drop], **waiting)
+        started = self.blocks.load(self._start, [self.session], shown, **waiting)
+        for opened in (dropped, started, on_click(self.strip, self._click_thumbnail, waiting)):
             opened.success(self._shapes, [self.session], [self.journey], **quietly)
         self.save_png.click(None, js="explorerSavePng")
         self.save_svg.click(None, js="explorerSaveSvg")
