@@ -5,6 +5,9 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,24 +17,19 @@ from PIL import Image
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect, sync_playwright
 
+from deformable_detr.checkpoints import save_weights
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
 from deformable_detr.structures import Categories
-from deformable_detr.visualize.explorer.page import START_THRESHOLD, Page, serve
-from deformable_detr.visualize.explorer.views import Views
 from deformable_detr.visualize.inside import look_inside
 
-pytestmark = pytest.mark.filterwarnings(
-    # The event loop of gradio's server and playwright's own are closed by the garbage collector, not by them.
-    "ignore:unclosed event loop:ResourceWarning",
-    "ignore:unclosed <socket.socket:ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-)
 CHROMIUM = "/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else shutil.which("chromium")
 QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+THRESHOLD = 0.3  # that the page starts with
 PATIENCE = 60_000  # milliseconds, for busy machines
 
 
@@ -54,13 +52,22 @@ def detector() -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def address(detector, pictures):
+def address(detector, pictures, tmp_path_factory):
+    """The command itself, in a process of its own: there gradio's deprecated call of pandas is no error."""
+    folder = tmp_path_factory.mktemp("server")
+    weights = save_weights(folder / "tiny.safetensors", detector.model)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    page = Page(Views(detector, pictures), "a test")
-    yield serve(page, "127.0.0.1", port)
-    page.blocks.close(verbose=False)
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "deformable_detr", "explore", str(weights), str(pictures[0].parent), "--port", port]
+    with (folder / "output.txt").open("w+") as output:
+        server = subprocess.Popen([*command, "--device", "cpu"], stdout=output, stderr=subprocess.STDOUT)
+        while "The explorer is at" not in (folder / "output.txt").read_text():
+            assert server.poll() is None, (folder / "output.txt").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/"
+        server.terminate()
+        server.wait()
 
 
 @pytest.fixture
@@ -71,7 +78,7 @@ def tab(address):
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
     requests, complaints = [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         tab = browser.new_page(viewport={"width": 1280, "height": 800})
         tab.set_default_timeout(PATIENCE)
         tab.on("request", lambda request: requests.append(request.url))
@@ -109,10 +116,10 @@ def test_clicks_and_controls_change_the_drawing(tab, detector, pictures):
     expect(heading).to_contain_text(f"Query {first}:", timeout=PATIENCE)
     height, width = inside.picture_size
     grid = [(x, y) for x in range(2, width, 5) for y in range(2, height, 5)]
-    x, y = next(point for point in grid if inside.query_at(*point, START_THRESHOLD) != first)
+    x, y = next(point for point in grid if inside.query_at(*point, THRESHOLD) != first)
     before = drawing(tab)
     click_picture(tab, x, y)
-    expect(heading).to_contain_text(f"Query {inside.query_at(x, y, START_THRESHOLD)}:", timeout=PATIENCE)
+    expect(heading).to_contain_text(f"Query {inside.query_at(x, y, THRESHOLD)}:", timeout=PATIENCE)
     assert drawing(tab) != before
 
     slider = tab.locator("#decoder-layer input[type=range]")

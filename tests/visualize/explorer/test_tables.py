@@ -68,7 +68,10 @@ def test_record_is_json_with_all_that_is_shown(inside):
 def test_shapes_and_costs(inside):
     rows = (Row("neck", "level 0", (1, 64, 16, 14), "a < b"), Row("neck", "level 1", (1, 64, 8, 7), ""))
     description = Description((), rows, (PartCost("neck", 1000, 234, 0.3), PartCost("encoder", 1, 0, 0.1)), (), inside)
-    assert tables.journey(description).rows == [("neck", "level 0", "1 × 64 × 16 × 14", "a < b"), ("", "level 1", "1 × 64 × 8 × 7", "")]
+    assert tables.journey(description).rows == [
+        ("neck", "level 0", "1 × 64 × 16 × 14", "a < b"),
+        ("", "level 1", "1 × 64 × 8 × 7", ""),
+    ]
     assert tables.costs(description).rows[0] == ("neck", "1,234", "0.300", "75%")
     html = markup.table_html(tables.journey(description), classes={2: "shape"}, marked=1)
     assert "a &lt; b" in html
