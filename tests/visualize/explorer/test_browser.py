@@ -70,24 +70,30 @@ def address(detector, pictures, tmp_path_factory):
         server.wait()
 
 
-@pytest.fixture
-def tab(address):
-    """A tab with the page; afterwards: nothing was asked from elsewhere, and nothing went wrong in the page."""
+@pytest.fixture(scope="module")
+def browser():
     if CHROMIUM is None:
         message = "this test needs Chromium: apt-get install chromium"
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    requests, complaints = [], []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        tab = browser.new_page(viewport={"width": 1280, "height": 800})
-        tab.set_default_timeout(PATIENCE)
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-        tab.goto(address)
-        tab.wait_for_selector("#stage svg .sample")
-        yield tab
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def tab(browser, address):
+    """A tab with the page; afterwards: nothing was asked from elsewhere, and nothing went wrong in the page."""
+    requests, complaints = [], []
+    tab = browser.new_page(viewport={"width": 1280, "height": 800})
+    tab.set_default_timeout(PATIENCE)
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+    tab.goto(address)
+    tab.wait_for_selector("#stage svg .sample")
+    yield tab
+    tab.close()
     assert complaints == []
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
@@ -155,7 +161,8 @@ def test_encoder_positions_and_saving(tab, detector, pictures):
         with tab.expect_download() as download:
             tab.click(f"#save-{kind}")
         saved[kind] = Path(download.value.path())
-    assert max(Image.open(saved["png"]).size) == 1600
+    with Image.open(saved["png"]) as picture:
+        assert max(picture.size) == 1600
     assert saved["svg"].read_text().startswith("<svg ")
     assert json.loads(saved["json"].read_text())["position"]["row"] == row
 

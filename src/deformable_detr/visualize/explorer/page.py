@@ -150,7 +150,7 @@ class Page:
         ]
         private: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
         quietly = {**private, "show_progress": "hidden"}
-        waiting = {**private, "show_progress": "full", "show_progress_on": [self.stage]}  # a large network takes seconds
+        waiting = {**private, "show_progress": "minimal", "show_progress_on": [self.stage]}  # a large network takes seconds
 
         def on_input(control: Any, change: Change) -> Any:
             def handle(session: Session, value: Any) -> list[Any]:
