@@ -46,6 +46,20 @@ def describe(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def explain(argv: list[str]) -> int | None:
+    """Explain one detection: a page of where its query looked and how its box came about."""
+    from deformable_detr.cli.explain import main as run
+
+    return run(argv)
+
+
+def explore(argv: list[str]) -> int | None:
+    """See in the browser where a detector looks: click a box, a point, a query."""
+    from deformable_detr.cli.explore import main as run
+
+    return run(argv)
+
+
 def demo(argv: list[str]) -> int | None:
     """Generate pictures, train a small detector on them, evaluate, draw: all in a few minutes."""
     from deformable_detr.cli.demo import main as run
@@ -73,6 +87,8 @@ COMMANDS: dict[str, Command] = {
     "predict": predict,
     "serve": serve,
     "describe": describe,
+    "explain": explain,
+    "explore": explore,
     "demo": demo,
     "benchmark": benchmark,
     "convert": convert,

@@ -4,10 +4,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from deformable_detr.cli.options import log_to_screen, parse_options
+
+if TYPE_CHECKING:
+    from deformable_detr.training import TrainResult
 
 DESCRIPTION = """\
 Draw pictures of coloured shapes as a COCO data set, train a small Deformable DETR on them from random weights, evaluate
@@ -55,21 +59,11 @@ def main(argv: Sequence[str]) -> int:
         DemoOptions, argv, command="demo", usage="[options]", description=DESCRIPTION, examples=EXAMPLES, arguments={}
     )
 
-    from deformable_detr.data.scenes import generate_scenes
-    from deformable_detr.presets import demo_run
-    from deformable_detr.training import train
-    from deformable_detr.visualize.samples import draw_samples
-
     log_to_screen()
     console = Console(highlight=False)
-    data, run = (Path(options.output_dir) / name for name in ("data", "run"))
-    for folder in (data, run):
-        shutil.rmtree(folder, ignore_errors=True)
+    data, run = demo_folders(options.output_dir)
     console.print(f"drawing {TRAIN_PICTURES} pictures to train on and {VAL_PICTURES} to evaluate on", markup=False)
-    generate_scenes(data, train=TRAIN_PICTURES, val=VAL_PICTURES, seed=options.seed)
-    config = demo_run(str(data), str(run))
-    config = replace(config, train=replace(config.train, steps=options.steps, seed=options.seed, device=options.device))
-    result = train(config, draw_samples=draw_samples)
+    result = train_demo(options.output_dir, steps=options.steps, seed=options.seed, device=options.device)
     ap50 = result.metrics["ap50"] or 0.0
     lines = [
         f"On {VAL_PICTURES} pictures that it has not seen (AP over IoU .50 to .95: {result.metrics['ap'] or 0:.3f}):",
@@ -85,3 +79,31 @@ def main(argv: Sequence[str]) -> int:
         console.print(f"AP50 should reach {EXPECTED_AP50:.2f} or more: something is wrong", style="bold red")
         return 1
     return 0
+
+
+def demo_folders(output_dir: str | Path) -> tuple[Path, Path]:
+    """Where the demo keeps its pictures and its run."""
+    return Path(output_dir) / "data", Path(output_dir) / "run"
+
+
+def train_demo(output_dir: str | Path, *, steps: int, seed: int = 0, device: str = "auto") -> "TrainResult":
+    """Draw the pictures and train the small detector on them; both folders of :func:`demo_folders` are replaced.
+
+    Args:
+        output_dir: gets the two folders.
+        steps: optimiser steps.
+        seed: of the pictures, the weights and the order.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+    """
+    from deformable_detr.data.scenes import generate_scenes
+    from deformable_detr.presets import demo_run
+    from deformable_detr.training import train
+    from deformable_detr.visualize.samples import draw_samples
+
+    data, run = demo_folders(output_dir)
+    for folder in (data, run):
+        shutil.rmtree(folder, ignore_errors=True)
+    generate_scenes(data, train=TRAIN_PICTURES, val=VAL_PICTURES, seed=seed)
+    config = demo_run(str(data), str(run))
+    config = replace(config, train=replace(config.train, steps=steps, seed=seed, device=device))
+    return train(config, draw_samples=draw_samples)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +22,7 @@ examples:
   deformable-detr describe street.jpg --weights runs/first
   deformable-detr describe street.jpg --preset r50-two-stage        the shapes of a variant, with random weights
   deformable-detr describe street.jpg --weights runs/first --json journey.json
+  deformable-detr describe street.jpg --weights runs/first --figure journey.png     all stages as pictures
 """
 
 
@@ -46,6 +47,9 @@ class DescribeOptions:
 
     json: str | None = None
     """Write everything to this JSON file, too."""
+
+    figure: str | None = None
+    """Draw the journey to this file (.png, .svg or .pdf): the picture, feature maps, positions, memory, points, boxes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
     from deformable_detr.inference.predictor import choose_device
     from deformable_detr.model import build_model
     from deformable_detr.visualize.describe import describe
+    from deformable_detr.visualize.journey import view_journey
 
     log_to_screen()
     image = read_image(options.image)
@@ -81,8 +86,11 @@ def main(argv: Sequence[str]) -> int:
     for table in (_journey(description), _costs(description), _refinement(description, bool(options.weights))):
         console.print(table)
     if options.json:
-        Path(options.json).write_text(json.dumps(asdict(description), indent=1), encoding="utf-8")
+        Path(options.json).write_text(json.dumps(description.to_dict(), indent=1), encoding="utf-8")
         console.print(f"written: {options.json}", highlight=False, soft_wrap=True, markup=False)
+    if options.figure:
+        path = view_journey(description.inside).save(options.figure)
+        console.print(f"written: {path}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

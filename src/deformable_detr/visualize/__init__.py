@@ -1,1 +1,25 @@
-"""visualize"""
+"""Pictures with boxes, and everything that happens inside the network on the way to them.
+
+`look_inside` gives the data of one forward pass; each `view_…` function gives data with a figure (`.figure`, `.save(path)`).
+"""
+
+from deformable_detr.visualize.explanation import Explanation, explain
+from deformable_detr.visualize.inside import Detection, Inside, LayerSampling, Proposals, look_inside
+from deformable_detr.visualize.level_attention import view_level_attention
+from deformable_detr.visualize.proposals import view_proposals
+from deformable_detr.visualize.refinement import view_refinement
+from deformable_detr.visualize.sampling import view_sampling
+
+__all__ = [
+    "Detection",
+    "Explanation",
+    "Inside",
+    "LayerSampling",
+    "Proposals",
+    "explain",
+    "look_inside",
+    "view_level_attention",
+    "view_proposals",
+    "view_refinement",
+    "view_sampling",
+]

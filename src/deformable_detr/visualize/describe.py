@@ -1,22 +1,21 @@
 """The journey of one picture through the network: every stage with its real shapes, and what each part costs.
 
-Nothing is captured unless this module asks for it: it hooks into the parts for one forward pass and recomputes what the
-operator keeps to itself (offsets, weights, places).
+Nothing is captured unless this module asks for it, see `capture.py`; `journey.py` draws what is found here.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
-from deformable_detr.ops.reference import sampling_locations_from_offsets
 from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
+from deformable_detr.visualize.capture import Call, capture_calls, evaluating, sampling_of_call
+from deformable_detr.visualize.inside import Detection, Inside, inside_of_calls
 
 PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "class_heads")
 
@@ -58,7 +57,7 @@ class PartCost:
 
 
 @dataclass(frozen=True)
-class Detection:
+class FollowedDetection:
     """One of the strongest detections, with its box after every decoder layer."""
 
     name: str
@@ -75,7 +74,13 @@ class Description:
     steps: tuple[Step, ...]
     rows: tuple[Row, ...]
     costs: tuple[PartCost, ...]
-    detections: tuple[Detection, ...]
+    detections: tuple[FollowedDetection, ...]
+    inside: Inside
+    """Everything that was captured on the way."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and dicts, for JSON: all but `inside`."""
+        return {name: [asdict(item) for item in getattr(self, name)] for name in ("steps", "rows", "costs", "detections")}
 
 
 def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -> Description:
@@ -89,51 +94,30 @@ def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -
     metadata = model.metadata
     transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
     batch = ImageBatch.from_images([transform(image, None)[0]]).to(next(model.parameters()).device)
-    with _frozen(model), _capture(model) as calls, FlopCounterMode(display=False) as counter:
-        predictions = model(batch)
+    modules = [module for module in model.modules() if not list(module.children()) or _is_part(module)]
+    with evaluating(model), _without_gradients(model):
+        with capture_calls(modules) as calls, FlopCounterMode(display=False) as counter:
+            predictions = model(batch)
+        inside = inside_of_calls(model, calls, image, batch, predictions)
     return Description(
         steps=tuple(_steps(model, calls, batch, predictions)),
         rows=tuple(_rows(model, calls, image, batch, predictions)),
         costs=tuple(_costs(model, calls, counter)),
-        detections=tuple(_detections(model, predictions, image, num_detections)),
+        detections=tuple(_follow(inside, found) for found in inside.detections(top_k=num_detections)),
+        inside=inside,
     )
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients (the counter of operations stumbles over parameters that want one)."""
-    was_training, learning = model.training, [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval().requires_grad_(False)
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient (the counter of operations stumbles over those that do)."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
     try:
         yield
     finally:
-        model.train(was_training)
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments and the result of one module's forward pass."""
-
-    args: tuple
-    output: Any
-
-
-@contextmanager
-def _capture(model: nn.Module) -> Iterator[dict[nn.Module, _Call]]:
-    """Keep the last call of every module that has a part in the journey; the hooks go when the block ends."""
-    calls: dict[nn.Module, _Call] = {}
-
-    def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        calls[module] = _Call(args, output)
-
-    handles = [module.register_forward_hook(keep) for module in model.modules() if not list(module.children()) or _is_part(module)]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_part(module: nn.Module) -> bool:
@@ -156,7 +140,7 @@ def _source(module: nn.Module) -> str:
     return f"{kind.__module__.removeprefix('deformable_detr.').replace('.', '/')}.py:{kind.__name__}.forward"
 
 
-def _steps(model: DeformableDETR, calls: dict[nn.Module, _Call], batch: ImageBatch, predictions: Predictions) -> Iterator[Step]:
+def _steps(model: DeformableDETR, calls: dict[nn.Module, Call], batch: ImageBatch, predictions: Predictions) -> Iterator[Step]:
     encoder_layer: Any = model.encoder.layers[0]  # type: ignore[index]
     decoder_layer: Any = model.decoder.layers[0]  # type: ignore[index]
     for module in (
@@ -170,7 +154,7 @@ def _steps(model: DeformableDETR, calls: dict[nn.Module, _Call], batch: ImageBat
 
 
 def _rows(
-    model: DeformableDETR, calls: dict[nn.Module, _Call], image: Tensor, batch: ImageBatch, predictions: Predictions
+    model: DeformableDETR, calls: dict[nn.Module, Call], image: Tensor, batch: ImageBatch, predictions: Predictions
 ) -> Iterator[Row]:
     flat: FlatFeatures = calls[model.flatten].output
     yield Row("picture", "as read", tuple(image.shape), "uint8 RGB, upright")
@@ -209,12 +193,9 @@ def _rows(
     yield Row("class heads", "logits", tuple(predictions.logits.shape), "one sigmoid per class, no background class")
 
 
-def _attention_rows(part: str, calls: dict[nn.Module, _Call], attention: MultiScaleDeformableAttention) -> Iterator[Row]:
+def _attention_rows(part: str, calls: dict[nn.Module, Call], attention: MultiScaleDeformableAttention) -> Iterator[Row]:
     """Offsets, weights and places of one attention module, computed anew from what it was called with."""
-    query, reference_points, _, spatial_shapes, _ = calls[attention].args
-    offsets, logits = attention.offsets_and_logits(query)
-    weights = logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
-    places = sampling_locations_from_offsets(reference_points, offsets, spatial_shapes)
+    reference_points, offsets, places, weights = sampling_of_call(attention, calls[attention])
     outside = ((places < 0) | (places > 1)).any(-1).float().mean()
     unit = "pixels of the level" if reference_points.shape[-1] == 2 else f"shares of half a box, times {attention.num_points}"
     yield Row(part, "reference points", tuple(reference_points.shape), "in [0, 1] of each padded level")
@@ -223,7 +204,7 @@ def _attention_rows(part: str, calls: dict[nn.Module, _Call], attention: MultiSc
     yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the picture and count as zero")
 
 
-def _costs(model: DeformableDETR, calls: dict[nn.Module, _Call], counter: FlopCounterMode) -> Iterator[PartCost]:
+def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCounterMode) -> Iterator[PartCost]:
     counts = counter.get_flop_counts()
     for part in PARTS:
         module = model.get_submodule(part)
@@ -238,19 +219,12 @@ def _costs(model: DeformableDETR, calls: dict[nn.Module, _Call], counter: FlopCo
         yield PartCost(part, sizes[True], sizes[False], macs / 1e9)
 
 
-def _operator_macs(attention: MultiScaleDeformableAttention, call: _Call) -> float:
+def _operator_macs(attention: MultiScaleDeformableAttention, call: Call) -> float:
     """Four corners and one weight for each channel of each sample; the counter knows only matrix products."""
     batch, queries, channels = call.args[0].shape
     return 5.0 * batch * queries * attention.num_levels * attention.num_points * channels
 
 
-def _detections(model: DeformableDETR, predictions: Predictions, image: Tensor, count: int) -> Iterator[Detection]:
-    height, width = image.shape[-2:]
-    scores = predictions.logits[-1, 0].sigmoid()  # [Q, K]
-    best = scores.flatten().topk(min(count, scores.numel()))
-    layers = cxcywh_to_xyxy(predictions.boxes[:, 0]) * predictions.boxes.new_tensor((width, height, width, height))  # [N, Q, 4]
-    categories = model.metadata.categories
-    for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        query, label = divmod(index, scores.shape[1])
-        name = categories.names[label] if categories else f"class {label}"
-        yield Detection(name, score, query, tuple(tuple(box) for box in layers[:, query].tolist()))
+def _follow(inside: Inside, found: Detection) -> FollowedDetection:
+    boxes = inside.boxes_per_layer(found.query)[1:].tolist()
+    return FollowedDetection(found.name, found.score, found.query, tuple(tuple(box) for box in boxes))

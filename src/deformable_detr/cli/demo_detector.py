@@ -1,0 +1,53 @@
+"""The detector for a first look without weights of one's own: the demo's, trained on first use and kept in the user's cache."""
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from deformable_detr.cli.demo import demo_folders, train_demo
+from deformable_detr.inference.sources import list_pictures
+
+logger = logging.getLogger(__name__)
+
+FIRST_STEPS = 1200
+"""Of the training on first use: enough to find most of the shapes."""
+
+MOST_PICTURES = 24
+
+
+def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
+    """A run folder and some pictures: of `demo/` here, else of the cache; where there is none, it is trained first.
+
+    Args:
+        device: to train on.
+
+    Returns:
+        The run folder, and pictures that the detector has not been trained on.
+    """
+    for folder in (Path("demo"), cache_folder()):
+        data, run = demo_folders(folder)
+        if (run / "weights" / "best.safetensors").is_file():
+            return run, list_pictures(data / "val")[:MOST_PICTURES] if (data / "val").is_dir() else []
+    folder = cache_folder()
+    logger.info("first use: training the demo's small detector for %d steps, a few minutes, kept in %s", FIRST_STEPS, folder)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        train_demo(partial, steps=FIRST_STEPS, device=device)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return demo_detector(device)
+
+
+def cache_folder() -> Path:
+    """Our folder in this user's cache: below `~/.cache`, `~/Library/Caches` or `%LOCALAPPDATA%`."""
+    if sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "deformable-detr" / "explorer"

@@ -1,0 +1,119 @@
+"""`deformable-detr explain`: why a box came out, as a page or a picture."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from deformable_detr.cli.options import log_to_screen, parse_options
+
+DESCRIPTION = """\
+Explain one detection of a picture: what it is and how sure, where its query came from, how its box and its class scores
+changed from layer to layer, and at which places each layer, head and level looked for it, with which weight.
+
+Which detection: that of a query by its number, the one whose box overlaps most with --box, the one at a --point; without
+any of these the strongest one. The page is one HTML file with its pictures inside; a suffix such as .png or .svg gives one
+figure instead."""
+
+EXAMPLES = """\
+examples:
+  deformable-detr explain street.jpg --weights runs/first                           the strongest detection
+  deformable-detr explain street.jpg --weights runs/first --point 320,140           what is there, and why
+  deformable-detr explain street.jpg --weights runs/first --box 250,90,390,300 --output why.png
+  deformable-detr explain street.jpg --weights runs/first --query 17
+"""
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """Options of the command."""
+
+    image: str = ""
+    """The picture."""
+
+    weights: str = ""
+    """A run folder (its best weights), or a weights file of any known format."""
+
+    query: int | None = None
+    """The number of the decoder query, from 0."""
+
+    box: str | None = None
+    """LEFT,TOP,RIGHT,BOTTOM in pixels: the query whose box overlaps most with it."""
+
+    point: str | None = None
+    """X,Y in pixels: the query whose object lies there, the smallest one of several."""
+
+    output: str | None = None
+    """The file: .html for a page, .png, .svg or .pdf for a figure. By default runs/explain/PICTURE-query-NUMBER.html."""
+
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: what follows `deformable-detr explain`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: no weights, more than one of query, box and point, or numbers that cannot be.
+    """
+    options = parse_options(
+        ExplainOptions,
+        argv,
+        command="explain",
+        usage="IMAGE --weights WEIGHTS [--query N | --box X,Y,X,Y | --point X,Y] [--output FILE]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        arguments={"image": {"help": "The picture."}},
+    )
+    if not options.weights:
+        raise ValueError("which detector? give --weights with a run folder or a weights file (deformable-detr explain --help)")
+    given = [name for name in ("query", "box", "point") if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"--{' and --'.join(given)} may not go together: one of them says which detection is meant")
+    box = numbers(options.box, 4, "--box takes LEFT,TOP,RIGHT,BOTTOM") if options.box is not None else None
+    point = numbers(options.point, 2, "--point takes X,Y") if options.point is not None else None
+
+    from deformable_detr.detector import Detector
+    from deformable_detr.visualize import explain, look_inside
+
+    log_to_screen()
+    inside = look_inside(Detector.load(options.weights, device=options.device), options.image)
+    if box is not None:
+        query = inside.query_of_box(box)
+    elif point is not None:
+        query = inside.query_at(*point)
+    else:
+        query = options.query if options.query is not None else inside.detections(top_k=1)[0].query
+    explanation = explain(inside, query)
+    path = explanation.save(options.output or Path("runs/explain") / f"{Path(options.image).stem}-query-{query}.html")
+    left, top, right, bottom = explanation.detection.box
+    lines = [
+        f"{explanation.title}, box ({left:.0f}, {top:.0f}, {right:.0f}, {bottom:.0f})",
+        explanation.origin,
+        f"written: {path}",
+    ]
+    Console(highlight=False).print("\n".join(lines), soft_wrap=True, markup=False)
+    return 0
+
+
+def numbers(text: str, count: int, usage: str) -> list[float]:
+    """`"10,20"` → `[10.0, 20.0]`; spaces do as well as commas.
+
+    Raises:
+        ValueError: not so many numbers.
+    """
+    try:
+        found = [float(part) for part in re.split(r"[,\s]+", text.strip("()[] "))]
+    except ValueError:
+        found = []
+    if len(found) != count:
+        raise ValueError(f"{usage} in pixels, such as {','.join(['120', '80', '260', '240'][:count])}, not {text!r}")
+    return found

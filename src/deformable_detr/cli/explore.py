@@ -1,0 +1,109 @@
+"""`deformable-detr explore`: a local web page that shows where a detector looks."""
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from deformable_detr.cli.demo_detector import demo_detector
+from deformable_detr.cli.options import log_to_screen, parse_options
+
+DESCRIPTION = """\
+Look inside a detector, in the browser: click a box, and its sampling points appear on the picture, by layer, head and
+level; a slider follows the boxes through the decoder layers; a click on any place shows where the encoder looks from there.
+The shapes of every stage stand beside it, and what is shown can be saved as PNG, SVG or JSON.
+
+Without WEIGHTS the small detector of `deformable-detr demo` is taken; the first time it is trained, which takes a few
+minutes. The page is served by this machine for this machine alone (--host), and needs no network."""
+
+EXAMPLES = """\
+examples:
+  deformable-detr explore                             the demo's detector and its pictures
+  deformable-detr explore street.jpg                  the demo's detector on a picture of yours
+  deformable-detr explore runs/first photos/          your own detector and pictures
+  deformable-detr explore runs/first street.jpg --port 8000
+"""
+
+
+@dataclass(frozen=True)
+class ExploreOptions:
+    """Options of the command."""
+
+    weights: str | None = None
+    """The detector."""
+
+    images: list[str] = field(default_factory=list)
+    """The pictures."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reached from this machine alone; `0.0.0.0` lets the whole network in."""
+
+    port: int | None = None
+    """Port of the page. Without it: the first free one from 7860 on."""
+
+    browser: bool = False
+    """Open the page in the default browser."""
+
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: what follows `deformable-detr explore`.
+
+    Returns:
+        The exit status.
+    """
+    options = parse_options(
+        ExploreOptions,
+        argv,
+        command="explore",
+        usage="[WEIGHTS] [IMAGES ...] [--host ADDRESS] [--port NUMBER] [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        arguments={
+            "weights": {
+                "nargs": "?",
+                "default": None,
+                "help": "A run folder, or a weights file of any known format; may be left out.",
+            },
+            "images": {"nargs": "*", "default": [], "help": "Files, folders, patterns in quotes."},
+        },
+    )
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        from deformable_detr.visualize.explorer.page import Page, serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ImportError('the explorer needs gradio: pip install "deformable-detr[explorer]"') from error
+
+    from deformable_detr.detector import Detector
+    from deformable_detr.inference.sources import PICTURE_SUFFIXES, list_pictures
+    from deformable_detr.visualize.explorer.views import Views
+
+    log_to_screen()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is up
+    weights, images = options.weights, options.images
+    if weights is not None and Path(weights).suffix.lower() in PICTURE_SUFFIXES:
+        weights, images = None, [weights, *images]
+    pictures = [path for source in images for path in list_pictures(source)]
+    if weights is None:
+        weights, demo_pictures = demo_detector(options.device)
+        pictures = pictures or demo_pictures
+    detector = Detector.load(weights, device=options.device)
+    page = Page(Views(detector, pictures), f"detector: {weights}")
+    address = serve(page, options.host, options.port, open_browser=options.browser)
+    Console().print(f"The explorer is at {address}   (Ctrl-C ends it)", highlight=False, markup=False, soft_wrap=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        page.blocks.close()
+    return 0

@@ -1,0 +1,160 @@
+"""What the page shows of a picture, as one value: every click and every control makes a new one from the last.
+
+No gradio here, and nothing is drawn: :mod:`.drawing` and :mod:`.tables` read a :class:`Choices` beside an :class:`Inside`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from deformable_detr.visualize.inside import Inside, LayerSampling, Stage
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is looked at, and how much of it is shown."""
+
+    stage: Stage
+    """Decoder: a query and its cross-attention. Encoder: a position of the feature maps and its self-attention."""
+
+    query: int
+    """Which query, in the decoder."""
+
+    position: int
+    """Which position of the flattened sequence, in the encoder."""
+
+    decoder_layer: int
+    """From 1 to N; 0 is the state before the first layer: references, nothing sampled yet."""
+
+    encoder_layer: int
+    """From 1."""
+
+    levels: tuple[int, ...]
+    """Sampling points on these levels are shown."""
+
+    heads: tuple[int, ...]
+    """Sampling points of these heads are shown."""
+
+    threshold: float = 0.5
+    """Detections with a lower score are not shown, in [0, 1]."""
+
+    all_references: bool = False
+    """Also show where all the other queries are."""
+
+    zoom: bool = False
+    """Show only the part of the picture that is looked at."""
+
+
+class Look(NamedTuple):
+    """Where one query or position looks in one layer."""
+
+    points: Tensor
+    """`[M, L, P, 2]` (x, y) in pixels of the picture; they may lie outside."""
+
+    weights: Tensor
+    """`[M, L, P]`, sum to 1 in each head."""
+
+    reference: Tensor
+    """`[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels."""
+
+
+def first_choices(inside: Inside, threshold: float = 0.5) -> Choices:
+    """The strongest detection in the last layer, seen on all levels by all heads; in the encoder the middle of the picture."""
+    height, width = inside.picture_size
+    weights = inside.decoder[-1].attention_weights
+    best = inside.detections(top_k=1)
+    return Choices(
+        stage="decoder",
+        query=best[0].query,
+        position=inside.position_at(width / 2, height / 2, level=min(1, weights.shape[3] - 1)),
+        decoder_layer=len(inside.decoder),
+        encoder_layer=len(inside.encoder),
+        levels=tuple(range(weights.shape[3])),
+        heads=tuple(range(weights.shape[2])),
+        threshold=threshold,
+    )
+
+
+def at_another_picture(inside: Inside, choices: Choices) -> Choices:
+    """The same settings, with what the new picture has to look at."""
+    first = first_choices(inside, choices.threshold)
+    return replace(choices, query=first.query, position=first.position)
+
+
+def at_point(inside: Inside, choices: Choices, x: float, y: float) -> Choices:
+    """What a click on the point (x, y) of the picture, in pixels, chooses.
+
+    In the decoder: the query whose object lies there (a detection that is shown before others, else the nearest query). In the
+    encoder: the position whose cell holds the point, on the level of the one before; outside the picture the nearest one.
+    """
+    if choices.stage == "decoder":
+        return replace(choices, query=inside.query_at(x, y, choices.threshold))
+    height, width = inside.picture_size
+    level = inside.level_and_cell(choices.position)[0]
+    x, y = min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))
+    return replace(choices, position=inside.position_at(x, y, level))
+
+
+def on_level(inside: Inside, choices: Choices, level: int) -> Choices:
+    """The encoder's position at the same place of the picture on another level."""
+    left, top, right, bottom = cell_of(inside, choices.position)
+    height, width = inside.picture_size
+    x, y = min((left + right) / 2, width), min((top + bottom) / 2, height)
+    return replace(choices, position=inside.position_at(x, y, level))
+
+
+def sampling_of(inside: Inside, choices: Choices) -> LayerSampling | None:
+    """The layer that is looked at; None before the first decoder layer."""
+    if choices.stage == "encoder":
+        return inside.encoder[choices.encoder_layer - 1]
+    return inside.decoder[choices.decoder_layer - 1] if choices.decoder_layer else None
+
+
+def look_of(inside: Inside, choices: Choices) -> Look | None:
+    """The chosen query's or position's points; None before the first decoder layer."""
+    sampling = sampling_of(inside, choices)
+    if sampling is None:
+        return None
+    index = choices.query if choices.stage == "decoder" else choices.position
+    return Look(
+        inside.points_in_picture(sampling, index),
+        sampling.attention_weights[0, index].float(),
+        inside.reference_in_picture(sampling, index),
+    )
+
+
+class Point(NamedTuple):
+    """One sampling point."""
+
+    head: int
+    level: int
+    point: int
+    """Which of the P of its head and level."""
+    x: float
+    y: float
+    """Pixels of the picture."""
+    weight: float
+
+
+def shown_points(look: Look, choices: Choices) -> list[Point]:
+    """The sampling points on the chosen levels of the chosen heads, heaviest first."""
+    found = [
+        Point(head, level, point, x, y, weight)
+        for head in choices.heads
+        for level in choices.levels
+        for point, ((x, y), weight) in enumerate(
+            zip(look.points[head, level].tolist(), look.weights[head, level].tolist(), strict=True)
+        )
+    ]
+    return sorted(found, key=lambda item: -item.weight)
+
+
+def cell_of(inside: Inside, position: int) -> tuple[float, float, float, float]:
+    """The patch of the picture that a position of the sequence stands for: xyxy in pixels."""
+    level, row, column = inside.level_and_cell(position)
+    rows, columns = inside.spatial_shapes[level]
+    ratio_x, ratio_y = inside.valid_ratios[0, level].tolist()
+    height, width = inside.picture_size
+    across, down = width / (ratio_x * columns), height / (ratio_y * rows)
+    return column * across, row * down, (column + 1) * across, (row + 1) * down

@@ -1,0 +1,170 @@
+"""The numbers beside the picture: an explanation in one line, weight per level, strongest points, boxes per layer, queries, shapes.
+
+Each function gives plain text; :mod:`.markup` makes HTML of it.
+"""
+
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+
+from deformable_detr.boxes import box_iou
+from deformable_detr.visualize.describe import Description
+from deformable_detr.visualize.explorer.choices import Choices, cell_of, look_of, shown_points
+from deformable_detr.visualize.inside import Inside
+
+
+class Table(NamedTuple):
+    """Headings, and rows of as many cells."""
+
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+class LevelShare(NamedTuple):
+    """How much of the attention goes to one level."""
+
+    level: int
+    shape: tuple[int, int]
+    """(h, w)"""
+    weight: float
+    """In [0, 1], over all levels 1: the mean over the chosen heads."""
+
+
+def title(inside: Inside, choices: Choices) -> str:
+    """What is looked at, in a few words."""
+    if choices.stage == "encoder":
+        level, row, column = inside.level_and_cell(choices.position)
+        return f"Position in row {row}, column {column} of level {level}"
+    found = inside.detection_of(choices.query)
+    return f"Query {choices.query}: {found.name} {found.score:.2f}"
+
+
+def explanation(inside: Inside, choices: Choices) -> str:
+    """What one sees, in one or two sentences."""
+    look = look_of(inside, choices)
+    if look is None:
+        if inside.query_source == "learned":
+            return (
+                "Before the first layer: a point that this query learned in training, the same in every picture. It has no box yet."
+            )
+        place = inside.level_and_cell(int(inside.proposals.taken[choices.query]))[0] if inside.proposals else 0
+        return (
+            f"Before the first layer: the box that the encoder proposes, from a position of level {place}. Nothing is sampled yet."
+        )
+    heads, levels, points = look.weights.shape
+    places = f"{heads * levels * points} places ({heads} heads × {levels} levels × {points} points)"
+    outside = _num_outside(inside, look.points)
+    lie = "lies" if outside == 1 else "lie"
+    beyond = f"; {outside} of them {lie} outside the picture, where everything is zero" if outside else ""
+    if choices.stage == "encoder":
+        return (
+            f"In encoder layer {choices.encoder_layer} this position, whose patch is framed, gathers what it becomes from "
+            f"{places}{beyond}."
+        )
+    box = "its box of the layer before" if choices.decoder_layer > 1 else "the proposed box"
+    around = "the cross" if len(look.reference) == 2 else box
+    return (
+        f"In decoder layer {choices.decoder_layer} this query looks at {places} around {around}{beyond}. "
+        "It corrects its box with what it finds there."
+    )
+
+
+def level_shares(inside: Inside, choices: Choices) -> list[LevelShare]:
+    """The weight of each level, the mean over the chosen heads; empty before the first decoder layer or without heads."""
+    look = look_of(inside, choices)
+    if look is None or not choices.heads:
+        return []
+    shares = look.weights[list(choices.heads)].sum(-1).mean(0).tolist()  # [M, L, P] -> [L]
+    return [LevelShare(level, shape, share) for level, (shape, share) in enumerate(zip(inside.spatial_shapes, shares, strict=True))]
+
+
+def strongest_points(inside: Inside, choices: Choices, count: int = 8) -> Table:
+    """The heaviest of the points that are shown."""
+    look = look_of(inside, choices)
+    rows = [
+        (str(item.level), str(item.head), str(item.point), f"{item.weight:.3f}", f"{item.x:.1f}, {item.y:.1f}")
+        for item in (shown_points(look, choices)[:count] if look else [])
+    ]
+    return Table(("level", "head", "point", "weight", "x, y in pixels"), rows)
+
+
+def refinement(inside: Inside, query: int) -> Table:
+    """The box of a query from its start to the last layer, its class there, and how far it still is from the last box."""
+    boxes, scores = inside.boxes_per_layer(query), inside.scores_per_layer(query)
+    overlaps = box_iou(boxes, boxes[-1:])[:, 0].nan_to_num().tolist()
+    rows = []
+    for layer, (box, overlap) in enumerate(zip(boxes.tolist(), overlaps, strict=True)):
+        start = "proposal" if inside.query_source == "proposals" else "reference"
+        name, score = "", ""
+        if layer:
+            best, label = scores[layer - 1].max(-1)
+            name, score = inside.categories.names[int(label)], f"{best:.2f}"
+        shown = ", ".join(f"{value:.0f}" for value in (box if layer or start == "proposal" else box[:2]))
+        rows.append((f"layer {layer}" if layer else start, name, score, shown, f"{overlap:.2f}"))
+    return Table(("after", "class", "score", "box in pixels", "IoU with last"), rows)
+
+
+def queries(inside: Inside, count: int = 100) -> list[tuple[int, int, str, float]]:
+    """(query, label, class, score) by the strongest class of each query, best first; at most `count`."""
+    best = inside.predictions.logits[-1, 0].float().sigmoid().amax(-1)
+    order = best.argsort(descending=True, stable=True)[:count].tolist()
+    found = [inside.detection_of(query) for query in order]
+    return [(item.query, item.label, item.name, item.score) for item in found]
+
+
+def journey(description: Description) -> Table:
+    """Every tensor on the way, as `deformable-detr describe` lists them."""
+    rows = []
+    previous = ""
+    for row in description.rows:
+        rows.append(("" if row.part == previous else row.part, row.name, " × ".join(map(str, row.shape)), row.note))
+        previous = row.part
+    return Table(("part", "what", "shape", "note"), rows)
+
+
+def costs(description: Description) -> Table:
+    """Parameters and multiply-adds of the parts."""
+    total = sum(cost.gmacs for cost in description.costs) or 1.0
+    rows = [
+        (cost.part, f"{cost.trainable_parameters + cost.frozen_parameters:,}", f"{cost.gmacs:.3f}", f"{cost.gmacs / total:.0%}")
+        for cost in description.costs
+    ]
+    return Table(("part", "parameters", "GMACs", "share"), rows)
+
+
+def record(inside: Inside, choices: Choices, name: str) -> dict[str, Any]:
+    """All that is shown, as plain values for JSON; coordinates in pixels of the picture.
+
+    Args:
+        inside: the picture's pass through the network.
+        choices: what is looked at.
+        name: of the picture.
+    """
+    height, width = inside.picture_size
+    look = look_of(inside, choices)
+    shown = {
+        "picture": name,
+        "width": width,
+        "height": height,
+        "choices": asdict(choices),
+        "title": title(inside, choices),
+        "detections": [asdict(item) for item in inside.detections(choices.threshold)],
+        "reference": None if look is None else look.reference.tolist(),
+        "points": [item._asdict() for item in shown_points(look, choices)] if look else [],
+    }
+    if choices.stage == "encoder":
+        level, row, column = inside.level_and_cell(choices.position)
+        return shown | {"position": {"level": level, "row": row, "column": column, "cell": cell_of(inside, choices.position)}}
+    chosen = inside.detection_of(choices.query)
+    return shown | {
+        "query": asdict(chosen),
+        "boxes_per_layer": inside.boxes_per_layer(choices.query).tolist(),
+        "scores_per_layer": inside.scores_per_layer(choices.query)[:, chosen.label].tolist(),
+    }
+
+
+def _num_outside(inside: Inside, points: torch.Tensor) -> int:
+    height, width = inside.picture_size
+    limits = points.new_tensor([width, height])
+    return int(((points < 0) | (points > limits)).any(-1).sum())

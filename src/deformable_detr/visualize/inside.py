@@ -1,0 +1,355 @@
+"""Everything of one forward pass of one picture: features, memory, queries, where each attention looked, boxes of every layer.
+
+```python
+inside = look_inside(detector, "street.jpg")
+found = inside.detections(threshold=0.5)[0]
+inside.points_in_picture(inside.decoder[-1], found.query)   # [M, L, P, 2] pixels of street.jpg
+inside.decoder[-1].attention_weights[0, found.query]        # [M, L, P]
+inside.boxes_per_layer(found.query)                         # [N + 1, 4]: the reference, then every layer's box
+```
+
+Nothing is captured unless :func:`look_inside` is called, and the network's outputs are the same with and without it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deformable_detr.boxes import box_iou, cxcywh_to_xyxy
+from deformable_detr.data.transforms import eval_transform
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.inference.sources import ImageLike, open_source
+from deformable_detr.model import DeformableDETR
+from deformable_detr.model.queries import Queries, proposal_logits
+from deformable_detr.postprocessing import postprocess
+from deformable_detr.structures import Categories, FlatFeatures, ImageBatch, Predictions
+from deformable_detr.visualize.capture import Call, capture_calls, evaluating, on_cpu, sampling_of_call
+
+Stage = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSampling:
+    """Where one attention layer looked: the encoder's self-attention or the decoder's cross-attention."""
+
+    stage: Stage
+    """Which stack the layer belongs to."""
+
+    layer: int
+    """Its place there, from 0."""
+
+    reference_points: Tensor
+    """`[B, Q, L, 2 | 4]`: (x, y) or (cx, cy, w, h) in [0, 1] of each **padded level** (in the encoder Q is S)."""
+
+    sampling_locations: Tensor
+    """`[B, Q, M, L, P, 2]`: (x, y), the corners of each **padded level** at 0 and 1, as the operator gets them. They may lie
+    outside, where everything is zero."""
+
+    attention_weights: Tensor
+    """`[B, Q, M, L, P]`, in [0, 1], sum to 1 over L · P."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One (query, class) pair of the last decoder layer."""
+
+    query: int
+    label: int
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+    """xyxy in pixels of the picture, not clipped."""
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """What the encoder of a two-stage model offered (paper, app. A.4)."""
+
+    objectness: Tensor
+    """`[S]` in [0, 1]: class channel 0 of each position. 0 in the padding."""
+
+    boxes: Tensor
+    """`[S, 4]` xyxy in pixels of the picture."""
+
+    can_propose: Tensor
+    """`[S]` bool: False in the padding and where the position's box would leave (0.01, 0.99) of the picture."""
+
+    taken: Tensor
+    """`[Q]` int64: the position in the sequence that each query comes from, best first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """One forward pass of one picture (B is 1), on the CPU."""
+
+    image: Tensor
+    """`[3, H, W]` uint8 RGB: the picture as read, upright. All pixel coordinates refer to it."""
+
+    input_size: tuple[int, int]
+    """(height, width) of the resized picture that the network saw, without padding."""
+
+    categories: Categories
+    """The names of the labels."""
+
+    predictions: Predictions
+    """Logits and boxes of every decoder layer."""
+
+    backbone_levels: tuple[Tensor, ...]
+    """`[1, channels, h, w]` each: C3, C4, C5."""
+
+    neck_levels: tuple[Tensor, ...]
+    """`[1, C, h, w]` each, L of them."""
+
+    flat: FlatFeatures
+    """The sequence that the encoder starts from: features, positions, padding mask, spatial shapes, valid ratios."""
+
+    memory: Tensor
+    """`[1, S, C]`: what the encoder made of it."""
+
+    queries: Queries
+    """What the decoder starts from: content, position, reference points."""
+
+    encoder: tuple[LayerSampling, ...]
+    """Self-attention of each encoder layer."""
+
+    decoder: tuple[LayerSampling, ...]
+    """Cross-attention of each decoder layer."""
+
+    proposals: Proposals | None = None
+    """The encoder's proposals, for a two-stage model."""
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) of the picture as read, in pixels."""
+        return self.image.shape[1], self.image.shape[2]
+
+    @property
+    def spatial_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of each of the L levels."""
+        return self.flat.spatial_shapes
+
+    @property
+    def level_start_index(self) -> tuple[int, ...]:
+        """Where each level begins in the sequence."""
+        return self.flat.level_start_index
+
+    @property
+    def valid_ratios(self) -> Tensor:
+        """`[1, L, 2]` (x, y): the share of each level that is picture and not padding."""
+        return self.flat.valid_ratios
+
+    @property
+    def query_source(self) -> Literal["learned", "proposals"]:
+        """Where the queries come from."""
+        return "learned" if self.proposals is None else "proposals"
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        return self.predictions.boxes.shape[2]
+
+    def points_in_picture(self, sampling: LayerSampling, query: int) -> Tensor:
+        """Where one query of a layer looked: `[M, L, P, 2]` (x, y) in pixels of the picture; points may lie outside it.
+
+        Args:
+            sampling: an entry of `encoder` or `decoder`.
+            query: the query, or in the encoder the position in the sequence (see :meth:`position_at`).
+        """
+        return self._to_picture(sampling.sampling_locations[0, query], self.valid_ratios[0][None, :, None])
+
+    def reference_in_picture(self, sampling: LayerSampling, query: int) -> Tensor:
+        """The reference that a query sampled around: `[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels of the picture."""
+        reference, ratios = sampling.reference_points[0, query, 0], self.valid_ratios[0, 0]
+        return torch.cat([self._to_picture(part, ratios) for part in reference.split(2)])
+
+    def boxes_per_layer(self, query: int) -> Tensor:
+        """`[N + 1, 4]` xyxy in pixels: first the reference (the proposal's box; a learned point has no size), then each layer's."""
+        reference = self.queries.reference_points[0, query].float()
+        if len(reference) == 2:
+            reference = torch.cat((reference, torch.zeros(2)))
+        boxes = torch.cat((reference[None], self.predictions.boxes[:, 0, query].float()))
+        return cxcywh_to_xyxy(boxes) * self._limits()
+
+    def scores_per_layer(self, query: int) -> Tensor:
+        """`[N, K]` in [0, 1]: what each decoder layer's class head says of the query."""
+        return self.predictions.logits[:, 0, query].float().sigmoid()
+
+    def detections(self, threshold: float = 0.0, top_k: int = 100) -> list[Detection]:
+        """The best (query, class) pairs of the last layer, highest score first, as :func:`postprocess` ranks them.
+
+        Args:
+            threshold: smallest score, in [0, 1].
+            top_k: at most this many.
+        """
+        found = postprocess(self.predictions, [self.picture_size], top_k)[0]
+        num_classes = self.predictions.logits.shape[-1]
+        places = self.predictions.logits[-1, 0].float().sigmoid().flatten().topk(len(found["scores"])).indices
+        return [
+            Detection(place // num_classes, label, self.categories.names[label], score, tuple(box))
+            for place, label, score, box in zip(
+                places.tolist(), found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
+            )
+            if score >= threshold
+        ]
+
+    def detection_of(self, query: int) -> Detection:
+        """The strongest class of one query.
+
+        Raises:
+            ValueError: there is no such query.
+        """
+        if not 0 <= query < self.num_queries:
+            raise ValueError(f"there is no query {query}: this network has the queries 0 to {self.num_queries - 1}")
+        score, label = self.predictions.logits[-1, 0, query].float().sigmoid().max(-1)
+        name, box = self.categories.names[int(label)], self.boxes_per_layer(query)[-1]
+        return Detection(query, int(label), name, float(score), tuple(box.tolist()))
+
+    def query_at(self, x: float, y: float, threshold: float = 0.3) -> int:
+        """The query whose object lies at a point of the picture (pixels).
+
+        Among boxes that contain the point: the smallest one with a score of at least `threshold`, else the one with the highest
+        score; where no box contains it, the query whose box has its centre nearest.
+        """
+        boxes = cxcywh_to_xyxy(self.predictions.boxes[-1, 0].float()) * self._limits()
+        scores = self.predictions.logits[-1, 0].float().sigmoid().amax(-1)
+        point = torch.tensor([x, y])
+        holds = ((boxes[:, :2] <= point) & (point <= boxes[:, 2:])).all(-1)
+        if (sure := holds & (scores >= threshold)).any():
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+            return int(areas.masked_fill(~sure, torch.inf).argmin())
+        if holds.any():
+            return int(scores.masked_fill(~holds, -1).argmax())
+        return int(((boxes[:, :2] + boxes[:, 2:]) / 2 - point).norm(dim=-1).argmin())
+
+    def query_of_box(self, box: Sequence[float]) -> int:
+        """The query whose box of the last layer overlaps most with `box` (xyxy, pixels); of equal ones the surest.
+
+        Raises:
+            ValueError: a box without area, or that no query's box touches.
+        """
+        wanted = torch.tensor([[float(value) for value in box]])
+        if wanted.shape != (1, 4) or not (wanted[:, 2:] > wanted[:, :2]).all():
+            raise ValueError(f"a box is left, top, right, bottom in pixels with left < right and top < bottom, not {list(box)}")
+        boxes = cxcywh_to_xyxy(self.predictions.boxes[-1, 0].float()) * self._limits()
+        overlaps = box_iou(wanted, boxes)[0]
+        if not (overlaps > 0).any():
+            raise ValueError(
+                f"no query's box touches {list(box)}; the picture has {self.image.shape[2]} x {self.image.shape[1]} pixels"
+            )
+        scores = self.predictions.logits[-1, 0].float().sigmoid().amax(-1)
+        return int((overlaps + 1e-3 * scores).argmax())
+
+    def position_at(self, x: float, y: float, level: int = 0) -> int:
+        """The encoder's position (in the sequence) whose cell on `level` holds the point (x, y) of the picture, in pixels.
+
+        Raises:
+            ValueError: there is no such level, or the point lies outside the picture.
+        """
+        height, width = self.picture_size
+        if not 0 <= level < len(self.spatial_shapes):
+            raise ValueError(f"there is no level {level}: this network has the levels 0 to {len(self.spatial_shapes) - 1}")
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise ValueError(f"the point ({x:g}, {y:g}) lies outside the picture of {width} x {height} pixels")
+        rows, columns = self.spatial_shapes[level]
+        ratio_x, ratio_y = self.valid_ratios[0, level].tolist()
+        column = min(int(x / width * ratio_x * columns), columns - 1)
+        row = min(int(y / height * ratio_y * rows), rows - 1)
+        return self.level_start_index[level] + row * columns + column
+
+    def level_and_cell(self, position: int) -> tuple[int, int, int]:
+        """(level, row, column) of a position in the sequence."""
+        level = max(index for index, start in enumerate(self.level_start_index) if start <= position)
+        return level, *divmod(position - self.level_start_index[level], self.spatial_shapes[level][1])
+
+    def _to_picture(self, places: Tensor, valid_ratios: Tensor) -> Tensor:
+        """Shares of a padded level → pixels of the picture."""
+        height, width = self.picture_size
+        return places.float() / valid_ratios * torch.tensor([width, height])
+
+    def _limits(self) -> Tensor:
+        height, width = self.picture_size
+        return torch.tensor([width, height, width, height])
+
+
+@torch.no_grad()
+def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder: bool = True) -> Inside:
+    """Send one picture through the network and keep what happens on the way.
+
+    Args:
+        model: any variant, on any device, or a detector (its precision is used). It is left in the mode that it was in.
+        image: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, RGB) or a tensor (uint8 `[3, H, W]`, RGB).
+        encoder: False leaves out the sampling of the encoder, most of the memory: `inside.encoder` is then empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture.
+    """
+    precision = model.precision if isinstance(model, Predictor) else "fp32"
+    network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
+    pixels = next(open_source(image)).read()
+    metadata = network.metadata
+    transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
+    batch = ImageBatch.from_images([transform(pixels, None)[0]]).to(next(network.parameters()).device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with evaluating(network), torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
+        with capture_calls(parts_of(network)) as calls:
+            predictions = network(batch)
+        return inside_of_calls(network, calls, pixels, batch, predictions, encoder=encoder)
+
+
+def parts_of(model: DeformableDETR) -> list[torch.nn.Module]:
+    """The modules whose calls :func:`inside_of_calls` needs."""
+    attentions = [layer.self_attn for layer in model.encoder.layers] + [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
+    return [model.backbone, model.neck, model.flatten, model.encoder, model.query_source, *attentions]  # type: ignore[list-item]
+
+
+def inside_of_calls(
+    model: DeformableDETR,
+    calls: dict[torch.nn.Module, Call],
+    image: Tensor,
+    batch: ImageBatch,
+    predictions: Predictions,
+    *,
+    encoder: bool = True,
+) -> Inside:
+    """Put together what was captured from a batch of one picture."""
+    flat, queries = on_cpu(calls[model.flatten].output), on_cpu(calls[model.query_source].output)
+    self_attentions = [layer.self_attn for layer in model.encoder.layers] if encoder else []  # type: ignore[union-attr]
+    cross_attentions = [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
+    classes = model.metadata.categories
+    return Inside(
+        image=image,
+        input_size=(batch.images.shape[2], batch.images.shape[3]) if batch.image_sizes is None else batch.image_sizes[0],
+        categories=classes or Categories.from_names([f"class {label}" for label in range(predictions.logits.shape[-1])]),
+        predictions=on_cpu(predictions),
+        backbone_levels=tuple(on_cpu(calls[model.backbone].output)),
+        neck_levels=tuple(on_cpu(calls[model.neck].output)),
+        flat=flat,
+        memory=on_cpu(calls[model.encoder].output),
+        queries=queries,
+        encoder=tuple(_layer_sampling("encoder", index, module, calls) for index, module in enumerate(self_attentions)),
+        decoder=tuple(_layer_sampling("decoder", index, module, calls) for index, module in enumerate(cross_attentions)),
+        proposals=_proposals(flat, queries, image.shape[1:]),
+    )
+
+
+def _layer_sampling(stage: Stage, layer: int, attention, calls: dict[torch.nn.Module, Call]) -> LayerSampling:
+    sampling = on_cpu(sampling_of_call(attention, calls[attention]))
+    return LayerSampling(stage, layer, sampling.reference_points, sampling.locations, sampling.weights)
+
+
+def _proposals(flat: FlatFeatures, queries: Queries, picture_size: Sequence[int]) -> Proposals | None:
+    if queries.encoder_logits is None or queries.encoder_boxes is None:
+        return None
+    boxes = queries.encoder_boxes[0].float()
+    objectness = queries.encoder_logits[0, :, 0].float().masked_fill(flat.padding_mask[0], float("-inf"))
+    height, width = picture_size
+    return Proposals(
+        objectness=objectness.sigmoid(),
+        boxes=cxcywh_to_xyxy(boxes) * torch.tensor([width, height, width, height]),
+        can_propose=proposal_logits(flat)[1][0, :, 0],
+        taken=objectness.topk(queries.reference_points.shape[1]).indices,
+    )

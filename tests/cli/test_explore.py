@@ -1,0 +1,89 @@
+import sys
+
+import pytest
+from PIL import Image
+
+from deformable_detr.cli import demo_detector as module
+from deformable_detr.cli.__main__ import main
+from deformable_detr.cli.demo_detector import cache_folder, demo_detector
+
+
+def fake_training(calls: list):
+    def train_demo(folder, *, steps, device):
+        calls.append((folder, steps, device))
+        (folder / "run" / "weights").mkdir(parents=True)
+        (folder / "run" / "weights" / "best.safetensors").write_bytes(b"")
+        (folder / "data" / "val").mkdir(parents=True)
+        for name in ("2.png", "10.png"):
+            Image.new("RGB", (8, 8)).save(folder / "data" / "val" / name)
+
+    return train_demo
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache" / "deformable-detr" / "explorer"
+
+
+def test_the_small_detector_is_trained_once(cache, monkeypatch):
+    calls: list = []
+    monkeypatch.setattr(module, "train_demo", fake_training(calls))
+    for _ in range(2):
+        run, pictures = demo_detector("cpu")
+        assert run == cache / "run"
+        assert [path.name for path in pictures] == ["2.png", "10.png"]
+    assert [call[1:] for call in calls] == [(module.FIRST_STEPS, "cpu")]
+    assert [path.name for path in cache.parent.iterdir()] == ["explorer"]
+
+
+def test_a_demo_that_was_run_here_comes_first(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "train_demo", None)
+    (tmp_path / "demo" / "run" / "weights").mkdir(parents=True)
+    (tmp_path / "demo" / "run" / "weights" / "best.safetensors").write_bytes(b"")
+    run, pictures = demo_detector("cpu")
+    assert run.resolve() == tmp_path / "demo" / "run"
+    assert pictures == []
+
+
+def test_a_training_that_was_stopped_leaves_nothing(cache, monkeypatch):
+    def stopped(folder, **settings):
+        folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train_demo", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        demo_detector("cpu")
+    assert list(cache.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [
+        ("darwin", "HOME", "Library/Caches/deformable-detr/explorer"),
+        ("win32", "LOCALAPPDATA", "deformable-detr/explorer"),
+        ("linux", "XDG_CACHE_HOME", "deformable-detr/explorer"),
+    ],
+)
+def test_where_the_cache_is(platform, variable, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert cache_folder() == tmp_path / expected
+
+
+def test_mistakes_are_named(tmp_path, capsys):
+    assert main(["explore", "nowhere", "no/*.png"]) == 2
+    assert "matches no picture" in capsys.readouterr().err
+    assert main(["explore", "nowhere.safetensors"]) == 2
+    assert "nowhere.safetensors" in capsys.readouterr().err
+    assert main(["explore", "--prot", "7"]) == 2
+    assert "--prot" in capsys.readouterr().err
+
+
+def test_without_gradio_the_message_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "deformable_detr.visualize.explorer.page", raising=False)
+    assert main(["explore"]) == 2
+    assert 'pip install "deformable-detr[explorer]"' in capsys.readouterr().err
