@@ -51,15 +51,12 @@ def _dynamic_shapes(form: ExportForm) -> tuple[dict[int, Dim], ...] | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the tracer's own warnings, which name nothing that a user could change."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript", "torch.fx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    """Without the tracers' own log lines and warnings, which name nothing that a user could change."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

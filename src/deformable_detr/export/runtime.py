@@ -55,11 +55,6 @@ class ExportedNetwork(nn.Module):
             raise FileNotFoundError(f"no exported model at {self.path}")
         self.form, self._run = SESSIONS[runtime](self.path)
         self.metadata = self.form.metadata
-        if self.form.preprocess:
-            raise ValueError(
-                f"{self.path.name} resizes and normalises by itself: hand decoded pictures to {runtime} directly "
-                "(docs/deploying.md shows how), or export once more without --preprocess"
-            )
 
     def forward(self, images: ImageBatch) -> Predictions:
         """Find the objects of a batch.
@@ -81,14 +76,21 @@ class ExportedNetwork(nn.Module):
 
     def _detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures of one size, `[B, 3, h, w]` → logits and boxes."""
-        count, mask = len(images), torch.zeros_like(images[:, 0], dtype=torch.bool)
-        images, mask = self._on_canvas(images, mask)
-        missing = (self.form.batch_size or count) - count
+        outputs = self._run(self.arrays(images))
+        return self._as_predictions(*(torch.from_numpy(output[: len(images)]) for output in outputs))
+
+    def arrays(self, images: Tensor) -> list[np.ndarray]:
+        """The file's inputs for pictures of one size, `[B, 3, h, w]`.
+
+        Raises:
+            ValueError: a size that the file does not allow.
+        """
+        images, mask = self._on_canvas(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
+        missing = (self.form.batch_size or len(images)) - len(images)
         if missing:  # a fixed batch is filled up with copies of its first picture
             images, mask = (torch.cat((item, item[:1].expand(missing, *item.shape[1:]))) for item in (images, mask))
         tensors = {"images": images, "padding_mask": mask}
-        outputs = self._run([np.ascontiguousarray(tensors[name].numpy()) for name in self.form.inputs])
-        return self._as_predictions(*(torch.from_numpy(output[:count]) for output in outputs))
+        return [np.ascontiguousarray(tensors[name].numpy()) for name in self.form.inputs]
 
     def _on_canvas(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         height, width = images.shape[2:]
