@@ -1,6 +1,6 @@
 """Exported files beside the model: time, size and distance, in one process, the runs of all forms interleaved.
 
-    python benchmarks/export.py --size 480 640 --forms onnx onnx-gather openvino --json table.json
+python benchmarks/export.py --size 480 640 --forms onnx onnx-gather openvino --json table.json
 """
 
 import argparse
@@ -26,6 +26,7 @@ FORMS = {
 
 
 def main() -> None:
+    """Export, run, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="r50")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="height and width, fixed in the files")
@@ -65,9 +66,15 @@ def main() -> None:
         record[form] = row | {"ms": 1000 * statistics.median(seconds[form][1:])}
     base = record["PyTorch model"]["ms"]
     print(f"{options.preset}, {height}x{width}, batch 1, {torch.get_num_threads()} threads, medians of {options.runs}\n")
-    print("| form | ms | × the PyTorch model | MB | scores differ by | boxes differ by | export, s |\n|---|---|---|---|---|---|---|")
+    print(
+        "| form | ms | × the PyTorch model | MB | scores differ by | boxes differ by | export, s |\n|---|---|---|---|---|---|---|"
+    )
     for form, row in record.items():
-        rest = [f"{row['megabytes']:.0f}", f"{row['score']:.0e}", f"{row['box']:.0e}", f"{row['export_s']:.0f}"] if "box" in row else [""] * 4
+        rest = (
+            [f"{row['megabytes']:.0f}", f"{row['score']:.0e}", f"{row['box']:.0e}", f"{row['export_s']:.0f}"]
+            if "box" in row
+            else [""] * 4
+        )
         print("| " + " | ".join([form, f"{row['ms']:.0f}", f"{row['ms'] / base:.2f}", *rest]) + " |")
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n")

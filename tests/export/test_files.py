@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -89,8 +90,20 @@ def test_openvino_runs_onnx_files_without_a_mask(tmp_path, pictures):
     model = small_model("refine")
     export_model(model, tmp_path / "detector.onnx", size=(80, 112), padding_mask=False, grid_sample=False)
     assert_same_detections(tmp_path / "detector.onnx", model, pictures[:1], runtime="openvino")
-    with pytest.raises(ValueError, match="112x80 pixels.*takes 80x112"):
+    with pytest.raises(ValueError, match=r"112x80 pixels.*takes 80x112"):
         load_exported(tmp_path / "detector.onnx").predict(pictures[2])
+
+
+def test_preparation_inside(tmp_path, pictures):
+    model = small_model()
+    export_model(model, tmp_path / "detector.onnx", preprocess=True, top_k=8)
+    session = onnxruntime.InferenceSession(tmp_path / "detector.onnx")
+    scores, _, boxes = session.run(None, {"pictures": pictures[1][None]})
+    expected = Predictor(model, device="cpu").predict(pictures[1], 0.0, top_k=8)
+    np.testing.assert_allclose(scores[0], expected.confidence, atol=1e-3)  # a pixel may be one grey level off
+    assert boxes.shape == (1, 8, 4)
+    with pytest.raises(ValueError, match="prepares pictures by itself"):
+        load_exported(tmp_path / "detector.onnx")
 
 
 def test_weights_from_a_file(tmp_path, pictures):

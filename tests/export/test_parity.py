@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from deformable_detr.config import Metadata
 from deformable_detr.export.form import ExportForm, level_strides, smallest_side
 from deformable_detr.export.parity import difference, difference_of_best, parity_batches
 from deformable_detr.presets import model_preset
-from deformable_detr.config import Metadata
 
 LOGITS = torch.tensor([[[0.0, -1.0], [2.0, 0.5], [1.0, -3.0]]])
 BOXES = torch.tensor([[[0.1, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.4], [0.7, 0.1, 0.3, 0.2]]])

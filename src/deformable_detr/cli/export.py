@@ -20,6 +20,7 @@ examples:
   deformable-detr export runs/first detector.onnx                             any batch and size
   deformable-detr export runs/first detector.onnx --grid_sample false         gather and arithmetic instead of GridSample
   deformable-detr export runs/first detector.onnx --top_k 100                 scores, labels and boxes out
+  deformable-detr export runs/first detector.onnx --preprocess true --top_k 100     8-bit pictures in
   deformable-detr export runs/first detector.xml --size 800 1066 --batch_size 1     fixed
   deformable-detr export runs/first detector.pt2
   deformable-detr export runs/first detector.onnx --int8 my_data              quantised, with its AP before and after
@@ -49,6 +50,9 @@ class ExportOptions:
     batch_size: int | None = None
     """Fix the number of pictures per run. Without: any."""
 
+    preprocess: bool = False
+    """Put resizing and normalisation inside an .onnx or .xml: decoded pictures, 8-bit RGB, in."""
+
     top_k: int | None = None
     """Put the choice of the best detections inside: this many scores, labels and boxes out. Without: all queries."""
 
@@ -63,7 +67,7 @@ class ExportOptions:
 
     def form(self) -> dict[str, Any]:
         """Keywords for `export_model`."""
-        names = ("grid_sample", "padding_mask", "batch_size", "top_k")
+        names = ("grid_sample", "padding_mask", "batch_size", "preprocess", "top_k")
         return {name: getattr(self, name) for name in names} | {"size": tuple(self.size) if self.size else None}
 
 
@@ -86,7 +90,12 @@ def main(argv: Sequence[str]) -> int:
         arguments={
             "weights": {"help": "A run folder (its best weights), or a weights file of any known format."},
             "out": {"metavar": "OUT", "help": "The file to write: .pt2, .onnx or .xml."},
-            "--size": {"nargs": 2, "type": int, "default": None, "help": "Fix height and width of the canvas (pixels). Without: any."},
+            "--size": {
+                "nargs": 2,
+                "type": int,
+                "default": None,
+                "help": "Fix height and width of the canvas (pixels). Without: any.",
+            },
         },
     )
 
@@ -97,6 +106,8 @@ def main(argv: Sequence[str]) -> int:
     out, console = Path(options.out), Console()
     if options.int8 and out.suffix.lower() != ".onnx":
         raise ValueError(f"--int8 writes .onnx files, but OUT is {out.name}")
+    if options.int8 and options.preprocess:
+        raise ValueError("--int8 and --preprocess do not go together")
     began = time.perf_counter()
     settings = {"dilation": True} if options.dilation else {}
     detector = Detector.load(options.weights, device="cpu", **settings)

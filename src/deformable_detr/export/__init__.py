@@ -1,4 +1,4 @@
-"""A trained detector as a file that runs without this package: torch.export (.pt2), ONNX, OpenVINO; and the same files run from here."""
+"""A trained detector as a file that runs without this package (.pt2, ONNX, OpenVINO), and such files run from here."""
 
 from deformable_detr.export.files import export_model
 from deformable_detr.export.form import ExportForm

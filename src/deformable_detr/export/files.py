@@ -2,7 +2,9 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from deformable_detr.export.network import ExportableNetwork, MaskFree, TopDetec
 from deformable_detr.export.onnx import save_onnx, to_onnx
 from deformable_detr.export.openvino import save_openvino
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
+from deformable_detr.export.preprocessing import assert_preparation, put_in_front
 from deformable_detr.export.sessions import SESSIONS, SUFFIXES, Session
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch
@@ -27,6 +30,7 @@ def export_model(
     size: tuple[int, int] | None = None,
     batch_size: int | None = None,
     grid_sample: bool = True,
+    preprocess: bool = False,
     top_k: int | None = None,
 ) -> Difference:
     """Write a detector to a file that runs without this package.
@@ -42,6 +46,7 @@ def export_model(
         size: fix the canvas to this (height, width). None: any size.
         batch_size: fix the number of pictures per run. None: any number.
         grid_sample: False writes the operator as gather and arithmetic, for runtimes whose GridSample is slow or wrong.
+        preprocess: put resizing and normalisation inside: decoded pictures `[B, H, W, 3]` uint8 RGB in, no mask. Not for .pt2.
         top_k: put the choice of the best detections inside. None: logits and boxes of all queries out.
 
     Returns:
@@ -52,19 +57,26 @@ def export_model(
         ParityError: the file computed something else; it is not kept.
         ValueError: an unknown suffix, or a size that the model cannot take.
     """
-    path = Path(path)
+    path, suffix = Path(path), Path(path).suffix.lower()
     smallest = smallest_side(model.metadata.model)
     _check(path, size, batch_size, top_k, smallest)
+    if preprocess and (size is not None or suffix == ".pt2"):
+        raise ValueError("preprocess is for .onnx and .xml, and the pictures decide the size: leave out size")
+    padding_mask = padding_mask and not preprocess
     form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, top_k=top_k, smallest_side=smallest)
     network = ExportableNetwork(model)
     batches = parity_batches(form)
     program = trace(_outputs(_inputs(network, form), form), form, batches[0 if form.size else 1])
+    translated = program if suffix == ".pt2" else to_onnx(program, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        partial = Path(folder) / path.name
-        WRITERS[path.suffix.lower()](partial, program, form)
-        _, session = SESSIONS[SUFFIXES[path.suffix.lower()]](partial)
+        partial, open_session = Path(folder) / path.name, SESSIONS[SUFFIXES[suffix]]
+        WRITERS[suffix](partial, translated, form)
+        _, session = open_session(partial)
         worst = assert_parity(lambda batch: run_session(session, form, batch), network, batches, path.name)
+        if preprocess:
+            WRITERS[suffix](partial, put_in_front(translated, form.metadata), replace(form, preprocess=True))
+            assert_preparation(open_session(partial)[1], session, form, path.name)
         for file in sorted(partial.parent.iterdir(), key=lambda file: file == partial):  # the weights first
             file.replace(path.parent / file.name)
     return worst
@@ -76,24 +88,12 @@ def run_session(session: Session, form: ExportForm, batch: ImageBatch) -> list[T
     return [torch.from_numpy(np.asarray(output)) for output in session([tensors[name].numpy() for name in form.inputs])]
 
 
-def _write_pt2(path: Path, program: torch.export.ExportedProgram, form: ExportForm) -> None:
-    save_program(path, program, form)
-
-
-def _write_onnx(path: Path, program: torch.export.ExportedProgram, form: ExportForm) -> None:
-    save_onnx(path, to_onnx(program, form), form)
-
-
-def _write_openvino(path: Path, program: torch.export.ExportedProgram, form: ExportForm) -> None:
-    save_openvino(path, to_onnx(program, form), form)
-
-
-WRITERS: dict[str, Callable[[Path, torch.export.ExportedProgram, ExportForm], None]] = {
-    ".pt2": _write_pt2,
-    ".onnx": _write_onnx,
-    ".xml": _write_openvino,
+WRITERS: dict[str, Callable[[Path, Any, ExportForm], None]] = {
+    ".pt2": save_program,
+    ".onnx": save_onnx,
+    ".xml": save_openvino,
 }
-"""Suffix → the function that writes a traced network."""
+"""Suffix → the function that writes a traced (.pt2) or translated network."""
 
 
 def _inputs(network: ExportableNetwork, form: ExportForm) -> torch.nn.Module:

@@ -30,6 +30,9 @@ class ExportForm:
     grid_sample: bool = True
     """False: gather and arithmetic stand in place of GridSample."""
 
+    preprocess: bool = False
+    """The input is `pictures` `[B, H, W, 3]` uint8 RGB as decoded; resizing and normalisation are inside."""
+
     top_k: int | None = None
     """The outputs are the best `scores`, `labels` and `boxes`. None: `logits` and `boxes` of all queries."""
 
@@ -45,6 +48,8 @@ class ExportForm:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs, in order."""
+        if self.preprocess:
+            return ("pictures",)
         return ("images", "padding_mask") if self.padding_mask else ("images",)
 
     @property

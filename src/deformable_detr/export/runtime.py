@@ -55,6 +55,11 @@ class ExportedNetwork(nn.Module):
             raise FileNotFoundError(f"no exported model at {self.path}")
         self.form, self._run = SESSIONS[runtime](self.path)
         self.metadata = self.form.metadata
+        if self.form.preprocess:
+            raise ValueError(
+                f"{self.path.name} prepares pictures by itself: hand decoded pictures to {runtime} directly (docs/deploying.md "
+                "shows how), or export once more without --preprocess"
+            )
 
     def forward(self, images: ImageBatch) -> Predictions:
         """Find the objects of a batch.
@@ -101,7 +106,9 @@ class ExportedNetwork(nn.Module):
             return images, mask
         if right < 0 or bottom < 0 or not self.form.padding_mask:
             allowed = "x".join(map(str, self.form.size)) if self.form.size else f"at least {smallest} pixels on each side"
-            raise ValueError(f"a picture of {height}x{width} pixels after resizing does not go into {self.path.name}, which takes {allowed}")
+            raise ValueError(
+                f"a picture of {height}x{width} pixels after resizing does not go into {self.path.name}, which takes {allowed}"
+            )
         return F.pad(images, (0, right, 0, bottom)), F.pad(mask, (0, right, 0, bottom), value=True)
 
     def _as_predictions(self, *outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ def ms_deform_attn(
         spatial_shapes: (h, w) of each level: L pairs, or a tensor `[L, 2]` (on a GPU reading it waits for the device).
         sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) with the level's corners at 0 and 1; NaN counts as outside.
         attention_weights: `[B, Q, M, L, P]`, any numbers (the paper's sum to 1 over L * P).
-        backend: "cpu", "triton", "reference" or "gather" (for exporting); None picks the fastest one that fits, see `available_backends`.
+        backend: "cpu", "triton", "reference" or "gather" (for exporting); None picks the fastest one that fits, see
+            `available_backends`.
 
     Returns:
         `[B, Q, M * D]` in the type of `value`; low precision is summed in float32.
