@@ -1,7 +1,9 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
@@ -20,6 +22,10 @@ def folder(tmp_path_factory):
     model.metadata = replace(model.metadata, categories=categories, eval_short_side=96, max_long_side=96)
     save_weights(folder / "weights.safetensors", model)
     generate_scenes(folder / "data", train=3, val=2, image_size=64)
+    (folder / "pictures").mkdir()
+    for seed in range(2):  # they fill the canvas of 96 x 96
+        pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{seed}.png")
     return folder
 
 
@@ -35,7 +41,7 @@ def test_export_and_predict_give_what_the_weights_give(folder, capsys, monkeypat
             monkeypatch.setattr("deformable_detr.model.deformable_detr.DeformableDETR.__init__", None)  # no model is built
         output = folder / name
         options = ["--threshold", "0", "--top_k", "5", "--draw", "false", "--output", str(output)]
-        assert main(["predict", *arguments, str(folder / "data" / "val"), *options]) == 0
+        assert main(["predict", *arguments, str(folder / "pictures"), *options]) == 0
         found[name] = json.loads((output / "predictions.json").read_text())
     capsys.readouterr()
     assert found["onnx"]["images"] == found["torch"]["images"]
