@@ -125,7 +125,7 @@ def _quantize(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> Non
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            nodes_to_exclude=_exact_nodes(proto),
+            nodes_to_exclude=exact_nodes(proto),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -133,18 +133,19 @@ def _quantize(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> Non
         )
 
 
-def _exact_nodes(proto: "onnx.ModelProto") -> list[str]:
-    """Names of the nodes that stay float32: geometry and prediction heads, told by the names of their weights."""
-    exact = ("sampling_offsets", "attention_weights", "box_head", "class_head", "reference_points")
-    producers = {output: node for node in proto.graph.node for output in node.output}
+def exact_nodes(proto: "onnx.ModelProto") -> list[str]:
+    """Names of the linear maps that stay float32: geometry and prediction heads.
+
+    The translator renames weights when it transposes them, but not the biases that are added after them.
+    """
+    exact = ("sampling_offsets.", "attention_weights.", "box_head", "class_head", "reference_points.")
+    added = {name: list(node.input) for node in proto.graph.node if node.op_type == "Add" for name in node.input}
     found = []
     for node in proto.graph.node:
-        if node.op_type not in ("MatMul", "Gemm"):
-            continue
-        names = [node.name, *node.output, *node.input]
-        names += [name for entry in node.input if entry in producers for name in producers[entry].input]
-        if any(word in name for word in exact for name in names):
-            found.append(node.name)
+        if node.op_type in ("MatMul", "Gemm"):
+            names = [*node.input, *added.get(node.output[0], [])]
+            if any(word in name for word in exact for name in names):
+                found.append(node.name)
     return found
 
 
