@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "pictures", "prepared"
 
 # The triangle filter of a bilinear resize with antialias is a matrix: one row per new pixel, whose weights fall off linearly
-# with the distance and add up to 1. As in the 8-bit resize of Pillow and torchvision, rows come first and both results are whole.
+# with the distance and add up to 1. As in the 8-bit resize of Pillow and torchvision, rows come first and both results are rounded, halves up.
 _GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
 preprocess (uint8[batch, picture_height, picture_width, 3] pictures) => (float[batch, 3, height, width] prepared) {{
@@ -63,10 +63,12 @@ preprocess (uint8[batch, picture_height, picture_width, 3] pictures) => (float[b
     brightest = Constant <value_float = 255.0> ()
     width_matrix_t = Transpose <perm = [1, 0]> (width_matrix)
     wide = MatMul (planes, width_matrix_t)
-    wide_whole = Round (wide)
+    wide_raised = Add (wide, half)
+    wide_whole = Floor (wide_raised)
     wide_pixels = Clip (wide_whole, darkest, brightest)
     high = MatMul (height_matrix, wide_pixels)
-    high_whole = Round (high)
+    high_raised = Add (high, half)
+    high_whole = Floor (high_raised)
     pixels = Clip (high_whole, darkest, brightest)
     centred = Sub (pixels, mean)
     prepared = Div (centred, std)
