@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     if options.int8 and options.preprocess:
         raise ValueError("--int8 and --preprocess do not go together")
     began = time.perf_counter()
-    settings = {"dilation": True} if options.dilation else {}
+    settings: dict[str, Any] = {"dilation": True} if options.dilation else {}
     detector = Detector.load(options.weights, device="cpu", **settings)
     difference = detector.export(out, **options.form())
     lines = [f"compared with the model: {difference}"]

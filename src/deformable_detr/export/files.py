@@ -67,7 +67,7 @@ def export_model(
     network = ExportableNetwork(model)
     batches = parity_batches(form)
     program = trace(_outputs(_inputs(network, form), form), form, batches[0 if form.size else 1])
-    translated = program if suffix == ".pt2" else to_onnx(program, form)
+    translated: Any = program if suffix == ".pt2" else to_onnx(program, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         partial, open_session = Path(folder) / path.name, SESSIONS[SUFFIXES[suffix]]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "pictures", "prepared"
 
 # The triangle filter of a bilinear resize with antialias is a matrix: one row per new pixel, whose weights fall off linearly
-# with the distance and add up to 1. As in the 8-bit resize of Pillow and torchvision, rows come first and both results are rounded, halves up.
+# with the distance and add up to 1. As in the 8-bit resize of Pillow and torchvision, rows come first and both results are
+# rounded, halves up.
 _GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
 preprocess (uint8[batch, picture_height, picture_width, 3] pictures) => (float[batch, 3, height, width] prepared) {{
