@@ -32,11 +32,23 @@ def multi_scale_deformable_attn_gather(
         places, weights = sampling_locations[:, :, :, level], attention_weights[:, :, :, level]  # [B, Q, M, P, 2], [B, Q, M, P]
         x, y = places[..., 0] * width - 0.5, places[..., 1] * height - 0.5  # in pixels, 0 at the centre of the first
         left, top = x.floor(), y.floor()
-        for column, share_x in ((left, 1 - (x - left)), (left + 1, x - left)):
-            for line, share_y in ((top, 1 - (y - top)), (top + 1, y - top)):
-                inside = (column >= 0) & (column <= width - 1) & (line >= 0) & (line <= height - 1)
-                pixel = line.clamp(0, height - 1) * width + column.clamp(0, width - 1)  # [B, Q, M, P], exact below 2**24
+        columns = _neighbours(left, x - left, width)
+        lines = _neighbours(top, y - top, height)
+        for column, share_x in columns:
+            for line, share_y in lines:
+                pixel = line * width + column  # [B, Q, M, P], exact below 2**24
                 picked = rows.index_select(0, (first + pixel.to(torch.int64) * heads).flatten()).view(*pixel.shape, channels)
-                output = output + (picked * (weights * share_x * share_y * inside)[..., None]).sum(-2)  # [B, Q, M, D]
+                output = output + (picked * (weights * share_x * share_y)[..., None]).sum(-2)  # [B, Q, M, D]
         first = first + height * width * heads
     return output.flatten(2)
+
+
+def _neighbours(before: Tensor, fraction: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The two pixels of one axis around a place, clamped into the level, and their shares; nothing from outside.
+
+    Each is clamped once: with several clamps of one tensor the ONNX translation came out invalid (an undefined node input).
+    """
+    after = before + 1
+    share_before = (1 - fraction) * ((before >= 0) & (before <= size - 1))
+    share_after = fraction * ((after >= 0) & (after <= size - 1))
+    return [(before.clamp(0, size - 1), share_before), (after.clamp(0, size - 1), share_after)]
