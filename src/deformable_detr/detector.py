@@ -15,6 +15,7 @@ from deformable_detr.checkpoints import hub, load_pretrained, save_weights
 from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import Metrics, evaluate
+from deformable_detr.export.parity import Difference
 from deformable_detr.inference.predictor import Precision, Predictor
 from deformable_detr.presets import model_preset
 from deformable_detr.training.trainer import TrainResult, train
@@ -163,6 +164,25 @@ class Detector(Predictor):
         if Path(path).suffix != ".safetensors":
             raise ValueError(f"weights are written as .safetensors, so call the file {Path(path).with_suffix('.safetensors')}")
         return save_weights(path, self.model)  # pyright: ignore[reportArgumentType]
+
+    def export(self, path: str | Path, **options: Any) -> Difference:
+        """Write a file that runs without this package, and compare it with this detector.
+
+        Args:
+            path: `.pt2`, `.onnx` or `.xml` (OpenVINO).
+            options: those of :func:`~deformable_detr.export.files.export_model`, such as `grid_sample=False` or `top_k=100`.
+
+        Returns:
+            How far its scores and boxes are from this detector's.
+
+        Raises:
+            ParityError: too far; the file is not kept.
+            ImportError: a package that writes or runs the format is missing.
+            ValueError: an unknown suffix, or a size that the model cannot take.
+        """
+        from deformable_detr.export.files import export_model
+
+        return export_model(self.model, path, **options)  # pyright: ignore[reportArgumentType]
 
     from_pretrained = load
 

@@ -81,6 +81,13 @@ def convert(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def export(argv: list[str]) -> int | None:
+    """Write a detector to a file that runs without this package: .pt2, ONNX, OpenVINO."""
+    from deformable_detr.cli.export import main as run
+
+    return run(argv)
+
+
 COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
@@ -92,6 +99,7 @@ COMMANDS: dict[str, Command] = {
     "demo": demo,
     "benchmark": benchmark,
     "convert": convert,
+    "export": export,
 }
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError)

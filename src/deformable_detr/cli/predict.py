@@ -31,6 +31,7 @@ examples:
   deformable-detr predict runs/first "photos/**/*.jpg" --threshold 0.3     a pattern, with subfolders
   deformable-detr predict runs/first a.jpg b.jpg --classes person dog --output found
   deformable-detr predict runs/first photos/ --draw false                  the JSON alone
+  deformable-detr predict detector.onnx photos/ --runtime onnx             an exported file, in onnxruntime
   torchrun --nproc-per-node 4 -m deformable_detr predict runs/first photos/     the pictures shared out over 4 GPUs
 """
 
@@ -41,6 +42,9 @@ class PredictOptions(DetectorOptions):
 
     weights: str = ""
     """The detector."""
+
+    runtime: Literal["torch", "pt2", "onnx", "openvino"] = "torch"
+    """What runs the network. All but `torch` take a file of `deformable-detr export`, and build no PyTorch model."""
 
     source: list[str] = field(default_factory=list)
     """The pictures."""
@@ -76,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse_predict_options(argv)
 
     from deformable_detr.detector import Detector, join_processes
+    from deformable_detr.export import load_exported
     from deformable_detr.inference.predictor import choose_device
     from deformable_detr.inference.sources import list_pictures
 
@@ -84,7 +89,10 @@ def main(argv: Sequence[str]) -> int:
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]
-    detector = Detector.load(options.weights, **options.load_settings())
+    if options.runtime == "torch":
+        detector = Detector.load(options.weights, **options.load_settings())
+    else:
+        detector = load_exported(options.weights, options.runtime)
     results = detector.iterate(
         share,
         options.threshold,
@@ -131,7 +139,7 @@ def parse_predict_options(argv: Sequence[str]) -> PredictOptions:
         description=DESCRIPTION,
         examples=EXAMPLES,
         arguments={
-            "weights": {"help": "A run folder (its best weights), or a weights file of any known format."},
+            "weights": {"help": "A run folder (its best weights), a weights file of any known format, or an exported file."},
             "source": {"nargs": "+", "help": "Files, folders (the pictures directly in them), patterns in quotes."},
             "--classes": {"nargs": "+", "default": None, "help": "Only objects of these classes: their names."},
         },

@@ -108,7 +108,8 @@ def proposal_logits(flat: FlatFeatures) -> tuple[Tensor, Tensor]:
     batch, boxes = flat.padding_mask.shape[0], []
     centres = pixel_centres(flat.spatial_shapes, flat.padding_mask.device)
     for level, ((height, width), points) in enumerate(zip(flat.spatial_shapes, centres, strict=True)):
-        valid = flat.valid_ratios[:, level] * flat.valid_ratios.new_tensor((width, height))  # [B, 2]: pixels of the picture
+        ratios = flat.valid_ratios[:, level]
+        valid = torch.stack((ratios[:, 0] * width, ratios[:, 1] * height), dim=-1)  # [B, 2]: pixels of the picture
         centre = points[None] / valid[:, None]
         boxes.append(torch.cat((centre, torch.full_like(centre, PROPOSAL_SIZE * 2.0**level)), dim=-1).expand(batch, -1, -1))
     proposals = torch.cat(boxes, dim=1)  # [B, S, 4]

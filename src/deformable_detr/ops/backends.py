@@ -15,6 +15,9 @@ from deformable_detr.ops import cpu
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("cpu", "triton", "reference")
+PLAIN = ("reference", "gather")
+"""Forms in plain PyTorch, which run everywhere and can be exported. `gather` has no grid_sample and is never chosen by itself."""
+
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _forced: str | None = None  # what use_backend says
@@ -53,7 +56,7 @@ def choose_backend(value: Tensor, backend: str | None) -> str:
     if wanted is None:
         return _fastest(value)
     _require(wanted)
-    if wanted != "reference" and value.dtype not in KERNEL_DTYPES:
+    if wanted not in PLAIN and value.dtype not in KERNEL_DTYPES:
         raise ValueError(
             f"backend: {wanted!r} has no kernel for {value.dtype}; use float32, bfloat16, float16 or backend='reference'"
         )
@@ -88,8 +91,8 @@ def _say_once(reason: str, level: int) -> None:
 
 
 def _require(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r} is none of {', '.join(map(repr, BACKENDS))}")
+    if backend not in {*BACKENDS, *PLAIN}:
+        raise ValueError(f"backend: {backend!r} is none of {', '.join(map(repr, dict.fromkeys((*BACKENDS, *PLAIN))))}")
     if (reason := _missing(backend)) is not None:
         raise RuntimeError(f"backend: {backend!r} cannot run here: {reason}")
 

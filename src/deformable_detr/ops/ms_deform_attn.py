@@ -7,10 +7,13 @@ from torch import Tensor
 
 from deformable_detr.ops import library  # noqa: F401  (registers torch.ops.deformable_detr)
 from deformable_detr.ops.backends import choose_backend
+from deformable_detr.ops.gather import multi_scale_deformable_attn_gather
 from deformable_detr.ops.reference import multi_scale_deformable_attn_pytorch, sampling_locations_from_offsets
 
 Shapes = Tensor | Sequence[tuple[int, int]]
 Pairs = Sequence[tuple[int, int]]
+
+_PLAIN = {"reference": multi_scale_deformable_attn_pytorch, "gather": multi_scale_deformable_attn_gather}
 
 
 def ms_deform_attn(
@@ -25,7 +28,8 @@ def ms_deform_attn(
         spatial_shapes: (h, w) of each level: L pairs, or a tensor `[L, 2]` (on a GPU reading it waits for the device).
         sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) with the level's corners at 0 and 1; NaN counts as outside.
         attention_weights: `[B, Q, M, L, P]`, any numbers (the paper's sum to 1 over L * P).
-        backend: "cpu", "triton" or "reference"; None picks the fastest one that fits, see `available_backends`.
+        backend: "cpu", "triton", "reference" or "gather" (for exporting); None picks the fastest one that fits, see
+            `available_backends`.
 
     Returns:
         `[B, Q, M * D]` in the type of `value`; low precision is summed in float32.
@@ -37,11 +41,9 @@ def ms_deform_attn(
     pairs = _pairs(spatial_shapes)
     _check(value, pairs, "sampling_locations", sampling_locations, "attention_weights", attention_weights)
     chosen = choose_backend(value, backend)
-    if chosen == "reference":
+    if chosen in _PLAIN:
         exact = _accumulation_dtype(value)
-        return multi_scale_deformable_attn_pytorch(
-            value.to(exact), pairs, sampling_locations.to(exact), attention_weights.to(exact)
-        ).to(value.dtype)
+        return _PLAIN[chosen](value.to(exact), pairs, sampling_locations.to(exact), attention_weights.to(exact)).to(value.dtype)
     return _kernel(value, pairs, None, sampling_locations, attention_weights, chosen)
 
 
@@ -78,11 +80,11 @@ def ms_deform_attn_fused(
     _check(value, pairs, "sampling_offsets", sampling_offsets, "attention_logits", attention_logits)
     _check_reference(reference_points, sampling_offsets)
     chosen = choose_backend(value, backend)
-    if chosen == "reference":
+    if chosen in _PLAIN:
         exact = _accumulation_dtype(value)
         weights = attention_logits.to(exact).flatten(-2).softmax(-1).view(attention_logits.shape)
         locations = sampling_locations_from_offsets(reference_points.to(exact), sampling_offsets.to(exact), pairs)
-        return multi_scale_deformable_attn_pytorch(value.to(exact), pairs, locations, weights).to(value.dtype)
+        return _PLAIN[chosen](value.to(exact), pairs, locations, weights).to(value.dtype)
     return _kernel(value, pairs, reference_points, sampling_offsets, attention_logits, chosen)
 
 

@@ -1,0 +1,84 @@
+"""Exported files beside the model: time, size and distance, in one process, the runs of all forms interleaved.
+
+python benchmarks/export.py --size 480 640 --forms onnx onnx-gather openvino --json table.json
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from deformable_detr.export import ExportedNetwork, export_model
+from deformable_detr.model import build_model
+from deformable_detr.structures import ImageBatch
+
+FORMS = {
+    "pt2": ("detector.pt2", {}),
+    "onnx": ("detector.onnx", {}),
+    "onnx-gather": ("gather.onnx", {"grid_sample": False}),
+    "openvino": ("openvino.xml", {}),
+    "openvino-gather": ("openvino-gather.xml", {"grid_sample": False}),
+}
+
+
+def main() -> None:
+    """Export, run, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="r50")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="height and width, fixed in the files")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--runs", type=int, default=5, help="of each form, after one that does not count")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = build_model(options.preset, pretrained_backbone=False).eval()
+    height, width = options.size
+    batch = ImageBatch.from_images([torch.randn(3, height, width)])
+    rows: dict[str, dict] = {"PyTorch model": {"run": model}}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.no_grad():
+        for form in options.forms:
+            name, settings = FORMS[form]
+            path = Path(folder) / name
+            began = time.perf_counter()
+            difference = export_model(model, path, size=(height, width), batch_size=1, **settings)
+            weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
+            rows[form] = {
+                "run": ExportedNetwork(path),
+                "export_s": time.perf_counter() - began,
+                "megabytes": weights.stat().st_size / 1e6,
+                "score": difference.score,
+                "box": difference.box,
+            }
+            print(form, f"exported in {rows[form]['export_s']:.0f} s", flush=True)
+        seconds: dict[str, list[float]] = {form: [] for form in rows}
+        for _ in range(options.runs + 1):
+            for form, row in rows.items():
+                began = time.perf_counter()
+                row["run"](batch)
+                seconds[form].append(time.perf_counter() - began)
+    record = {}
+    for form, row in rows.items():
+        del row["run"]
+        record[form] = row | {"ms": 1000 * statistics.median(seconds[form][1:])}
+    base = record["PyTorch model"]["ms"]
+    print(f"{options.preset}, {height}x{width}, batch 1, {torch.get_num_threads()} threads, medians of {options.runs}\n")
+    print(
+        "| form | ms | × the PyTorch model | MB | scores differ by | boxes differ by | export, s |\n|---|---|---|---|---|---|---|"
+    )
+    for form, row in record.items():
+        rest = (
+            [f"{row['megabytes']:.0f}", f"{row['score']:.0e}", f"{row['box']:.0e}", f"{row['export_s']:.0f}"]
+            if "box" in row
+            else [""] * 4
+        )
+        print("| " + " | ".join([form, f"{row['ms']:.0f}", f"{row['ms'] / base:.2f}", *rest]) + " |")
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""`torch.export`: the network as a .pt2 file, for PyTorch without this package (and for AOTInductor and other compilers)."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from deformable_detr.export.form import METADATA_KEY, ExportForm
+from deformable_detr.ops import use_backend
+from deformable_detr.structures import ImageBatch
+
+LARGEST_SIDE, LARGEST_BATCH = 16384, 4096
+
+
+def trace(network: nn.Module, form: ExportForm, batch: ImageBatch) -> ExportedProgram:
+    """Record the network's operations, with symbols for what is not fixed.
+
+    Args:
+        network: takes the inputs that `form` names.
+        form: what is fixed and what not, and with which form of the operator.
+        batch: an example; its sizes leave no trace where they are not fixed.
+    """
+    tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
+    inputs = tuple(tensors[name] for name in form.inputs)
+    with torch.no_grad(), use_backend("reference" if form.grid_sample else "gather"), quiet():
+        return torch.export.export(
+            network,
+            inputs,
+            dynamic_shapes=_dynamic_shapes(form),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def save_program(path: Path, program: ExportedProgram, form: ExportForm) -> None:
+    """Write a .pt2 with the record of the detector in it."""
+    with quiet(), path.open("wb") as file:
+        torch.export.save(program, file, extra_files={METADATA_KEY: form.to_json()})  # type: ignore[arg-type]
+
+
+def _dynamic_shapes(form: ExportForm) -> tuple[dict[int, Dim], ...] | None:
+    batch = {} if form.batch_size is not None else {0: Dim("batch", min=1, max=LARGEST_BATCH)}
+    sides = [] if form.size is not None else [Dim(name, min=form.smallest_side, max=LARGEST_SIDE) for name in ("height", "width")]
+    images, mask = (batch | dict(enumerate(sides, start)) for start in (2, 1))
+    return (images, mask)[: len(form.inputs)] if images else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the tracers' own log lines and warnings, which name nothing that a user could change."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

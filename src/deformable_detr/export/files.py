@@ -1,0 +1,114 @@
+"""Model → exported file: trace, translate, write, and keep the file only if it computes what the model computes."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deformable_detr.export.exported_program import save_program, trace
+from deformable_detr.export.form import ExportForm, smallest_side
+from deformable_detr.export.network import ExportableNetwork, MaskFree, TopDetections
+from deformable_detr.export.onnx import save_onnx, to_onnx
+from deformable_detr.export.openvino import save_openvino
+from deformable_detr.export.parity import Difference, assert_parity, parity_batches
+from deformable_detr.export.preprocessing import assert_preparation, put_in_front
+from deformable_detr.export.sessions import SESSIONS, SUFFIXES, Session
+from deformable_detr.model import DeformableDETR
+from deformable_detr.structures import ImageBatch
+
+
+def export_model(
+    model: DeformableDETR,
+    path: str | Path,
+    *,
+    padding_mask: bool = True,
+    size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    grid_sample: bool = True,
+    preprocess: bool = False,
+    top_k: int | None = None,
+) -> Difference:
+    """Write a detector to a file that runs without this package.
+
+    The file is run at once, on drawn scenes of several sizes and batches, padded ones too. It appears under its name only if
+    its scores and boxes are those of the model (to 1e-4).
+
+    Args:
+        model: the detector.
+        path: the suffix says what is written: `.pt2` (torch.export), `.onnx`, or `.xml` (OpenVINO; the weights go to a `.bin`
+            beside it). An existing file is replaced.
+        padding_mask: give the network a second input that says where a batch is padded. False: one input.
+        size: fix the canvas to this (height, width). None: any size.
+        batch_size: fix the number of pictures per run. None: any number.
+        grid_sample: False writes the operator as gather and arithmetic, for runtimes whose GridSample is slow or wrong.
+        preprocess: put resizing and normalisation inside: decoded pictures `[B, H, W, 3]` uint8 RGB in, no mask. Not for .pt2.
+        top_k: put the choice of the best detections inside. None: logits and boxes of all queries out.
+
+    Returns:
+        How far the file is from the model.
+
+    Raises:
+        ImportError: a package that writes or runs the format is missing.
+        ParityError: the file computed something else; it is not kept.
+        ValueError: an unknown suffix, or a size that the model cannot take.
+    """
+    path, suffix = Path(path), Path(path).suffix.lower()
+    smallest = smallest_side(model.metadata.model)
+    _check(path, size, batch_size, top_k, smallest)
+    if preprocess and (size is not None or suffix == ".pt2"):
+        raise ValueError("preprocess is for .onnx and .xml, and the pictures decide the size: leave out size")
+    padding_mask = padding_mask and not preprocess
+    form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, top_k=top_k, smallest_side=smallest)
+    network = ExportableNetwork(model)
+    batches = parity_batches(form)
+    program = trace(_outputs(_inputs(network, form), form), form, batches[0 if form.size else 1])
+    translated: Any = program if suffix == ".pt2" else to_onnx(program, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        partial, open_session = Path(folder) / path.name, SESSIONS[SUFFIXES[suffix]]
+        WRITERS[suffix](partial, translated, form)
+        _, session = open_session(partial)
+        worst = assert_parity(lambda batch: run_session(session, form, batch), network, batches, path.name)
+        if preprocess:
+            WRITERS[suffix](partial, put_in_front(translated, form.metadata), replace(form, preprocess=True))
+            assert_preparation(open_session(partial)[1], session, form, path.name)
+        for file in sorted(partial.parent.iterdir(), key=lambda file: file == partial):  # the weights first
+            file.replace(path.parent / file.name)
+    return worst
+
+
+def run_session(session: Session, form: ExportForm, batch: ImageBatch) -> list[Tensor]:
+    """The outputs of an exported network for a padded batch."""
+    tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
+    return [torch.from_numpy(np.asarray(output)) for output in session([tensors[name].numpy() for name in form.inputs])]
+
+
+WRITERS: dict[str, Callable[[Path, Any, ExportForm], None]] = {
+    ".pt2": save_program,
+    ".onnx": save_onnx,
+    ".xml": save_openvino,
+}
+"""Suffix → the function that writes a traced (.pt2) or translated network."""
+
+
+def _inputs(network: ExportableNetwork, form: ExportForm) -> torch.nn.Module:
+    return network if form.padding_mask else MaskFree(network)
+
+
+def _outputs(network: torch.nn.Module, form: ExportForm) -> torch.nn.Module:
+    return network if form.top_k is None else TopDetections(network, form.top_k)
+
+
+def _check(path: Path, size: tuple[int, int] | None, batch_size: int | None, top_k: int | None, smallest: int) -> None:
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"the suffix says what is written, {', '.join(WRITERS)}, but {path.name} has {path.suffix or 'none'}")
+    if size is not None and (len(size) != 2 or min(size) < smallest):
+        raise ValueError(f"size must be a height and a width of at least {smallest} pixels for this model, not {size}")
+    for name, number in (("batch_size", batch_size), ("top_k", top_k)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")

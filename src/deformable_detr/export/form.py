@@ -1,0 +1,102 @@
+"""What an exported file takes and gives: written into the file at export, read from it when it is run."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from deformable_detr.config import Metadata, ModelConfig
+
+METADATA_KEY = "deformable_detr"
+"""Name of the JSON in ONNX's metadata_props, OpenVINO's rt_info and the extra files of a .pt2."""
+
+
+@dataclass(frozen=True)
+class ExportForm:
+    """The interface of one exported file."""
+
+    metadata: Metadata
+    """Classes, category ids, mean and deviation, picture sizes, variant."""
+
+    padding_mask: bool = True
+    """A second input says where a batch of different pictures is padded. False: the pictures of a batch all fill the canvas."""
+
+    size: tuple[int, int] | None = None
+    """(height, width) of the canvas, if it is fixed. None: any from `smallest_side` on."""
+
+    batch_size: int | None = None
+    """Pictures per run, if it is fixed. None: any number."""
+
+    grid_sample: bool = True
+    """False: gather and arithmetic stand in place of GridSample."""
+
+    preprocess: bool = False
+    """The input is `pictures` `[B, H, W, 3]` uint8 RGB as decoded; resizing and normalisation are inside."""
+
+    top_k: int | None = None
+    """The outputs are the best `scores`, `labels` and `boxes`. None: `logits` and `boxes` of all queries."""
+
+    int8: bool = False
+    """Quantised; see `details` for what it cost."""
+
+    smallest_side: int = 1
+    """Height and width of the network's input must be at least this (pixels)."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    """How an int8 file was made and what that cost. For people."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        if self.preprocess:
+            return ("pictures",)
+        return ("images", "padding_mask") if self.padding_mask else ("images",)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return ("logits", "boxes") if self.top_k is None else ("scores", "labels", "boxes")
+
+    def to_json(self) -> str:
+        """The inverse of :meth:`from_json`."""
+        return json.dumps(asdict(self) | {"metadata": self.metadata.to_dict()}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | None, path: Path) -> Self:
+        """Read the record that an exported file holds; keys of a newer version are ignored.
+
+        Raises:
+            ValueError: there is none, or it is damaged; the message names the file.
+        """
+        if not text:
+            raise ValueError(f"{path} has no record of a detector in it: it was not written by deformable-detr export")
+        try:
+            record = json.loads(text)
+            known = {item.name: record[item.name] for item in fields(cls) if item.name in record}
+            known["metadata"] = Metadata.from_dict(record["metadata"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its record of the detector cannot be read ({type(error).__name__}: {error})") from error
+        known["size"] = tuple(known["size"]) if known.get("size") else None
+        return cls(**known)
+
+
+def smallest_side(config: ModelConfig) -> int:
+    """The smallest height and width that a program for any size holds for.
+
+    Every level must be more than one pixel wide, or the tracer takes it for a constant; and a two-stage model needs as many
+    positions as queries.
+    """
+    strides = level_strides(config)
+    side = strides[-1] + 1
+    while config.two_stage and sum((-(-side // stride)) ** 2 for stride in strides) < config.num_queries:
+        side += 1
+    return side
+
+
+def level_strides(config: ModelConfig) -> tuple[int, ...]:
+    """Pixels of the picture per pixel of each of the L levels."""
+    last = 16 if config.dilation else 32
+    strides = [8, 16, last][-min(config.num_feature_levels, 3) :]
+    while len(strides) < config.num_feature_levels:
+        strides.append(2 * strides[-1])
+    return tuple(strides)

@@ -1,0 +1,71 @@
+"""ONNX: the network as a graph that onnxruntime, OpenVINO, TensorRT and others run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.export import ExportedProgram
+
+from deformable_detr.export.exported_program import quiet
+from deformable_detr.export.form import METADATA_KEY, ExportForm
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+"""The first version whose GridSample the operator needs nothing beside."""
+
+HINT = 'pip install "deformable-detr[onnx]"'
+
+
+def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
+    """Translate a traced network.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"writing ONNX needs the packages onnx and onnxscript: {HINT}") from error
+    with quiet():
+        translated = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(form.inputs),
+            output_names=list(form.outputs),
+            optimize=True,
+            verbose=False,
+        )
+    if translated is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    proto = translated.model_proto
+    _forget_sources(proto)
+    return proto
+
+
+def save_onnx(path: Path, proto: "onnx.ModelProto", form: ExportForm) -> None:
+    """Write a .onnx with the record of the detector, and the class names once more for other programs, in its metadata."""
+    import onnx
+
+    categories = form.metadata.categories
+    entries = {METADATA_KEY: form.to_json()}
+    if categories is not None:
+        entries["names"] = str(dict(enumerate(categories.names)))
+    onnx.helper.set_model_props(proto, entries)
+    onnx.save_model(proto, path)
+
+
+def _forget_sources(proto: "onnx.ModelProto") -> None:
+    """Drop the file names and lines of this machine that the translator writes to every node."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        del value.metadata_props[:]
+    for function in proto.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+    del proto.graph.metadata_props[:]

@@ -1,0 +1,155 @@
+"""int8 for onnxruntime: an exported .onnx with 8-bit convolutions and linear maps, and what that costs in AP."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deformable_detr.config import DataConfig
+from deformable_detr.data.loader import build_dataset, build_loader
+from deformable_detr.evaluation import evaluate
+from deformable_detr.export.exported_program import quiet
+from deformable_detr.export.form import ExportForm
+from deformable_detr.export.onnx import save_onnx
+from deformable_detr.export.runtime import ExportedNetwork
+from deformable_detr.structures import Categories, ImageBatch
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What int8 costs."""
+
+    ap_before: float
+    """COCO AP of the float32 file."""
+
+    ap_after: float
+    """COCO AP of the int8 file, on the same pictures."""
+
+    num_pictures: int
+    """How many were evaluated."""
+
+    def __str__(self) -> str:
+        change = self.ap_after - self.ap_before
+        return f"int8: AP {self.ap_before:.4f} -> {self.ap_after:.4f} ({change:+.4f}) on {self.num_pictures} pictures"
+
+
+def quantize_onnx(path: str | Path, dataset: str | Path, *, num_pictures: int = 64) -> Quantised:
+    """Replace an exported .onnx by its int8 form, and measure both on the validation split.
+
+    The ranges of the activations come from training pictures, run one at a time at their own size. Convolutions and linear
+    maps of the backbone, the neck, the encoder and the decoder become 8-bit, weights with a scale per channel; what says where
+    to look and where things are (offsets, attention weights, box heads, class heads) stays float32.
+
+    Args:
+        path: an .onnx of `export_model`, with or without the choice of the best inside.
+        dataset: folder of a data set in COCO format with the splits `train` and `val`.
+        num_pictures: training pictures that the ranges are taken from; all where there are fewer.
+
+    Returns:
+        AP before and after; they stand in the file's record, too.
+
+    Raises:
+        FileNotFoundError: the data set or a split is missing.
+        ImportError: onnx or onnxruntime is missing.
+        ValueError: fewer than one picture, or classes that do not fit.
+    """
+    if num_pictures < 1:
+        raise ValueError(f"the ranges need at least 1 picture, not {num_pictures}")
+    path = Path(path)
+    network = ExportedNetwork(path, "onnx")
+    pictures = islice(_calibration_pictures(dataset, network.form), num_pictures)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        partial = Path(folder) / path.name
+        _quantize(path, partial, [network.arrays(batch.images) for batch in pictures])
+        before, count = _average_precision(network, dataset)
+        after, _ = _average_precision(ExportedNetwork(partial, "onnx"), dataset)
+        result = Quantised(before, after, count)
+        _write_record(
+            partial, replace(network.form, int8=True, details={"ap_before": before, "ap_after": after, "pictures": count})
+        )
+        partial.replace(path)
+    return result
+
+
+def _data_config(form: ExportForm) -> DataConfig:
+    metadata = form.metadata
+    return DataConfig(
+        eval_short_side=metadata.eval_short_side, max_long_side=metadata.max_long_side, mean=metadata.mean, std=metadata.std
+    )
+
+
+def _calibration_pictures(dataset: str | Path, form: ExportForm) -> Iterator[ImageBatch]:
+    pictures = build_dataset(dataset, "train", _data_config(form), training=False)
+    for batch, _ in build_loader(pictures, batch_size=1, training=False):
+        yield batch
+
+
+def _average_precision(network: ExportedNetwork, dataset: str | Path) -> tuple[float, int]:
+    pictures = build_dataset(dataset, "val", _data_config(network.form), training=False)
+    loader = build_loader(pictures, batch_size=1, training=False)
+    num_classes = network.metadata.model.num_classes
+    categories = network.metadata.categories or Categories.from_names([f"class {label}" for label in range(num_classes)])
+    metrics = evaluate(network, loader, categories, pictures.annotation_file, device="cpu")
+    return metrics.ap, metrics.num_images
+
+
+def _quantize(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> None:
+    """Static quantisation in QDQ form, unsigned activations."""
+    try:
+        import onnx
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    except ImportError as error:
+        raise ImportError('int8 needs onnx and onnxruntime: pip install "deformable-detr[onnx]"') from error
+    proto = onnx.load(source)
+    names = [item.name for item in proto.graph.input]
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter(inputs)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            arrays = next(self.rest, None)
+            return None if arrays is None else dict(zip(names, arrays, strict=True))
+
+    with quiet():
+        quantize_static(
+            proto,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=exact_nodes(proto),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"ActivationSymmetric": False, "MatMulConstBOnly": True},
+        )
+
+
+def exact_nodes(proto: "onnx.ModelProto") -> list[str]:
+    """Names of the linear maps that stay float32: geometry and prediction heads.
+
+    The translator renames weights when it transposes them, but not the biases that are added after them.
+    """
+    exact = ("sampling_offsets.", "attention_weights.", "box_head", "class_head", "reference_points.")
+    added = {name: list(node.input) for node in proto.graph.node if node.op_type == "Add" for name in node.input}
+    found = []
+    for node in proto.graph.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            names = [*node.input, *added.get(node.output[0], [])]
+            if any(word in name for word in exact for name in names):
+                found.append(node.name)
+    return found
+
+
+def _write_record(path: Path, form: ExportForm) -> None:
+    import onnx
+
+    save_onnx(path, onnx.load(path), form)

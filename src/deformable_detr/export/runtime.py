@@ -1,0 +1,132 @@
+"""Run an exported file in place of the network: the same preparation, the same boxes, no PyTorch model built."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deformable_detr.boxes import xyxy_to_cxcywh
+from deformable_detr.export.sessions import SESSIONS, SUFFIXES
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.structures import ImageBatch, Predictions
+
+
+def load_exported(path: str | Path, runtime: str | None = None) -> Predictor:
+    """A detector from an exported file: `.predict` and `.iterate` as those of a trained one.
+
+    Args:
+        path: a .pt2, .onnx or .xml (OpenVINO).
+        runtime: `pt2`, `onnx` (onnxruntime) or `openvino`; None takes the one of the suffix.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the runtime is not installed.
+        ValueError: an unknown runtime, or a file that it cannot run.
+    """
+    return Predictor(ExportedNetwork(path, runtime), device="cpu")
+
+
+class ExportedNetwork(nn.Module):
+    """An exported file as a callable like the model: an `ImageBatch` in, `Predictions` (of one layer) out.
+
+    Pictures of different sizes in a batch run one size after the other, so that padding has no influence: as in the model.
+
+    Args:
+        path: a .pt2, .onnx or .xml (OpenVINO).
+        runtime: `pt2`, `onnx` or `openvino`; None takes the one of the suffix.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the runtime is not installed.
+        ValueError: an unknown runtime, or a file that it cannot run.
+    """
+
+    def __init__(self, path: str | Path, runtime: str | None = None) -> None:
+        super().__init__()
+        self.path = Path(path)
+        runtime = runtime or SUFFIXES.get(self.path.suffix.lower())
+        if runtime not in SESSIONS:
+            known = f"known are {', '.join(SESSIONS)}"
+            raise ValueError(f"unknown runtime {runtime!r}; {known}" if runtime else f"no runtime for {self.path.name}; {known}")
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no exported model at {self.path}")
+        self.form, self._run = SESSIONS[runtime](self.path)
+        self.metadata = self.form.metadata
+        if self.form.preprocess:
+            raise ValueError(
+                f"{self.path.name} prepares pictures by itself: hand decoded pictures to {runtime} directly (docs/deploying.md "
+                "shows how), or export once more without --preprocess"
+            )
+
+    def forward(self, images: ImageBatch) -> Predictions:
+        """Find the objects of a batch.
+
+        Raises:
+            ValueError: a picture that the file's fixed or smallest size does not allow.
+        """
+        sizes = images.image_sizes or _sizes_of(images.padding_mask)
+        logits: list[Tensor] = [torch.empty(0)] * len(sizes)
+        boxes = list(logits)
+        for size in dict.fromkeys(sizes):
+            members = [index for index, other in enumerate(sizes) if other == size]
+            step = self.form.batch_size or len(members)
+            for part in (members[start : start + step] for start in range(0, len(members), step)):
+                outputs = self._detect(images.images[part, :, : size[0], : size[1]].float().cpu())
+                for row, index in enumerate(part):
+                    logits[index], boxes[index] = outputs[0][row], outputs[1][row]
+        return Predictions(torch.stack(logits)[None], torch.stack(boxes)[None])
+
+    def _detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures of one size, `[B, 3, h, w]` → logits and boxes."""
+        outputs = self._run(self.arrays(images))
+        return self._as_predictions(*(torch.from_numpy(output[: len(images)]) for output in outputs))
+
+    def arrays(self, images: Tensor) -> list[np.ndarray]:
+        """The file's inputs for pictures of one size, `[B, 3, h, w]`.
+
+        Raises:
+            ValueError: a size that the file does not allow.
+        """
+        images, mask = self._on_canvas(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
+        missing = (self.form.batch_size or len(images)) - len(images)
+        if missing:  # a fixed batch is filled up with copies of its first picture
+            images, mask = (torch.cat((item, item[:1].expand(missing, *item.shape[1:]))) for item in (images, mask))
+        tensors = {"images": images, "padding_mask": mask}
+        return [np.ascontiguousarray(tensors[name].numpy()) for name in self.form.inputs]
+
+    def _on_canvas(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = images.shape[2:]
+        smallest = self.form.smallest_side
+        canvas = self.form.size or (max(height, smallest), max(width, smallest))
+        right, bottom = canvas[1] - width, canvas[0] - height
+        if right == 0 and bottom == 0:
+            return images, mask
+        if right < 0 or bottom < 0 or not self.form.padding_mask:
+            allowed = "x".join(map(str, self.form.size)) if self.form.size else f"at least {smallest} pixels on each side"
+            raise ValueError(
+                f"a picture of {height}x{width} pixels after resizing does not go into {self.path.name}, which takes {allowed}"
+            )
+        return F.pad(images, (0, right, 0, bottom)), F.pad(mask, (0, right, 0, bottom), value=True)
+
+    def _as_predictions(self, *outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the best are already chosen, each becomes a query that is sure of its one class."""
+        if self.form.top_k is None:
+            return outputs[0], outputs[1]
+        scores, labels, boxes = outputs
+        logits = scores.new_full((*scores.shape, self.metadata.model.num_classes), float("-inf"))
+        return logits.scatter(2, labels.long()[..., None], scores.logit()[..., None]), xyxy_to_cxcywh(boxes)
+
+    def extra_repr(self) -> str:
+        """The file and its interface."""
+        return f"{self.path}, inputs {', '.join(self.form.inputs)}, outputs {', '.join(self.form.outputs)}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ExportedNetwork":
+        return self  # a session holds no state of its own
+
+
+def _sizes_of(padding_mask: Tensor) -> tuple[tuple[int, int], ...]:
+    inside = ~padding_mask
+    return tuple((int(one[:, 0].sum()), int(one[0].sum())) for one in inside)

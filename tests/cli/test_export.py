@@ -1,0 +1,69 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deformable_detr.checkpoints import save_weights
+from deformable_detr.cli.__main__ import main
+from deformable_detr.data.scenes import SHAPES, generate_scenes
+from deformable_detr.model import build_model
+from deformable_detr.structures import Categories
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights and pictures."""
+    folder = tmp_path_factory.mktemp("export")
+    small = {"two_stage": False, "num_feature_levels": 1, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    model = build_model("tiny", num_classes=len(SHAPES), **small)
+    categories = Categories(tuple(shape.name for shape in SHAPES), tuple(shape.category_id for shape in SHAPES))
+    model.metadata = replace(model.metadata, categories=categories, eval_short_side=96, max_long_side=96)
+    save_weights(folder / "weights.safetensors", model)
+    generate_scenes(folder / "data", train=3, val=2, image_size=64)
+    (folder / "pictures").mkdir()
+    for seed in range(2):  # they fill the canvas of 96 x 96
+        pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{seed}.png")
+    return folder
+
+
+def test_export_and_predict_give_what_the_weights_give(folder, capsys, monkeypatch):
+    weights, target = str(folder / "weights.safetensors"), str(folder / "detector.onnx")
+    assert main(["export", weights, target, "--size", "96", "96", "--batch-size", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "scores differ by at most" in said
+    assert f"written: {target}" in said
+    found = {}
+    for name, arguments in {"torch": [weights], "onnx": [target, "--runtime", "onnx"]}.items():
+        if name == "onnx":
+            monkeypatch.setattr("deformable_detr.model.deformable_detr.DeformableDETR.__init__", None)  # no model is built
+        output = folder / name
+        options = ["--threshold", "0", "--top_k", "5", "--draw", "false", "--output", str(output)]
+        assert main(["predict", *arguments, str(folder / "pictures"), *options]) == 0
+        found[name] = json.loads((output / "predictions.json").read_text())
+    capsys.readouterr()
+    assert found["onnx"]["images"] == found["torch"]["images"]
+    assert found["onnx"]["categories"] == found["torch"]["categories"]
+    assert len(found["torch"]["annotations"]) == 10
+    for one, other in zip(found["onnx"]["annotations"], found["torch"]["annotations"], strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.02)
+        assert one["score"] == pytest.approx(other["score"], abs=2e-5)
+
+
+def test_int8_states_its_accuracy(folder, capsys):
+    target = folder / "int8.onnx"
+    options = ["--size", "96", "96", "--int8", str(folder / "data"), "--calibration_pictures", "2"]
+    assert main(["export", str(folder / "weights.safetensors"), str(target), *options]) == 0
+    assert "on 2 pictures" in capsys.readouterr().out
+    from deformable_detr.export import ExportedNetwork
+
+    form = ExportedNetwork(target).form
+    assert form.int8
+    assert form.details["pictures"] == 2
+
+
+def test_int8_is_for_onnx(folder, capsys):
+    assert main(["export", str(folder / "weights.safetensors"), str(folder / "x.pt2"), "--int8", str(folder / "data")]) == 2
+    assert "--int8 writes .onnx files" in capsys.readouterr().err
