@@ -23,25 +23,36 @@ PROBE_SIZE = 64
 TOLERANCE = 1e-3
 
 
+def trace(body: nn.Module) -> fx.Graph | None:
+    """The calls of `body` as a graph; None where torch.fx cannot follow them.
+
+    While it traces, no other thread may run any module: torch.fx replaces `nn.Module.__call__`.
+    """
+    try:
+        return _Tracer().trace(body)
+    except Exception as error:  # whatever a model's own code raises on a proxy
+        logger.info("the backbone %s is not optimised: torch.fx cannot trace it (%s)", type(body).__name__, error)
+        return None
+
+
 def optimized_backbone(
-    body: nn.Module, *, fold_batch_norm: bool, inplace_activations: bool, fuse_convolutions: bool, channels_last: bool
+    body: nn.Module, graph: fx.Graph | None, *, fold_batch_norm: bool, inplace_activations: bool, fuse_convolutions: bool, channels_last: bool
 ) -> Callable[[Tensor], list[Tensor]]:
-    """`body` in its fastest form for inference; `body` itself where it cannot be traced.
+    """`body` in its fastest form for inference; `body` itself where there is no graph of it.
 
     The new form is run against the old one on a small random picture before it is given away.
 
     Args:
         body: a timm model with `features_only`.
+        graph: of `body`, see :func:`trace`; left as it is.
         fold_batch_norm: multiply the scale of a batch norm into the convolution before it.
         inplace_activations: activations overwrite their input where nothing else reads it.
         fuse_convolutions: oneDNN convolutions that add and apply ReLU before they store (float32 on a CPU only).
         channels_last: run in the memory format `[B, H, W, C]`.
     """
-    try:
-        graph_module = fx.GraphModule(body, _Tracer().trace(body))
-    except Exception as error:  # whatever a model's own code raises on a proxy
-        logger.info("the backbone %s is not optimised: torch.fx cannot trace it (%s)", type(body).__name__, error)
+    if graph is None:
         return body
+    graph_module = fx.GraphModule(body, copy.deepcopy(graph))
     _remove_identities(graph_module)
     if fold_batch_norm:
         fold_batch_norms(graph_module)
@@ -128,6 +139,8 @@ def make_activations_inplace(graph_module: fx.GraphModule) -> None:
 class FusedConvolution(nn.Module):
     """A convolution that adds another tensor and applies ReLU while its output is still in cache (oneDNN post-operations).
 
+    The weights are not packed into oneDNN's own layout: packed for one picture size, they were up to ten times slower at another.
+
     Args:
         convolution: with constant weights; float32, on the CPU.
         relu: apply ReLU at the end.
@@ -145,19 +158,13 @@ class FusedConvolution(nn.Module):
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """`[B, C, h, w]`, and what is added to the result, → `[B, C', h', w']`."""
         x = x.float()
-        weight, bias = self.weight, self.bias
-        if not weight.is_mkldnn:  # into oneDNN's own layout, once (by two threads at worst)
-            weight = self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, list(x.shape))
+        inputs = x, self.weight, self.bias, *self.geometry
         if added is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *self.geometry, self.activation, [], "")
+            return torch.ops.mkldnn._convolution_pointwise(*inputs, self.activation, [], "")
         relu = "relu" if self.activation == "relu" else None
         if self.overwrite and added.dtype == torch.float32:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(
-                added, x, weight, bias, *self.geometry, "add", 1.0, relu, [], ""
-            )
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, added.float(), self.weight, self.bias, *self.geometry, "add", 1.0, relu, [], ""
-        )
+            return torch.ops.mkldnn._convolution_pointwise_.binary(added, *inputs, "add", 1.0, relu, [], "")
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, added.float(), *inputs[1:], "add", 1.0, relu, [], "")
 
 
 def fused_convolutions_work() -> bool:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from deformable_detr.inference.constants import Constants, ConstantsCache
-from deformable_detr.inference.convolutions import optimized_backbone
+from deformable_detr.inference.convolutions import optimized_backbone, trace
 from deformable_detr.inference.encoder import ChunkedEncoder
 from deformable_detr.inference.options import InferenceOptions
 from deformable_detr.model.backbone import Backbone
@@ -32,13 +32,16 @@ class InferenceNetwork:
     Args:
         model: whose weights are used: shared, except convolutions with folded batch norms and joined projections.
         options: what is done.
+        graph: of the backbone, see `trace_backbone`.
         compiler: for `options.compile`.
     """
 
-    def __init__(self, model: DeformableDETR, options: InferenceOptions, compiler: Compiler | None = None) -> None:
+    def __init__(
+        self, model: DeformableDETR, options: InferenceOptions, graph: fx.Graph | None, compiler: Compiler | None = None
+    ) -> None:
         self.model, self.options = model, options
         device = next(model.parameters()).device
-        self.backbone = _backbone(model.backbone, options, compiler, device)
+        self.backbone = _backbone(model.backbone, options, graph, compiler, device)
         two_stage = type(model.query_source) is EncoderProposals
         self.constants = (
             ConstantsCache(model.flatten, proposals=two_stage and options.answer_only, entries=options.constant_sizes)
@@ -110,11 +113,19 @@ def _is_padded(batch: ImageBatch) -> bool:
     return set(batch.image_sizes or ()) != {tuple(batch.images.shape[-2:])}
 
 
-def _backbone(part: nn.Module, options: InferenceOptions, compiler: Compiler | None, device: torch.device) -> Callable[..., Any]:
+def trace_backbone(model: DeformableDETR) -> fx.Graph | None:
+    """The graph of the backbone, or None where it has to run as it is; see :func:`~deformable_detr.inference.convolutions.trace`."""
+    return trace(model.backbone.body) if type(model.backbone) is Backbone else None
+
+
+def _backbone(
+    part: nn.Module, options: InferenceOptions, graph: fx.Graph | None, compiler: Compiler | None, device: torch.device
+) -> Callable[..., Any]:
     if type(part) is not Backbone:
         return part
     run = optimized_backbone(
         part.body,
+        graph,
         fold_batch_norm=options.fold_batch_norm,
         inplace_activations=options.inplace_activations,
         fuse_convolutions=options.fuse_convolutions and options.fold_batch_norm and compiler is None and device.type == "cpu",

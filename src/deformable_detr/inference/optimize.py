@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deformable_detr.config import Metadata
 from deformable_detr.inference.cuda_graphs import CudaGraphs
-from deformable_detr.inference.network import InferenceNetwork
+from deformable_detr.inference.network import InferenceNetwork, trace_backbone
 from deformable_detr.inference.options import AUTOCAST_DTYPES, PLAIN, InferenceOptions, Precision
 from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.structures import ImageBatch, Predictions
@@ -39,6 +39,7 @@ class InferenceModel(nn.Module):
         self.options = InferenceOptions() if options is None else options
         self.precision: Precision = precision
         self._stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+        self._graph = None if not self._optimizable() else trace_backbone(model)  # pyright: ignore[reportArgumentType]
         self._optimized: tuple[tuple, Callable[[ImageBatch], Predictions]] | None = None
         super().train(model.training)
 
@@ -76,16 +77,20 @@ class InferenceModel(nn.Module):
     def _current(self) -> Callable[[ImageBatch], Predictions]:
         """The optimised network for the weights as they are now."""
         state = tuple(_fingerprint(self._stores))
-        if self._optimized is None or state != self._optimized[0]:
-            self._optimized = state, self._build()
-        return self._optimized[1]
+        optimized = self._optimized
+        if optimized is None or state != optimized[0]:
+            optimized = self._optimized = state, self._build()
+        return optimized[1]
+
+    def _optimizable(self) -> bool:
+        return type(self.model) is DeformableDETR and self.options != PLAIN
 
     def _build(self) -> Callable[[ImageBatch], Predictions]:
-        if type(self.model) is not DeformableDETR or self.options == PLAIN:
+        if not self._optimizable():
             return self.model
         options = self.options
         compiler = inductor() if options.compile else None
-        network = InferenceNetwork(self.model, options, compiler)
+        network = InferenceNetwork(self.model, options, self._graph, compiler)  # pyright: ignore[reportArgumentType]
         device = next(self.model.parameters()).device
         return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
 
