@@ -19,7 +19,7 @@ def small_peer(monkeypatch):
             use_pretrained_backbone=False,
             num_labels=91,
             num_queries=9,
-            d_model=32,
+            d_model=64,
             encoder_ffn_dim=16,
             decoder_ffn_dim=16,
             encoder_layers=2,
@@ -37,13 +37,13 @@ def small_peer(monkeypatch):
 @pytest.mark.parametrize("what", ["model", "train"])
 def test_table_and_json(what, tmp_path, capsys):
     output = tmp_path / "deep" / "model.json"
-    assert main(["benchmark", what, "--size", "64x64", "--rounds", "1", "--no-memory", "--output", str(output)]) == 0
+    assert main(["benchmark", what, "--size", "96x96", "--rounds", "1", "--no-memory", "--output", str(output)]) == 0
     results = {result["implementation"]: result for result in json.loads(output.read_text())["results"]}
     assert list(results) == benchmark.implementations(what)
     assert results["transformers"]["ratio"] == 1
     if what == "model":
         assert all(result["error"] < 1e-5 for result in results.values())
-    assert f"{what}, 64 x 64" in capsys.readouterr().out
+    assert f"{what}, 96 x 96" in capsys.readouterr().out
 
 
 def test_data(tmp_path):

@@ -49,7 +49,11 @@ def benchmark(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deformable-detr benchmark", description=__doc__)
-    parser.add_argument("what", choices=["op", "model", "train", "data"], help="op: multi-scale deformable attention alone; others: `benchmark WHAT --help`")
+    parser.add_argument(
+        "what",
+        choices=["op", "model", "train", "data"],
+        help="op: multi-scale deformable attention alone; others: `benchmark WHAT --help`",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the values")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")

@@ -42,7 +42,12 @@ class DetectorOptions:
 
     def load_settings(self) -> dict[str, Any]:
         """Keywords for `Detector.load`."""
-        settings: dict[str, Any] = {"device": self.device, "precision": self.precision, "optimize": self.optimize, "compile": self.compile}
+        settings: dict[str, Any] = {
+            "device": self.device,
+            "precision": self.precision,
+            "optimize": self.optimize,
+            "compile": self.compile,
+        }
         return settings | ({"dilation": True} if self.dilation else {})
 
 

@@ -76,8 +76,8 @@ def save_peer(folder: str | Path) -> Path:
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
     torch.manual_seed(0)
-    config = DeformableDetrConfig(use_pretrained_backbone=False, num_labels=91, dropout=0.0, auxiliary_loss=True)
-    config.disable_custom_kernels = True
+    settings: dict[str, Any] = {"use_pretrained_backbone": False, "num_labels": 91, "dropout": 0.0, "auxiliary_loss": True}
+    config = DeformableDetrConfig(**settings, disable_custom_kernels=True)
     DeformableDetrForObjectDetection(config).save_pretrained(folder)
     return Path(folder)
 

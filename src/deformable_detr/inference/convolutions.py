@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNorm2d, FrozenBatchNormAct2d
+from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -36,7 +36,13 @@ def trace(body: nn.Module) -> fx.Graph | None:
 
 
 def optimized_backbone(
-    body: nn.Module, graph: fx.Graph | None, *, fold_batch_norm: bool, inplace_activations: bool, fuse_convolutions: bool, channels_last: bool
+    body: nn.Module,
+    graph: fx.Graph | None,
+    *,
+    fold_batch_norm: bool,
+    inplace_activations: bool,
+    fuse_convolutions: bool,
+    channels_last: bool,
 ) -> Callable[[Tensor], list[Tensor]]:
     """`body` in its fastest form for inference; `body` itself where there is no graph of it.
 
@@ -131,7 +137,7 @@ def make_activations_inplace(graph_module: fx.GraphModule) -> None:
         source = node.args[0]
         own = isinstance(_module(graph_module, source), (nn.Conv2d, *BATCH_NORMS)) or _is_addition(source)
         if own and len(source.users) == 1:
-            new = copy.copy(activation)
+            new: Any = copy.copy(activation)
             new.inplace = True
             _set_module(graph_module, node, new)
 
@@ -224,7 +230,7 @@ def _convolution(graph_module: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
 
 
 def _fusible(graph_module: fx.GraphModule, node: Any) -> bool:
-    module = _module(graph_module, node)
+    module: Any = _module(graph_module, node)
     plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return plain and len(node.users) == 1 and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,10 +84,11 @@ class _PieceLayer:
     """One encoder layer, cut where the attention needs the whole sequence."""
 
     def __init__(self, layer: EncoderLayer) -> None:
-        attention = layer.self_attn
-        self.layer, self.attention = layer, attention
-        self.geometry = (attention.num_heads, attention.num_levels, attention.num_points)
-        self.num_offsets = attention.sampling_offsets.out_features
+        attention: Any = layer.self_attn
+        self.layer: Any = layer
+        self.attention = attention
+        self.geometry: tuple[int, int, int] = (attention.num_heads, attention.num_levels, attention.num_points)
+        self.num_offsets: int = attention.sampling_offsets.out_features
         with torch.no_grad():
             self.weight = torch.cat([attention.sampling_offsets.weight, attention.attention_weights.weight])
             self.bias = torch.cat([attention.sampling_offsets.bias, attention.attention_weights.bias])

@@ -114,7 +114,7 @@ def _is_padded(batch: ImageBatch) -> bool:
 
 
 def trace_backbone(model: DeformableDETR) -> fx.Graph | None:
-    """The graph of the backbone, or None where it has to run as it is; see :func:`~deformable_detr.inference.convolutions.trace`."""
+    """The graph of the backbone, or None where it has to run as it is; see `convolutions.trace`."""
     return trace(model.backbone.body) if type(model.backbone) is Backbone else None
 
 
@@ -143,9 +143,8 @@ def _is_usual(encoder: nn.Module) -> bool:
 
 
 def _last_layer(decoder: nn.Module, queries: Queries, memory: Tensor, flat: FlatFeatures) -> tuple[Tensor, Tensor]:
-    """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after the last layer; boxes of other layers only where the next one needs them."""
-    usual = type(decoder) is DeformableDecoder and all(type(layer) is DecoderLayer for layer in decoder.layers)
-    if not usual:
+    """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after the last layer, other boxes only where the next layer needs them."""
+    if type(decoder) is not DeformableDecoder or any(type(layer) is not DecoderLayer for layer in decoder.layers):
         hidden, boxes = decoder(queries, memory, flat)
         return hidden[-1], boxes[-1]
     query, boxes = queries.query, queries.reference_points

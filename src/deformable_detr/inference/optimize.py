@@ -1,7 +1,7 @@
 """The optimised form of a detector: called like the plain module, with the same answer, and never with outdated weights."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -95,7 +95,7 @@ class InferenceModel(nn.Module):
         return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
 
 
-def _fingerprint(stores: Sequence[dict[str, Tensor | None]]) -> Iterator[tuple[int, int, int]]:
+def _fingerprint(stores: Sequence[Mapping[str, Tensor | None]]) -> Iterator[tuple[int, int, int]]:
     """Changes with every in-place write to a weight, and with every weight that is put in the place of another."""
     for store in stores:
         for tensor in store.values():
@@ -107,6 +107,8 @@ def inductor() -> Callable[[Callable], Callable]:
     """`torch.compile` with the weights frozen into the program; what it cannot compile runs as it is, with a warning."""
 
     def compiled(function: Callable) -> Callable:
+        from torch._dynamo.exc import TorchDynamoException  # a slow import
+
         fast = torch.compile(function, dynamic=False, options={"freezing": True})
         failed = False
 
@@ -116,7 +118,7 @@ def inductor() -> Callable[[Callable], Callable]:
                 return function(*arguments)
             try:
                 return fast(*arguments)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except TorchDynamoException as error:
                 failed = True
                 reason = str(error).strip().splitlines()[0]
                 logger.warning("cannot compile (%s); going on without. A C++ compiler is needed on a CPU, Triton on a GPU", reason)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from deformable_detr.config import Metadata
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.optimize import InferenceModel
-from deformable_detr.inference.options import AUTOCAST_DTYPES, PLAIN, InferenceOptions, Precision, fastest_precision
+from deformable_detr.inference.options import PLAIN, InferenceOptions, Precision, fastest_precision
 from deformable_detr.inference.sources import Picture, Source, is_single, open_source
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import Categories, ImageBatch
@@ -90,7 +90,11 @@ class Predictor:
         self.optimize(options, precision=precision)
 
     def optimize(
-        self, options: InferenceOptions | bool | None = None, *, precision: Precision | Literal["auto"] | None = None, **changes: Any
+        self,
+        options: InferenceOptions | bool | None = None,
+        *,
+        precision: Precision | Literal["auto"] | None = None,
+        **changes: Any,
     ) -> Self:
         """Choose how the network is made fast; without a call it is, with the defaults of `InferenceOptions`.
 
