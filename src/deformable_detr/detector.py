@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from accelerate import PartialState
@@ -16,7 +16,8 @@ from deformable_detr.config import DataConfig, LossConfig, ModelConfig, Optimize
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import Metrics, evaluate
 from deformable_detr.export.parity import Difference
-from deformable_detr.inference.predictor import Precision, Predictor
+from deformable_detr.inference.options import Precision
+from deformable_detr.inference.predictor import Predictor
 from deformable_detr.presets import model_preset
 from deformable_detr.training.trainer import TrainResult, train
 from deformable_detr.visualize.samples import draw_samples
@@ -48,21 +49,31 @@ class Detector(Predictor):
 
     @classmethod
     def load(
-        cls, source: str | Path, *, device: str | torch.device = "auto", precision: Precision = "fp32", **options: Any
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision | Literal["auto"] = "fp32",
+        optimize: bool = True,
+        compile: bool = False,
+        **options: Any,
     ) -> Self:
         """A detector from weights.
 
         Args:
             source: a run folder (its best weights), or a weights file of any known format.
             device: `auto` takes a GPU where there is one.
-            precision: arithmetic of the network when predicting and evaluating.
+            precision: arithmetic of the network when predicting and evaluating; `auto` measures what is fastest here.
+            optimize: make the network fast for inference, see :meth:`optimize`.
+            compile: compile it too.
             options: further keywords of :func:`~deformable_detr.checkpoints.load.load_pretrained`.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
             ValueError: the file is damaged or does not fit.
         """
-        return cls(load_pretrained(source, **options), device=device, precision=precision)
+        detector = cls(load_pretrained(source, **options), device=device, precision=precision)
+        return detector.optimize(optimize, compile=compile)
 
     @classmethod
     def train(
@@ -144,7 +155,7 @@ class Detector(Predictor):
         loader = build_loader(pictures, batch_size=batch_size, training=False, num_workers=num_workers)
         total = len(loader.sampler)  # pyright: ignore[reportArgumentType] (this process's share)
         return evaluate(
-            self.model,
+            self.inference_model,
             loader,
             self.categories,
             pictures.annotation_file,

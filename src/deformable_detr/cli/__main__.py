@@ -68,7 +68,7 @@ def demo(argv: list[str]) -> int | None:
 
 
 def benchmark(argv: list[str]) -> int | None:
-    """Time the operator and its backends on this machine."""
+    """Time the operator, the network, a training step or reading pictures on this machine, beside peers."""
     from deformable_detr.cli.benchmark import main as run
 
     return run(argv)

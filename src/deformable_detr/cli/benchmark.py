@@ -20,6 +20,10 @@ def main(argv: list[str]) -> int:
     Args:
         argv: the arguments after `benchmark`.
     """
+    if argv and argv[0] in ("model", "train", "data"):
+        from deformable_detr.cli.benchmark_detector import main as run
+
+        return run(argv)
     options = _parser().parse_args(argv)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     console = Console()
@@ -46,7 +50,11 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deformable-detr benchmark", description=__doc__)
-    parser.add_argument("what", choices=["op"], help="op: multi-scale deformable attention alone")
+    parser.add_argument(
+        "what",
+        choices=["op", "model", "train", "data"],
+        help="op: multi-scale deformable attention alone; others: `benchmark WHAT --help`",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of the values")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")

@@ -25,8 +25,14 @@ class DetectorOptions:
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1` or `mps`."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network. `bf16` and `fp16` are faster on GPUs and cost very little accuracy."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of the network. `bf16` and `fp16` are faster on GPUs and cost very little accuracy; `auto` measures."""
+
+    optimize: bool = True
+    """Run the network in its fast form. `false`: the plain module, to compare with."""
+
+    compile: bool = False
+    """Compile the network: a minute for each size of picture, then a little faster. Needs a C++ compiler, on a GPU Triton."""
 
     top_k: int = 100
     """At most this many detections per picture, the best ones."""
@@ -36,7 +42,12 @@ class DetectorOptions:
 
     def load_settings(self) -> dict[str, Any]:
         """Keywords for `Detector.load`."""
-        settings: dict[str, Any] = {"device": self.device, "precision": self.precision}
+        settings: dict[str, Any] = {
+            "device": self.device,
+            "precision": self.precision,
+            "optimize": self.optimize,
+            "compile": self.compile,
+        }
         return settings | ({"dilation": True} if self.dilation else {})
 
 

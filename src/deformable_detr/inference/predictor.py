@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import supervision as sv
@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from deformable_detr.config import Metadata
 from deformable_detr.data.transforms import eval_transform
+from deformable_detr.inference.optimize import InferenceModel
+from deformable_detr.inference.options import PLAIN, InferenceOptions, Precision, fastest_precision
 from deformable_detr.inference.sources import Picture, Source, is_single, open_source
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import Categories, ImageBatch
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["fp32", "bf16", "fp16"]
-_AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +73,59 @@ class Predictor:
     Args:
         model: a detector with `.metadata` (class names, picture sizes); it is moved to `device` and set to evaluation mode.
         device: `auto` takes a GPU where there is one; else any torch device.
-        precision: arithmetic of the network: `fp32`, or `bf16`/`fp16` autocast.
+        precision: arithmetic of the network: `fp32`, or `bf16`/`fp16` autocast; `auto` measures what is fastest here.
+        options: how the network is made fast; see :meth:`optimize`.
     """
 
-    def __init__(self, model: nn.Module, *, device: str | torch.device = "auto", precision: Precision = "fp32"):
-        if precision not in _AUTOCAST_DTYPES:
-            raise ValueError(f"unknown precision {precision!r}; known are {', '.join(_AUTOCAST_DTYPES)}")
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision | Literal["auto"] = "fp32",
+        options: InferenceOptions | None = None,
+    ):
         self.device = choose_device(device)
-        self.precision: Precision = precision
         self.model = model.to(self.device).eval()
+        self.optimize(options, precision=precision)
+
+    def optimize(
+        self,
+        options: InferenceOptions | bool | None = None,
+        *,
+        precision: Precision | Literal["auto"] | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Choose how the network is made fast; without a call it is, with the defaults of `InferenceOptions`.
+
+        :attr:`model` stays the plain module. :attr:`inference_model` is the fast one, called in the same way, which `predict` and
+        `evaluate` use; it follows every change of the weights.
+
+        Args:
+            options: all switches; None takes the defaults, False none of them.
+            precision: see the class; None leaves it.
+            changes: single switches, such as `compile=True`.
+
+        Returns:
+            This detector.
+
+        Raises:
+            ValueError: an unknown precision.
+            TypeError: an unknown switch.
+        """
+        if options is None or isinstance(options, bool):
+            options = PLAIN if options is False else InferenceOptions()
+        if precision is not None:
+            self.precision: Precision = fastest_precision(self.device) if precision == "auto" else precision
+        self._inference_model = InferenceModel(self.model, replace(options, **changes), self.precision)
+        return self
+
+    @property
+    def inference_model(self) -> InferenceModel:
+        """The optimised network: an `ImageBatch` or a list of pictures in, `Predictions` of the last layer out."""
+        if self._inference_model.model is not self.model:  # another model was put in its place
+            self._inference_model = InferenceModel(self.model, self._inference_model.options, self.precision)
+        return self._inference_model
 
     @property
     def metadata(self) -> Metadata:
@@ -212,9 +255,7 @@ class Predictor:
         self.model.eval()
         names = [item.picture.name for item in batch]
         images = ImageBatch.from_images([item.image for item in batch], names).to(self.device)
-        dtype = _AUTOCAST_DTYPES[self.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            predictions = self.model(images)
+        predictions = self.inference_model(images)
         if labels is not None:
             predictions = replace(predictions, logits=predictions.logits[..., labels])
         found = postprocess(predictions, [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch], top_k, clip=True)

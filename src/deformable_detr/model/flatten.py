@@ -25,17 +25,21 @@ class FlattenLevels(nn.Module):
 
     def forward(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> FlatFeatures:
         """L maps `[B, C, h, w]` and their masks `[B, h, w]` (True = padding) → the sequence."""
-        positions = [
-            self.position_encoding(mask).flatten(1, 2) + embed for mask, embed in zip(padding_masks, self.level_embed, strict=True)
-        ]  # L x [B, h * w, C]
         features = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # [B, S, C]
         return FlatFeatures(
             features=features,
-            positions=torch.cat(positions, dim=1).to(features.dtype),
+            positions=self.positions(padding_masks).to(features.dtype),
             padding_mask=torch.cat([mask.flatten(1) for mask in padding_masks], dim=1),
             spatial_shapes=tuple((level.shape[2], level.shape[3]) for level in levels),
             valid_ratios=torch.stack([valid_ratio(mask) for mask in padding_masks], dim=1),
         )
+
+    def positions(self, padding_masks: Sequence[Tensor]) -> Tensor:
+        """Masks `[B, h, w]` of the L levels → the sine position plus the level's embedding of each position, `[B, S, C]`."""
+        encoded = [
+            self.position_encoding(mask).flatten(1, 2) + embed for mask, embed in zip(padding_masks, self.level_embed, strict=True)
+        ]  # L x [B, h * w, C]
+        return torch.cat(encoded, dim=1)
 
 
 def valid_ratio(padding_mask: Tensor) -> Tensor:

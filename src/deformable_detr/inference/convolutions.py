@@ -1,0 +1,272 @@
+"""The backbone for inference: batch norms folded into convolutions, activations in place or inside the convolution.
+
+Works on a graph traced by torch.fx, so that it takes any timm model whose forward pass does not branch on values. The graph
+shares all modules that stay as they are with the original; only convolutions with folded weights are new.
+"""
+
+import copy
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+logger = logging.getLogger(__name__)
+
+BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)  # BatchNormAct2d is a BatchNorm2d
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+PROBE_SIZE = 64
+TOLERANCE = 1e-3
+
+
+def trace(body: nn.Module) -> fx.Graph | None:
+    """The calls of `body` as a graph; None where torch.fx cannot follow them.
+
+    While it traces, no other thread may run any module: torch.fx replaces `nn.Module.__call__`.
+    """
+    try:
+        return _Tracer().trace(body)
+    except Exception as error:  # whatever a model's own code raises on a proxy
+        logger.info("the backbone %s is not optimised: torch.fx cannot trace it (%s)", type(body).__name__, error)
+        return None
+
+
+def optimized_backbone(
+    body: nn.Module,
+    graph: fx.Graph | None,
+    *,
+    fold_batch_norm: bool,
+    inplace_activations: bool,
+    fuse_convolutions: bool,
+    channels_last: bool,
+) -> Callable[[Tensor], list[Tensor]]:
+    """`body` in its fastest form for inference; `body` itself where there is no graph of it.
+
+    The new form is run against the old one on a small random picture before it is given away.
+
+    Args:
+        body: a timm model with `features_only`.
+        graph: of `body`, see :func:`trace`; left as it is.
+        fold_batch_norm: multiply the scale of a batch norm into the convolution before it.
+        inplace_activations: activations overwrite their input where nothing else reads it.
+        fuse_convolutions: oneDNN convolutions that add and apply ReLU before they store (float32 on a CPU only).
+        channels_last: run in the memory format `[B, H, W, C]`.
+    """
+    if graph is None:
+        return body
+    graph_module = fx.GraphModule(body, copy.deepcopy(graph))
+    _remove_identities(graph_module)
+    if fold_batch_norm:
+        fold_batch_norms(graph_module)
+    if inplace_activations:
+        make_activations_inplace(graph_module)
+    if fuse_convolutions and fused_convolutions_work():
+        fuse_convolutions_of(graph_module)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    graph_module.eval()
+    run: Callable[[Tensor], list[Tensor]] = _ChannelsLast(graph_module) if channels_last else graph_module
+    return run if _agrees(run, body) else body
+
+
+class _Tracer(fx.Tracer):
+    """Goes into everything but torch's own modules and batch norms."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, BATCH_NORMS) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _ChannelsLast(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.body(images.contiguous(memory_format=torch.channels_last))
+
+
+def fold_batch_norms(graph_module: fx.GraphModule) -> int:
+    """Replace each convolution that feeds nothing but a batch norm by one with the norm's scale and shift; how many there were."""
+    folded = 0
+    for node in list(graph_module.graph.nodes):
+        norm = _module(graph_module, node)
+        if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
+            continue
+        source = node.args[0]
+        convolution = _module(graph_module, source)
+        if not isinstance(convolution, nn.Conv2d) or len(source.users) != 1:
+            continue
+        _set_module(graph_module, source, _folded(convolution, norm))
+        _replace_norm(graph_module, node, norm)
+        folded += 1
+    return folded
+
+
+def _folded(convolution: nn.Conv2d, norm: Any) -> nn.Conv2d:
+    new = copy.copy(convolution)  # keeps subclasses, such as TensorFlow's padding
+    new._parameters = dict(convolution._parameters)
+    weight, bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    keep = torch.channels_last if weight.shape[2] * weight.shape[3] > 1 else torch.contiguous_format
+    new.weight = nn.Parameter(weight.detach().contiguous(memory_format=keep), requires_grad=False)
+    new.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return new
+
+
+def _replace_norm(graph_module: fx.GraphModule, node: fx.Node, norm: Any) -> None:
+    """A folded norm leaves its activation, if it has one."""
+    activation = getattr(norm, "act", None)
+    if activation is None or isinstance(activation, nn.Identity):
+        node.replace_all_uses_with(node.args[0])  # pyright: ignore[reportArgumentType]
+        graph_module.graph.erase_node(node)
+    else:
+        _set_module(graph_module, node, activation)
+
+
+def make_activations_inplace(graph_module: fx.GraphModule) -> None:
+    """Let activations overwrite the output of a convolution, norm or sum that nothing else reads."""
+    for node in graph_module.graph.nodes:
+        activation = _module(graph_module, node)
+        if activation is None or getattr(activation, "inplace", True) or len(node.args) != 1:
+            continue
+        source = node.args[0]
+        own = isinstance(_module(graph_module, source), (nn.Conv2d, *BATCH_NORMS)) or _is_addition(source)
+        if own and len(source.users) == 1:
+            new: Any = copy.copy(activation)
+            new.inplace = True
+            _set_module(graph_module, node, new)
+
+
+class FusedConvolution(nn.Module):
+    """A convolution that adds another tensor and applies ReLU while its output is still in cache (oneDNN post-operations).
+
+    The weights are not packed into oneDNN's own layout: packed for one picture size, they were up to ten times slower at another.
+
+    Args:
+        convolution: with constant weights; float32, on the CPU.
+        relu: apply ReLU at the end.
+        overwrite: the sum may be stored where the added tensor was.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool, overwrite: bool = False) -> None:
+        super().__init__()
+        self.weight = convolution.weight.detach()
+        self.bias = None if convolution.bias is None else convolution.bias.detach()
+        self.geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
+        self.activation = "relu" if relu else "none"
+        self.overwrite = overwrite
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """`[B, C, h, w]`, and what is added to the result, → `[B, C', h', w']`."""
+        x = x.float()
+        inputs = x, self.weight, self.bias, *self.geometry
+        if added is None:
+            return torch.ops.mkldnn._convolution_pointwise(*inputs, self.activation, [], "")
+        relu = "relu" if self.activation == "relu" else None
+        if self.overwrite and added.dtype == torch.float32:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(added, *inputs, "add", 1.0, relu, [], "")
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, added.float(), *inputs[1:], "add", 1.0, relu, [], "")
+
+
+def fused_convolutions_work() -> bool:
+    """Whether this build of PyTorch has oneDNN's fused convolutions, in the form that is used here, and they are right."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    convolution = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    x, added = torch.randn(2, 1, 8, 6, 6).contiguous()
+    expected = (convolution(x) + added).relu()
+    try:
+        found = FusedConvolution(convolution, relu=True)(x, added)
+        overwritten = FusedConvolution(convolution, relu=True, overwrite=True)(x, added.clone())
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logger.info("no fused convolutions in this build of PyTorch: %s", error)
+        return False
+    return torch.allclose(found, expected, atol=1e-4) and torch.allclose(overwritten, expected, atol=1e-4)
+
+
+def fuse_convolutions_of(graph_module: fx.GraphModule) -> int:
+    """Replace convolution + ReLU and convolution + sum + ReLU by a :class:`FusedConvolution`; how many there were."""
+    place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    fused = 0
+    for node in list(graph_module.graph.nodes):
+        if not isinstance(_module(graph_module, node), nn.ReLU):
+            continue
+        source = node.args[0]
+        if _fusible(graph_module, source):
+            new, inputs = FusedConvolution(_convolution(graph_module, source), relu=True), source.args
+            dead = [source]
+        elif _is_addition(source) and len(source.users) == 1:
+            first, second = source.args[:2]
+            if not _fusible(graph_module, first):
+                first, second = second, first
+            if not (_fusible(graph_module, first) and isinstance(second, fx.Node)) or first is second:
+                continue
+            overwrite = _may_overwrite(graph_module, second, source, place)
+            new = FusedConvolution(_convolution(graph_module, first), relu=True, overwrite=overwrite)
+            inputs, dead = (first.args[0], second), [source, first]
+        else:
+            continue
+        node.args = tuple(inputs)
+        _set_module(graph_module, node, new)
+        for old in dead:
+            graph_module.graph.erase_node(old)
+        fused += 1
+    return fused
+
+
+def _may_overwrite(graph_module: fx.GraphModule, other: fx.Node, addition: fx.Node, place: dict[fx.Node, int]) -> bool:
+    """Whether `other` is a tensor of its own that is read for the last time by `addition`."""
+    own = isinstance(_module(graph_module, other), (nn.Conv2d, FusedConvolution))
+    return own and all(user is addition or (user in place and place[user] < place[addition]) for user in other.users)
+
+
+def _convolution(graph_module: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
+    return _module(graph_module, node)  # pyright: ignore[reportReturnType]
+
+
+def _fusible(graph_module: fx.GraphModule, node: Any) -> bool:
+    module: Any = _module(graph_module, node)
+    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return plain and len(node.users) == 1 and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
+
+
+def _remove_identities(graph_module: fx.GraphModule) -> None:
+    for node in list(graph_module.graph.nodes):
+        if isinstance(_module(graph_module, node), nn.Identity):
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+
+
+def _is_addition(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in ADDITIONS
+
+
+def _module(graph_module: fx.GraphModule, node: Any) -> nn.Module | None:
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    return graph_module.get_submodule(str(node.target))
+
+
+def _set_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Give `node` a module of its own, so that other calls of the old one stay as they are."""
+    name = f"optimized_{str(node.target).removeprefix('optimized_').replace('.', '_')}_{node.name}"
+    graph_module.add_submodule(name, module)
+    node.target = name
+
+
+def _agrees(run: Callable[[Tensor], list[Tensor]], body: nn.Module) -> bool:
+    weight = next(body.parameters())
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator).to(weight)
+    with torch.inference_mode():
+        pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(run(picture.clone()), body(picture), strict=True))
+    differences = [float((new - old).abs().amax() / old.abs().amax().clamp(min=1e-12)) for new, old in pairs]
+    if all(difference < TOLERANCE for difference in differences):
+        return True
+    logger.warning("the backbone is not optimised: its optimised form differs by %.1e", max(differences))
+    return False

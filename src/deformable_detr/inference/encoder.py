@@ -1,0 +1,127 @@
+"""The encoder for inference: everything between two attentions is done for a few thousand tokens at a time, in cache."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deformable_detr.model.encoder import EncoderLayer
+from deformable_detr.ops import ms_deform_attn_fused
+from deformable_detr.structures import FlatFeatures
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What one attention needs, for all tokens of a batch."""
+
+    value: Tensor  # [B, S, C]
+    offsets: Tensor  # [B, S, M * L * P * 2] float32
+    logits: Tensor  # [B, S, M * L * P] float32
+
+
+class ChunkedEncoder:
+    """Encoder layers that work through the sequence piece by piece and keep one copy of it.
+
+    The output projection, both norms and the feed-forward network of a layer, and the value, offsets and logits of the next
+    one, see a piece of the sequence while it lies in cache. The wide activation of the feed-forward network exists for one
+    piece only.
+
+    Args:
+        layers: the model's own layers; their weights are used as they are, except that offsets and logits are joined.
+        chunk_tokens: length of a piece; None takes the whole sequence at once (on a GPU).
+        compiled: makes a faster function of one that works on a piece, such as `torch.compile`.
+    """
+
+    def __init__(
+        self, layers: Sequence[EncoderLayer], chunk_tokens: int | None, compiled: Callable[[Callable], Callable] | None = None
+    ) -> None:
+        self.layers = [_PieceLayer(layer) for layer in layers]
+        self.chunk_tokens = chunk_tokens
+        compiled = compiled or (lambda function: function)
+        self._heads = [compiled(layer.attention_inputs) for layer in self.layers]
+        self._tails = [compiled(layer.rest) for layer in self.layers]
+
+    def __call__(self, flat: FlatFeatures, reference_points: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """The sequence → `memory`, `[B, S, C]`; `flat.features` may be overwritten.
+
+        Args:
+            flat: the sequence.
+            reference_points: `[B, S, L, 2]`.
+            padding_mask: `[B, S]`, or None where nothing is padding.
+        """
+        memory = flat.features.float() if torch.is_autocast_enabled(flat.features.device.type) else flat.features
+        if not self.layers:
+            return memory
+        pieces = self._pieces(*memory.shape[:2])
+        inputs = _empty_inputs(self.layers[0], memory)
+        for row, piece in pieces:
+            self._fill(0, inputs, row, piece, memory, flat.positions)
+        for index, layer in enumerate(self.layers):
+            attended = layer.attend(inputs, flat, reference_points, padding_mask)
+            for row, piece in pieces:
+                memory[row, piece] = self._tails[index](memory[row, piece], attended[row, piece])
+                self._fill(index + 1, inputs, row, piece, memory, flat.positions)
+        return memory
+
+    def _pieces(self, batch: int, tokens: int) -> list[tuple[int | slice, slice]]:
+        if self.chunk_tokens is None:
+            return [(slice(None), slice(None))]
+        size = self.chunk_tokens
+        return [(row, slice(start, min(start + size, tokens))) for row in range(batch) for start in range(0, tokens, size)]
+
+    def _fill(self, index: int, inputs: _Inputs, row: int | slice, piece: slice, memory: Tensor, positions: Tensor) -> None:
+        """Compute the inputs of layer `index`, if there is one, for one piece."""
+        if index == len(self.layers):
+            return
+        value, offsets, logits = self._heads[index](memory[row, piece], positions[row, piece])
+        inputs.value[row, piece], inputs.offsets[row, piece], inputs.logits[row, piece] = value, offsets, logits
+
+
+class _PieceLayer:
+    """One encoder layer, cut where the attention needs the whole sequence."""
+
+    def __init__(self, layer: EncoderLayer) -> None:
+        attention: Any = layer.self_attn
+        self.layer: Any = layer
+        self.attention = attention
+        self.geometry: tuple[int, int, int] = (attention.num_heads, attention.num_levels, attention.num_points)
+        self.num_offsets: int = attention.sampling_offsets.out_features
+        with torch.no_grad():
+            self.weight = torch.cat([attention.sampling_offsets.weight, attention.attention_weights.weight])
+            self.bias = torch.cat([attention.sampling_offsets.bias, attention.attention_weights.bias])
+
+    def attention_inputs(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[..., C]` and its positions → value, offsets, logits."""
+        geometry = F.linear(features + positions, self.weight, self.bias)
+        return self.attention.value_proj(features), geometry[..., : self.num_offsets], geometry[..., self.num_offsets :]
+
+    def attend(self, inputs: _Inputs, flat: FlatFeatures, reference_points: Tensor, mask: Tensor | None) -> Tensor:
+        """The attention itself, over the whole sequence: `[B, S, C]`."""
+        value = inputs.value if mask is None else inputs.value.masked_fill_(mask[..., None], 0.0)
+        heads, levels, points = self.geometry
+        return ms_deform_attn_fused(
+            value.unflatten(-1, (heads, -1)),
+            flat.spatial_shapes,
+            reference_points,
+            inputs.offsets.unflatten(-1, (heads, levels, points, 2)),
+            inputs.logits.unflatten(-1, (heads, levels, points)),
+        )
+
+    def rest(self, features: Tensor, attended: Tensor) -> Tensor:
+        """Output projection, residual and norm, feed-forward network, residual and norm."""
+        layer = self.layer
+        features = layer.self_attn_norm(self.attention.output_proj(attended) + features)
+        return layer.ffn_norm(layer.ffn(features) + features)
+
+
+def _empty_inputs(layer: _PieceLayer, memory: Tensor) -> _Inputs:
+    device = memory.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else memory.dtype
+    heads, levels, points = layer.geometry
+    size = heads * levels * points
+    shape = memory.shape[:2]
+    offsets, logits = (memory.new_empty(*shape, width, dtype=torch.float32) for width in (2 * size, size))
+    return _Inputs(memory.new_empty(memory.shape, dtype=dtype), offsets, logits)

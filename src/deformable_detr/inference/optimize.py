@@ -1,0 +1,129 @@
+"""The optimised form of a detector: called like the plain module, with the same answer, and never with outdated weights."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.config import Metadata
+from deformable_detr.inference.cuda_graphs import CudaGraphs
+from deformable_detr.inference.network import InferenceNetwork, trace_backbone
+from deformable_detr.inference.options import AUTOCAST_DTYPES, PLAIN, InferenceOptions, Precision
+from deformable_detr.model.deformable_detr import DeformableDETR
+from deformable_detr.structures import ImageBatch, Predictions
+
+logger = logging.getLogger(__name__)
+
+
+class InferenceModel(nn.Module):
+    """A detector made fast for inference.
+
+    It runs in inference mode and evaluation mode whatever the mode of `model`, so its outputs take no part in a gradient.
+    Weights are those of `model`: before each call it is checked whether one has changed since (training, `load_state_dict`,
+    `.to`), and what was derived from them is then derived anew. Replacing a whole part (`model.neck = …`) is not noticed: make a
+    new one. Several threads may call it at the same time.
+
+    Args:
+        model: the plain module; a model of another type than `DeformableDETR` runs as it is.
+        options: what is done.
+        precision: arithmetic of the forward pass.
+    """
+
+    def __init__(self, model: nn.Module, options: InferenceOptions | None = None, precision: Precision = "fp32") -> None:
+        super().__init__()
+        if precision not in AUTOCAST_DTYPES:
+            raise ValueError(f"unknown precision {precision!r}; known are {', '.join(AUTOCAST_DTYPES)}")
+        self.model = model
+        self.options = InferenceOptions() if options is None else options
+        self.precision: Precision = precision
+        self._stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+        self._graph = None if not self._optimizable() else trace_backbone(model)  # pyright: ignore[reportArgumentType]
+        self._optimized: tuple[tuple, Callable[[ImageBatch], Predictions]] | None = None
+        super().train(model.training)
+
+    @property
+    def metadata(self) -> Metadata:
+        """Classes, picture sizes and origin of the model."""
+        return self.model.metadata  # pyright: ignore[reportReturnType]
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing happens: the mode of the plain model is its own affair."""
+        del mode
+        return self
+
+    def forward(self, images: ImageBatch | Sequence[Tensor]) -> Predictions:
+        """Find the objects of a batch of pictures.
+
+        Args:
+            images: normalised float pictures `[3, h, w]` of any sizes, or an `ImageBatch`.
+
+        Returns:
+            With `options.answer_only` the last decoder layer alone, `logits` `[1, B, Q, K]` and `boxes` `[1, B, Q, 4]`; else as
+            the plain model.
+        """
+        batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(images)
+        dtype, device = AUTOCAST_DTYPES[self.precision], batch.images.device.type
+        was_training = [module for module in self.model.modules() if module.training] if self.model.training else []
+        self.model.eval()
+        try:
+            with torch.inference_mode(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+                return self._current()(batch)
+        finally:
+            for module in was_training:
+                module.training = True
+
+    def _current(self) -> Callable[[ImageBatch], Predictions]:
+        """The optimised network for the weights as they are now."""
+        state = tuple(_fingerprint(self._stores))
+        optimized = self._optimized
+        if optimized is None or state != optimized[0]:
+            optimized = self._optimized = state, self._build()
+        return optimized[1]
+
+    def _optimizable(self) -> bool:
+        return type(self.model) is DeformableDETR and self.options != PLAIN
+
+    def _build(self) -> Callable[[ImageBatch], Predictions]:
+        if not self._optimizable():
+            return self.model
+        options = self.options
+        compiler = inductor() if options.compile else None
+        network = InferenceNetwork(self.model, options, self._graph, compiler)  # pyright: ignore[reportArgumentType]
+        device = next(self.model.parameters()).device
+        return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
+
+
+def _fingerprint(stores: Sequence[Mapping[str, Tensor | None]]) -> Iterator[tuple[int, int, int]]:
+    """Changes with every in-place write to a weight, and with every weight that is put in the place of another."""
+    for store in stores:
+        for tensor in store.values():
+            if tensor is not None:
+                yield id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+
+
+def inductor() -> Callable[[Callable], Callable]:
+    """`torch.compile` with the weights frozen into the program; what it cannot compile runs as it is, with a warning."""
+
+    def compiled(function: Callable) -> Callable:
+        from torch._dynamo.exc import TorchDynamoException  # a slow import
+
+        fast = torch.compile(function, dynamic=False, options={"freezing": True})
+        failed = False
+
+        def run(*arguments: Tensor) -> object:
+            nonlocal failed
+            if failed:
+                return function(*arguments)
+            try:
+                return fast(*arguments)
+            except TorchDynamoException as error:
+                failed = True
+                reason = str(error).strip().splitlines()[0]
+                logger.warning("cannot compile (%s); going on without. A C++ compiler is needed on a CPU, Triton on a GPU", reason)
+                return function(*arguments)
+
+        return run
+
+    return compiled

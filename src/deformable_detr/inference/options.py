@@ -1,0 +1,80 @@
+"""The switches of the optimised forward pass, and which arithmetic is the fastest here."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+WORTHWHILE = 1.2
+"""Lower precision must be this many times faster than float32 to be chosen."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """What `optimize` does. Every switch leaves the answer as it is, up to rounding; docs/inference.md says what each gives."""
+
+    fold_batch_norm: bool = True
+    """Multiply batch norms into the convolutions before them."""
+
+    channels_last: bool = True
+    """Run backbone and neck in the memory format `[B, H, W, C]`."""
+
+    inplace_activations: bool = True
+    """Activations of the backbone overwrite their input."""
+
+    fuse_convolutions: bool = True
+    """On a CPU in float32: oneDNN's convolutions with sum and ReLU inside."""
+
+    chunk_tokens: int | None = 2048
+    """On a CPU: the encoder works on this many tokens at a time, in cache. None: the model's own encoder."""
+
+    constant_sizes: int = 4
+    """For so many picture sizes, positions, masks and reference points are kept. 0: computed each time."""
+
+    answer_only: bool = True
+    """Give the last decoder layer alone, `[1, B, Q, …]`, and no encoder proposals: what training needs is not computed."""
+
+    compile: bool = False
+    """Compile backbone and encoder with inductor: once per picture size, a minute each; needs a C++ compiler (or Triton)."""
+
+    cuda_graphs: bool = False
+    """On a CUDA GPU: record the kernels of each batch shape once and replay them; costs memory per shape."""
+
+
+PLAIN = InferenceOptions(False, False, False, False, None, 0, False)
+"""Nothing but inference mode: the model as it is."""
+
+
+def fastest_precision(device: torch.device) -> Precision:
+    """What a convolution of a ResNet runs fastest in on this device, measured: `bf16` (`fp16` on old GPUs) or `fp32`.
+
+    On a CPU only AMX makes bfloat16 worth a try.
+    """
+    if device.type == "cuda":
+        candidate: Precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        candidate = "bf16"
+    else:
+        return "fp32"
+    dtype = AUTOCAST_DTYPES[candidate] or torch.float32
+    return candidate if _seconds(device, torch.float32) > WORTHWHILE * _seconds(device, dtype) else "fp32"
+
+
+@torch.inference_mode()
+def _seconds(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
+    x = torch.randn(1, 128, 100, 100, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    times = []
+    for _ in range(rounds + 2):
+        began = time.perf_counter()
+        F.conv2d(x, weight, padding=1)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:])

@@ -1,0 +1,276 @@
+"""The optimised network gives what the plain module gives, with every switch alone and with all together."""
+
+import logging
+import threading
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import nn
+
+from deformable_detr.inference.convolutions import FusedConvolution, fused_convolutions_work, optimized_backbone, trace
+from deformable_detr.inference.optimize import InferenceModel, inductor
+from deformable_detr.inference.options import PLAIN, InferenceOptions, fastest_precision
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.model import build_model
+from deformable_detr.structures import ImageBatch, Predictions
+
+RESNET18 = {"backbone": "resnet18", "backbone_options": {}, "hidden_dim": 64, "ffn_dim": 96}
+VARIANTS = {
+    "tiny": {},
+    "learning batch norm": {"freeze_batch_norm": False, "frozen_backbone_stages": 0},
+    "refine": {"box_refinement": True},
+    "two-stage": {"box_refinement": True, "two_stage": True},
+    "single-scale": {"num_feature_levels": 1},
+    "dc5": {"num_feature_levels": 1, "dilation": True},
+    "resnet18": RESNET18,
+    "convnext": RESNET18 | {"backbone": "convnext_atto"},
+    "regnet with squeeze and excitation": RESNET18 | {"backbone": "regnety_002"},
+    "mobilenet, batch norm with activation": RESNET18 | {"backbone": "mobilenetv3_small_050", "freeze_batch_norm": False},
+    "batch norm with activation, frozen": RESNET18 | {"backbone": "mobilenetv3_small_050"},
+}
+SWITCHES = {
+    "fold_batch_norm": {"fold_batch_norm": True},
+    "channels_last": {"channels_last": True},
+    "inplace_activations": {"inplace_activations": True},
+    "fuse_convolutions": {"fuse_convolutions": True, "fold_batch_norm": True},
+    "constant_sizes": {"constant_sizes": 2},
+    "chunk_tokens": {"chunk_tokens": 50, "constant_sizes": 2},
+    "answer_only": {"answer_only": True},
+    "all": {field.name: field.default for field in fields(InferenceOptions)} | {"chunk_tokens": 37},
+}
+
+
+def build(**settings):
+    """A small detector, every weight and every statistic of its batch norms off its initial value."""
+    torch.manual_seed(0)
+    model = build_model("tiny", num_classes=3, pretrained_backbone=False, **settings)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if "running_var" in name:
+                tensor.uniform_(0.5, 2)
+            elif "running_mean" in name:
+                tensor.normal_(0, 0.1)
+            elif "bias" in name or tensor.dim() == 1:
+                tensor.add_(0.05 * torch.randn_like(tensor)) if tensor.is_floating_point() else None
+            elif "box_head" in name or "class_head" in name or "sampling_offsets" in name or "attention_weights" in name:
+                tensor.normal_(0, 0.1)
+    return model.eval()
+
+
+def pictures(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(3, *size, generator=generator) for size in sizes]
+
+
+def assert_same(found: Predictions, expected: Predictions):
+    layers = len(found.logits)
+    torch.testing.assert_close(found.logits, expected.logits[-layers:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.boxes, expected.boxes[-layers:], atol=1e-4, rtol=0)
+    if layers > 1 and expected.encoder_logits is not None:
+        torch.testing.assert_close(found.encoder_logits, expected.encoder_logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def plain(model, images):
+    return model(images)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("variant", ["tiny", "two-stage"])
+def test_each_switch_alone(switch, variant):
+    model = build(**VARIANTS[variant])
+    fast = InferenceModel(model, replace(PLAIN, **SWITCHES[switch]))
+    for images in (pictures((96, 120)), pictures((64, 90), (96, 70)), pictures((64, 64), (64, 64))):
+        expected = plain(model, images)
+        assert_same(fast(images), expected)
+        assert_same(fast(images), expected)  # and once more, with what is kept
+    assert len(fast(images).logits) == (1 if fast.options.answer_only else len(expected.logits))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_variants(variant):
+    model = build(**VARIANTS[variant])
+    fast = InferenceModel(model)
+    for images in (pictures((80, 112)), pictures((64, 90), (96, 70), (64, 90))):
+        assert_same(fast(images), plain(model, images))
+
+
+def test_batches_that_only_have_a_mask():
+    model = build(two_stage=True, box_refinement=True)
+    batch = replace(ImageBatch.from_images(pictures((64, 90), (96, 70))), image_sizes=None)
+    fast = InferenceModel(model)
+    assert_same(fast(batch), plain(model, batch))
+    model.separate_images = False
+    batch = ImageBatch.from_images(pictures((64, 90), (96, 70)))
+    assert_same(fast(batch), plain(model, batch))
+
+
+def test_outdated_weights_are_never_used():
+    model = build(freeze_batch_norm=False, frozen_backbone_stages=0)
+    fast, images = InferenceModel(model), pictures((64, 80))
+    fast(images)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model.train()
+    model(images + pictures((64, 64))).logits.sum().backward()
+    optimizer.step()
+    assert_same(fast(images), plain(model.eval(), images))
+    other = build(freeze_batch_norm=False, frozen_backbone_stages=0)
+    for assign in (False, True):
+        changed = {key: value * 1.02 for key, value in other.state_dict().items()}
+        model.load_state_dict(changed, assign=assign)
+        assert_same(fast(images), plain(model, images))
+    model.double()
+    doubled = [image.double() for image in images]
+    assert fast(doubled).logits.dtype == torch.float64
+    assert_same(fast(doubled), plain(model, doubled))
+
+
+def test_the_mode_of_the_plain_module_is_kept():
+    model = build(dropout=0.5, freeze_batch_norm=False, frozen_backbone_stages=0)
+    fast, images = InferenceModel(model), pictures((64, 80))
+    expected, before = plain(model, images), {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()
+    model.neck.eval()
+    assert_same(fast(images), expected)
+    assert model.training
+    assert model.decoder.training
+    assert not model.neck.training
+    fast.train(False)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_few_sizes_are_kept():
+    model = build()
+    fast = InferenceModel(model, InferenceOptions(constant_sizes=2))
+    for size in ((64, 64), (64, 80), (64, 96), (64, 112)):
+        assert_same(fast(pictures(size)), plain(model, pictures(size)))
+    assert fast._optimized is not None
+    assert len(fast._optimized[1].constants.kept()) == 2
+
+
+def test_threads():
+    model = build()
+    fast, found = InferenceModel(model, InferenceOptions(constant_sizes=1)), {}
+    sizes = [(64, 64), (64, 80), (96, 64)]
+
+    def run(size):
+        found[size] = [fast(pictures(size)) for _ in range(4)]
+
+    threads = [threading.Thread(target=run, args=(size,)) for size in sizes]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for size in sizes:
+        for one in found[size]:
+            assert_same(one, plain(model, pictures(size)))
+
+
+@pytest.mark.parametrize("variant", ["tiny", "two-stage"])
+def test_bfloat16_is_as_close_as_the_plain_module_in_bfloat16(variant):
+    model, images = build(**VARIANTS[variant]), pictures((96, 120), (64, 90))
+    exact = plain(model, images).logits[-1].sigmoid()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain_error = (plain(model, images).logits[-1].float().sigmoid() - exact).abs().mean()
+    error = (InferenceModel(model, precision="bf16")(images).logits[-1].float().sigmoid() - exact).abs().mean()
+    assert error < 2 * plain_error + 1e-3
+    with pytest.raises(ValueError, match="unknown precision 'fp8'"):
+        InferenceModel(model, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_models_of_other_types_run_as_they_are():
+    class Mirror(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, batch):
+            return Predictions(batch.images.flatten(2)[None, :, :2] * self.weight, batch.images.flatten(2)[None, :, :2, :4])
+
+    fast = InferenceModel(Mirror())
+    images = pictures((8, 8))
+    torch.testing.assert_close(fast(images).logits[0, 0], images[0].flatten(1)[:2])
+
+
+def test_parts_of_other_types_run_as_they_are():
+    model = build()
+
+    class Loud(type(model.encoder)):
+        def forward(self, flat):
+            return super().forward(flat) * 2
+
+    class Doubled(type(model.decoder)):
+        def forward(self, queries, memory, flat):
+            hidden, boxes = super().forward(queries, memory, flat)
+            return hidden * 2, boxes
+
+    model.encoder.__class__, model.decoder.__class__ = Loud, Doubled
+    images = pictures((64, 80))
+    assert_same(InferenceModel(model)(images), plain(model, images))
+
+
+def test_what_the_fused_backbone_consists_of():
+    """ResNet-50's stem and 16 blocks of three convolutions: 33 with ReLU, 16 with sum and ReLU; 4 shortcuts keep plain ones."""
+    assert fused_convolutions_work()
+    body = build(backbone="resnet50", backbone_options={}, hidden_dim=64).backbone.body
+    settings = {"fold_batch_norm": True, "inplace_activations": True, "channels_last": False}
+    fused: nn.Module = optimized_backbone(body, trace(body), fuse_convolutions=True, **settings)  # type: ignore[assignment]
+    kinds = [type(fused.get_submodule(str(node.target))) for node in fused.graph.nodes if node.op == "call_module"]
+    assert kinds.count(FusedConvolution) == 1 + 3 * 16
+    assert kinds.count(nn.Conv2d) == 4
+    assert nn.ReLU not in kinds
+    assert not any("norm" in kind.__name__.lower() for kind in kinds)
+
+
+def test_a_backbone_that_cannot_be_traced_stays(caplog):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return [x * self.weight] if x.sum() > 0 else [x]
+
+    body = Branching()
+    settings = dict.fromkeys(("fold_batch_norm", "inplace_activations", "fuse_convolutions", "channels_last"), True)
+    with caplog.at_level(logging.INFO):
+        assert optimized_backbone(body, trace(body), **settings) is body
+    assert "Branching is not optimised" in caplog.text
+
+
+def test_compile_runs_and_goes_on_without_a_compiler(monkeypatch, caplog):
+    x = torch.randn(3)
+    calls = []
+
+    def broken(function, **options):
+        def run(*arguments):
+            calls.append(options)
+            raise torch._dynamo.exc.BackendCompilerFailed(function, RuntimeError("no g++ here"), None)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled = inductor()(torch.sin)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), torch.sin(x))
+    assert len(calls) == 1  # not tried again
+    assert "C++ compiler is needed" in caplog.text
+    model = build()
+    images = pictures((64, 80))
+    assert_same(InferenceModel(model, InferenceOptions(compile=True))(images), plain(model, images))
+
+
+def test_predictor_options():
+    model = build()
+    predictor = Predictor(model, device="cpu")
+    assert predictor.model is model
+    images = pictures((64, 80))
+    assert_same(predictor.inference_model(images), plain(model, images))
+    assert predictor.optimize(chunk_tokens=10, precision="auto") is predictor
+    assert predictor.inference_model.options == InferenceOptions(chunk_tokens=10)
+    assert predictor.precision == fastest_precision(torch.device("cpu"))
+    assert len(predictor.optimize(False).inference_model(images).logits) == len(plain(model, images).logits)
+    predictor.model = build(two_stage=True, box_refinement=True)
+    assert_same(predictor.inference_model(images), plain(predictor.model, images))
+    with pytest.raises(TypeError, match="chunks"):
+        predictor.optimize(chunks=3)
