@@ -118,14 +118,15 @@ def draw_box(
     outline.set_alpha(alpha)
     axes.add_patch(outline)
     if label:
-        limit = axes.get_ylim()[0] * 0.05
-        inside = top < limit
+        (first, last), (lowest, highest) = axes.get_xlim(), axes.get_ylim()
+        at_top, at_right = top < highest + 0.05 * (lowest - highest), left > first + 0.78 * (last - first)
         axes.annotate(
             label,
-            (max(left, 0), max(top, 0)),
-            (3, -4 if inside else 3),
+            (min(right, last) if at_right else max(left, first), max(top, highest)),
+            (-3 if at_right else 3, -4 if at_top else 3),
             textcoords="offset points",
-            va="top" if inside else "bottom",
+            ha="right" if at_right else "left",
+            va="top" if at_top else "bottom",
             fontsize=8.5,
             color="white",
             path_effects=[withStroke(linewidth=2.4, foreground=DARK)],
@@ -165,7 +166,7 @@ def draw_points(axes: Axes, points: Tensor, weights: Tensor, *, shown: Tensor | 
             s=(strengths[order] * scale).clamp(min=9).numpy(),
             color=level_color(level),
             edgecolors=DARK,
-            linewidths=(strengths[order] * scale / 40).clamp(0.3, 0.8).numpy(),
+            linewidths=(strengths[order] * scale / 40).clamp(0.3, 0.8).tolist(),
             alpha=0.9,
             zorder=4,
             gid=f"level-{level}",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from torch import Tensor
 
 from deformable_detr.boxes import box_iou
@@ -84,4 +85,4 @@ def draw_refinement(axes: Axes, inside: Inside, query: int) -> None:
 def layer_color(layer: int, num_layers: int) -> str:
     """`#rrggbb` of a decoder layer (from 1): from violet to yellow."""
     share = 0.35 + 0.6 * (layer - 1) / max(num_layers - 1, 1)
-    return matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](share))
+    return to_hex(matplotlib.colormaps["plasma"](share))
