@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
@@ -173,25 +174,23 @@ def draw_points(axes: Axes, points: Tensor, weights: Tensor, *, shown: Tensor | 
         )
 
 
-def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> int:
-    """Enlarge the axes beyond the picture so that points outside are seen, by the share `most` of it at most.
-
-    Returns:
-        How many points still lie outside.
-    """
+def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> None:
+    """Enlarge the axes beyond the picture so that points outside are seen, by the share `most` of it at most."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    width, height = right - left, bottom - top
+    corner, size = torch.tensor([left, top]), torch.tensor([right - left, bottom - top])
     places = points.reshape(-1, 2)
-    reach_left, reach_right = left - most * width, right + most * width
-    reach_top, reach_bottom = top - most * height, bottom + most * height
-    within = (places[:, 0] >= reach_left) & (places[:, 0] <= reach_right)
-    within &= (places[:, 1] >= reach_top) & (places[:, 1] <= reach_bottom)
-    if within.any():
-        seen, pad = places[within], 0.03 * max(width, height)
-        left, right = min(left, float(seen[:, 0].min()) - pad), max(right, float(seen[:, 0].max()) + pad)
-        top, bottom = min(top, float(seen[:, 1].min()) - pad), max(bottom, float(seen[:, 1].max()) + pad)
-        axes.set(xlim=(left, right), ylim=(bottom, top))
-    return int((~within).sum())
+    seen = places[((places >= corner - most * size) & (places <= corner + (1 + most) * size)).all(-1)]
+    if len(seen):
+        pad = 0.03 * float(size.max())
+        (low_x, low_y), (high_x, high_y) = (seen.amin(0) - pad).tolist(), (seen.amax(0) + pad).tolist()
+        axes.set(xlim=(min(left, low_x), max(right, high_x)), ylim=(max(bottom, high_y), min(top, low_y)))
+
+
+def count_outside(axes: Axes, points: Tensor) -> int:
+    """How many of the points lie beyond the axes."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    places = points.reshape(-1, 2)
+    return int(((places < torch.tensor([left, top])) | (places > torch.tensor([right, bottom]))).any(-1).sum())
 
 
 def focus(axes: Axes, corners: Tensor, *, least: float) -> None:

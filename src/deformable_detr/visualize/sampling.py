@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deformable_detr.visualize.figures import (
     View,
+    count_outside,
     draw_box,
     draw_points,
     draw_reference,
@@ -120,7 +121,6 @@ def _draw_cell(axes: Axes, inside: Inside, view: SamplingView, cell: _Cell, larg
         draw_box(axes, inside.boxes_per_layer(query)[view.layers[cell.row] + 1].tolist(), "#ffffff", width=1.5)
     draw_reference(axes, reference)
     draw_points(axes, points, weights, shown=cell.shown, largest=largest)
-    outside = 0
     if zoom:
         strong = view.points[view.weights > 0.02 * view.weights.max()]  # of all panels, so that they show the same
         corners = [strong, view.references[:, :2]]
@@ -128,8 +128,9 @@ def _draw_cell(axes: Axes, inside: Inside, view: SamplingView, cell: _Cell, larg
             corners.append(inside.boxes_per_layer(query)[1:].reshape(-1, 2))
         focus(axes, torch.cat(corners), least=0.1 * max(inside.picture_size))
     else:
-        outside = widen(axes, points[cell.shown])
-    axes.set_title(f"{cell.title} ({outside} points far outside)" if outside else cell.title, fontsize=9.5)
+        widen(axes, view.points)
+    outside = count_outside(axes, points[cell.shown])
+    axes.set_title(f"{cell.title} ({outside} outside)" if outside else cell.title, fontsize=9.5)
 
 
 def _is_small(inside: Inside, query: int) -> bool:
