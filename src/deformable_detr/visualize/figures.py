@@ -144,7 +144,15 @@ def draw_reference(axes: Axes, reference: Tensor) -> None:
         draw_box(axes, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), "#7dff6a", width=1.1, style=(0, (4, 3)))  # type: ignore[arg-type]
 
 
-def draw_points(axes: Axes, points: Tensor, weights: Tensor, *, shown: Tensor | None = None, largest: float | None = None) -> None:
+def draw_points(
+    axes: Axes,
+    points: Tensor,
+    weights: Tensor,
+    *,
+    shown: Tensor | None = None,
+    largest: float | None = None,
+    area: float = LARGEST_AREA,
+) -> None:
     """Sampling points as circles: the area shows the weight, the colour the level.
 
     Args:
@@ -153,8 +161,9 @@ def draw_points(axes: Axes, points: Tensor, weights: Tensor, *, shown: Tensor | 
         weights: `[M, L, P]`.
         shown: `[M, L]` bool, which heads and levels. None: all.
         largest: the weight of the largest circle. None: that of these points.
+        area: of that circle, in square points.
     """
-    scale = LARGEST_AREA / max(largest if largest is not None else float(weights.max()), 1e-12)
+    scale = area / max(largest if largest is not None else float(weights.max()), 1e-12)
     for level in range(points.shape[1]):
         heads = slice(None) if shown is None else shown[:, level]
         places, strengths = points[heads, level].reshape(-1, 2), weights[heads, level].reshape(-1)

@@ -173,7 +173,9 @@ def _draw_sampling(figure: Canvas, inside: Inside) -> None:
     layers = _shown_layers(inside)
     for axes, layer in zip(_row(figure, len(layers)), layers, strict=True):
         draw_layer(axes, inside, layer, found.query)
-        axes.set_title(f"layer {layer + 1}: {found.name} {found.score:.2f}, query {found.query}", fontsize=9.5)
+        axes.set_title(f"layer {layer + 1}", fontsize=9.5)
+        if layer == 0:
+            axes.set_xlabel(f"query {found.query}: {found.name} {found.score:.2f}", fontsize=9)
 
 
 def _draw_boxes(figure: Canvas, inside: Inside) -> None:

@@ -58,7 +58,7 @@ def draw_scores(axes: Axes, inside: Inside, query: int) -> None:
     axes.set(ylim=(0, 1.03), xticks=layers, xticklabels=["reference", *map(str, layers[1:])], xlabel="decoder layer")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.8, ncols=3)
 
 
 def _overlaps(boxes: Tensor) -> Tensor:
