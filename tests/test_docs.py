@@ -11,7 +11,9 @@ import torch
 from deformable_detr.model import build_model
 from deformable_detr.visualize.describe import describe
 
-ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+TOURS = [ROOT / "docs" / name for name in ("inside.md", "inside.zh.md")]
 
 
 def test_data_path_table():
@@ -31,3 +33,26 @@ def test_named_functions_exist(name):
     for part in function.split("."):
         found = getattr(found, part)
     assert callable(found)
+
+
+@pytest.mark.parametrize("tour", TOURS, ids=lambda path: path.name)
+def test_tour_names_what_there_is(tour):
+    """Files and figures that the tour names exist, and so do the names that its code imports."""
+    text = tour.read_text(encoding="utf-8")
+    for name in set(re.findall(r"`((?:data|model|ops|criterion)/\w+\.py|structures\.py|postprocessing\.py)", text)):
+        assert (ROOT / "src" / "deformable_detr" / name).is_file(), name
+    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert len(figures) == len(set(figures)) == 15
+    for name in figures:
+        assert (tour.parent / name).is_file(), name
+    for module, names in re.findall(r"^from (deformable_detr[\w.]*) import (.+)$", text, flags=re.MULTILINE):
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), name
+
+
+def test_translation_keeps_code_formulas_and_figures():
+    """The Chinese tour says the same: only prose is translated."""
+    english, chinese = (path.read_text(encoding="utf-8") for path in TOURS)
+    for pattern in (r"```.*?```", r"\$\$.*?\$\$", r"\]\((images[^)]+)\)", r"^## \d+"):
+        found = [re.findall(pattern, text, flags=re.DOTALL | re.MULTILINE) for text in (english, chinese)]
+        assert found[0] == found[1], pattern

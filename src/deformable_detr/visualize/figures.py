@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
@@ -118,14 +119,15 @@ def draw_box(
     outline.set_alpha(alpha)
     axes.add_patch(outline)
     if label:
-        limit = axes.get_ylim()[0] * 0.05
-        inside = top < limit
+        (first, last), (lowest, highest) = axes.get_xlim(), axes.get_ylim()
+        at_top, at_right = top < highest + 0.05 * (lowest - highest), left > first + 0.78 * (last - first)
         axes.annotate(
             label,
-            (max(left, 0), max(top, 0)),
-            (3, -4 if inside else 3),
+            (min(right, last) if at_right else max(left, first), max(top, highest)),
+            (-3 if at_right else 3, -4 if at_top else 3),
             textcoords="offset points",
-            va="top" if inside else "bottom",
+            ha="right" if at_right else "left",
+            va="top" if at_top else "bottom",
             fontsize=8.5,
             color="white",
             path_effects=[withStroke(linewidth=2.4, foreground=DARK)],
@@ -142,7 +144,15 @@ def draw_reference(axes: Axes, reference: Tensor) -> None:
         draw_box(axes, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), "#7dff6a", width=1.1, style=(0, (4, 3)))  # type: ignore[arg-type]
 
 
-def draw_points(axes: Axes, points: Tensor, weights: Tensor, *, shown: Tensor | None = None, largest: float | None = None) -> None:
+def draw_points(
+    axes: Axes,
+    points: Tensor,
+    weights: Tensor,
+    *,
+    shown: Tensor | None = None,
+    largest: float | None = None,
+    area: float = LARGEST_AREA,
+) -> None:
     """Sampling points as circles: the area shows the weight, the colour the level.
 
     Args:
@@ -151,8 +161,9 @@ def draw_points(axes: Axes, points: Tensor, weights: Tensor, *, shown: Tensor | 
         weights: `[M, L, P]`.
         shown: `[M, L]` bool, which heads and levels. None: all.
         largest: the weight of the largest circle. None: that of these points.
+        area: of that circle, in square points.
     """
-    scale = LARGEST_AREA / max(largest if largest is not None else float(weights.max()), 1e-12)
+    scale = area / max(largest if largest is not None else float(weights.max()), 1e-12)
     for level in range(points.shape[1]):
         heads = slice(None) if shown is None else shown[:, level]
         places, strengths = points[heads, level].reshape(-1, 2), weights[heads, level].reshape(-1)
@@ -165,32 +176,30 @@ def draw_points(axes: Axes, points: Tensor, weights: Tensor, *, shown: Tensor | 
             s=(strengths[order] * scale).clamp(min=9).numpy(),
             color=level_color(level),
             edgecolors=DARK,
-            linewidths=(strengths[order] * scale / 40).clamp(0.3, 0.8).numpy(),
+            linewidths=(strengths[order] * scale / 40).clamp(0.3, 0.8).tolist(),
             alpha=0.9,
             zorder=4,
             gid=f"level-{level}",
         )
 
 
-def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> int:
-    """Enlarge the axes beyond the picture so that points outside are seen, by the share `most` of it at most.
-
-    Returns:
-        How many points still lie outside.
-    """
+def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> None:
+    """Enlarge the axes beyond the picture so that points outside are seen, by the share `most` of it at most."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    width, height = right - left, bottom - top
+    corner, size = torch.tensor([left, top]), torch.tensor([right - left, bottom - top])
     places = points.reshape(-1, 2)
-    reach_left, reach_right = left - most * width, right + most * width
-    reach_top, reach_bottom = top - most * height, bottom + most * height
-    within = (places[:, 0] >= reach_left) & (places[:, 0] <= reach_right)
-    within &= (places[:, 1] >= reach_top) & (places[:, 1] <= reach_bottom)
-    if within.any():
-        seen, pad = places[within], 0.03 * max(width, height)
-        left, right = min(left, float(seen[:, 0].min()) - pad), max(right, float(seen[:, 0].max()) + pad)
-        top, bottom = min(top, float(seen[:, 1].min()) - pad), max(bottom, float(seen[:, 1].max()) + pad)
-        axes.set(xlim=(left, right), ylim=(bottom, top))
-    return int((~within).sum())
+    seen = places[((places >= corner - most * size) & (places <= corner + (1 + most) * size)).all(-1)]
+    if len(seen):
+        pad = 0.03 * float(size.max())
+        (low_x, low_y), (high_x, high_y) = (seen.amin(0) - pad).tolist(), (seen.amax(0) + pad).tolist()
+        axes.set(xlim=(min(left, low_x), max(right, high_x)), ylim=(max(bottom, high_y), min(top, low_y)))
+
+
+def count_outside(axes: Axes, points: Tensor) -> int:
+    """How many of the points lie beyond the axes."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    places = points.reshape(-1, 2)
+    return int(((places < torch.tensor([left, top])) | (places > torch.tensor([right, bottom]))).any(-1).sum())
 
 
 def focus(axes: Axes, corners: Tensor, *, least: float) -> None:

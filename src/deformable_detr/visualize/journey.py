@@ -37,7 +37,7 @@ def view_journey(inside: Inside, stages: Sequence[str] | None = None) -> View:
         raise ValueError(f"unknown stage {unknown}; known are {', '.join(STAGES)}")
     heights = [_height(inside, name) for name in chosen]
     figure = new_figure(WIDTH, sum(heights))
-    rows = np.atleast_1d(figure.subfigures(len(chosen), 1, height_ratios=heights))
+    rows = figure.subfigures(len(chosen), 1, squeeze=False, height_ratios=heights)[:, 0]
     for number, (row, name) in enumerate(zip(rows, chosen, strict=True), 1):
         heading, draw = STAGES[name]
         prefix = f"{number}  " if len(chosen) > 1 else ""
@@ -135,7 +135,7 @@ def _draw_sequence(figure: Canvas, inside: Inside) -> None:
     for level, (start, (h, w)) in enumerate(zip(inside.level_start_index, inside.spatial_shapes, strict=True)):
         axes.axvline(start, color="black", linewidth=1.2)
         axes.plot((start, start + h * w), (3.06, 3.06), color=level_color(level), linewidth=7, solid_capstyle="butt", clip_on=False)
-        if h * w > 0.035 * length:
+        if h * w > 0.1 * length:
             axes.text(start + h * w / 2, 3.2, f"level {level}: {h} · {w} = {h * w}", ha="center", va="top", fontsize=8.5)
     axes.set(xlim=(0, length), ylim=(3.5, -0.05), yticks=[0.42, 1.42, 2.42], yticklabels=list(bands), xticks=[])
     starts = ", ".join(map(str, inside.level_start_index))
@@ -173,7 +173,9 @@ def _draw_sampling(figure: Canvas, inside: Inside) -> None:
     layers = _shown_layers(inside)
     for axes, layer in zip(_row(figure, len(layers)), layers, strict=True):
         draw_layer(axes, inside, layer, found.query)
-        axes.set_title(f"layer {layer + 1}: {found.name} {found.score:.2f}, query {found.query}", fontsize=9.5)
+        axes.set_title(f"layer {layer + 1}", fontsize=9.5)
+        if layer == 0:
+            axes.set_xlabel(f"query {found.query}: {found.name} {found.score:.2f}", fontsize=9)
 
 
 def _draw_boxes(figure: Canvas, inside: Inside) -> None:
@@ -181,10 +183,14 @@ def _draw_boxes(figure: Canvas, inside: Inside) -> None:
     found = inside.detections(0.3) or inside.detections(top_k=3)
     for axes, layer in zip(_row(figure, len(layers)), layers, strict=True):
         show_picture(axes, inside.image)
-        for one in reversed(found):
+        labelled: list[torch.Tensor] = []
+        for one in found:
             score = float(inside.scores_per_layer(one.query)[layer, one.label])
-            color = class_color(one.label).as_hex()
-            draw_box(axes, inside.boxes_per_layer(one.query)[layer + 1].tolist(), color, label=f"{one.name} {score:.2f}")
+            box = inside.boxes_per_layer(one.query)[layer + 1]
+            free = all((box[:2] - other[:2]).abs().max() > 0.06 * max(inside.picture_size) for other in labelled)
+            label = f"{one.name} {score:.2f}" if free else ""
+            draw_box(axes, box.tolist(), class_color(one.label).as_hex(), label=label)
+            labelled += [box] if free else []
         axes.set_title(f"layer {layer + 1}", fontsize=9.5)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import matplotlib
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from torch import Tensor
 
 from deformable_detr.boxes import box_iou
@@ -57,7 +58,7 @@ def draw_scores(axes: Axes, inside: Inside, query: int) -> None:
     axes.set(ylim=(0, 1.03), xticks=layers, xticklabels=["reference", *map(str, layers[1:])], xlabel="decoder layer")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="best")
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.8, ncols=3)
 
 
 def _overlaps(boxes: Tensor) -> Tensor:
@@ -84,4 +85,4 @@ def draw_refinement(axes: Axes, inside: Inside, query: int) -> None:
 def layer_color(layer: int, num_layers: int) -> str:
     """`#rrggbb` of a decoder layer (from 1): from violet to yellow."""
     share = 0.35 + 0.6 * (layer - 1) / max(num_layers - 1, 1)
-    return matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](share))
+    return to_hex(matplotlib.colormaps["plasma"](share))

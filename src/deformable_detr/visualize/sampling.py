@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from deformable_detr.visualize.figures import (
+    LARGEST_AREA,
     View,
+    count_outside,
     draw_box,
     draw_points,
     draw_reference,
@@ -24,6 +26,8 @@ from deformable_detr.visualize.figures import (
 from deformable_detr.visualize.inside import Inside, LayerSampling
 
 Split = Literal["layer", "head", "level"]
+SMALL_AREA = 70.0
+"""Of the circle of the largest weight, where a panel is one of many in a larger figure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +107,8 @@ def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
     assert figure is not None
     view = SamplingView(figure, (layer,), points[None], weights[None], reference[None])
     shown = torch.ones(weights.shape[:2], dtype=torch.bool)
-    _draw_cell(axes, inside, view, _Cell("", 0, shown), float(weights.max()), query, _is_small(inside, query))
+    largest = float(weights.max())
+    _draw_cell(axes, inside, view, _Cell("", 0, shown), largest, query, _is_small(inside, query), area=SMALL_AREA)
     return float(weights.max())
 
 
@@ -113,14 +118,22 @@ class _Cell(NamedTuple):
     shown: Tensor  # [M, L] bool
 
 
-def _draw_cell(axes: Axes, inside: Inside, view: SamplingView, cell: _Cell, largest: float, query: int | None, zoom: bool) -> None:
+def _draw_cell(
+    axes: Axes,
+    inside: Inside,
+    view: SamplingView,
+    cell: _Cell,
+    largest: float,
+    query: int | None,
+    zoom: bool,
+    area: float = LARGEST_AREA,
+) -> None:
     points, weights, reference = view.points[cell.row], view.weights[cell.row], view.references[cell.row]
     show_picture(axes, inside.image, fade=0.55)
     if query is not None:
         draw_box(axes, inside.boxes_per_layer(query)[view.layers[cell.row] + 1].tolist(), "#ffffff", width=1.5)
     draw_reference(axes, reference)
-    draw_points(axes, points, weights, shown=cell.shown, largest=largest)
-    outside = 0
+    draw_points(axes, points, weights, shown=cell.shown, largest=largest, area=area)
     if zoom:
         strong = view.points[view.weights > 0.02 * view.weights.max()]  # of all panels, so that they show the same
         corners = [strong, view.references[:, :2]]
@@ -128,8 +141,9 @@ def _draw_cell(axes: Axes, inside: Inside, view: SamplingView, cell: _Cell, larg
             corners.append(inside.boxes_per_layer(query)[1:].reshape(-1, 2))
         focus(axes, torch.cat(corners), least=0.1 * max(inside.picture_size))
     else:
-        outside = widen(axes, points[cell.shown])
-    axes.set_title(f"{cell.title} ({outside} points far outside)" if outside else cell.title, fontsize=9.5)
+        widen(axes, view.points)
+    outside = count_outside(axes, points[cell.shown])
+    axes.set_title(f"{cell.title} ({outside} outside)" if outside else cell.title, fontsize=9.5)
 
 
 def _is_small(inside: Inside, query: int) -> bool:

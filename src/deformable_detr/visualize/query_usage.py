@@ -1,0 +1,104 @@
+"""Where each query's boxes fall over many pictures (as figure 7 of DETR shows it for learned queries)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.inference.sources import Source
+from deformable_detr.model import DeformableDETR
+from deformable_detr.visualize.figures import View, new_figure, panels
+from deformable_detr.visualize.level_attention import look_inside_many
+
+KINDS = {"small": "#2fa84f", "wide": "#d6336c", "tall": "#1c7ed6"}
+LARGE = 0.15
+"""A box of less than this share of the picture's width and height is small."""
+
+
+@dataclass(frozen=True, eq=False)
+class QueryUsageView(View):
+    """The boxes of all Q queries in I pictures."""
+
+    boxes: Tensor
+    """`[I, Q, 4]` cxcywh in [0, 1] of each picture."""
+
+    scores: Tensor
+    """`[I, Q]` in [0, 1]: of the likeliest class."""
+
+    labels: Tensor
+    """`[I, Q]` int64: the likeliest class."""
+
+    usage: Tensor
+    """`[Q]`: in what share of the pictures the query's score reached the threshold."""
+
+
+def view_query_usage(
+    model: DeformableDETR | Predictor,
+    source: Source,
+    *,
+    threshold: float = 0.3,
+    limit: int | None = 500,
+    num_queries: int = 20,
+) -> QueryUsageView:
+    """Collect every query's boxes over many pictures and draw the centres of the most used queries.
+
+    A learned query is the same in every picture and comes to answer for a region and a size. A query of a two-stage model is a
+    rank: query 0 is the best proposal, wherever that lies.
+
+    Args:
+        model: any variant, or a detector.
+        source: pictures as :meth:`Predictor.predict` takes them.
+        threshold: smallest score at which a query counts as used.
+        limit: at most so many pictures. None: all.
+        num_queries: how many queries are drawn, the most used first.
+
+    Raises:
+        FileNotFoundError: there are no pictures.
+    """
+    boxes, scores, labels, kind = [], [], [], ""
+    for inside in look_inside_many(model, source, limit=limit):
+        best = inside.predictions.logits[-1, 0].float().sigmoid().max(-1)  # [Q]
+        boxes.append(inside.predictions.boxes[-1, 0].float())
+        scores.append(best.values)
+        labels.append(best.indices)
+        kind = "learned queries" if inside.query_source == "learned" else "queries are ranks of proposals"
+    if not boxes:
+        raise FileNotFoundError("there is no picture to look at")
+    count = min(len(item) for item in boxes)  # a tiny picture may have fewer proposals than others
+    all_boxes, all_scores, all_labels = (torch.stack([item[:count] for item in items]) for items in (boxes, scores, labels))
+    usage = (all_scores >= threshold).float().mean(0)
+    figure = _draw(all_boxes, all_scores, usage, threshold, num_queries, kind)
+    return QueryUsageView(figure, all_boxes, all_scores, all_labels, usage)
+
+
+def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_queries: int, kind: str):
+    shown = usage.argsort(descending=True, stable=True)[:num_queries].tolist()
+    columns = min(5, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(10.0, 1.9 * rows + 2.6)
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.9 * rows + 0.6, 1.9))[:, 0]
+    title = f"Where the boxes of the {len(shown)} most used queries fall ({len(boxes)} pictures, {kind})"
+    top.suptitle(title, fontsize=11, fontweight="bold")
+    for axes, query in zip(panels(top, len(shown), columns), shown, strict=True):
+        used = scores[:, query] >= threshold
+        _scatter(axes, boxes[~used, query], alpha=0.18, size=4)
+        _scatter(axes, boxes[used, query], alpha=0.9, size=11)
+        axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
+        axes.set_title(f"query {query}: {float(usage[query]):.0%}", fontsize=8.5)
+    axes = bottom.subplots()
+    axes.bar(np.arange(len(usage)), usage.sort(descending=True).values.numpy(), color="#4c6ef5", width=1.0)
+    axes.set(xlim=(-0.5, len(usage) - 0.5), xlabel="queries, most used first", ylabel=f"pictures with\na score ≥ {threshold:g}")
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = [axes.scatter([], [], color=color, s=18) for color in KINDS.values()]
+    names = ["small box", "large and wide", "large and tall"]
+    top.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _scatter(axes, boxes: Tensor, *, alpha: float, size: float) -> None:
+    small = (boxes[:, 2:] < LARGE).all(-1)
+    wide = ~small & (boxes[:, 2] >= boxes[:, 3])
+    for members, color in zip((small, wide, ~small & ~wide), KINDS.values(), strict=True):
+        axes.scatter(boxes[members, 0], boxes[members, 1], s=size, color=color, alpha=alpha, linewidths=0)

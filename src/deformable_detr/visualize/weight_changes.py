@@ -1,0 +1,141 @@
+"""What changed between two checkpoints of one network: the relative change of every part.
+
+The running statistics of batch norms are left out: they are no weights, and so large that they would hide everything else.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from deformable_detr.visualize.figures import View, new_figure
+
+LAYER = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.(.+)$")
+KINDS = {
+    "self_attn.in_proj": "self-attention",
+    "self_attn.out_proj": "self-attention",
+    "sampling_offsets": "sampling offsets",
+    "attention_weights": "attention weights",
+    "value_proj": "value projection",
+    "output_proj": "output projection",
+    "ffn.linear": "feed-forward",
+    "norm": "norms",
+}
+"""Part of a parameter's name → row of the figure."""
+
+
+@dataclass(frozen=True)
+class PartChange:
+    """How much one part changed."""
+
+    part: str
+    """Such as `neck`, or `decoder 3: sampling offsets` (layers from 1)."""
+
+    parameters: int
+    """How many numbers it has."""
+
+    change: float
+    """‖after − before‖ / ‖before‖, over all its numbers together."""
+
+    most_changed: str
+    """Its tensor with the largest relative change."""
+
+
+@dataclass(frozen=True, eq=False)
+class WeightChangesView(View):
+    """The change of each part, in the order of the data path."""
+
+    parts: tuple[PartChange, ...]
+
+    total: float
+    """The relative change of all numbers together."""
+
+
+def view_weight_changes(before: nn.Module | Mapping[str, Tensor], after: nn.Module | Mapping[str, Tensor]) -> WeightChangesView:
+    """Compare two checkpoints.
+
+    Args:
+        before: a network or its state dict.
+        after: the same network later.
+
+    Raises:
+        ValueError: tensors that only one of them has, or of different shapes.
+    """
+    old, new = (_floating(one) for one in (before, after))
+    different = sorted(old.keys() ^ new.keys()) or [name for name in old if old[name].shape != new[name].shape]
+    if different:
+        raise ValueError(
+            f"the two are not the same network: {len(different)} tensors differ in name or shape, such as {different[0]}"
+        )
+    groups: dict[str, list[str]] = {}
+    for name in old:
+        groups.setdefault(part_of(name), []).append(name)
+    parts = tuple(_change(part, names, old, new) for part, names in groups.items())
+    total = _relative(old, new, list(old))
+    return WeightChangesView(_draw(parts, total), parts, total)
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: layers of the transformer by kind, the backbone by stage, the rest by module."""
+    if found := LAYER.match(name):
+        stack, layer, rest = found.groups()
+        kind = next((kind for piece, kind in KINDS.items() if piece in rest), rest.split(".")[0])
+        return f"{stack} {int(layer) + 1}: {kind}"
+    pieces = name.split(".")
+    if pieces[0] == "backbone":
+        return f"backbone {pieces[2]}" if len(pieces) > 3 else "backbone"
+    if pieces[0] == "decoder":
+        return "box heads"
+    return {"class_heads": "class heads", "query_source": "queries", "flatten": "level embedding"}.get(pieces[0], pieces[0])
+
+
+def _floating(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    learned = {name: value for name, value in state.items() if value.is_floating_point() and ".running_" not in name}
+    return {name: value.detach().cpu().double() for name, value in learned.items()}
+
+
+def _relative(old: Mapping[str, Tensor], new: Mapping[str, Tensor], names: list[str]) -> float:
+    difference = sum(float((new[name] - old[name]).square().sum()) for name in names)
+    size = sum(float(old[name].square().sum()) for name in names)
+    return (difference / size) ** 0.5 if size else float("inf") if difference else 0.0
+
+
+def _change(part: str, names: list[str], old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> PartChange:
+    most = max(names, key=lambda name: _relative(old, new, [name]))
+    return PartChange(part, sum(old[name].numel() for name in names), _relative(old, new, names), most)
+
+
+def _draw(parts: tuple[PartChange, ...], total: float):
+    """Bars for the parts outside the transformer, a table of kinds and layers for those inside."""
+    inside = {part.part: part.change for part in parts if ": " in part.part}
+    outside = [part for part in parts if ": " not in part.part]
+    layers = list(dict.fromkeys(name.split(": ")[0] for name in inside))
+    kinds = [kind for kind in dict.fromkeys(KINDS.values()) if any(f"{layer}: {kind}" in inside for layer in layers)]
+    table = np.array([[inside.get(f"{layer}: {kind}", np.nan) for layer in layers] for kind in kinds])
+    figure = new_figure(11, max(3.4, 0.32 * max(len(outside), len(kinds)) + 1.6))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    figure.suptitle(f"Relative change of the weights, part by part (all together: {total:.1%})", fontsize=11, fontweight="bold")
+    values = [part.change for part in outside]
+    left.barh([part.part for part in outside], values, color="#4c6ef5", height=0.72)
+    for row, value in enumerate(values):
+        left.text(value, row, f" {value:.1%}", va="center", fontsize=8)
+    finite = [value for value in values if np.isfinite(value)]
+    left.set(xlim=(0, max([*finite, 1e-6]) * 1.22), xlabel="‖after − before‖ / ‖before‖")
+    left.invert_yaxis()
+    left.spines[["top", "right"]].set_visible(False)
+    left.tick_params(labelsize=8.5)
+    if table.size:
+        shown = right.imshow(table, cmap="viridis", aspect="auto", vmin=0)
+        middle = np.nanmax(np.where(np.isfinite(table), table, np.nan)) * 0.6
+        for (row, column), value in np.ndenumerate(table):
+            if not np.isnan(value):
+                color = "black" if value > middle else "white"
+                right.text(column, row, f"{value:.1%}", ha="center", va="center", fontsize=8, color=color)
+        right.set(xticks=range(len(layers)), yticks=range(len(kinds)), yticklabels=kinds)
+        right.set_xticklabels([layer.replace(" ", "\n") for layer in layers])
+        right.tick_params(labelsize=8.5)
+        figure.colorbar(shown, ax=right, shrink=0.85, aspect=20).ax.tick_params(labelsize=8)
+    return figure
