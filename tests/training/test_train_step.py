@@ -22,7 +22,7 @@ def model() -> DeformableDETR:
     torch.manual_seed(0)
     # frozen batch norm: with trained statistics a batch of four is not two batches of two, whatever the loss does
     model = build_model("tiny", num_classes=3, freeze_batch_norm=True).double()
-    # At first the sampling points lie on pixel centres, where the gradient of a bilinear sample jumps: off them, or the last bit decides
+    # at first the sampling points lie on pixel centres, where the gradient jumps: move them, or the last bit decides
     for name, parameter in model.named_parameters():
         if name.endswith("sampling_offsets.bias"):
             parameter.data += 0.3 * torch.rand_like(parameter)

@@ -141,7 +141,7 @@ class Trainer:
 
     def _build_optimization(self) -> None:
         settings = self.config.optimizer
-        self.network.to(self.accelerator.device, memory_format=torch.channels_last)  # the convolutions' faster layout
+        self.network.to(self.accelerator.device).to(memory_format=torch.channels_last)  # the convolutions' faster layout
         self.ema = ExponentialMovingAverage(self.network, self.config.train.ema_decay) if self.config.train.ema_decay else None
         self.criterion = build_criterion(self.config.model.num_classes, self.config.loss)
         optimizer = build_optimizer(
