@@ -95,6 +95,7 @@ def test_help(capsys):
 
 def test_settings_for_loading():
     options = parse_evaluate_options(["w", "d", "--precision", "bf16", "--device=cpu"])
-    assert options.load_settings() == {"device": "cpu", "precision": "bf16"}
+    always = {"optimize": True, "compile": False}
+    assert options.load_settings() == {"device": "cpu", "precision": "bf16", **always}
     options = parse_evaluate_options(["w", "d", "--dilation", "true"])
-    assert options.load_settings() == {"device": "auto", "precision": "fp32", "dilation": True}
+    assert options.load_settings() == {"device": "auto", "precision": "fp32", "dilation": True, **always}

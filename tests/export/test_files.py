@@ -53,8 +53,8 @@ def assert_same_detections(path, model, pictures, runtime=None, top_k=8):
         assert one.data["category_id"].tolist() == other.data["category_id"].tolist()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_as_onnx_without_grid_sample(variant, tmp_path):
+@pytest.mark.parametrize("variant", ["two-stage", "single-scale-dc5"])  # the other variants are in the tests below
+def test_onnx_without_grid_sample(variant, tmp_path):
     model = small_model(variant)
     path = tmp_path / "detector.onnx"
     difference = export_model(model, path, size=CANVAS, batch_size=1, grid_sample=False)
@@ -117,11 +117,11 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     def write_changed(path, program, form):
         weights = program.state_dict
         name = next(name for name in weights if name.endswith("class_heads.0.bias"))
-        weights[name].data.add_(1.0)
+        weights[name] = torch.nn.Parameter(weights[name] + 1.0, requires_grad=False)  # not in place: the network shares it
         files.save_program(path, program, form)
 
     monkeypatch.setitem(files.WRITERS, ".pt2", write_changed)
-    with pytest.raises(ParityError, match=r"scores differ by at most 1\.\de-0\d"):
+    with pytest.raises(ParityError, match=r"scores differ by at most \d\.\de-02, boxes by 0\.0"):
         export_model(small_model(), tmp_path / "detector.pt2", size=CANVAS, batch_size=1)
     assert list(tmp_path.iterdir()) == []
 

@@ -28,12 +28,14 @@ def trace(network: nn.Module, form: ExportForm, batch: ImageBatch) -> ExportedPr
     tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
     inputs = tuple(tensors[name] for name in form.inputs)
     with torch.no_grad(), use_backend("reference" if form.grid_sample else "gather"), quiet():
-        return torch.export.export(
+        program = torch.export.export(
             network,
             inputs,
             dynamic_shapes=_dynamic_shapes(form),
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+    _drop_inequalities(program)
+    return program
 
 
 def save_program(path: Path, program: ExportedProgram, form: ExportForm) -> None:
@@ -47,6 +49,20 @@ def _dynamic_shapes(form: ExportForm) -> tuple[dict[int, Dim], ...] | None:
     sides = [] if form.size is not None else [Dim(name, min=form.smallest_side, max=LARGEST_SIDE) for name in ("height", "width")]
     images, mask = (batch | dict(enumerate(sides, start)) for start in (2, 1))
     return (images, mask)[: len(form.inputs)] if images else None
+
+
+def _drop_inequalities(program: ExportedProgram) -> None:
+    """Take out the conditions that some expression of the sizes must *not* have a value, such as "the batch is not 2".
+
+    The tracer notes them where it chose between two ways to the same result (a view or a copy, one large product or many) by the
+    sizes of the example. Either way is right for all sizes, which the check of parity at several sizes confirms.
+    """
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default and "expression Ne(" in str(node.args[1]):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
 
 
 @contextmanager
