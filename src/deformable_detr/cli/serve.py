@@ -100,7 +100,7 @@ def parse_serve_options(argv: Sequence[str]) -> ServeOptions:
         usage="WEIGHTS [--host ADDRESS] [--port PORT] [options]",
         description=DESCRIPTION,
         examples=EXAMPLES,
-        arguments={"weights": {"help": "A run folder (its best weights), or a weights file of any known format."}},
+        arguments={"weights": {"help": "A run folder (its best weights), weights of any known format, or an exported file."}},
     )
     if not 0 <= options.port <= 65535:
         raise ValueError(f"port must lie in [0, 65535], not {options.port}")
@@ -110,9 +110,13 @@ def parse_serve_options(argv: Sequence[str]) -> ServeOptions:
 
 
 def open_predictor(options: ServeOptions) -> "Predictor":
-    """What is served."""
+    """What is served: a detector, or a file that `deformable-detr export` wrote."""
     from deformable_detr.detector import Detector
+    from deformable_detr.export import load_exported
+    from deformable_detr.export.sessions import SUFFIXES
 
+    if Path(options.weights).suffix.lower() in SUFFIXES:
+        return load_exported(options.weights)
     return Detector.load(options.weights, **options.load_settings())
 
 
