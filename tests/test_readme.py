@@ -10,6 +10,8 @@ from PIL import Image
 
 from deformable_detr.cli import demo
 from deformable_detr.cli.__main__ import main
+from deformable_detr.cli.explore import parse_explore_options
+from deformable_detr.cli.serve import parse_serve_options
 from deformable_detr.data.scenes import generate_scenes
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +20,7 @@ BLOCKS = {
     language: re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL) for language in ("bash", "python")
 }
 COMMANDS = [line.split("   #")[0] for block in BLOCKS["bash"] for line in block.splitlines() if line.startswith("deformable-detr ")]
+SERVERS = {"explore": parse_explore_options, "serve": parse_serve_options}
 QUICK = ["--eval_short_side", "64", "--max_long_side", "96", "--train_short_sides", "[64]", "--num_workers", "0", "--device", "cpu"]
 
 
@@ -25,16 +28,25 @@ QUICK = ["--eval_short_side", "64", "--max_long_side", "96", "--train_short_side
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     generate_scenes(folder / "my_data", train=4, val=2, image_size=64)
-    Image.new("RGB", (80, 60), (90, 120, 60)).save(folder / "street.jpg")
+    Image.new("RGB", (400, 200), (90, 120, 60)).save(folder / "street.jpg")
+    (folder / "photos").mkdir()
+    Image.new("RGB", (96, 64), (90, 120, 60)).save(folder / "photos" / "one.jpg")
     return folder
 
 
 def test_commands(workplace, monkeypatch):
     """In the order in which they stand there: each may use what the one before has made."""
     monkeypatch.chdir(workplace)
-    assert [shlex.split(command)[1] for command in COMMANDS] == ["train", "evaluate", "predict", "describe", "train"]
+    own_data = ["train", "evaluate", "predict", "describe", "train"]
+    others = ["describe", "explain", "explore", "export", "predict", "serve"]
+    assert [shlex.split(command)[1] for command in COMMANDS] == own_data + others
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
+        if arguments[0] in SERVERS:  # these do not end
+            assert SERVERS[arguments[0]](arguments[1:]).weights == "runs/first"
+            continue
+        if arguments[0] == "export":
+            arguments += ["--size", "96", "128"]
         if arguments[0] == "train" and "--resume" not in arguments:
             assert arguments[arguments.index("--preset") + 1] == "r50-two-stage"
             arguments[arguments.index("--preset") + 1] = "tiny"
@@ -43,6 +55,9 @@ def test_commands(workplace, monkeypatch):
         assert main(arguments) == 0, command
     assert (workplace / "runs/first/weights/best.safetensors").is_file()
     assert (workplace / "runs/predict/street.jpg").is_file()
+    assert (workplace / "runs/predict/one.jpg").is_file()
+    assert (workplace / "journey.png").is_file()
+    assert (workplace / "why.html").is_file()
 
 
 def test_python(workplace, monkeypatch):

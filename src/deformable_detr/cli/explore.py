@@ -61,22 +61,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    options = parse_options(
-        ExploreOptions,
-        argv,
-        command="explore",
-        usage="[WEIGHTS] [IMAGES ...] [--host ADDRESS] [--port NUMBER] [options]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={
-            "weights": {
-                "nargs": "?",
-                "default": None,
-                "help": "A run folder, or a weights file of any known format; may be left out.",
-            },
-            "images": {"nargs": "*", "default": [], "help": "Files, folders, patterns in quotes."},
-        },
-    )
+    options = parse_explore_options(argv)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from deformable_detr.visualize.explorer.page import Page, serve
@@ -107,3 +92,23 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         page.blocks.close()
     return 0
+
+
+def parse_explore_options(argv: Sequence[str]) -> ExploreOptions:
+    """The options of the command line; see :func:`~deformable_detr.cli.options.parse_options`."""
+    return parse_options(
+        ExploreOptions,
+        argv,
+        command="explore",
+        usage="[WEIGHTS] [IMAGES ...] [--host ADDRESS] [--port NUMBER] [options]",
+        description=DESCRIPTION,
+        examples=EXAMPLES,
+        arguments={
+            "weights": {
+                "nargs": "?",
+                "default": None,
+                "help": "A run folder, or a weights file of any known format; may be left out.",
+            },
+            "images": {"nargs": "*", "default": [], "help": "Files, folders, patterns in quotes."},
+        },
+    )
