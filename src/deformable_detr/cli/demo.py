@@ -20,7 +20,7 @@ with box refinement, on 128 pixels. Needs no network and no GPU."""
 
 EXAMPLES = """\
 examples:
-  deformable-detr demo                       about four minutes on two CPU cores
+  deformable-detr demo                       four to six minutes on two CPU cores
   deformable-detr demo --steps 600           a quick look
   deformable-detr predict demo/run demo/data/val --output demo/more
 """
@@ -36,7 +36,7 @@ class DemoOptions:
     output_dir: str = "demo"
     """Gets data/ (the pictures) and run/ (weights, curves, drawings); both are replaced."""
 
-    steps: int = 2400
+    steps: int = 2150
     """Optimiser steps, each on 4 pictures."""
 
     seed: int = 0
