@@ -20,7 +20,7 @@ with box refinement, on 128 pixels. Needs no network and no GPU."""
 
 EXAMPLES = """\
 examples:
-  deformable-detr demo                       four to six minutes on two CPU cores
+  deformable-detr demo                       about six minutes on two CPU cores
   deformable-detr demo --steps 600           a quick look
   deformable-detr predict demo/run demo/data/val --output demo/more
 """
