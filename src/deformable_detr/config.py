@@ -219,6 +219,9 @@ class DataConfig:
     num_workers: int = 2
     """Processes that read pictures, per training process. 0 reads in the training process itself."""
 
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """What a picture does in training that cannot be read: end the run, or be replaced by the next one with a warning."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -262,11 +265,18 @@ class TrainConfig:
     steps: int | None = None
     """Optimiser steps in total, instead of epochs."""
 
-    batch_size: int = 2
-    """Pictures per process and forward pass. The official runs use 32 in total (16 processes x 2)."""
+    batch_size: int | Literal["auto"] = 2
+    """Pictures per process and forward pass. The official runs use 32 in total (16 processes x 2). `auto`: as many as fit into
+    memory, up to target_batch_size, which accumulate is then set for."""
 
     accumulate: int = 1
     """Forward passes per optimiser step: batch_size x accumulate x processes pictures make one step."""
+
+    target_batch_size: int = 16
+    """With batch_size `auto`: pictures per optimiser step, all processes together."""
+
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: less memory, a slower step, the same gradients."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights stay fp32."""
@@ -282,6 +292,13 @@ class TrainConfig:
 
     checkpoint_every: int = 0
     """Steps between saved states within an epoch. 0: only at the end of every epoch."""
+
+    patience: int = 0
+    """Stop early after this many evaluations in a row without a better AP. 0: never."""
+
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinity in a loss, a gradient or a box does: `stop` ends the run, `skip` leaves this step out and goes on.
+    Either way the weights stay as they were, the layer and the pictures are named, and the batch is saved for `replay`."""
 
     seed: int = 42
     """Seed of the weights, the order of the pictures and the augmentation."""
@@ -299,6 +316,10 @@ class RunConfig:
 
     preset: str = "r50"
     """Named variant whose values the settings under `model` start from; see `deformable_detr.presets`."""
+
+    recipe: Literal["finetune", "small-data"] | None = None
+    """Settings for your own pictures, chosen by their number and sizes: `finetune` from the weights of a detector, `small-data`
+    from an ImageNet backbone. What a file or an option says stands above it; see docs/recipes.md."""
 
     output_dir: str = "runs/train"
     """Folder of this run: config, logs, curves, checkpoints, sample pictures."""

@@ -1,9 +1,11 @@
 """COCO-format data sets: where their files stand, and their samples as (image, target)."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -12,6 +14,8 @@ from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.data.images import read_image
 from deformable_detr.structures import Categories, ImageId, Target
+
+logger = logging.getLogger(__name__)
 
 Transform = Callable[[Tensor, Target | None], tuple[Tensor, Target | None]]
 SPLIT_NAMES = {"val": ("val", "valid"), "valid": ("valid", "val")}
@@ -37,6 +41,8 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         categories: the classes to map to, by name (by id where not one name is known): a validation set must use those of the
             training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
+        on_bad_image: `skip` replaces a picture that cannot be read by the next one, where the samples of training are drawn (with
+            a :class:`SampleKey`); it says so in the log. An evaluation never leaves a picture out.
 
     Raises:
         FileNotFoundError: the file, the folder, or the first picture is missing.
@@ -51,7 +57,9 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         *,
         categories: Categories | None = None,
         training: bool = False,
+        on_bad_image: Literal["stop", "skip"] = "stop",
     ) -> None:
+        self.on_bad_image = on_bad_image
         self.annotation_file, self.image_dir = Path(annotation_file), Path(image_dir)
         self.transform = transform
         self._annotations = read_annotations(annotation_file, categories=categories, boxes_required=training)
@@ -77,6 +85,18 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
     def image_path(self, index: int) -> Path:
         """The file of a picture."""
         return self.image_dir / str(self._annotations.file_names[index])
+
+    def image_sizes(self) -> np.ndarray:
+        """`[I, 2]` (height, width) of all pictures, as the annotation file says."""
+        return self._annotations.image_sizes
+
+    def objects_per_image(self) -> np.ndarray:
+        """`[I]` how many boxes each picture has."""
+        return np.diff(self._annotations.first_box)
+
+    def boxes(self) -> np.ndarray:
+        """`[A, 4]` all boxes, xyxy in pixels, picture by picture."""
+        return self._annotations.boxes
 
     def target(self, index: int) -> Target:
         """What is to be found in a picture, before any transform."""
@@ -109,14 +129,27 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, key: int | SampleKey) -> tuple[Tensor, Target]:
         """The transformed image `[3, h, w]` and its target; a key with a seed gives the same every time."""
-        if isinstance(key, SampleKey):
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(key.seed)
-                return self[key.index]
-        image, target = self.transform(self.image(key), self.target(key))
+        if not isinstance(key, SampleKey):
+            return self._sample(key, self.image(key))
+        index, image = self._readable(key.index) if self.on_bad_image == "skip" else (key.index, self.image(key.index))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(key.seed)
+            return self._sample(index, image)
+
+    def _sample(self, index: int, image: Tensor) -> tuple[Tensor, Target]:
+        image, target = self.transform(image, self.target(index))
         if target is None:
             raise TypeError("the transform of a data set must give back the target")
         return image, target
+
+    def _readable(self, index: int) -> tuple[int, Tensor]:
+        """This picture, or the first one after it that can be read."""
+        for candidate in [*range(index, len(self)), *range(index)]:
+            try:
+                return candidate, self.image(candidate)
+            except (OSError, ValueError) as error:
+                logger.warning("left out, the next picture takes its place: %s", error)
+        raise ValueError(f"{self.annotation_file}: not one picture can be read")
 
 
 def find_split(dataset: str | Path, split: str) -> tuple[Path, Path]:

@@ -53,7 +53,14 @@ def build_dataset(
         if training
         else eval_transform(config.eval_short_side, config.max_long_side, config.mean, config.std)
     )
-    return CocoDataset(annotation_file, image_dir, transform, categories=categories, training=training)
+    return CocoDataset(
+        annotation_file,
+        image_dir,
+        transform,
+        categories=categories,
+        training=training,
+        on_bad_image=config.on_bad_image if training else "stop",
+    )
 
 
 def build_loader(

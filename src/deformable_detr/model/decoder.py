@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deformable_detr.model.heads import apply_box_delta
 from deformable_detr.model.queries import Queries
@@ -56,6 +57,7 @@ class DeformableDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.box_heads = nn.ModuleList(box_heads)
         self.box_refinement = box_refinement
+        self.gradient_checkpointing = False
 
     def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> tuple[Tensor, Tensor]:
         """Run all layers.
@@ -66,7 +68,11 @@ class DeformableDecoder(nn.Module):
         query, reference = queries.query, queries.reference_points
         hidden, boxes = [], []
         for index, layer in enumerate(self.layers):
-            query = layer(query, queries.query_pos, on_padded_levels(reference, flat.valid_ratios), memory, flat)
+            arguments = query, queries.query_pos, on_padded_levels(reference, flat.valid_ratios), memory, flat
+            if self.gradient_checkpointing and self.training:
+                query = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                query = layer(*arguments)
             box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
             hidden.append(query)
             boxes.append(apply_box_delta(box_head(query), reference))

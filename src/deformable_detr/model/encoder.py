@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deformable_detr.structures import FlatFeatures
 
@@ -67,13 +68,17 @@ class DeformableEncoder(nn.Module):
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.gradient_checkpointing = False
 
     def forward(self, flat: FlatFeatures) -> Tensor:
         """The sequence → `memory`, `[B, S, C]`."""
         reference_points = encoder_reference_points(flat.spatial_shapes, flat.valid_ratios)
         memory = flat.features
         for layer in self.layers:
-            memory = layer(memory, reference_points, flat)
+            if self.gradient_checkpointing and self.training:
+                memory = checkpoint(layer, memory, reference_points, flat, use_reentrant=False)
+            else:
+                memory = layer(memory, reference_points, flat)
         return memory
 
 

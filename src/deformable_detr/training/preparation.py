@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +28,8 @@ MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 FREE_TO_CHANGE = {
     *("dataset", "preset", "output_dir", "weights", "resume", "model.num_classes", "model.pretrained_backbone"),
     *("data.num_workers", "train.epochs", "train.steps", "train.evaluate_every", "train.log_every"),
-    *("train.checkpoint_every", "train.device"),
+    *("train.checkpoint_every", "train.device", "train.patience", "train.on_non_finite", "train.gradient_checkpointing"),
+    *("recipe", "train.target_batch_size"),
 }
 """Settings that a resumed run may have otherwise than before: the steps already done would have been the same."""
 
@@ -47,12 +48,15 @@ def check_train_config(config: TrainConfig) -> None:
     Raises:
         ValueError: the message names the setting.
     """
-    for name in ("epochs", "batch_size", "accumulate", "log_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"train.{name} must be at least 1, not {getattr(config, name)}")
+    for name in ("epochs", "batch_size", "accumulate", "target_batch_size", "log_every"):
+        value = getattr(config, name)
+        if value != "auto" and value < 1:
+            raise ValueError(f"train.{name} must be at least 1, not {value}")
+    if config.batch_size == "auto" and config.accumulate != 1:
+        raise ValueError("train.batch_size auto sets train.accumulate by itself: give train.target_batch_size instead")
     if config.steps is not None and config.steps < 1:
         raise ValueError(f"train.steps must be at least 1, or null to count in epochs; not {config.steps}")
-    for name in ("evaluate_every", "checkpoint_every"):
+    for name in ("evaluate_every", "checkpoint_every", "patience"):
         if getattr(config, name) < 0:
             raise ValueError(f"train.{name} must be at least 0, not {getattr(config, name)}")
     if config.precision not in MIXED_PRECISION:
@@ -102,7 +106,7 @@ def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) ->
     def loader(dataset: CocoDataset, training: bool) -> DataLoader:
         batches = build_loader(
             dataset,
-            batch_size=config.train.batch_size,
+            batch_size=cast(int, config.train.batch_size),  # `auto` has been settled
             training=training,
             num_workers=config.data.num_workers,
             seed=config.train.seed,

@@ -29,6 +29,7 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.samples = self.root / "samples"
         self.state = self.root / "state"
+        self.non_finite = self.root / "non_finite"
         self.best_weights = self.root / "weights" / "best.safetensors"
         self.last_weights = self.root / "weights" / "last.safetensors"
         self.loss_curve = self.root / "loss.png"

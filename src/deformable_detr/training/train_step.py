@@ -75,9 +75,9 @@ def train_step(
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             predictions = model(images.to(accelerator.device, non_blocking=True))
-            losses = _losses(criterion, predictions, [target.to(accelerator.device, non_blocking=True) for target in targets])
-            loss = losses["loss"]
-            accelerator.backward(loss * share)
+            moved = [target.to(accelerator.device, non_blocking=True) for target in targets]
+            losses = _losses(criterion, predictions, moved, accelerator)
+            accelerator.backward(losses["loss"] * share)
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach() * share
     accelerator.unscale_gradients(optimizer)
@@ -103,19 +103,29 @@ def _shares_of_boxes(targets: Sequence[Sequence[Target]], accelerator: Accelerat
     return [max(1.0, mean) / max(1.0, sum(means)) for mean in means]
 
 
-def _losses(criterion: Criterion, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
-    """`loss`, the weighted sum, and each unweighted term by its name; all of them finite."""
-    images = f"images of the batch: {[target.image_id for target in targets]}"
+def _losses(
+    criterion: Criterion, predictions: Predictions, targets: Sequence[Target], accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """`loss`, the weighted sum, and each unweighted term by its name; all of them finite, in every process."""
+    losses: dict[str, Tensor] = {}
+    failure, cause = "", None
     try:
         losses = criterion(predictions, targets)
+        losses = {"loss": criterion.weighted_sum(losses), **losses}
+        if not torch.isfinite(losses["loss"]):
+            broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value) and name != "loss"]
+            failure = f"the loss is not finite: {', '.join(broken) or 'the weighted sum overflows'}"
     except FloatingPointError as error:  # predictions that cannot be matched
-        raise NonFiniteLossError(f"{error}; {images}. {USUAL_CAUSES}") from error
-    loss = criterion.weighted_sum(losses)
-    if not torch.isfinite(loss):
-        broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value)]
-        terms = ", ".join(broken) or "the weighted sum overflows"
-        raise NonFiniteLossError(f"the loss is not finite: {terms}; {images}. {USUAL_CAUSES}")
-    return {"loss": loss, **losses}
+        failure, cause = str(error), error
+    if failure:
+        failure += f"; images of the batch: {[target.image_id for target in targets]}. {USUAL_CAUSES}"
+    if accelerator.num_processes > 1:  # all stop together, before the gradients are exchanged
+        count = torch.tensor(float(bool(failure)), device=accelerator.device)
+        if float(cast(Tensor, accelerator.reduce(count, "sum"))) and not failure:
+            failure = "another process met a loss that is not finite"
+    if failure:
+        raise NonFiniteLossError(failure) from cause
+    return losses
 
 
 def _describe_gradient(model: nn.Module, batches: Sequence[Batch]) -> str:

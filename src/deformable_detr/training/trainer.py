@@ -8,7 +8,7 @@ A run that was stopped at any of these points goes on with exactly the numbers t
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,12 @@ from deformable_detr.criterion.build import build_criterion
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.model import DeformableDETR
+from deformable_detr.training.advice import Advisor
+from deformable_detr.training.batches import step_batches
 from deformable_detr.training.ema import ExponentialMovingAverage
+from deformable_detr.training.guarded_step import GuardedStep
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
+from deformable_detr.training.memory import choose_batch_size, set_gradient_checkpointing
 from deformable_detr.training.optimizer import build_optimizer, build_schedule, set_learning_rates
 from deformable_detr.training.preparation import (
     build_accelerator,
@@ -41,7 +45,7 @@ from deformable_detr.training.result import Position, TrainResult
 from deformable_detr.training.run_folder import RunFolder, config_to_dict
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import latest_state, load_state, random_state, save_state, set_random_state
-from deformable_detr.training.train_step import Batch, train_step
+from deformable_detr.training.train_step import Batch
 from deformable_detr.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -72,6 +76,7 @@ def train(
         FileNotFoundError: data set, weights, or the state to resume from are missing.
         ValueError: settings that make no sense or do not fit the run that is resumed.
         NonFiniteLossError: the loss became NaN or infinite.
+        OutOfMemoryError: a step does not fit into memory.
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM, the state is saved.
     """
     return Trainer(config, draw_samples=draw_samples, on_step=on_step, show_progress=show_progress).run()
@@ -98,11 +103,15 @@ class Trainer:
             check_same_run(config, saved, self.data, self.accelerator.num_processes)
         set_seed(config.train.seed)
         self.network = build_network(config, self.data.train.categories, resumed=saved is not None)
-        self.config = replace(config, model=self.network.metadata.model)
+        self.network.to(self.accelerator.device).to(memory_format=torch.channels_last)  # the convolutions' faster layout
+        set_gradient_checkpointing(self.network, config.train.gradient_checkpointing)
+        config = replace(config, model=self.network.metadata.model)
+        self.config = config = choose_batch_size(self.network, config, self.data.train, self.accelerator)
         self.draw_samples, self.on_step, self.show_progress = draw_samples, on_step, show_progress
         self.train_loader, self.val_loader = build_loaders(config, self.data, self.accelerator)
         self.steps_per_epoch = -(-len(self.train_loader) // config.train.accumulate)
         self.total_steps = config.train.steps or config.train.epochs * self.steps_per_epoch
+        self.advisor = Advisor(self.total_steps)
         self._build_optimization()
         self.position, self.history = Position(), []
         self.recent, self.over_epoch = Averages(), Averages()
@@ -121,7 +130,7 @@ class Trainer:
         with self.progress, StopRequest() as self.stop:
             if self.position.epoch_done:
                 self._finish_epoch()
-            while self.position.step < self.total_steps:
+            while not self._finished():
                 self._train_epoch()
                 self._finish_epoch()
         return self._result()
@@ -141,9 +150,8 @@ class Trainer:
 
     def _build_optimization(self) -> None:
         settings = self.config.optimizer
-        self.network.to(self.accelerator.device).to(memory_format=torch.channels_last)  # the convolutions' faster layout
         self.ema = ExponentialMovingAverage(self.network, self.config.train.ema_decay) if self.config.train.ema_decay else None
-        self.criterion = build_criterion(self.config.model.num_classes, self.config.loss)
+        criterion = build_criterion(self.config.model.num_classes, self.config.loss)
         optimizer = build_optimizer(
             self.network,
             lr=settings.lr,
@@ -158,7 +166,8 @@ class Trainer:
             drop_factor=settings.drop_factor,
             warmup_steps=settings.warmup_steps,
         )
-        self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.guarded_step = GuardedStep(self.network, criterion, optimizer, self.accelerator, self.config, self.folder)
+        self.optimizer = self.guarded_step.optimizer
 
     def _open_log(self) -> RunLog:
         self.folder.write_config(self.config)
@@ -189,9 +198,9 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """The steps that are left of the present epoch, or of the whole run."""
-        self.model.train()
+        self.guarded_step.model.train()
         last_step = self.position.step + self._steps_left_in_epoch()
-        for batches in self._steps():
+        for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate):
             self._step(batches)
             if self.position.step == last_step:
                 return
@@ -206,34 +215,17 @@ class Trainer:
         done = self.position.batch // self.config.train.accumulate
         return min(self.steps_per_epoch - done, self.total_steps - self.position.step)
 
-    def _steps(self) -> Iterator[list[Batch]]:
-        """The rest of the epoch as the batches of each step."""
-        self.train_loader.sampler.set_epoch(self.position.epoch, skip_batches=self.position.batch)  # type: ignore[attr-defined]
-        kept = random_state()
-        batches = iter(self.train_loader)  # draws a seed for its workers, which must not change what the next steps draw
-        set_random_state(kept)
-        together: list[Batch] = []
-        while True:
-            batch = next(batches, None)
-            if batch is not None:
-                together.append(batch)
-            if together and (batch is None or len(together) == self.config.train.accumulate):
-                yield together
-                together = []
-            if batch is None:
-                return
-
     def _step(self, batches: list[Batch]) -> None:
         """One optimiser step with everything that goes with it."""
         lr = self.config.optimizer.lr * self.schedule(self.position.step)
         set_learning_rates(self.optimizer, self.schedule(self.position.step))
-        losses = train_step(
-            self.model, self.criterion, self.optimizer, batches, self.accelerator, self.config.optimizer.clip_grad_norm
-        )
-        if self.ema is not None:
-            self.ema.update(self.network)
+        losses = self.guarded_step(batches, self.position.step)
         self.position.step += 1
         self.position.batch += len(batches)
+        if losses is None:
+            return
+        if self.ema is not None:
+            self.ema.update(self.network)
         self.recent.add(losses)
         self.over_epoch.add(losses)
         began, pictures = self._clock
@@ -248,6 +240,7 @@ class Trainer:
 
     def _log_losses(self, lr: float, images_per_second: float) -> None:
         means = self._mean_over_processes(self.recent.take())
+        self.advisor.losses(self.position.step, means)
         self._clock = (time.monotonic(), 0)
         if self.log is None:
             return
@@ -271,11 +264,11 @@ class Trainer:
         self._save_state()
         if self._stop_requested():
             self._raise_interrupted()
-        finished = self.position.step == self.total_steps
+        last = self.position.step == self.total_steps
         every = self.config.train.evaluate_every
         kept = random_state()
         metrics = None
-        if self.val_loader is not None and (finished or (every and (self.position.epoch + 1) % every == 0)):
+        if self.val_loader is not None and (last or (every and (self.position.epoch + 1) % every == 0)):
             metrics = self._evaluate()
         set_random_state(kept)
         self._record_epoch(metrics)
@@ -283,8 +276,19 @@ class Trainer:
         self.position = Position(self.position.step, self.position.epoch + 1)
         self._save_state()
         self._clock = (time.monotonic(), 0)
-        if not finished and self._stop_requested():
+        if not self._finished() and self._stop_requested():
             self._raise_interrupted()
+
+    def _finished(self) -> bool:
+        """All steps done, or no better AP for longer than `patience`."""
+        patience = self.config.train.patience
+        if self.position.step == self.total_steps or not patience or not self.history:
+            return self.position.step == self.total_steps
+        since = len(self.history) - 1 - self.history.index(self._best_row() or self.history[-1])
+        if since >= patience and self.position.batch == 0:
+            logger.info("stopping early: the AP has not become better in the last %d evaluations", since)
+            return True
+        return False
 
     def _evaluate(self) -> dict[str, Any]:
         network = self._evaluated_network()
@@ -320,6 +324,7 @@ class Trainer:
             return
         if metrics is not None:
             self.log.evaluation(self.history, metrics["per_class"])
+            self.advisor.evaluation(self.history, metrics["per_class"])
         elif self.val_loader is None:
             self.log.draw_losses()
 

@@ -1,0 +1,65 @@
+"""The batches of an epoch, grouped into optimiser steps; the loader is started anew where one of its workers has died."""
+
+import logging
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader
+
+from deformable_detr.training.result import Position
+from deformable_detr.training.state import random_state, set_random_state
+from deformable_detr.training.train_step import Batch
+
+logger = logging.getLogger(__name__)
+
+MOST_RESTARTS = 3
+"""So many dead workers within one epoch are borne."""
+
+ADVICE = (
+    "A worker that reads pictures was ended from outside, mostly because memory ran out: lower data.num_workers or the sizes of the "
+    "pictures; in a container give /dev/shm more room"
+)
+
+
+class DeadWorkerError(RuntimeError):
+    """The workers that read pictures die again and again; the message says what helps."""
+
+
+def step_batches(loader: DataLoader, position: Position, accumulate: int) -> Iterator[list[Batch]]:
+    """The batches that are left of an epoch, `accumulate` at a time; the last group may be smaller.
+
+    Args:
+        loader: of the training split.
+        position: where the run stands; it must be moved on between two groups, as a restart goes on from there.
+        accumulate: batches per optimiser step.
+
+    Raises:
+        DeadWorkerError: more than :data:`MOST_RESTARTS` times.
+    """
+    for restart in range(MOST_RESTARTS + 1):
+        try:
+            yield from _groups(loader, position, accumulate)
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            loader._iterator = None  # the persistent workers, of which one is gone
+            if restart == MOST_RESTARTS:
+                raise DeadWorkerError(f"{MOST_RESTARTS + 1} workers died in one epoch ({error}). {ADVICE}") from error
+            logger.warning("%s. Going on after step %d with new workers", ADVICE, position.step)
+
+
+def _groups(loader: DataLoader, position: Position, accumulate: int) -> Iterator[list[Batch]]:
+    loader.sampler.set_epoch(position.epoch, skip_batches=position.batch)  # type: ignore[attr-defined]
+    kept = random_state()
+    batches = iter(loader)  # draws a seed for its workers, which must not change what the next steps draw
+    set_random_state(kept)
+    together: list[Batch] = []
+    while True:
+        batch = next(batches, None)
+        if batch is not None:
+            together.append(batch)
+        if together and (batch is None or len(together) == accumulate):
+            yield together
+            together = []
+        if batch is None:
+            return

@@ -1,0 +1,221 @@
+"""How many pictures fit: the search behind `batch_size: auto`, and advice where memory runs out."""
+
+import gc
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from deformable_detr.config import RunConfig
+from deformable_detr.criterion.build import build_criterion
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.transforms import resized_size
+from deformable_detr.model import DeformableDETR
+from deformable_detr.structures import ImageBatch, Target
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_MEMORY = 0.8
+"""Of what is free: the rest is for the data loader, fragmentation, and other programs."""
+
+WORKING_SHARE = 1.5
+"""Peak memory of a step over what is kept for its backward pass; measured 1.2 to 1.4 on the CPU."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A training step does not fit into memory; the message says what helps."""
+
+
+def out_of_memory(config: RunConfig, images: ImageBatch | None, error: BaseException) -> OutOfMemoryError:
+    """The error to show instead of an allocator's: what was tried, and what makes it smaller, best first."""
+    train, data = config.train, config.data
+    ways = []
+    if train.batch_size != 1:
+        ways.append("--batch_size auto (finds what fits and keeps the pictures per step by accumulation)")
+    if not train.gradient_checkpointing:
+        ways.append("--gradient_checkpointing true (less is kept, a slower step)")
+    if train.precision == "fp32":
+        ways.append("--precision bf16 (on a GPU)")
+    ways.append(f"smaller pictures (--max_long_side below {data.max_long_side}, --train_short_sides), or a smaller --preset")
+    size = f" of {len(images)} x {images.images.shape[-2]} x {images.images.shape[-1]} pixels" if images is not None else ""
+    return OutOfMemoryError(
+        f"a training step with a batch{size} does not fit into memory ({str(error).splitlines()[0]}). What helps, best first: "
+        + "; ".join(ways)
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory, on whatever device."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's own allocator on the CPU
+    )
+
+
+def choose_batch_size(network: DeformableDETR, config: RunConfig, dataset: CocoDataset, accelerator: Accelerator) -> RunConfig:
+    """Settle `batch_size: auto`: as many pictures of the largest training size as fit, and `accumulate` to go with it.
+
+    Args:
+        network: on its device.
+        config: the run; returned as it is when its batch size is a number.
+        dataset: of the training split; its sizes and object counts make the trial batch.
+        accelerator: the smallest result of all processes counts.
+
+    Raises:
+        OutOfMemoryError: not even one picture fits.
+    """
+    if config.train.batch_size != "auto":
+        return config
+    processes = accelerator.num_processes
+    most = max(1, config.train.target_batch_size // processes)
+    height, width = largest_canvas(config, dataset)
+    trial = Trial(network, config, (height, width), int(dataset.objects_per_image().max()), accelerator)
+    fitting = largest_fitting(trial.fits if accelerator.device.type == "cuda" else trial.fits_by_estimate, most)
+    fitting = min(gather_object([fitting]))
+    if fitting == 0:
+        raise out_of_memory(config, trial.batch(1)[0], MemoryError("tried with one picture"))
+    accumulate = max(1, round(config.train.target_batch_size / (fitting * processes)))
+    logger.info(
+        "batch_size auto: %d pictures of up to %d x %d pixels per pass, %d passes per step: %d pictures per step",
+        *(fitting, height, width, accumulate, fitting * accumulate * processes),
+    )
+    return replace(config, train=replace(config.train, batch_size=fitting, accumulate=accumulate))
+
+
+def largest_canvas(config: RunConfig, dataset: CocoDataset) -> tuple[int, int]:
+    """(height, width) of the largest padded batch that training can meet: pictures of both orientations in one."""
+    short, long, divisor = max(config.data.train_short_sides), config.data.max_long_side, config.data.pad_size_divisor
+    shapes = {(int(height), int(width)) for height, width in dataset.image_sizes()}
+    if config.data.transpose:
+        shapes |= {(width, height) for height, width in shapes}
+    resized = [resized_size(height, width, short, long) for height, width in shapes]
+    height, width = (-(-max(size[axis] for size in resized) // divisor) * divisor for axis in (0, 1))
+    return height, width
+
+
+def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number in [0, most] that fits, by doubling and then halving the interval; fits must be monotone."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, min(2 * high, most) if high < most else most + 1
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+class Trial:
+    """Forward and backward passes on made-up pictures, which leave network and random numbers as they were.
+
+    Args:
+        network: on its device.
+        config: the run.
+        canvas: (height, width) of the pictures.
+        num_objects: in each picture.
+        accelerator: gives device and precision.
+    """
+
+    def __init__(
+        self, network: DeformableDETR, config: RunConfig, canvas: tuple[int, int], num_objects: int, accelerator: Accelerator
+    ) -> None:
+        self.network, self.canvas, self.num_objects, self.accelerator = network, canvas, num_objects, accelerator
+        self.criterion = build_criterion(config.model.num_classes, config.loss)
+        self._kept_for_one: float | None = None
+
+    def batch(self, size: int) -> tuple[ImageBatch, list[Target]]:
+        """So many grey pictures, each with as many objects as the fullest of the data set."""
+        device = self.accelerator.device
+        boxes = torch.full((self.num_objects, 4), 0.5, device=device)
+        labels = torch.zeros(self.num_objects, dtype=torch.int64, device=device)
+        images = [torch.zeros(3, *self.canvas, device=device) for _ in range(size)]
+        return ImageBatch.from_images(images), [Target(boxes, labels) for _ in range(size)]
+
+    def fits(self, size: int) -> bool:
+        """Whether a batch of this size goes through beside the optimiser's two numbers per weight."""
+        reserved: list[Tensor] = []
+        try:
+            for parameter in self.network.parameters():
+                reserved += [torch.empty_like(parameter) for _ in range(2) if parameter.requires_grad]
+            self._run(size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            reserved.clear()
+            self._clean()
+        return True
+
+    def fits_by_estimate(self, size: int) -> bool:
+        """The same from the memory that one picture keeps for the backward pass: where memory runs out, systems end programs."""
+        if self._kept_for_one is None:
+            self._kept_for_one = self._kept_by(1)
+        weights = 3 * sum(value.numel() * value.element_size() for value in self.network.parameters() if value.requires_grad)
+        free = SHARE_OF_MEMORY * psutil.virtual_memory().available
+        return weights + size * WORKING_SHARE * self._kept_for_one <= free
+
+    def _kept_by(self, size: int) -> float:
+        """Bytes that are kept for the backward pass of a batch, weights not counted."""
+        own = {value.untyped_storage().data_ptr() for value in self.network.state_dict().values()}
+        kept: dict[int, int] = {}
+
+        def pack(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+                self._run(size)
+        finally:
+            self._clean()
+        return float(sum(kept.values()))
+
+    def _run(self, size: int) -> None:
+        buffers = {name: value.clone() for name, value in self.network.named_buffers()}
+        mode = self.network.training
+        images, targets = self.batch(size)
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
+                losses = self.criterion(self.network.train()(images), targets)
+            self.criterion.weighted_sum(losses).backward()
+        finally:
+            self.network.train(mode)
+            for name, value in self.network.named_buffers():  # the statistics of batch norm
+                value.copy_(buffers[name])
+
+    def _clean(self) -> None:
+        self.network.zero_grad()
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def set_gradient_checkpointing(network: DeformableDETR, enabled: bool) -> None:
+    """Make backbone, encoder and decoder compute their insides again in the backward pass instead of keeping them.
+
+    Args:
+        network: its attribute is changed in place.
+        enabled: on or off.
+
+    Raises:
+        ValueError: timm has none for this backbone.
+    """
+    parts: list[nn.Module] = [network.encoder, network.decoder]
+    for part in parts:
+        part.gradient_checkpointing = enabled  # type: ignore[assignment]
+    try:
+        network.backbone.body.set_grad_checkpointing(enabled)  # type: ignore[operator, union-attr]
+    except (AttributeError, AssertionError) as error:
+        if enabled:
+            raise ValueError(
+                f"the backbone {network.metadata.model.backbone!r} has no gradient checkpointing in timm: "
+                "choose another, or switch train.gradient_checkpointing off"
+            ) from error

@@ -1,0 +1,243 @@
+"""When numbers go wrong: which layer broke first, for which pictures, and the step kept in a file to be looked at again."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.config import LossConfig, ModelConfig
+from deformable_detr.criterion.build import build_criterion
+from deformable_detr.model import build_model
+from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.training.train_step import Batch, Criterion
+
+logger = logging.getLogger(__name__)
+
+MOST_SAVED = 5
+"""So many steps of a run are kept at most: each holds the weights and the pictures."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where a step broke, in the order of the computation."""
+
+    where: str
+    """`weights`, `images`, `forward`, `loss`, `backward`, or `nowhere` when the step is sound this time."""
+
+    layer: str | None
+    """The first module or parameter with a NaN or infinity, by its name in the network."""
+
+    details: tuple[str, ...]
+    """What was found, in sentences."""
+
+    def __str__(self) -> str:
+        return " ".join(self.details)
+
+
+def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], device: torch.device) -> Diagnosis:
+    """Do the forward and backward pass of a broken step again and find where the first NaN or infinity arises.
+
+    Weights and optimiser stay as they are; gradients are left cleared. The mode of the model (train or eval) is kept.
+
+    Args:
+        model: the network itself, not its distributed wrapper.
+        criterion: the losses.
+        batches: of the step.
+        device: where the model is.
+    """
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if _is_broken(value):
+            return Diagnosis("weights", name, (f"The weights themselves are broken: first {name}, {_describe(value)}.",))
+    for images, targets in batches:
+        broken = [t.image_id for image, t in zip(images.images, targets, strict=True) if _is_broken(image)]
+        if broken:
+            return Diagnosis("images", None, (f"The pixels of {broken} are not finite after normalisation: check data.std.",))
+    for images, targets in batches:
+        moved = images.to(device), [target.to(device) for target in targets]
+        found = _diagnose_batch(model, criterion, *moved)
+        model.zero_grad()
+        if found is not None:
+            return found
+    return Diagnosis("nowhere", None, ("Done again in fp32, the step is sound: the precision or chance (dropout) is the cause.",))
+
+
+def _diagnose_batch(model: nn.Module, criterion: Criterion, images: ImageBatch, targets: list[Target]) -> Diagnosis | None:
+    outputs: list[tuple[str, str]] = []  # modules in the order of the computation: those whose output is broken
+    gradients: list[tuple[str, str]] = []  # the same on the way back
+    with _watched(model, outputs, gradients):
+        predictions = model(images)
+        if outputs:
+            name, text = outputs[0]
+            more = f" {len(outputs) - 1} modules after it are broken, too." if len(outputs) > 1 else ""
+            return Diagnosis("forward", name, (f"The first broken output is that of {name}: {text}.{more}",))
+        try:
+            losses = criterion(predictions, targets)
+        except FloatingPointError as error:
+            return Diagnosis("loss", None, (f"All layers are finite, but {error}.",))
+        broken = {name: value.item() for name, value in losses.items() if _is_broken(value)}
+        if broken:
+            sizes = f"The boxes predicted range over [{predictions.boxes.min():.3g}, {predictions.boxes.max():.3g}]."
+            return Diagnosis("loss", None, (f"All layers are finite, but the losses {broken} are not.", sizes))
+        criterion.weighted_sum(losses).backward()
+    parameters = [name for name, value in model.named_parameters() if value.grad is not None and _is_broken(value.grad)]
+    if not gradients and not parameters:
+        return None
+    name, text = gradients[0] if gradients else (parameters[0], "its own gradient")
+    return Diagnosis(
+        "backward",
+        name,
+        (
+            f"Layers and losses are finite; on the way back the first broken gradient is that of {name}: {text}.",
+            f"It reaches {len(parameters)} parameters: {', '.join(parameters[:4])}{' …' if len(parameters) > 4 else ''}.",
+        ),
+    )
+
+
+@contextmanager
+def _watched(model: nn.Module, outputs: list[tuple[str, str]], gradients: list[tuple[str, str]]) -> Iterator[None]:
+    """Note every module whose output is broken, and every output or parameter whose gradient is, in the order they come."""
+
+    def hook(name: str, kind: str) -> Any:
+        def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            for value in _tensors(output):
+                if _is_broken(value):
+                    outputs.append((name, f"{kind}, {_describe(value)}; its input: {_ranges(inputs)}"))
+                    return
+                if value.requires_grad:
+                    value.register_hook(note(f"the output of {name} ({kind})"))
+
+        return look
+
+    def note(name: str) -> Any:
+        def look(gradient: Tensor) -> None:
+            if _is_broken(gradient):
+                gradients.append((name, _describe(gradient)))
+
+        return look
+
+    handles: list[Any] = [
+        module.register_forward_hook(hook(name, type(module).__name__)) for name, module in model.named_modules() if name
+    ]
+    handles += [value.register_hook(note(name)) for name, value in model.named_parameters() if value.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a module's output, however they are packed."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, (list, tuple)):
+        return [tensor for item in output for tensor in _tensors(item)]
+    if hasattr(output, "__dataclass_fields__"):
+        return [tensor for name in output.__dataclass_fields__ for tensor in _tensors(getattr(output, name))]
+    return []
+
+
+def _is_broken(value: Tensor) -> bool:
+    return value.is_floating_point() and not bool(torch.isfinite(value).all())
+
+
+def _describe(value: Tensor) -> str:
+    nans, total = int(value.isnan().sum()), value.numel()
+    return f"{nans} NaN and {int(value.isinf().sum())} infinite of {total} values"
+
+
+def _ranges(inputs: Any) -> str:
+    """How large the inputs of a module were."""
+    texts = [f"[{value.min():.3g}, {value.max():.3g}]" for value in _tensors(inputs) if value.numel()]
+    return ", ".join(texts) or "none"
+
+
+def save_step(
+    folder: Path, step: int, message: str, batches: Sequence[Batch], model: nn.Module, config: ModelConfig, loss: LossConfig
+) -> Path | None:
+    """Keep a broken step for :func:`replay`: pictures, targets and weights, tensors and plain values only.
+
+    Args:
+        folder: made when missing; at most :data:`MOST_SAVED` steps are kept there.
+        step: finished optimiser steps.
+        message: what went wrong.
+        batches: of the step.
+        model: the network, whose weights are kept.
+        config: its settings.
+        loss: of the criterion.
+
+    Returns:
+        The file, or None when there are enough already or the disk is full.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    if folder.is_dir() and len(list(folder.glob("step-*.pt"))) >= MOST_SAVED:
+        return None
+    record = {
+        "message": message,
+        "step": step,
+        "model": asdict(config) | {"pretrained_backbone": False},
+        "loss": asdict(loss),
+        "training": model.training,
+        "network": {name: value.cpu() for name, value in model.state_dict().items()},
+        "batches": [_batch_record(*batch) for batch in batches],
+    }
+    partial = path.with_suffix(".pt.partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(record, partial)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        logger.warning("the broken step could not be kept in %s: %s", path, error)
+        return None
+    return path
+
+
+def _batch_record(images: ImageBatch, targets: Sequence[Target]) -> dict[str, Any]:
+    return {
+        "images": images.images.cpu(),
+        "padding_mask": images.padding_mask.cpu(),
+        "image_sizes": images.image_sizes,
+        "targets": [(target.boxes.cpu(), target.labels.cpu(), target.image_id, target.image_size) for target in targets],
+    }
+
+
+def replay(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Diagnosis]:
+    """Do a step that was kept by :func:`save_step` again, in fp32, and look where it breaks.
+
+    Args:
+        path: a file of a run's `non_finite` folder.
+        device: where to compute.
+
+    Returns:
+        The record (`message`, `step`, and `batches` with their images and targets), and what is found this time.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or none of ours.
+    """
+    path, device = Path(path), torch.device(device)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; broken steps lie in the folder non_finite of a run")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        config, loss = ModelConfig.from_dict(record["model"]), LossConfig(**record["loss"])
+        batches = [_read_batch(batch) for batch in record["batches"]]
+        model = build_model(config)
+        model.load_state_dict(record["network"])
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a saved training step ({type(error).__name__}: {error})") from error
+    model.to(device).train(record["training"])
+    return record, diagnose(model, build_criterion(config.num_classes, loss), batches, device)
+
+
+def _read_batch(record: dict[str, Any]) -> Batch:
+    targets = [Target(*values) for values in record["targets"]]
+    names = tuple(target.image_id for target in targets)
+    sizes = record["image_sizes"]
+    return ImageBatch(record["images"], record["padding_mask"], names, sizes and tuple(map(tuple, sizes))), targets
