@@ -33,5 +33,4 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """The logit of `x` in [0, 1], with both `x` and `1 - x` kept at `eps` or more (so results stay within ±11.5)."""
-    x = x.clamp(min=0, max=1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(min=eps, max=1.0) / (1 - x).clamp(min=eps, max=1.0))

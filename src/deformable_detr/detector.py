@@ -19,6 +19,8 @@ from deformable_detr.export.parity import Difference
 from deformable_detr.inference.options import Precision
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.presets import model_preset
+from deformable_detr.recipes import PRESETS
+from deformable_detr.training.recipe import settings_of_recipe
 from deformable_detr.training.trainer import TrainResult, train
 from deformable_detr.visualize.samples import draw_samples
 
@@ -80,7 +82,7 @@ class Detector(Predictor):
         cls,
         dataset: str | Path,
         *,
-        preset: str = "r50",
+        preset: str | None = None,
         output_dir: str | Path = "runs/train",
         device: str = "auto",
         show_progress: bool = True,
@@ -93,7 +95,7 @@ class Detector(Predictor):
 
         Args:
             dataset: folder with `annotations/instances_<split>.json` and the pictures of the splits `train` and `val`.
-            preset: named variant, see `deformable_detr.presets`.
+            preset: named variant, see `deformable_detr.presets`; None takes that of the recipe, else `r50`.
             output_dir: folder of the run; it must not hold a run already (unless `resume=True`).
             device: `auto`, `cpu`, `cuda` or `mps`.
             show_progress: a live bar on a terminal, log lines elsewhere.
@@ -221,13 +223,13 @@ class Detector(Predictor):
         return hub.push_to_hub(self.model, repo_id, license=license, private=private, **options)  # pyright: ignore[reportArgumentType]
 
 
-def build_run_config(dataset: str | Path, preset: str, output_dir: str | Path, settings: Mapping[str, Any]) -> RunConfig:
+def build_run_config(dataset: str | Path, preset: str | None, output_dir: str | Path, settings: Mapping[str, Any]) -> RunConfig:
     """The config of a run from a preset and settings as :meth:`Detector.train` takes them.
 
     Raises:
         ValueError: an unknown preset or setting, or a value of the wrong type; the message names it.
     """
-    record: dict[str, Any] = {"dataset": str(dataset), "preset": preset, "output_dir": str(output_dir)}
+    record: dict[str, Any] = {"dataset": str(dataset), "output_dir": str(output_dir)}
     groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
     for name, value in settings.items():
         if name in GROUPS:
@@ -237,11 +239,26 @@ def build_run_config(dataset: str | Path, preset: str, output_dir: str | Path, s
         else:
             group, key = _find_setting(name)
             groups[group][key] = value
+    preset = preset or PRESETS.get(str(record.get("recipe")), RunConfig(dataset="").preset)
+    record["preset"] = preset
+    given = {name: set(group) for name, group in groups.items()}
     groups["model"] = model_preset(preset).to_dict() | groups["model"]
+    config = _checked(record | groups)
+    if config.recipe is None or config.resume:
+        return config
+    for name, value in settings_of_recipe(config).items():
+        group, key = _find_setting(name)
+        if key not in given[group]:
+            groups[group][key] = value
+    return _checked(record | groups)
+
+
+def _checked(record: Mapping[str, Any]) -> RunConfig:
+    """The dataclasses from plain values of the right types."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     try:
-        checked = parser.parse_object(record | groups).as_dict()
+        checked = parser.parse_object(record).as_dict()
     except ArgumentError as error:
         raise ValueError(f"a setting of the wrong type or value: {error}") from error
     return RunConfig(**{name: GROUPS[name](**value) if name in GROUPS else value for name, value in checked.items()})

@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 
 from deformable_detr.config import RunConfig
 from deformable_detr.presets import MODEL_PRESETS, model_preset
+from deformable_detr.recipes import PRESETS
 
 if TYPE_CHECKING:
     from deformable_detr.training import TrainResult
@@ -47,6 +48,9 @@ short forms:
 examples:
   deformable-detr train my_data --preset r50-two-stage --epochs 50 --output_dir runs/first
   deformable-detr train my_data --weights r50_deformable_detr.pth --epochs 12 --lr 1e-4      from official weights
+  deformable-detr train my_data --recipe small-data                          a few hundred pictures, ImageNet backbone
+  deformable-detr train my_data --recipe finetune --weights r50_two_stage.pth     the same, from a trained detector
+  deformable-detr train my_data --batch_size auto                            as many pictures at once as fit
   deformable-detr train my_data --batch_size 1 --accumulate 8 --precision bf16               little GPU memory
   deformable-detr train my_data --config configs/own-data.yaml --num_queries 100             a recipe, one value changed
   deformable-detr train --resume --output_dir runs/first                                     after Ctrl-C or a crash
@@ -125,11 +129,20 @@ def parse_config(argv: Sequence[str]) -> RunConfig:
         arguments = [f"--config={config_file}", *arguments]  # first, so that the options override it
     if _names(arguments, "--train.epochs") and not _names(arguments, "--train.steps"):
         arguments.append("--train.steps=null")  # epochs asked for here count, even where the file counts in steps
+    config = _parse(parser, arguments)
+    if config.recipe is None or config.resume:
+        return config
+    from deformable_detr.training.recipe import settings_of_recipe
+
+    parser.set_defaults(settings_of_recipe(config))
+    return _parse(parser, arguments)
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> RunConfig:
     try:
-        parsed = parser.parse_args(arguments)
+        return _run_config(parser.parse_args(arguments).as_dict())
     except ArgumentError as error:
         raise ValueError(_explained(str(error))) from error
-    return _run_config(parsed.as_dict())
 
 
 def build_parser(preset: str = "r50") -> ArgumentParser:
@@ -218,6 +231,7 @@ def _config_of_run(arguments: list[str]) -> str | None:
 def _preset(arguments: list[str], config_file: str | None) -> str:
     """The preset named on the command line, else in the YAML file, else the default one."""
     named = _take(arguments, "--preset")[0]
+    recipe = _take(arguments, "--recipe")[0]
     if named is None and config_file is not None:
         path = Path(config_file)
         if not path.is_file():
@@ -228,8 +242,8 @@ def _preset(arguments: list[str], config_file: str | None) -> str:
             raise ValueError(f"--config {path} is not valid YAML: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(f"--config {path} holds no settings; expected lines such as `output_dir: runs/first`")
-        named = record.get("preset")
-    return RunConfig(dataset="").preset if named is None else str(named)
+        named, recipe = record.get("preset"), recipe or record.get("recipe")
+    return PRESETS.get(str(recipe), RunConfig(dataset="").preset) if named is None else str(named)
 
 
 def _explained(message: str) -> str:

@@ -43,8 +43,8 @@ class Advisor:
         if loss > DIVERGED * self._lowest_loss:
             self._say(
                 "diverges",
-                f"the loss diverges: {loss:.2f} at step {step}, it was {self._lowest_loss:.2f} before. Lower optimizer.lr (a third), "
-                "or set optimizer.warmup_steps; the best weights so far are kept",
+                f"the loss diverges: {loss:.2f} at step {step}, it was {self._lowest_loss:.2f} before. "
+                "Lower optimizer.lr (a third), or set optimizer.warmup_steps; the best weights so far are kept",
             )
         self._lowest_loss = min(self._lowest_loss, loss)
 
@@ -60,8 +60,8 @@ class Advisor:
         if late and len(ap50) >= 2 and max(ap50) < NO_AP:
             self._say(
                 "no ap",
-                f"AP50 is still 0 after {history[-1]['step']} steps. Usual causes, likeliest first: too few steps for a network that "
-                "starts at random (start from a detector: --weights, or use --recipe small-data), boxes in another format than "
+                f"AP50 is still 0 after {history[-1]['step']} steps. Usual causes, likeliest first: too few steps for a network "
+                "that starts at random (start from a detector: --weights, or use --recipe small-data), boxes in another format than "
                 "the file says (deformable-detr doctor DATA, deformable-detr preview DATA), a learning rate that is too high",
             )
         if late and ap50[-1] >= FOUND_OTHERS:
@@ -69,8 +69,8 @@ class Advisor:
             for name in never:
                 self._say(
                     f"class {name}",
-                    f"not one object of the class {name!r} has been found, while others are (AP50 {ap50[-1]:.2f}). It may be too rare, "
-                    "too small for the input size, or named differently in the two splits: see deformable-detr doctor DATA",
+                    f"not one object of the class {name!r} has been found, while others are (AP50 {ap50[-1]:.2f}). "
+                    "It may be too rare, too small for the input size, or named differently in the two splits: see deformable-detr doctor DATA",
                 )
 
     def _say(self, key: str, text: str) -> None:

@@ -15,8 +15,8 @@ MOST_RESTARTS = 3
 """So many dead workers within one epoch are borne."""
 
 ADVICE = (
-    "A worker that reads pictures was ended from outside, mostly because memory ran out: lower data.num_workers or the sizes of the "
-    "pictures; in a container give /dev/shm more room"
+    "A worker that reads pictures was ended from outside, mostly because memory ran out: lower data.num_workers or the sizes of "
+    "the pictures; in a container give /dev/shm more room"
 )
 
 

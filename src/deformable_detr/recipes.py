@@ -1,0 +1,125 @@
+"""Settings for a person's own pictures, chosen by their number and sizes; the reason for each value is in docs/recipes.md."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a recipe looks at."""
+
+    num_images: int
+    """Training pictures."""
+
+    short_side: int
+    """Median short side of the pictures (pixels)."""
+
+    aspect: float
+    """Largest long side over short side of a picture, the rarest 2 % left out."""
+
+    small_object: float
+    """Short side of an object that is smaller than nine of ten, as a share of its picture's short side, in (0, 1]."""
+
+    most_objects: int
+    """Objects in the fullest picture."""
+
+
+PRESETS = {"finetune": "r50-two-stage", "small-data": "r18-two-stage"}
+"""The network of each recipe, where none is named."""
+
+SMALLEST_OBJECT = 14
+"""So many pixels wide shall an object still be that is smaller than nine of ten: nearly two cells of the finest level."""
+
+
+def recipe_settings(name: str, facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
+    """The settings of a recipe by their full names, such as `optimizer.lr`.
+
+    Args:
+        name: `finetune` or `small-data`.
+        facts: about the training split.
+        pictures_per_step: batch_size x accumulate x processes.
+
+    Raises:
+        ValueError: an unknown recipe.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(RECIPES)}")
+    return RECIPES[name](facts, pictures_per_step)
+
+
+def _finetune(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
+    """From the weights of a detector: nearly everything is known, so few steps at a low rate."""
+    steps_per_epoch = max(1, facts.num_images // pictures_per_step)
+    epochs = _epochs(1500, steps_per_epoch, least=12, most=100)
+    return {
+        **_sizes(facts),
+        **_course(epochs, steps_per_epoch),
+        "optimizer.lr": _learning_rate(1e-4, pictures_per_step),
+        "optimizer.backbone_lr_scale": 0.1,
+        "optimizer.sampling_lr_scale": 0.1,
+        "data.color_jitter": 0.5,
+        "model.frozen_backbone_stages": 2,
+    }
+
+
+def _small_data(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
+    """From an ImageNet backbone: neck and transformer are learned from these pictures alone, so a high rate and many steps."""
+    steps_per_epoch = max(1, facts.num_images // pictures_per_step)
+    epochs = _epochs(4000, steps_per_epoch, least=30, most=300)
+    return {
+        **_sizes(facts),
+        **_course(epochs, steps_per_epoch),
+        "optimizer.lr": _learning_rate(4e-4, pictures_per_step),
+        "optimizer.backbone_lr_scale": 0.2,
+        "optimizer.sampling_lr_scale": 1.0,
+        "optimizer.clip_grad_norm": 0.5,
+        "data.color_jitter": 0.5,
+        "model.dropout": 0.0,
+        "model.frozen_backbone_stages": 2,
+        "model.num_queries": min(900, max(60, 20 * math.ceil(1.5 * facts.most_objects / 20))),
+    }
+
+
+RECIPES: dict[str, Callable[[DataFacts, int], dict[str, Any]]] = {"finetune": _finetune, "small-data": _small_data}
+
+
+def _learning_rate(at_four: float, pictures_per_step: int) -> float:
+    """The square-root rule of Adam: noise of the gradient falls with the root of the batch, so the rate may rise with it."""
+    return float(f"{at_four * math.sqrt(min(pictures_per_step, 64) / 4):.2g}")
+
+
+def _epochs(steps: int, steps_per_epoch: int, *, least: int, most: int) -> int:
+    return min(most, max(least, math.ceil(steps / steps_per_epoch)))
+
+
+def _course(epochs: int, steps_per_epoch: int) -> dict[str, Any]:
+    """Length, warm-up, averaging, and about thirty evaluations, of which ten without progress end the run."""
+    steps = epochs * steps_per_epoch
+    return {
+        "train.epochs": epochs,
+        "train.evaluate_every": max(1, epochs // 30),
+        "train.patience": 10,
+        "train.ema_decay": round(max(0.9, min(0.9997, 1 - 10 / steps)), 5),
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_steps": max(10, min(500, steps // 20)),
+    }
+
+
+def _sizes(facts: DataFacts) -> dict[str, Any]:
+    """As small as the objects allow: time and memory go with the number of pixels."""
+    needed = SMALLEST_OBJECT / facts.small_object
+    short = _multiple_of_32(min(800, max(224, min(needed, 1.5 * facts.short_side))))
+    around = sorted({_multiple_of_32(short * factor) for factor in (0.8, 0.9, 1.0, 1.1, 1.2)})
+    return {
+        "data.eval_short_side": short,
+        "data.train_short_sides": around,
+        "data.crop_short_sides": [],
+        "data.max_long_side": _multiple_of_32(max(around) * min(3.0, facts.aspect) + 31),
+        "data.pad_size_divisor": 64,
+    }
+
+
+def _multiple_of_32(side: float) -> int:
+    return max(32, 32 * round(side / 32))

@@ -1,0 +1,32 @@
+"""A recipe applied to the data set and batch size of a run."""
+
+import os
+from typing import Any
+
+from deformable_detr.config import RunConfig
+from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.coco import find_split
+from deformable_detr.data.facts import data_facts
+from deformable_detr.recipes import recipe_settings
+
+
+def settings_of_recipe(config: RunConfig) -> dict[str, Any]:
+    """What the recipe of a run chooses, by the settings' full names; whatever was set otherwise stands above it.
+
+    Args:
+        config: with a recipe; data set, weights and the numbers that make the batch are looked at.
+
+    Raises:
+        ValueError: `finetune` without weights, or a damaged annotation file.
+        FileNotFoundError: no such data set or split.
+    """
+    if config.recipe == "finetune" and config.weights is None:
+        raise ValueError(
+            "recipe finetune starts from a trained detector: give --weights FILE (official, mmdetection, Hugging Face, detrex or "
+            "our own weights), or take --recipe small-data, which starts from an ImageNet backbone"
+        )
+    train = config.train
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    together = train.target_batch_size if train.batch_size == "auto" else train.batch_size * train.accumulate * processes
+    annotations = read_annotations(find_split(config.dataset, config.data.train_split)[0])
+    return recipe_settings(str(config.recipe), data_facts(annotations), together)
