@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.data.images import read_image
+from deformable_detr.data.mixing import Mixing
 from deformable_detr.structures import Categories, ImageId, Target
 
 Transform = Callable[[Tensor, Target | None], tuple[Tensor, Target | None]]
@@ -22,6 +23,8 @@ class SampleKey(NamedTuple):
 
     index: int
     seed: int
+    mix: bool = False
+    """Whether other pictures may be mixed into it."""
 
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
@@ -34,6 +37,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         annotation_file: COCO JSON.
         image_dir: the folder that `file_name` is relative to.
         transform: takes and gives (image, target), such as `train_transform(...)`.
+        mixing: mixes other pictures into those whose key asks for it, before `transform`. None: never.
         categories: the classes to map to, by name (by id where not one name is known): a validation set must use those of the
             training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
@@ -49,11 +53,12 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         image_dir: str | Path,
         transform: Transform,
         *,
+        mixing: Mixing | None = None,
         categories: Categories | None = None,
         training: bool = False,
     ) -> None:
         self.annotation_file, self.image_dir = Path(annotation_file), Path(image_dir)
-        self.transform = transform
+        self.transform, self.mixing = transform, mixing
         self._annotations = read_annotations(annotation_file, categories=categories, boxes_required=training)
         if training and len(self._annotations.boxes) == 0:
             raise ValueError(f"{annotation_file}: not one box to train on (empty, crowd and degenerate ones are left out)")
@@ -112,11 +117,19 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         if isinstance(key, SampleKey):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(key.seed)
-                return self[key.index]
-        image, target = self.transform(self.image(key), self.target(key))
+                return self._sample(key.index, key.mix)
+        return self._sample(key, mix=False)
+
+    def _sample(self, index: int, mix: bool) -> tuple[Tensor, Target]:
+        mixing = self.mixing if mix else None
+        image, target = self._picture(index) if mixing is None else mixing(index, len(self), self._picture)
+        image, target = self.transform(image, target)
         if target is None:
             raise TypeError("the transform of a data set must give back the target")
         return image, target
+
+    def _picture(self, index: int) -> tuple[Tensor, Target]:
+        return self.image(index), self.target(index)
 
 
 def find_split(dataset: str | Path, split: str) -> tuple[Path, Path]:
