@@ -48,7 +48,7 @@ def test_mosaic_boxes_lie_on_their_objects(place):
         if len(mixed.labels):
             seen += 1
             np.testing.assert_allclose(mixed.boxes[0], extent(mixed.image[0] > 50), atol=1.01)
-    assert seen > 10
+    assert seen >= 5
 
 
 def test_mosaic_fills_the_canvas():
