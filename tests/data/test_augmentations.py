@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
-from deformable_detr.data.augmentations import ScaleJitter, build_color_jitter, kept_share
+from deformable_detr.data.augmentations import HueJitter, ScaleJitter, build_color_jitter, kept_share
 from deformable_detr.data.transforms import DetectionTransform, ResizeShortSide, train_transform
 from deformable_detr.structures import Target
 
@@ -89,6 +90,16 @@ def test_defaults_are_the_official_recipe():
     transform = train_transform(**settings, mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
     assert "ScaleJitter" not in repr(transform)
     assert "ColorJitter" not in repr(transform)
+
+
+def test_hue_is_that_of_torchvision(monkeypatch):
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8))
+    jitter = HueJitter(0.5)
+    for shift in (-100, -7, 30, 128):
+        monkeypatch.setattr(jitter, "make_params", lambda _, shift=shift: {"shift": shift})
+        turned = jitter(tv_tensors.Image(image))
+        assert (turned.int() - F.adjust_hue(image, shift / 256).int()).abs().max() <= 10  # HSV in eight bits
+    assert {HueJitter(0.25).make_params([])["shift"] for _ in range(3000)} >= set(range(-63, 64))
 
 
 @pytest.mark.parametrize("strength", [-0.1, (0.1, 0.1), (0, 0, 0, 0.6)])
