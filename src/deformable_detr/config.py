@@ -210,6 +210,25 @@ class DataConfig:
     transpose: float = 0.0
     """Training: probability of exchanging x and y. For pictures without an up."""
 
+    color_jitter: float | tuple[float, float, float, float] = 0.0
+    """Training: strength of random brightness, contrast, saturation (factors within 1 ± s) and hue (turned by up to s of the
+    colour circle). One number s stands for (s, s, s, s/8). `deformable-detr preview` shows this and what follows."""
+
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Training: resize to a multiple of the usual size drawn from this range, then cut or pad to the usual size."""
+
+    mosaic: float = 0.0
+    """Training: probability of putting four pictures together into one."""
+
+    copy_paste: float = 0.0
+    """Training: probability of pasting objects (what lies in their boxes) of another picture."""
+
+    mixup: float = 0.0
+    """Training: probability of blending the picture with another one."""
+
+    mixing_until: float = 0.85
+    """Mosaic, copy-paste and mixup end after this share of the training, so that it closes with pictures as they are."""
+
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the RGB channels (in [0, 1]) that is subtracted."""
 

@@ -32,6 +32,13 @@ def predict(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def preview(argv: list[str]) -> int | None:
+    """Draw what the network sees in training: augmented pictures with their boxes."""
+    from deformable_detr.cli.preview import main as run
+
+    return run(argv)
+
+
 def serve(argv: list[str]) -> int | None:
     """Answer pictures over HTTP with JSON or drawings."""
     from deformable_detr.cli.serve import main as run
@@ -92,6 +99,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "preview": preview,
     "serve": serve,
     "describe": describe,
     "explain": explain,

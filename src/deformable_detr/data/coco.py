@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.data.images import read_image
+from deformable_detr.data.mixing import Mixing
 from deformable_detr.structures import Categories, ImageId, Target
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ class SampleKey(NamedTuple):
 
     index: int
     seed: int
+    mix: bool = False
+    """Whether other pictures may be mixed into it."""
 
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
@@ -38,11 +41,12 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         annotation_file: COCO JSON.
         image_dir: the folder that `file_name` is relative to.
         transform: takes and gives (image, target), such as `train_transform(...)`.
+        mixing: mixes other pictures into those whose key asks for it, before `transform`. None: never.
         categories: the classes to map to, by name (by id where not one name is known): a validation set must use those of the
             training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
-        on_bad_image: `skip` replaces a picture that cannot be read by the next one, where the samples of training are drawn (with
-            a :class:`SampleKey`); it says so in the log. An evaluation never leaves a picture out.
+        on_bad_image: `skip` replaces a picture that cannot be read by the next one and says so in the log. Only for training: an
+            evaluation must not leave a picture out.
 
     Raises:
         FileNotFoundError: the file, the folder, or the first picture is missing.
@@ -55,13 +59,14 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         image_dir: str | Path,
         transform: Transform,
         *,
+        mixing: Mixing | None = None,
         categories: Categories | None = None,
         training: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
     ) -> None:
         self.on_bad_image = on_bad_image
         self.annotation_file, self.image_dir = Path(annotation_file), Path(image_dir)
-        self.transform = transform
+        self.transform, self.mixing = transform, mixing
         self._annotations = read_annotations(annotation_file, categories=categories, boxes_required=training)
         if training and len(self._annotations.boxes) == 0:
             raise ValueError(f"{annotation_file}: not one box to train on (empty, crowd and degenerate ones are left out)")
@@ -129,24 +134,27 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, key: int | SampleKey) -> tuple[Tensor, Target]:
         """The transformed image `[3, h, w]` and its target; a key with a seed gives the same every time."""
-        if not isinstance(key, SampleKey):
-            return self._sample(key, self.image(key))
-        index, image = self._readable(key.index) if self.on_bad_image == "skip" else (key.index, self.image(key.index))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key.seed)
-            return self._sample(index, image)
+        if isinstance(key, SampleKey):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(key.seed)
+                return self._sample(key.index, key.mix)
+        return self._sample(key, mix=False)
 
-    def _sample(self, index: int, image: Tensor) -> tuple[Tensor, Target]:
-        image, target = self.transform(image, self.target(index))
+    def _sample(self, index: int, mix: bool) -> tuple[Tensor, Target]:
+        mixing = self.mixing if mix else None
+        image, target = self._picture(index) if mixing is None else mixing(index, len(self), self._picture)
+        image, target = self.transform(image, target)
         if target is None:
             raise TypeError("the transform of a data set must give back the target")
         return image, target
 
-    def _readable(self, index: int) -> tuple[int, Tensor]:
-        """This picture, or the first one after it that can be read."""
+    def _picture(self, index: int) -> tuple[Tensor, Target]:
+        """A picture with its target; with `on_bad_image="skip"` the next one that can be read."""
+        if self.on_bad_image == "stop":
+            return self.image(index), self.target(index)
         for candidate in [*range(index, len(self)), *range(index)]:
             try:
-                return candidate, self.image(candidate)
+                return self.image(candidate), self.target(candidate)
             except (OSError, ValueError) as error:
                 logger.warning("left out, the next picture takes its place: %s", error)
         raise ValueError(f"{self.annotation_file}: not one picture can be read")

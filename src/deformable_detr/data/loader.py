@@ -1,9 +1,9 @@
 """Data set → batches: which pictures, in which order, on which process; the only file of `data` that sees a config.
 
-The order depends on (seed, epoch) alone, and what is done to a picture on (seed, epoch, picture) alone: not on the number of
-workers, nor on where in the epoch one starts. Step s of W processes with B pictures each takes the pictures
-[s·W·B, (s+1)·W·B) of the epoch's order, B to each process: the same pictures as one process with W·B. The samplers do this
-themselves, so the loader must not be passed through `accelerator.prepare`, which would divide the pictures again.
+The order depends on (seed, epoch) alone, and what is done to a picture (also which others are mixed into it) on (seed, epoch,
+picture) alone: not on the number of workers, nor on where in the epoch one starts. Step s of W processes with B pictures each
+takes the pictures [s·W·B, (s+1)·W·B) of the epoch's order, B to each process: the same pictures as one process with W·B. The
+samplers do this themselves, so the loader must not be passed through `accelerator.prepare`, which would divide the pictures again.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from deformable_detr.config import DataConfig
 from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey, find_split
+from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
 from deformable_detr.structures import Categories
 
@@ -49,6 +50,8 @@ def build_dataset(
             horizontal_flip=config.horizontal_flip,
             vertical_flip=config.vertical_flip,
             transpose=config.transpose,
+            color_jitter=config.color_jitter,
+            scale_jitter=config.scale_jitter,
         )
         if training
         else eval_transform(config.eval_short_side, config.max_long_side, config.mean, config.std)
@@ -57,6 +60,7 @@ def build_dataset(
         annotation_file,
         image_dir,
         transform,
+        mixing=Mixing(config.mosaic, config.copy_paste, config.mixup) if training else None,
         categories=categories,
         training=training,
         on_bad_image=config.on_bad_image if training else "stop",
@@ -76,8 +80,8 @@ def build_loader(
 ) -> DataLoader:
     """Batches of a data set for this process: `(ImageBatch, list[Target])`.
 
-    For training, call `loader.sampler.set_epoch(epoch, skip_batches=0)` before each epoch; `len(loader)` is the number of batches
-    of a whole epoch. For evaluation every picture comes exactly once, so processes may differ by a picture or a batch.
+    For training, call `loader.sampler.set_epoch(epoch, skip_batches=0, mixing=True)` before each epoch; `len(loader)` is the number
+    of batches of a whole epoch. For evaluation every picture comes exactly once, so processes may differ by a picture or a batch.
 
     Args:
         dataset: what to read.
@@ -127,13 +131,22 @@ class TrainingSampler(Sampler[SampleKey]):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.batches = max(1, length // (batch_size * world_size))
-        self.epoch, self.skip_batches = 0, 0
+        self.epoch, self.skip_batches, self.mixing = 0, 0, True
 
-    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
-        """Choose the epoch that the next iteration goes through, leaving out its first batches without reading them."""
+    def set_epoch(self, epoch: int, skip_batches: int = 0, mixing: bool = True) -> None:
+        """Choose the epoch that the next iteration goes through.
+
+        Args:
+            epoch: from 0.
+            skip_batches: so many of its first batches are left out without reading them.
+            mixing: whether the data set may mix several pictures into one, where it is set to.
+
+        Raises:
+            ValueError: the epoch has fewer batches than are to be left out.
+        """
         if not 0 <= skip_batches <= self.batches:
             raise ValueError(f"skip_batches must be in [0, {self.batches}], the batches of an epoch, not {skip_batches}")
-        self.epoch, self.skip_batches = epoch, skip_batches
+        self.epoch, self.skip_batches, self.mixing = epoch, skip_batches, mixing
 
     def __iter__(self) -> Iterator[SampleKey]:
         generator = torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch))
@@ -142,7 +155,7 @@ class TrainingSampler(Sampler[SampleKey]):
         order = order.repeat(-(-step // self.length))[: self.batches * step] if self.length < step else order[: self.batches * step]
         mine = order.view(self.batches, self.world_size, self.batch_size)[self.skip_batches :, self.rank]  # [batches, B]
         for index in mine.flatten().tolist():
-            yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index))
+            yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index), self.mixing)
 
     def __len__(self) -> int:
         return self.batches * self.batch_size

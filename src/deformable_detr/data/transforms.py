@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from deformable_detr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from deformable_detr.data.augmentations import ColorStrength, ScaleJitter, build_color_jitter
 from deformable_detr.structures import Target
 
 Triple = tuple[float, float, float]
@@ -30,8 +31,10 @@ def train_transform(
     horizontal_flip: float = 0.5,
     vertical_flip: float = 0.0,
     transpose: float = 0.0,
+    color_jitter: ColorStrength = 0.0,
+    scale_jitter: tuple[float, float] = (1.0, 1.0),
 ) -> "DetectionTransform":
-    """The official augmentation of DETR and Deformable DETR, with its sizes as settings.
+    """The official augmentation of DETR and Deformable DETR, with its sizes as settings; more where asked for.
 
     Args:
         train_short_sides: the short side becomes one of these (pixels).
@@ -43,8 +46,12 @@ def train_transform(
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of an upside-down flip.
         transpose: probability of exchanging x and y.
+        color_jitter: strength, see `build_color_jitter`; 0: none (official).
+        scale_jitter: range of the multiple of the size, see `ScaleJitter`; (1, 1): none (official).
     """
-    resize = ResizeShortSide(train_short_sides, max_long_side)
+    resize: v2.Transform = ResizeShortSide(train_short_sides, max_long_side)
+    if tuple(scale_jitter) != (1, 1):
+        resize = ScaleJitter(resize, scale_jitter, fill=[round(255 * value) for value in mean])
     return DetectionTransform(
         v2.RandomHorizontalFlip(horizontal_flip),
         v2.RandomVerticalFlip(vertical_flip),
@@ -52,6 +59,7 @@ def train_transform(
         v2.RandomChoice([resize, v2.Compose([ResizeShortSide(crop_short_sides), RandomSizeCrop(*crop_range), resize])])
         if crop_short_sides
         else resize,
+        build_color_jitter(color_jitter),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(list(mean), list(std)),
     )

@@ -24,20 +24,21 @@ class DeadWorkerError(RuntimeError):
     """The workers that read pictures die again and again; the message says what helps."""
 
 
-def step_batches(loader: DataLoader, position: Position, accumulate: int) -> Iterator[list[Batch]]:
+def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mixing: bool = True) -> Iterator[list[Batch]]:
     """The batches that are left of an epoch, `accumulate` at a time; the last group may be smaller.
 
     Args:
         loader: of the training split.
         position: where the run stands; it must be moved on between two groups, as a restart goes on from there.
         accumulate: batches per optimiser step.
+        mixing: whether pictures of this epoch may be mixed from several.
 
     Raises:
         DeadWorkerError: more than :data:`MOST_RESTARTS` times.
     """
     for restart in range(MOST_RESTARTS + 1):
         try:
-            yield from _groups(loader, position, accumulate)
+            yield from _groups(loader, position, accumulate, mixing)
             return
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -48,8 +49,8 @@ def step_batches(loader: DataLoader, position: Position, accumulate: int) -> Ite
             logger.warning("%s. Going on after step %d with new workers", ADVICE, position.step)
 
 
-def _groups(loader: DataLoader, position: Position, accumulate: int) -> Iterator[list[Batch]]:
-    loader.sampler.set_epoch(position.epoch, skip_batches=position.batch)  # type: ignore[attr-defined]
+def _groups(loader: DataLoader, position: Position, accumulate: int, mixing: bool) -> Iterator[list[Batch]]:
+    loader.sampler.set_epoch(position.epoch, skip_batches=position.batch, mixing=mixing)  # type: ignore[attr-defined]
     kept = random_state()
     batches = iter(loader)  # draws a seed for its workers, which must not change what the next steps draw
     set_random_state(kept)

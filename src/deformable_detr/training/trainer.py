@@ -200,7 +200,9 @@ class Trainer:
         """The steps that are left of the present epoch, or of the whole run."""
         self.guarded_step.model.train()
         last_step = self.position.step + self._steps_left_in_epoch()
-        for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate):
+        epochs = -(-self.total_steps // self.steps_per_epoch)
+        mixing = self.position.epoch < self.config.data.mixing_until * epochs
+        for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, mixing=mixing):
             self._step(batches)
             if self.position.step == last_step:
                 return
