@@ -114,8 +114,8 @@ def _sizes(facts: DataFacts) -> dict[str, Any]:
     around = sorted({_multiple_of_32(short * factor) for factor in (0.8, 0.9, 1.0, 1.1, 1.2)})
     return {
         "data.eval_short_side": short,
-        "data.train_short_sides": around,
-        "data.crop_short_sides": [],
+        "data.train_short_sides": tuple(around),
+        "data.crop_short_sides": (),
         "data.max_long_side": _multiple_of_32(max(around) * min(3.0, facts.aspect) + 31),
         "data.pad_size_divisor": 64,
     }

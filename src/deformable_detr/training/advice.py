@@ -61,8 +61,8 @@ class Advisor:
             self._say(
                 "no ap",
                 f"AP50 is still 0 after {history[-1]['step']} steps. Usual causes, likeliest first: too few steps for a network "
-                "that starts at random (start from a detector: --weights, or use --recipe small-data), boxes in another format than "
-                "the file says (deformable-detr doctor DATA, deformable-detr preview DATA), a learning rate that is too high",
+                "that starts at random (start from a detector: --weights, or use --recipe small-data), boxes in another format "
+                "than the file says (deformable-detr doctor DATA, deformable-detr preview DATA), a learning rate that is too high",
             )
         if late and ap50[-1] >= FOUND_OTHERS:
             never = [entry["name"] for entry in per_class if entry["num_objects"] and not entry["ap50"]]
@@ -70,7 +70,7 @@ class Advisor:
                 self._say(
                     f"class {name}",
                     f"not one object of the class {name!r} has been found, while others are (AP50 {ap50[-1]:.2f}). "
-                    "It may be too rare, too small for the input size, or named differently in the two splits: see deformable-detr doctor DATA",
+                    "It may be too rare, too small for the input size, or named differently in the splits: deformable-detr doctor",
                 )
 
     def _say(self, key: str, text: str) -> None:

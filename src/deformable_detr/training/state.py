@@ -15,6 +15,10 @@ import torch
 STATE_FILE = re.compile(r"step-(\d+)\.pt")
 
 
+class StateNotSavedError(OSError):
+    """A state could not be written; the one before it is still there."""
+
+
 def random_state() -> dict[str, Any]:
     """Where this process's random generators (python, numpy, torch, cuda) stand."""
     _, numpy_keys, numpy_position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
@@ -45,14 +49,21 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
         folder: the run's folder of states; made when missing.
         step: finished optimiser steps.
         state: tensors and plain values.
+
+    Raises:
+        StateNotSavedError: the disk is full or cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
     partial = path.with_suffix(".pt.partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise StateNotSavedError(f"the state of the run could not be written to {path}: {error}. Is the disk full?") from error
     partial.replace(path)
     _sync_folder(folder)
     for other in folder.iterdir():

@@ -44,7 +44,7 @@ from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.result import Position, TrainResult
 from deformable_detr.training.run_folder import RunFolder, config_to_dict
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
-from deformable_detr.training.state import latest_state, load_state, random_state, save_state, set_random_state
+from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
 from deformable_detr.training.train_step import Batch
 from deformable_detr.version import __version__
 
@@ -345,9 +345,14 @@ class Trainer:
         }
         network = self._evaluated_network()
         metadata = replace(self.network.metadata, training=source)
-        save_weights(self.folder.last_weights, network, metadata=metadata)
-        if metrics is not None and self._best_row() is self.history[-1]:
-            save_weights(self.folder.best_weights, network, metadata=metadata)
+        best = metrics is not None and self._best_row() is self.history[-1]
+        for path in (self.folder.last_weights, *([self.folder.best_weights] if best else [])):
+            try:
+                save_weights(path, network, metadata=metadata)
+            except OSError as error:
+                if self.position.step == self.total_steps:
+                    raise
+                logger.error("the weights could not be written to %s (%s): is the disk full? The run goes on", path, error)
 
     def _best_row(self) -> dict[str, Any] | None:
         """The evaluation with the highest AP, the earliest of equal ones."""
@@ -382,7 +387,7 @@ class Trainer:
         if self.log is not None:
             self.log.close()
         raise TrainingInterrupted(
-            f"stopped after step {self.position.step} of {self.total_steps}; the state is saved. "
+            f"stopped after step {self.position.step} of {self.total_steps}; the state is in {latest_state(self.folder.state)}. "
             f"Go on with: deformable-detr train --resume --output_dir {self.folder.root}"
         )
 
@@ -403,7 +408,13 @@ class Trainer:
                 "averages": [vars(self.recent), vars(self.over_epoch)],
                 "history": self.history,
             }
-            save_state(self.folder.state, self.position.step, state)
+            try:
+                save_state(self.folder.state, self.position.step, state)
+            except StateNotSavedError as error:
+                kept = latest_state(self.folder.state)
+                logger.error(
+                    "%s The run goes on; if it ends now, %s", error, f"{kept} is where it resumes" if kept else "all is lost"
+                )
         self.accelerator.wait_for_everyone()
 
     def _restore(self, saved: dict[str, Any]) -> None:

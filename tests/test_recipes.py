@@ -1,0 +1,92 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deformable_detr.cli.train import parse_config
+from deformable_detr.config import RunConfig
+from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.facts import data_facts
+from deformable_detr.detector import build_run_config
+from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
+
+FACTS = DataFacts(num_images=400, short_side=480, aspect=4 / 3, small_object=0.05, most_objects=31)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Twenty pictures of 640 x 480; the smallest tenth of the 20 boxes is 24 pixels high and less."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(20)]
+    sides = [12, 24, *[96] * 18]
+    boxes = [
+        {"id": i, "image_id": 0 if i < 7 else i, "category_id": 1, "bbox": [5, 5, 200, side], "iscrowd": 0}
+        for i, side in enumerate(sides)
+    ]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    record = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_the_facts(dataset: Path) -> None:
+    facts = data_facts(read_annotations(dataset / "annotations" / "instances_train.json"))
+    assert (facts.num_images, facts.short_side, facts.most_objects) == (20, 480, 7)
+    assert facts.aspect == pytest.approx(4 / 3)
+    assert facts.small_object == pytest.approx(np.quantile([12, 24, *[96] * 18], 0.1) / 480)
+
+
+def test_the_rate_goes_with_the_root_of_the_batch() -> None:
+    for name in RECIPES:
+        one, sixteen = (recipe_settings(name, FACTS, batch)["optimizer.lr"] for batch in (4, 64))
+        assert sixteen == pytest.approx(4 * one)
+
+
+def test_small_objects_ask_for_large_pictures() -> None:
+    sides = [
+        recipe_settings("small-data", replace(FACTS, small_object=share), 4)["data.eval_short_side"] for share in (0.2, 0.04, 0.01)
+    ]
+    assert sides == [224, 352, 704]  # 14 pixels of 0.04 of the side are 350; at most 1.5 times the picture itself
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("num_images", [1, 30, 400, 5000])
+def test_every_choice_is_a_setting_that_makes_sense(name: str, num_images: int) -> None:
+    chosen = recipe_settings(name, replace(FACTS, num_images=num_images), 4)
+    groups: dict[str, dict] = {}
+    for key, value in chosen.items():
+        group, setting = key.split(".")
+        groups.setdefault(group, {})[setting] = value
+        assert hasattr(getattr(RunConfig(dataset=""), group), setting)
+    train = groups["train"]
+    assert groups["optimizer"]["warmup_steps"] < train["epochs"] * max(1, num_images // 4)
+    assert train["epochs"] // train["evaluate_every"] <= 60
+    assert groups["data"]["eval_short_side"] in groups["data"]["train_short_sides"]
+    assert groups["data"]["max_long_side"] >= max(groups["data"]["train_short_sides"]) * FACTS.aspect
+
+
+def test_the_command_line_stands_above_the_recipe(dataset: Path) -> None:
+    chosen = parse_config([str(dataset), "--recipe", "small-data"])
+    facts = data_facts(read_annotations(dataset / "annotations" / "instances_train.json"))
+    for key, value in recipe_settings("small-data", facts, chosen.train.batch_size).items():
+        group, setting = key.split(".")
+        found = getattr(getattr(chosen, group), setting)
+        assert (list(found) if isinstance(found, tuple) else found) == value
+    assert chosen.preset == "r18-two-stage"
+    other = parse_config([str(dataset), "--recipe", "small-data", "--preset", "r50", "--lr", "1e-5", "--batch-size=8"])
+    assert (other.preset, other.optimizer.lr, other.train.batch_size) == ("r50", 1e-5, 8)
+    assert other.train.epochs == recipe_settings("small-data", facts, 8)["train.epochs"]
+
+
+def test_python_and_command_line_choose_the_same(dataset: Path) -> None:
+    arguments = [str(dataset), "--recipe", "small-data", "--lr", "1e-3", "--device", "cpu", "--output_dir", "out"]
+    settings = {"recipe": "small-data", "lr": 1e-3, "device": "cpu"}
+    assert build_run_config(dataset, None, "out", settings) == parse_config(arguments)
+
+
+def test_finetune_needs_something_to_start_from(dataset: Path) -> None:
+    with pytest.raises(ValueError, match=r"give --weights FILE.*--recipe small-data"):
+        parse_config([str(dataset), "--recipe", "finetune"])
+    assert parse_config([str(dataset), "--recipe", "finetune", "--weights", "a.pth"]).optimizer.schedule == "cosine"

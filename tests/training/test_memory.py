@@ -1,0 +1,113 @@
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from deformable_detr.config import RunConfig
+from deformable_detr.criterion import SetCriterion
+from deformable_detr.model import build_model
+from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.training import guarded_step, memory, train
+from deformable_detr.training.memory import OutOfMemoryError, largest_fitting, set_gradient_checkpointing
+from deformable_detr.training.run_folder import read_config
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 31])
+def test_the_largest_that_fits_is_found(most: int) -> None:
+    for limit in range(34):
+        tried = []
+
+        def fits(size: int, limit: int = limit, tried: list[int] = tried) -> bool:
+            tried.append(size)
+            return size <= limit
+
+        assert largest_fitting(fits, most) == min(limit, most)
+        assert all(1 <= size <= most for size in tried)
+        assert len(tried) <= 2 * most.bit_length() + 1
+
+
+def run_with_memory(config: RunConfig, folder: Path, pictures: int, monkeypatch: pytest.MonkeyPatch, **settings) -> RunConfig:
+    """Train an epoch on a machine that seems to have room for so many pictures; the config that was used."""
+    kept = 10_000_000.0
+    monkeypatch.setattr(memory.Trial, "_kept_by", lambda self, size: kept * size)
+    weights = 3 * 4 * sum(value.numel() for value in build_model(config.model).parameters() if value.requires_grad)
+    free = (weights + memory.WORKING_SHARE * kept * (pictures + 0.5)) / memory.SHARE_OF_MEMORY
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+    settings = {"batch_size": "auto", "accumulate": 1, "epochs": 1} | settings
+    run = replace(config, output_dir=str(folder), train=replace(config.train, **settings))
+    return read_config(train(run).output_dir / "config.yaml")
+
+
+@pytest.mark.parametrize(("room", "target", "expected"), [(3, 6, (3, 2)), (9, 4, (4, 1)), (1, 4, (1, 4))])
+def test_auto_takes_what_fits_and_accumulates_to_the_target(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, target: int, expected: tuple[int, int]
+) -> None:
+    used = run_with_memory(config, tmp_path / "run", room, monkeypatch, target_batch_size=target)
+    assert (used.train.batch_size, used.train.accumulate) == expected
+
+
+def test_nothing_fits(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutOfMemoryError, match="1 x 64 x 64 pixels does not fit.*gradient_checkpointing"):
+        run_with_memory(config, tmp_path / "run", 0, monkeypatch)
+
+
+def test_the_trial_leaves_no_trace(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose batch size was searched for ends with the bits of one that was told it."""
+    monkeypatch.setattr(memory, "largest_fitting", lambda fits, most: 2 if fits(2) else 0)
+    weights = []
+    for size, extra in ((2, {}), ("auto", {"target_batch_size": 2})):
+        settings = replace(config.train, epochs=1, batch_size=size, **extra)
+        result = train(replace(config, output_dir=str(tmp_path / str(size)), train=settings))
+        weights.append(result.last_weights.read_bytes()[-4000:])
+    assert weights[0] == weights[1]
+
+
+def test_running_out_is_explained(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(guarded_step, "train_step", no_memory)
+    with pytest.raises(OutOfMemoryError) as error:
+        train(replace(config, output_dir=str(tmp_path / "run")))
+    text = str(error.value)
+    assert "2 x " in text
+    assert "Tried to allocate 20.00 MiB" in text
+    assert text.index("--batch_size auto") < text.index("--gradient_checkpointing") < text.index("--max_long_side below 64")
+
+
+def kept_bytes(model: torch.nn.Module, images: ImageBatch, targets: list[Target]) -> tuple[int, dict[str, torch.Tensor]]:
+    """What is kept between forward and backward pass, and the gradients."""
+    kept = {}
+    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    torch.manual_seed(1)  # dropout
+    criterion = SetCriterion(2)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        loss = criterion.weighted_sum(criterion(model(images), targets))
+    loss.backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    return sum(size for pointer, size in kept.items() if pointer not in own), gradients
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = build_model("tiny", num_classes=2, freeze_batch_norm=True, dropout=0.1, num_encoder_layers=3).double().train()
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = [Target(torch.tensor([[0.5, 0.5, 0.3, 0.3]], dtype=torch.float64), torch.tensor([1]))] * 2
+    batch = ImageBatch.from_images(list(images))
+    plain, expected = kept_bytes(model, batch, targets)
+    set_gradient_checkpointing(model, True)
+    less, gradients = kept_bytes(model, batch, targets)
+    assert less < 0.7 * plain
+    assert gradients.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(gradients[name], expected[name], msg=name)
+    set_gradient_checkpointing(model, False)
+    assert kept_bytes(model, batch, targets)[0] == plain

@@ -1,0 +1,157 @@
+"""Runs that meet what long runs meet: a worker that dies, a picture that cannot be read, a full disk, a kill, no progress."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deformable_detr.config import RunConfig
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.training import batches, train, trainer
+from deformable_detr.training.batches import DeadWorkerError
+from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.state import latest_state, load_state
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, marker: Path, times: int) -> None:
+    """Let the process that reads the third picture be killed, so many times."""
+    original = CocoDataset.image
+
+    def image(self: CocoDataset, index: int) -> torch.Tensor:
+        deaths = len(list(marker.iterdir()))
+        if torch.utils.data.get_worker_info() is not None and index == 2 and deaths < times:
+            (marker / str(deaths)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, index)
+
+    monkeypatch.setattr(CocoDataset, "image", image)
+
+
+def test_a_dead_worker_is_replaced_and_nothing_else_changes(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, data=replace(config.data, num_workers=1), train=replace(config.train, epochs=1, evaluate_every=0))
+    undisturbed = train(replace(config, output_dir=str(tmp_path / "undisturbed")))
+    (tmp_path / "deaths").mkdir()
+    die_at(monkeypatch, tmp_path / "deaths", times=2)
+    result = train(replace(config, output_dir=str(tmp_path / "run")))
+    assert len(list((tmp_path / "deaths").iterdir())) == 2
+    assert sum("lower data.num_workers" in record.getMessage() for record in caplog.records) == 2
+    first, second = load_file(undisturbed.last_weights), load_file(result.last_weights)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_workers_that_die_again_and_again_end_the_run(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deaths").mkdir()
+    die_at(monkeypatch, tmp_path / "deaths", times=1000)
+    config = replace(config, data=replace(config.data, num_workers=1), output_dir=str(tmp_path / "run"))
+    with pytest.raises(DeadWorkerError, match=f"{batches.MOST_RESTARTS + 1} workers died.*lower data.num_workers"):
+        train(config)
+
+
+def test_an_unreadable_picture(config: RunConfig, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = shutil.copytree(dataset, tmp_path / "set")
+    picture = broken / "train" / "3.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    config = replace(config, dataset=str(broken), train=replace(config.train, epochs=1, evaluate_every=0))
+    with pytest.raises(ValueError, match=r"3\.png: the picture is damaged"):
+        train(replace(config, output_dir=str(tmp_path / "stops")))
+    skipping = replace(config, data=replace(config.data, on_bad_image="skip"), output_dir=str(tmp_path / "goes on"))
+    assert train(skipping).steps == 4
+    assert any("3.png" in record.getMessage() and "next picture" in record.getMessage() for record in caplog.records)
+
+
+@contextmanager
+def no_room_for_files_above(size: int) -> Iterator[None]:
+    """Files of this process cannot grow beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_in_between_costs_a_state_but_not_the_run(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original, calls = trainer.save_state, []
+
+    def save_state(*arguments: object) -> object:
+        calls.append(arguments)
+        with no_room_for_files_above(20_000 if len(calls) == 3 else 10**9):
+            return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "save_state", save_state)
+    settings = replace(config.train, checkpoint_every=1, evaluate_every=0, epochs=1)
+    result = train(replace(config, output_dir=str(tmp_path / "run"), train=settings))
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "step-00000003.pt" in errors[0]
+    assert "step-00000002.pt is where it resumes" in errors[0]
+    names = [path.name for path in (result.output_dir / "state").iterdir()]
+    assert names == ["step-00000004.pt"]  # no half a file
+
+
+def test_weights_that_cannot_be_written_at_the_end_are_an_error(config: RunConfig, tmp_path: Path) -> None:
+    config = replace(config, train=replace(config.train, steps=1, evaluate_every=0), output_dir=str(tmp_path / "run"))
+    with pytest.raises(Exception, match=r"(?i)too large|disk|written"), no_room_for_files_above(20_000):
+        train(config)
+    assert not (tmp_path / "run" / "weights" / "last.safetensors").exists()
+    assert not list((tmp_path / "run" / "weights").iterdir())
+
+
+def test_a_kill_at_any_moment_loses_the_steps_since_the_last_state_alone(config: RunConfig, tmp_path: Path) -> None:
+    """SIGKILL at three moments of a run with a state after every step; each time it goes on, and the end is the undisturbed one's."""
+    settings = replace(config.train, checkpoint_every=1, evaluate_every=0, epochs=6)
+    config = replace(config, train=settings)
+    expected = load_file(train(replace(config, output_dir=str(tmp_path / "undisturbed"))).last_weights)
+    folder = RunFolder(tmp_path / "run")
+    RunFolder(tmp_path / "config").write_config(replace(config, output_dir=str(folder.root)))
+    start = [sys.executable, "-m", "deformable_detr", "train", "--config", str(tmp_path / "config" / "config.yaml")]
+    resume = [sys.executable, "-m", "deformable_detr", "train", "--resume", "--output_dir", str(folder.root)]
+    for command, killed_after in ((start, 3), (resume, 9)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while ((path := latest_state(folder.state)) is None or load_step(path) < killed_after) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        process.kill()
+        process.communicate()
+        left = latest_state(folder.state)
+        assert left is not None
+        assert load_state(left)["step"] >= killed_after  # whole, and readable
+    done = subprocess.run(resume, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = load_file(folder.last_weights)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def load_step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def test_stopping_early(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best AP is the second; two evaluations later it is enough, and a resumed run sees that, too."""
+    original, ap = trainer.evaluate, iter([0.1, 0.5, 0.4, 0.5, 0.9])
+
+    def evaluate(*arguments: object, **settings: object) -> object:
+        return replace(original(*arguments, **settings), ap=next(ap))  # type: ignore[arg-type, type-var]
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    run = replace(config, output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=9, evaluate_every=1, patience=2))
+    result = train(run)
+    assert (result.steps, len(result.history), result.best_metrics["ap"]) == (16, 4, 0.5)
+    assert train(replace(run, resume=True)).steps == 16
