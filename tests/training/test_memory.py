@@ -49,7 +49,7 @@ def test_auto_takes_what_fits_and_accumulates_to_the_target(
 
 
 def test_nothing_fits(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutOfMemoryError, match="1 x 64 x 64 pixels does not fit.*gradient_checkpointing"):
+    with pytest.raises(OutOfMemoryError, match=r"1 x 64 x 64 pixels does not fit.*gradient_checkpointing"):
         run_with_memory(config, tmp_path / "run", 0, monkeypatch)
 
 
