@@ -19,6 +19,32 @@ FACTS = DataFacts(num_images=400, short_side=480, aspect=4 / 3, small_object=0.0
 def dataset(tmp_path: Path) -> Path:
     """Twenty pictures of 640 x 480; the smallest tenth of the 20 boxes is 24 pixels high and less."""
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(20)]
+    sides = [12, 24, *[96] * 18]
+    boxes = [
+        {"id": i, "image_id": 0 if i < 7 else i, "category_id": 1, "bbox": [5, 5, 200, side], "iscrowd": 0}
+        for i, side in enumerate(sides)
+    ]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train").mkdir()
+    record = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_the_facts(dataset: Path) -> None:
+    facts = data_facts(read_annotations(dataset / "annotations" / "instances_train.json"))
+    assert (facts.num_images, facts.short_side, facts.most_objects) == (20, 480, 7)
+    assert facts.aspect == pytest.approx(4 / 3)
+    assert facts.small_object == pytest.approx(np.quantile([12, 24, *[96] * 18], 0.1) / 480)
+
+
+def test_the_rate_goes_with_the_root_of_the_batch() -> None:
+    for name in RECIPES:
+        one, sixteen = (recipe_settings(name, FACTS, batch)["optimizer.lr"] for batch in (4, 64))
+        assert sixteen == pytest.approx(4 * one)
+
+
+def test_small_objects_ask_for_large_pictures() -> None:
     facts = [replace(FACTS, small_object=share) for share in (0.2, 0.04, 0.01)]
     sides = [recipe_settings("small-data", entry, 4)["data.eval_short_side"] for entry in facts]
     assert sides == [224, 352, 704]  # 14 pixels of 0.04 of the side are 350; at most 1.5 times the picture itself
