@@ -39,6 +39,13 @@ def preview(argv: list[str]) -> int | None:
     return run(argv)
 
 
+def replay(argv: list[str]) -> int | None:
+    """Explain a training step whose numbers went wrong (NaN, infinity)."""
+    from deformable_detr.cli.replay import main as run
+
+    return run(argv)
+
+
 def serve(argv: list[str]) -> int | None:
     """Answer pictures over HTTP with JSON or drawings."""
     from deformable_detr.cli.serve import main as run
@@ -100,6 +107,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "predict": predict,
     "preview": preview,
+    "replay": replay,
     "serve": serve,
     "describe": describe,
     "explain": explain,

@@ -1,7 +1,9 @@
 """Training: optimizer, schedule, weight averaging, the training step and the whole run."""
 
+from deformable_detr.training.batches import DeadWorkerError
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.interruption import TrainingInterrupted
+from deformable_detr.training.memory import OutOfMemoryError
 from deformable_detr.training.optimizer import build_optimizer, build_schedule
 from deformable_detr.training.result import TrainResult
 from deformable_detr.training.run_folder import RunFolder, read_config
@@ -9,8 +11,10 @@ from deformable_detr.training.train_step import NonFiniteLossError, train_step
 from deformable_detr.training.trainer import train
 
 __all__ = [
+    "DeadWorkerError",
     "ExponentialMovingAverage",
     "NonFiniteLossError",
+    "OutOfMemoryError",
     "RunFolder",
     "TrainResult",
     "TrainingInterrupted",
