@@ -194,13 +194,18 @@ def touch(root, *names):
 @pytest.mark.parametrize(
     ("files", "split", "annotation_file", "image_dir"),
     [
-        (["annotations/instances_train.json", "train/"], "train", "annotations/instances_train.json", "train"),
+        (
+            ["annotations/instances_train.json", "annotations/instances_val.json", "train/"],
+            "train",
+            "annotations/instances_train.json",
+            "train",
+        ),
         (["annotations/instances_val2017.json", "val2017/"], "val", "annotations/instances_val2017.json", "val2017"),
         (["annotations/instances_val2017.json", "val2017/"], "val2017", "annotations/instances_val2017.json", "val2017"),
         (["annotations/instances_val.json", "images/val/"], "val", "annotations/instances_val.json", "images/val"),
         (["annotations/instances_val.json", "images/"], "val", "annotations/instances_val.json", "images"),
         (["annotations/instances_val.json", "val2017/"], "val", "annotations/instances_val.json", "val2017"),
-        (["train/_annotations.coco.json"], "train", "train/_annotations.coco.json", "train"),
+        (["train/_annotations.coco.json", "valid/_annotations.coco.json"], "train", "train/_annotations.coco.json", "train"),
         (["valid/_annotations.coco.json"], "val", "valid/_annotations.coco.json", "valid"),
         (["annotations/instances_val.json", "val/"], "valid", "annotations/instances_val.json", "val"),
     ],

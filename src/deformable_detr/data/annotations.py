@@ -57,7 +57,7 @@ def read_annotations(path: str | Path, *, categories: Categories | None = None, 
         ValueError: the file is not JSON, lacks a key, contradicts itself or `categories`, or holds an impossible box.
     """
     path = Path(path)
-    record = _read_json(path)
+    record = read_json(path)
     file_categories = _read_categories(record, path)
     image_ids, file_names, sizes = _read_images(record, path)
     image_of, images, category_ids, boxes, annotation_ids = _read_boxes(record, path, image_ids, boxes_required)
@@ -77,7 +77,13 @@ def read_annotations(path: str | Path, *, categories: Categories | None = None, 
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not an object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
     try:
