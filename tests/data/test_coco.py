@@ -229,3 +229,22 @@ def test_find_split_errors(tmp_path):
         FileNotFoundError, match=r"no image folder for instances_train2017\.json; .* there is annotations, pictures"
     ):
         find_split(tmp_path, "train2017")
+
+
+def test_the_arrays_of_a_large_file_are_kept(folder, monkeypatch):
+    expected = open_record(folder, RECORD)
+    monkeypatch.setattr("deformable_detr.data.annotations.LARGE_FILE", 1)
+    wanted = Categories(("star", "circle"), (1, 2))
+    for categories in (None, wanted):
+        first = open_record(folder, RECORD, categories=categories)
+        with monkeypatch.context() as without:
+            without.setattr("deformable_detr.data.annotations.read_json", None)  # must not be needed again
+            again = CocoDataset(folder / "a.json", folder, keep, categories=categories)
+        for dataset in (first, again):
+            assert dataset.image_ids == expected.image_ids
+            for index in range(3):
+                assert torch.equal(dataset.target(index).boxes, expected.target(index).boxes)
+                labels = expected.target(index).labels
+                assert dataset.target(index).labels.tolist() == (labels if categories is None else 1 - labels).tolist()
+    changed_size = changed("images", 0, width=1000)
+    assert open_record(folder, changed_size).target(0).image_size == (20, 1000)

@@ -58,7 +58,7 @@ def test_a_division_is_made_once_and_written_down(training_only, caplog):
         parts = {split: pictures(training_only, split) for split in ("train", "val", "test")}
         assert pictures(training_only, "valid") == parts["val"]
     assert {split: len(names) for split, names in parts.items()} == {"train": 8, "val": 1, "test": 1}
-    assert sorted(sum(parts.values(), [])) == [f"{number:06d}.png" for number in range(1, 11)]
+    assert sorted(name for names in parts.values() for name in names) == [f"{number:06d}.png" for number in range(1, 11)]
     assert caplog.text.count("divided: 8 train, 1 val, 1 test (stratified by class, seed 0); written down in") == 1
     written = json.loads((training_only / FOLDER / "splits.json").read_text())
     assert written == {"annotations/instances_train.json": {"seed": 0, "pictures": parts}}
