@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.data.coco import CocoDataset, find_split
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.formats import find_split
 from deformable_detr.structures import Categories
 
 RECORD = {
@@ -194,13 +195,18 @@ def touch(root, *names):
 @pytest.mark.parametrize(
     ("files", "split", "annotation_file", "image_dir"),
     [
-        (["annotations/instances_train.json", "train/"], "train", "annotations/instances_train.json", "train"),
+        (
+            ["annotations/instances_train.json", "annotations/instances_val.json", "train/"],
+            "train",
+            "annotations/instances_train.json",
+            "train",
+        ),
         (["annotations/instances_val2017.json", "val2017/"], "val", "annotations/instances_val2017.json", "val2017"),
         (["annotations/instances_val2017.json", "val2017/"], "val2017", "annotations/instances_val2017.json", "val2017"),
         (["annotations/instances_val.json", "images/val/"], "val", "annotations/instances_val.json", "images/val"),
         (["annotations/instances_val.json", "images/"], "val", "annotations/instances_val.json", "images"),
         (["annotations/instances_val.json", "val2017/"], "val", "annotations/instances_val.json", "val2017"),
-        (["train/_annotations.coco.json"], "train", "train/_annotations.coco.json", "train"),
+        (["train/_annotations.coco.json", "valid/_annotations.coco.json"], "train", "train/_annotations.coco.json", "train"),
         (["valid/_annotations.coco.json"], "val", "valid/_annotations.coco.json", "valid"),
         (["annotations/instances_val.json", "val/"], "valid", "annotations/instances_val.json", "val"),
     ],
@@ -224,3 +230,22 @@ def test_find_split_errors(tmp_path):
         FileNotFoundError, match=r"no image folder for instances_train2017\.json; .* there is annotations, pictures"
     ):
         find_split(tmp_path, "train2017")
+
+
+def test_the_arrays_of_a_large_file_are_kept(folder, monkeypatch):
+    expected = open_record(folder, RECORD)
+    monkeypatch.setattr("deformable_detr.data.annotations.LARGE_FILE", 1)
+    wanted = Categories(("star", "circle"), (1, 2))
+    for categories in (None, wanted):
+        first = open_record(folder, RECORD, categories=categories)
+        with monkeypatch.context() as without:
+            without.setattr("deformable_detr.data.annotations.read_json", None)  # must not be needed again
+            again = CocoDataset(folder / "a.json", folder, keep, categories=categories)
+        for dataset in (first, again):
+            assert dataset.image_ids == expected.image_ids
+            for index in range(3):
+                assert torch.equal(dataset.target(index).boxes, expected.target(index).boxes)
+                labels = expected.target(index).labels
+                assert dataset.target(index).labels.tolist() == (labels if categories is None else 1 - labels).tolist()
+    changed_size = changed("images", 0, width=1000)
+    assert open_record(folder, changed_size).target(0).image_size == (20, 1000)

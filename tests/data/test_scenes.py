@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from deformable_detr.data.coco import CocoDataset, find_split
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.formats import find_split
 from deformable_detr.data.images import read_image
 from deformable_detr.data.scenes import LARGEST_OVERLAP, SHAPES, _shape_mask, _tight_box, draw_scene, generate_scenes
 

@@ -151,14 +151,12 @@ def test_steps_are_counted_over_epochs_and_states_saved_between(config: RunConfi
 
 
 def test_without_validation_split(config: RunConfig, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    alone = tmp_path / "data"
-    shutil.copytree(dataset, alone)
-    (alone / "annotations" / "instances_val.json").unlink()
-    run = replace(config, dataset=str(alone), output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=1))
+    data = replace(config.data, val_split="minival")
+    run = replace(config, data=data, output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=1))
     with caplog.at_level(logging.WARNING):
         result = train(run)
     assert "training without evaluation" in caplog.text
-    assert "no split 'val'" in caplog.text
+    assert "no split 'minival'" in caplog.text
     assert result.best_weights == result.last_weights
     assert result.last_weights.is_file()
     assert (result.metrics, result.history) == ({}, [])

@@ -11,8 +11,15 @@ from deformable_detr.version import __version__
 Command = Callable[[list[str]], int | None]
 
 
+def doctor(argv: list[str]) -> int | None:
+    """Examine a data set before training: what is wrong, where, what to do; --fix repairs a copy."""
+    from deformable_detr.cli.doctor import main as run
+
+    return run(argv)
+
+
 def train(argv: list[str]) -> int | None:
-    """Train on a data set in COCO format."""
+    """Train on your pictures: COCO, YOLO or Pascal VOC."""
     from deformable_detr.cli.train import main as run
 
     return run(argv)
@@ -103,6 +110,7 @@ def export(argv: list[str]) -> int | None:
 
 
 COMMANDS: dict[str, Command] = {
+    "doctor": doctor,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
@@ -138,6 +146,7 @@ options:
 
 examples:
   deformable-detr demo
+  deformable-detr doctor my_data
   deformable-detr train my_data --preset r50-two-stage --epochs 50 --output_dir runs/first
   deformable-detr evaluate runs/first my_data
   deformable-detr predict runs/first street.jpg

@@ -3,10 +3,10 @@
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from deformable_detr.cli.demo import demo_folders, train_demo
+from deformable_detr.data.cache import user_cache
 from deformable_detr.inference.sources import list_pictures
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,5 @@ def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
 
 
 def cache_folder() -> Path:
-    """Our folder in this user's cache: below `~/.cache`, `~/Library/Caches` or `%LOCALAPPDATA%`."""
-    if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "deformable-detr" / "explorer"
+    """Where it is kept in this user's cache."""
+    return user_cache() / "explorer"

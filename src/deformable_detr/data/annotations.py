@@ -1,18 +1,26 @@
 """A COCO annotation file → checked, compact arrays; every fault is an error that says where it stands."""
 
+import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deformable_detr.data.cache import derived_folder, fingerprint, write_whole
 from deformable_detr.structures import Categories, ImageId
 
 logger = logging.getLogger(__name__)
+
+LARGE_FILE = 20_000_000
+"""Bytes from which on the arrays of an annotation file are kept beside it."""
+
+ARRAYS = 1
+"""Version of the kept arrays."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ def read_annotations(path: str | Path, *, categories: Categories | None = None, 
     """Read and check a COCO annotation file.
 
     Crowd regions are left out; boxes are clipped to the image, and those without an area are dropped with one logged line, as
-    in the official code. Images without a box are kept.
+    in the official code. Images without a box are kept. Of a large file (20 MB and more) the arrays are kept among the derived
+    files, as parsing takes long.
 
     Args:
         path: the JSON file.
@@ -57,14 +66,36 @@ def read_annotations(path: str | Path, *, categories: Categories | None = None, 
         ValueError: the file is not JSON, lacks a key, contradicts itself or `categories`, or holds an impossible box.
     """
     path = Path(path)
-    record = _read_json(path)
-    file_categories = _read_categories(record, path)
+    kept = None
+    if path.is_file() and path.stat().st_size >= LARGE_FILE:
+        kept = derived_folder(path.parent) / f"{path.stem}-{fingerprint([path], ARRAYS)}.npz"
+    if kept is not None and kept.is_file():
+        own = _load_arrays(kept)
+    else:
+        own = _read_own(path, boxes_required)
+        if kept is not None and len(own.boxes):
+            _save_arrays(kept, own)
+            logger.info(
+                "%s: %d pictures, %d boxes; the next start takes them from %s", path, len(own.image_ids), len(own.boxes), kept
+            )
+    if categories is None or categories == own.categories:
+        return own
+    used = np.unique(own.labels)
+    label_of = _label_mapping(own.categories, categories, {own.categories.ids[label] for label in used}, path)
+    labels = np.array([label_of.get(category_id, -1) for category_id in own.categories.ids], dtype=np.int64)
+    return replace(own, labels=labels[own.labels], categories=categories)
+
+
+def _read_own(path: Path, boxes_required: bool) -> Annotations:
+    """The file in its own categories."""
+    record = read_json(path)
+    categories = _read_categories(record, path)
     image_ids, file_names, sizes = _read_images(record, path)
     image_of, images, category_ids, boxes, annotation_ids = _read_boxes(record, path, image_ids, boxes_required)
-    label_of = _label_mapping(file_categories, categories or file_categories, set(category_ids), path)
     clipped, keep = _clip_boxes(boxes, images, sizes, annotation_ids, image_ids, path)
     order = np.argsort(images[keep], kind="stable")
     kept_images = images[keep][order]
+    label_of = categories.label_of
     labels = np.array([label_of[category_id] for category_id in category_ids], dtype=np.int64)
     return Annotations(
         image_ids=tuple(image_of),
@@ -73,11 +104,34 @@ def read_annotations(path: str | Path, *, categories: Categories | None = None, 
         first_box=np.searchsorted(kept_images, np.arange(len(image_ids) + 1)),
         boxes=clipped[keep][order].astype(np.float32),
         labels=labels[keep][order],
-        categories=categories or file_categories,
+        categories=categories,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _save_arrays(path: Path, found: Annotations) -> None:
+    """Keep what was read of a large file."""
+    names = {"image_ids": found.image_ids, "categories": found.categories.to_dict()}
+    buffer = io.BytesIO()
+    arrays = {field: getattr(found, field) for field in ("file_names", "image_sizes", "first_box", "boxes", "labels")}
+    np.savez(buffer, allow_pickle=False, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
+    write_whole(path, buffer.getvalue())
+
+
+def _load_arrays(path: Path) -> Annotations:
+    """The inverse of :func:`_save_arrays`."""
+    with np.load(path, allow_pickle=False) as arrays:
+        found = dict(arrays)
+    names = json.loads(found.pop("names").tobytes())
+    return Annotations(image_ids=tuple(names["image_ids"]), categories=Categories.from_dict(names["categories"]), **found)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not an object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
     try:

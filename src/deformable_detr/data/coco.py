@@ -1,4 +1,4 @@
-"""COCO-format data sets: where their files stand, and their samples as (image, target)."""
+"""The samples of a COCO annotation file as (image, target)."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,6 @@ from deformable_detr.structures import Categories, ImageId, Target
 logger = logging.getLogger(__name__)
 
 Transform = Callable[[Tensor, Target | None], tuple[Tensor, Target | None]]
-SPLIT_NAMES = {"val": ("val", "valid"), "valid": ("valid", "val")}
 
 
 class SampleKey(NamedTuple):
@@ -158,61 +157,3 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             except (OSError, ValueError) as error:
                 logger.warning("left out, the next picture takes its place: %s", error)
         raise ValueError(f"{self.annotation_file}: not one picture can be read")
-
-
-def find_split(dataset: str | Path, split: str) -> tuple[Path, Path]:
-    """Find the annotation file and the image folder of one part of a data set.
-
-    Two layouts are known: COCO's `annotations/instances_<split>.json` with `<split>/` (or `images/<split>/`, or `images/`),
-    where a year may follow the split's name, and Roboflow's `<split>/_annotations.coco.json` beside the pictures. `val` and
-    `valid` mean the same.
-
-    Returns:
-        The annotation file and the image folder.
-
-    Raises:
-        FileNotFoundError: no such data set or split; the message lists what was looked for and what is there.
-        ValueError: more than one file fits.
-    """
-    root = Path(dataset)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such data set folder")
-    for name in SPLIT_NAMES.get(split, (split,)):
-        if (beside := root / name / "_annotations.coco.json").is_file():
-            return beside, beside.parent
-        if annotation_file := _annotation_file(root, name):
-            return annotation_file, _image_dir(root, name, annotation_file)
-    present = sorted(
-        str(path.relative_to(root)) for path in (*root.glob("annotations/*.json"), *root.glob("*/_annotations.coco.json"))
-    )
-    raise FileNotFoundError(
-        f"{root}: no split {split!r}; looked for annotations/instances_{split}.json, annotations/instances_{split}<year>.json and "
-        f"{split}/_annotations.coco.json; found {', '.join(present) or 'no annotation file at all'}"
-    )
-
-
-def _annotation_file(root: Path, split: str) -> Path | None:
-    """COCO's annotation file of a split, if there is one."""
-    exact = root / "annotations" / f"instances_{split}.json"
-    if exact.is_file():
-        return exact
-    fitting = sorted(root.glob(f"annotations/instances_{split}[0-9]*.json"))
-    if len(fitting) > 1:
-        names = ", ".join(path.name for path in fitting)
-        raise ValueError(
-            f"{root}: several files fit the split {split!r}: {names}; name one of them, such as {fitting[-1].stem[10:]!r}"
-        )
-    return fitting[0] if fitting else None
-
-
-def _image_dir(root: Path, split: str, annotation_file: Path) -> Path:
-    """The image folder that belongs to an annotation file `instances_<name>.json`."""
-    name = annotation_file.stem.removeprefix("instances_")
-    candidates = [root / name, root / split, root / "images" / name, root / "images" / split, *sorted(root.glob(f"{split}[0-9]*/"))]
-    candidates.append(root / "images")
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    looked = ", ".join(dict.fromkeys(str(folder.relative_to(root)) for folder in candidates))
-    present = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
-    raise FileNotFoundError(f"{root}: no image folder for {annotation_file.name}; looked for {looked}; there is {present}")

@@ -12,6 +12,12 @@ from torch import Tensor
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """What :func:`decode_image` reads: Pillow's formats for pictures, without those that run other programs (EPS) or are rare."""
 
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif"})
+"""Which files of a folder are pictures. A file that is named itself is read whatever its suffix."""
+
+ORIENTATION_TAG = 0x0112
+"""Of EXIF."""
+
 
 class PictureTooLargeError(ValueError):
     """A picture has more pixels than are allowed."""
@@ -57,6 +63,34 @@ def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
             f"{path}: the picture is damaged or truncated ({error}); copy it again or remove it from the data"
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
+
+
+def read_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
+    """The (height, width) of a picture, from its header alone.
+
+    Args:
+        path: any format that Pillow reads.
+        upright: the size after turning the picture as its EXIF orientation says; False gives that of the stored pixels.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a picture.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as picture:
+            turned = upright and read_orientation(picture) >= 5
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such picture; check the image folder and the file names") from None
+    except Exception as error:  # on damaged headers Pillow's decoders raise nearly anything
+        raise ValueError(f"{path}: not a picture that can be read ({error})") from None
+
+
+def read_orientation(picture: Image.Image) -> int:
+    """The EXIF orientation of an opened picture, 1 … 8; from 5 on width and height are exchanged."""
+    found = Image.Image.getexif(picture).get(ORIENTATION_TAG, 1)  # PNG's own method would decode the whole picture
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def decode_image(content: bytes, name: str, *, max_pixels: int) -> Tensor:

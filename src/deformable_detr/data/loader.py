@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from deformable_detr.config import DataConfig
 from deformable_detr.data.batching import collate
-from deformable_detr.data.coco import CocoDataset, SampleKey, find_split
+from deformable_detr.data.coco import CocoDataset, SampleKey
+from deformable_detr.data.formats import find_split
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
 from deformable_detr.structures import Categories

@@ -14,10 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from deformable_detr.data.images import read_image
-
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif"})
-"""Which files of a folder are pictures. A file that is named itself is read whatever its suffix."""
+from deformable_detr.data.images import PICTURE_SUFFIXES, read_image
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 Source = ImageLike | Iterable[ImageLike]

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import Metadata, RunConfig, TrainConfig
-from deformable_detr.data.coco import CocoDataset, find_split
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.doctor.examine import quick_check
+from deformable_detr.data.formats import find_split
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import Categories
@@ -88,16 +90,31 @@ def open_data(config: RunConfig) -> RunData:
 
     Raises:
         FileNotFoundError: no training split, or its pictures are missing.
-        ValueError: a damaged annotation file.
+        ValueError: a damaged annotation file, or one that a quick check finds at fault; see `deformable-detr doctor`.
     """
     train = build_dataset(config.dataset, config.data.train_split, config.data, training=True)
+    splits = [config.data.train_split]
     try:
         find_split(config.dataset, config.data.val_split)
     except FileNotFoundError as error:
         logger.warning("training without evaluation, so no best weights are chosen: %s", error)
-        return RunData(train, None)
-    val = build_dataset(config.dataset, config.data.val_split, config.data, training=False, categories=train.categories)
+        val = None
+    else:
+        val = build_dataset(config.dataset, config.data.val_split, config.data, training=False, categories=train.categories)
+        splits.append(config.data.val_split)
+    _check_data(config, splits)
     return RunData(train, val)
+
+
+def _check_data(config: RunConfig, splits: list[str]) -> None:
+    """Log what is doubtful about the data set, and stop at what would spoil the training."""
+    findings = quick_check(config.dataset, splits, config.model.num_queries)
+    errors = [str(finding) for finding in findings if finding.severity == "error"]
+    for finding in findings:
+        if finding.severity == "warning":
+            logger.warning("data set: %s; %s", finding, finding.kind.advice)
+    if errors:
+        raise ValueError(f"{'; '.join(errors)}. `deformable-detr doctor {config.dataset}` shows all of it and can repair a copy")
 
 
 def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) -> tuple[DataLoader, DataLoader | None]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from deformable_detr.config import RunConfig
 from deformable_detr.data.annotations import read_annotations
-from deformable_detr.data.coco import find_split
 from deformable_detr.data.facts import data_facts
+from deformable_detr.data.formats import find_split
 from deformable_detr.recipes import recipe_settings
 
 

@@ -1,0 +1,94 @@
+"""Checks of the boxes of a split, from its annotations alone."""
+
+import numpy as np
+
+from deformable_detr.data.doctor.split_data import SplitData
+
+SLACK = 2.0
+"""Pixels by which a box may reach over the edge without a word."""
+
+FEWEST = 5
+"""Boxes from which on the whole file's form is judged."""
+
+
+def check_boxes(data: SplitData) -> None:
+    """Note what is wrong with the boxes; those of a wrong form are converted first, so that the rest is judged in pixels."""
+    limits = data.sizes[data.images][:, ::-1].astype(np.float64)  # [A, 2] width, height
+    data.form = box_form(data.boxes, limits)
+    if data.form != "xywh":
+        code = "boxes-xyxy" if data.form == "xyxy" else "boxes-normalised"
+        data.found.add(code, *(data.box_item(i, f"bbox is {_shown(data.boxes[i])}") for i in range(len(data.boxes))))
+        data.boxes = to_pixels(data.boxes, limits, data.form)
+    lower, upper = data.boxes[:, :2], data.boxes[:, :2] + data.boxes[:, 2:]
+    empty = (data.boxes[:, 2:] <= 0).any(axis=1)
+    outside = ~empty & ((lower >= limits) | (upper <= 0)).any(axis=1)
+    beyond = np.maximum(-lower, upper - limits).max(axis=1, initial=0)  # [A] pixels over the edge
+    clipped = ~empty & ~outside & (beyond > SLACK)
+    for code, mask in (("box-degenerate", empty), ("box-outside", outside), ("box-clipped", clipped)):
+        data.found.add(code, *(data.box_item(int(i), _in_picture(data, int(i))) for i in np.flatnonzero(mask)))
+    _check_repeated(data, np.flatnonzero(~empty))
+
+
+def box_form(boxes: np.ndarray, limits: np.ndarray) -> str:
+    """How the boxes of a file are written.
+
+    Args:
+        boxes: `[A, 4]` as they stand there.
+        limits: `[A, 2]` (width, height) of their pictures in pixels.
+
+    Returns:
+        `xywh`, or with near certainty `xyxy`, `shares` (xywh in [0, 1]) or `centred shares` (cxcywh in [0, 1], as in YOLO).
+    """
+    sized = (boxes[:, 2:] > 0).all(axis=1)
+    boxes, limits = boxes[sized], limits[sized]
+    if len(boxes) == 0 or limits.max() <= 1:
+        return "xywh"
+    if (boxes <= 1.01).all():
+        beyond = (boxes[:, :2] + boxes[:, 2:] > 1.01).any(axis=1)
+        before = (boxes[:, :2] - boxes[:, 2:] / 2 < -0.01).any(axis=1)
+        return "centred shares" if beyond.sum() > before.sum() else "shares"
+    corners = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= limits + 1) & (boxes[:, :2] >= -1)).all(axis=1)
+    beyond = (boxes[:, :2] + boxes[:, 2:] > limits + SLACK).any(axis=1)
+    if len(boxes) >= FEWEST and corners.mean() >= 0.99 and beyond.mean() >= 0.2:
+        return "xyxy"
+    return "xywh"
+
+
+def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
+    """`[A, 4]` boxes of a form of :func:`box_form` → left, top, width, height in pixels."""
+    scale = np.concatenate((limits, limits), axis=1)
+    if form == "xyxy":
+        return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+    if form == "shares":
+        return boxes * scale
+    if form == "centred shares":
+        return np.concatenate((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), axis=1) * scale
+    return boxes
+
+
+def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
+    """Boxes of the same place in the same picture: of one class they are repeated, of two they may be meant."""
+    first: dict[tuple, tuple[int, set[int]]] = {}
+    for index in indices.tolist():
+        key = (int(data.images[index]), *data.boxes[index].round(1).tolist())
+        category = int(data.category_ids[index])
+        if key not in first:
+            first[key] = (index, {category})
+            continue
+        original, categories = first[key]
+        other = data.record["annotations"][int(data.rows[original])].get("id", f"number {data.rows[original]}")
+        if category in categories:
+            data.found.add("box-twice", data.box_item(index, f"the same as annotation {other}"))
+        else:
+            name, before = data.categories[category], data.categories[int(data.category_ids[original])]
+            data.found.add("box-two-classes", data.box_item(index, f"{name!r} where annotation {other} is {before!r}"))
+            categories.add(category)
+
+
+def _in_picture(data: SplitData, index: int) -> str:
+    height, width = data.sizes[data.images[index]]
+    return f"bbox {_shown(data.boxes[index])} in a picture of {width} x {height}"
+
+
+def _shown(box: np.ndarray) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in box) + "]"

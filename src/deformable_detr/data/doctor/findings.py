@@ -1,0 +1,183 @@
+"""What can be found: the kinds, how grave each is, what to do; and the collection of what was found where."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from deformable_detr.structures import ImageId
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+class Kind(NamedTuple):
+    """One kind of finding."""
+
+    severity: Severity
+    title: str
+    advice: str
+
+
+KINDS: dict[str, Kind] = {
+    "file-damaged": Kind("error", "the annotation file cannot be read", "write or download it again"),
+    "label-fault": Kind("error", "faulty lines or files of annotations", "correct them; --fix leaves them out"),
+    "entry-malformed": Kind("error", "entries that lack a key or have a wrong type", "correct them; --fix leaves them out"),
+    "category-id-twice": Kind("error", "categories with an id that another one has", "give each its own id; --fix keeps the first"),
+    "image-id-twice": Kind("error", "images with an id that another one has", "give each its own id; --fix keeps the first"),
+    "image-unknown": Kind("error", "annotations of images that are not listed", "list the images; --fix leaves them out"),
+    "category-unknown": Kind("error", "annotations of categories that are not listed", "list them; --fix leaves them out"),
+    "box-malformed": Kind(
+        "error", "boxes that are not four finite numbers with a width and a height of 0 or more", "--fix leaves them out"
+    ),
+    "boxes-xyxy": Kind(
+        "error",
+        "boxes written as [left, top, right, bottom]; COCO has [left, top, width, height]",
+        "subtract left and top from the last two numbers; --fix does",
+    ),
+    "boxes-normalised": Kind(
+        "error", "boxes in shares of the picture; COCO has pixels", "multiply by width and height; --fix does"
+    ),
+    "box-outside": Kind("error", "boxes that lie wholly outside their picture", "check their picture; --fix leaves them out"),
+    "picture-missing": Kind("error", "pictures that are not there", "add the files; --fix leaves them out"),
+    "picture-damaged": Kind("error", "pictures that cannot be decoded", "copy them again; --fix leaves them out"),
+    "picture-size": Kind(
+        "error",
+        "pictures of another size than the annotations say",
+        "--fix scales the boxes where the aspect ratio is the same, else corrects the size where they fit",
+    ),
+    "exif-boxes": Kind(
+        "error",
+        "pictures that EXIF turns, with boxes that were made on the unturned pixels",
+        "--fix states the size of the unturned pixels, which is how boxes are read then",
+    ),
+    "no-boxes": Kind("error", "no box to train on", "annotate, or check that this is the right file"),
+    "class-not-in-train": Kind("error", "classes with boxes that the training split does not list", "use one class list"),
+    "box-clipped": Kind("warning", "boxes that reach over the edge by more than 2 pixels", "they are cut off there; --fix does so"),
+    "box-degenerate": Kind("warning", "boxes without an area", "training leaves them out; --fix does so"),
+    "box-twice": Kind("warning", "boxes that stand there twice", "the second one can never be found; --fix removes it"),
+    "annotation-id-twice": Kind("warning", "annotations with an id that another one has", "--fix numbers them anew"),
+    "category-name-twice": Kind("warning", "classes with a name that another one has", "--fix makes one class of them"),
+    "picture-listed-twice": Kind("warning", "pictures that are listed twice", "--fix merges their boxes"),
+    "picture-copy": Kind("warning", "pictures whose file is a copy of another one", "--fix keeps the first one"),
+    "picture-leak": Kind(
+        "warning",
+        "pictures that another split has, too, so that its numbers are too good",
+        "remove them from one side; --fix removes them from the split that is trained on",
+    ),
+    "exif-stored": Kind(
+        "warning",
+        "pictures that EXIF turns, annotated as they are stored",
+        "they are read so here; other programs may turn them, so store the pixels upright when you can",
+    ),
+    "class-untrained": Kind("warning", "classes with boxes to find but none to learn from", "add training pictures of them"),
+    "too-many-objects": Kind(
+        "warning", "pictures with more objects than queries", "the surplus cannot be found: raise model.num_queries"
+    ),
+    "ids-sparse": Kind("note", "category ids with gaps or not from 0", "nothing: ids become labels 0 … K−1 here"),
+    "class-empty": Kind("note", "classes without a box", "nothing, or remove them from the list"),
+    "class-rare": Kind("note", "classes with fewer than 10 training boxes", "expect little of them; more pictures help most"),
+    "class-unmeasured": Kind("note", "classes with training boxes but none in another split", "their AP cannot be measured"),
+    "pictures-empty": Kind("note", "pictures without a box", "good as background; check that none was forgotten"),
+    "crowd": Kind("note", "crowd regions or difficult objects", "neither targets nor mistakes"),
+    "box-two-classes": Kind("note", "boxes that another class has, too", "check whether both are meant"),
+    "picture-alike": Kind("note", "pictures that look like another one", "frames of one film say little more than one of them"),
+    "picture-unlisted": Kind("note", "pictures in the folder that are not listed", "nothing, or annotate them"),
+}
+"""By code; the order is that of reports within a severity."""
+
+
+class Item(NamedTuple):
+    """One case of a finding."""
+
+    text: str
+    """What is there, for people."""
+
+    image: int | None = None
+    """Position in `images`."""
+
+    annotation: int | None = None
+    """Position in `annotations`."""
+
+    file: str | None = None
+    image_id: ImageId | None = None
+    annotation_id: Any = None
+
+    value: Any = None
+    """What a repair needs to know."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of file, image id, annotation id, and the text; for JSON."""
+        record = {"file": self.file, "image_id": self.image_id, "annotation_id": self.annotation_id, "text": self.text}
+        return {key: value for key, value in record.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """All cases of one kind in one split."""
+
+    code: str
+    split: str
+    items: tuple[Item, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """Severity, title and advice."""
+        return KINDS[self.code]
+
+    @property
+    def severity(self) -> Severity:
+        """How grave: an error stops or spoils training, a warning costs accuracy or trust, a note is for information."""
+        return self.kind.severity
+
+    @property
+    def count(self) -> int:
+        """How many cases."""
+        return len(self.items)
+
+    @property
+    def heading(self) -> str:
+        """The title, with the number where it is more than one."""
+        return f"{self.kind.title}: {self.count}" if self.count > 1 else self.kind.title
+
+    def __str__(self) -> str:
+        return f"{self.split}: {self.heading} ({self.items[0].text}{', …' if self.count > 1 else ''})"
+
+    def to_dict(self, examples: int = 5) -> dict[str, Any]:
+        """Plain values with the first few examples, for JSON."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "split": self.split,
+            "count": self.count,
+            "title": self.kind.title,
+            "advice": self.kind.advice,
+            "examples": [item.to_dict() for item in self.items[:examples]],
+        }
+
+
+@dataclass
+class Found:
+    """What was found so far in one split."""
+
+    split: str
+    items: dict[str, list[Item]] = field(default_factory=dict)
+
+    def add(self, code: str, *items: Item) -> None:
+        """Note cases of a kind."""
+        if items:
+            self.items.setdefault(code, []).extend(items)
+
+    def withdraw(self, codes: Iterable[str], image: int) -> None:
+        """Take back what was noted about the boxes of a picture, because there is a better explanation."""
+        for code in codes:
+            self.items[code] = [item for item in self.items.get(code, ()) if item.image != image]
+
+    def findings(self) -> list[Finding]:
+        """All kinds with at least one case, the gravest first."""
+        return sort_findings(Finding(code, self.split, tuple(items)) for code, items in self.items.items() if items)
+
+
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """The gravest first, then in the order of :data:`KINDS`."""
+    codes = list(KINDS)
+    return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), codes.index(finding.code)))

@@ -1,0 +1,158 @@
+"""Checks that need the picture files: there, readable, of the annotated size, upright; and what duplicates are found by."""
+
+import hashlib
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from deformable_detr.data.doctor.findings import Item
+from deformable_detr.data.doctor.split_data import SplitData
+from deformable_detr.data.images import PICTURE_SUFFIXES, read_orientation, read_size
+from deformable_detr.data.layout import walk_files
+
+THREADS = 8
+THUMBNAIL = 16
+
+
+class PictureFacts(NamedTuple):
+    """What one reading of a picture file tells."""
+
+    problem: str | None = None
+    """Why it cannot be used; None if it can."""
+
+    missing: bool = False
+    """Whether the problem is that there is no such file."""
+
+    stored_size: tuple[int, int] = (0, 0)
+    """(height, width) of the pixels as they are stored."""
+
+    orientation: int = 1
+    """Of EXIF, 1 … 8."""
+
+    digest: bytes = b""
+    """Of the file."""
+
+    difference_hash: int = 0
+    """64 bits: whether each of 8 x 8 places is brighter than its right neighbour."""
+
+    thumbnail: np.ndarray | None = None
+    """`[16, 16]` uint8 grey."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) after turning as EXIF says."""
+        height, width = self.stored_size
+        return (width, height) if self.orientation >= 5 else (height, width)
+
+
+def read_facts(path: Path) -> PictureFacts:
+    """Read a picture once: decoded to the end, but at an eighth of its size where the format can (JPEG)."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            orientation, size = read_orientation(picture), (picture.height, picture.width)
+            picture.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
+            picture.load()
+            grey = picture.convert("L")
+    except FileNotFoundError:
+        return PictureFacts("no such file", missing=True)
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
+        return PictureFacts("no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__)
+    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
+    bits = np.packbits((small[:, :-1] > small[:, 1:]).ravel())
+    thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return PictureFacts(None, False, size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail)
+
+
+def read_all(paths: Iterable[Path], progress: Callable[[], None] = lambda: None) -> Iterator[PictureFacts]:
+    """The facts of many pictures in their order, read by several threads, few of them in memory at a time."""
+    remaining = iter(paths)
+    with ThreadPoolExecutor(THREADS) as pool:
+        running: deque[Future[PictureFacts]] = deque(pool.submit(read_facts, path) for path in islice(remaining, 4 * THREADS))
+        while running:
+            yield running.popleft().result()
+            progress()
+            running.extend(pool.submit(read_facts, path) for path in islice(remaining, 1))
+
+
+def check_pictures(data: SplitData, progress: Callable[[], None] = lambda: None) -> dict[int, PictureFacts]:
+    """Read every listed picture and note what is wrong with it.
+
+    Args:
+        data: the split; findings about boxes that a turned picture explains are withdrawn from it.
+        progress: called after each picture.
+
+    Returns:
+        The facts of the pictures that can be used, by their position.
+    """
+    usable = data.usable_images()
+    facts: dict[int, PictureFacts] = {}
+    for image, read in zip(usable, read_all((data.path(image) for image in usable), progress), strict=True):
+        if read.problem is not None:
+            data.found.add("picture-missing" if read.missing else "picture-damaged", data.image_item(image, read.problem))
+            continue
+        facts[image] = read
+        _check_size(data, image, read)
+    _check_listing(data, usable)
+    return facts
+
+
+def check_sample(data: SplitData, count: int) -> None:
+    """Look at the headers of a few pictures, evenly spread: whether they are there, and of the annotated size."""
+    usable = data.usable_images()
+    for image in usable[:: max(1, -(-len(usable) // count))]:
+        path = data.path(image)
+        if not path.is_file():
+            data.found.add("picture-missing", data.image_item(image, "no such file"))
+            continue
+        try:
+            sizes = (read_size(path, upright=False), read_size(path))
+        except ValueError as error:
+            data.found.add("picture-damaged", data.image_item(image, str(error).removeprefix(f"{path}: ")))
+            continue
+        _check_size(data, image, PictureFacts(stored_size=sizes[0], orientation=6 if sizes[0] != sizes[1] else 1))
+
+
+def _check_size(data: SplitData, image: int, facts: PictureFacts) -> None:
+    """Compare a picture's size with the annotated one, in both orientations."""
+    annotated = tuple(int(side) for side in data.sizes[image])
+    height, width = facts.upright_size
+    if annotated not in (facts.upright_size, facts.stored_size):
+        text = f"is {width} x {height} pixels (width x height), annotated as {annotated[1]} x {annotated[0]}"
+        data.found.add("picture-size", data.image_item(image, text, value=facts.upright_size))
+        return
+    if facts.upright_size == facts.stored_size:
+        return
+    if annotated == facts.stored_size:
+        data.found.add("exif-stored", data.image_item(image, f"EXIF orientation {facts.orientation}"))
+        return
+    boxes = data.boxes[data.images == image]
+    upper = boxes[:, :2] + boxes[:, 2:]
+    if (upper > np.array([width, height]) + 2).any() and (upper <= np.array([height, width]) + 2).all():
+        data.found.withdraw(("box-outside", "box-clipped"), image)
+        text = f"EXIF orientation {facts.orientation}; boxes reach beyond {width} x {height} but fit in {height} x {width}"
+        data.found.add("exif-boxes", data.image_item(image, text, value=facts.stored_size))
+
+
+def _check_listing(data: SplitData, usable: list[int]) -> None:
+    """Pictures that are listed twice, and those of the folder that are not listed."""
+    first: dict[str, int] = {}
+    for image in usable:
+        name = data.file_name(image)
+        if name in first:
+            other = data.image_ids[first[name]]
+            data.found.add("picture-listed-twice", data.image_item(image, f"also as image {other!r}", value=first[name]))
+        first.setdefault(name, image)
+    folders = {data.path(image).parent for image in usable}
+    listed = {data.path(image).name for image in usable}
+    if len(folders) == 1:
+        unlisted = [path for path in walk_files(folders.pop(), PICTURE_SUFFIXES) if path.name not in listed]
+        data.found.add("picture-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))

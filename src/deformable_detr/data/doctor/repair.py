@@ -1,0 +1,197 @@
+"""`--fix`: a copy of a data set, in COCO's layout, without what the examination found wrong."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from deformable_detr.data.cache import write_whole
+from deformable_detr.data.doctor.examine import Examination
+from deformable_detr.data.doctor.findings import Finding
+from deformable_detr.data.doctor.split_data import SplitData
+
+LEFT_OUT_ANNOTATIONS = ("box-malformed", "image-unknown", "category-unknown", "box-outside", "box-degenerate", "box-twice")
+LEFT_OUT_PICTURES = ("picture-missing", "picture-damaged", "picture-copy", "picture-leak")
+SAME_ASPECT = 0.02
+"""Largest relative difference of two aspect ratios that count as one."""
+
+
+def repair(examination: Examination, output_dir: str | Path) -> list[str]:
+    """Write a repaired copy: `annotations/instances_<split>.json`, the pictures in `<split>/`, and `changes.json`.
+
+    Pictures are hard links where the disk allows it, else copies. The original is only read. The crowd regions stay as they are.
+
+    Args:
+        examination: of all splits that are to be in the copy.
+        output_dir: a folder that is empty or not there yet, outside the data set.
+
+    Returns:
+        What was changed, a sentence each.
+
+    Raises:
+        FileExistsError: the folder has something in it.
+        ValueError: a split's annotations cannot be read at all.
+    """
+    out = Path(output_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: not an empty folder; name a new one, so that nothing is overwritten")
+    for finding in examination.findings:
+        if finding.code == "file-damaged":
+            raise ValueError(f"cannot be repaired: {finding.items[0].text}")
+    changes: dict[str, list[str]] = {}
+    categories = _merged_categories(examination)
+    (out / "annotations").mkdir(parents=True, exist_ok=True)
+    for data in examination.splits:
+        record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name], categories)
+        _place_pictures(data, record, out / data.name)
+        write_whole(out / "annotations" / f"instances_{data.name}.json", json.dumps(record).encode())
+        changes[data.name] = noted
+    write_whole(out / "changes.json", json.dumps(changes, indent=1, ensure_ascii=False).encode())
+    return [f"{name}: {text}" for name, noted in changes.items() for text in _summary(noted)]
+
+
+def _merged_categories(examination: Examination) -> dict[str, dict[int, int]]:
+    """Per split, category id → the id it has in the copy: classes of one name become one."""
+    merged = {}
+    for data in examination.splits:
+        first: dict[str, int] = {}
+        merged[data.name] = {key: first.setdefault(name, key) for key, name in data.categories.items()}
+    return merged
+
+
+def _repaired_record(
+    data: SplitData, findings: list[Finding], categories: dict[str, dict[int, int]]
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """The COCO record of a split's copy, and every single change in words `kind: case`."""
+    plan = _Plan(data)
+    for finding in findings:
+        plan.apply(finding)
+    merged = categories[data.name]
+    image_of = {image_id: position for position, image_id in enumerate(data.image_ids) if image_id is not None}
+    images = []
+    for position in data.usable_images():
+        if position not in plan.dropped_images:
+            height, width = plan.sizes.get(position, tuple(int(side) for side in data.sizes[position]))
+            images.append(data.record["images"][position] | {"height": height, "width": width})
+    kept_ids = {image["id"] for image in images}
+    boxes = {int(row): index for index, row in enumerate(data.rows)}
+    annotations = []
+    for row, entry in enumerate(data.record["annotations"]):
+        if row in plan.dropped_annotations or not isinstance(entry, dict) or entry.get("image_id") not in image_of:
+            continue
+        position = plan.moved.get(image_of[entry["image_id"]], image_of[entry["image_id"]])
+        image_id = data.image_ids[position]
+        if image_id not in kept_ids or (row not in boxes and not entry.get("iscrowd")):
+            continue
+        changed = entry | {"id": len(annotations) + 1, "image_id": image_id, "category_id": merged[entry["category_id"]]}
+        if row in boxes:
+            box = plan.box(boxes[row], position)
+            if box is None:
+                continue
+            if box != entry["bbox"]:
+                changed |= {"bbox": box, "area": box[2] * box[3]}
+        annotations.append(changed)
+    listed = [{"id": key, "name": data.categories[key]} for key in sorted(set(merged.values()))]
+    return {"images": images, "annotations": annotations, "categories": listed}, plan.noted
+
+
+class _Plan:
+    """What to change in a split."""
+
+    def __init__(self, data: SplitData) -> None:
+        self.data = data
+        self.dropped_annotations: set[int] = set()
+        self.dropped_images: set[int] = set()
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self.scales: dict[int, tuple[float, float]] = {}
+        """Image position → factors (x, y) for its boxes."""
+        self.moved: dict[int, int] = {}
+        """Image position → the one that takes over its boxes."""
+        self.noted: list[str] = []
+
+    def apply(self, finding: Finding) -> None:
+        """Take over what a finding asks for; kinds that need no change are passed over."""
+        code = finding.code
+        for item in finding.items:
+            if code in LEFT_OUT_ANNOTATIONS and item.annotation is not None:
+                self.dropped_annotations.add(item.annotation)
+            elif code in LEFT_OUT_PICTURES and item.image is not None:
+                self.dropped_images.add(item.image)
+            elif code == "picture-listed-twice" and item.image is not None:
+                self.dropped_images.add(item.image)
+                self.moved[item.image] = item.value
+            elif code == "exif-boxes" and item.image is not None:
+                self.sizes[item.image] = item.value
+            elif code == "picture-size" and item.image is not None:
+                self._resize(item.image, item.value)
+            elif code not in TOLD:
+                continue
+            self.noted.append(f"{TOLD.get(code, finding.kind.title)}: {item.text}")
+
+    def box(self, index: int, position: int) -> list[float] | None:
+        """A box [left, top, width, height] in its picture: converted, scaled, cut off at the edges; None if nothing is left."""
+        x_scale, y_scale = self.scales.get(position, (1.0, 1.0))
+        left, top, width, height = self.data.boxes[index].tolist()
+        right, bottom = (left + width) * x_scale, (top + height) * y_scale
+        limit_y, limit_x = self.sizes.get(position, tuple(self.data.sizes[position].tolist()))
+        left, top = max(left * x_scale, 0.0), max(top * y_scale, 0.0)
+        box = [round(v, 3) for v in (left, top, min(right, limit_x) - left, min(bottom, limit_y) - top)]
+        return box if box[2] > 0 and box[3] > 0 else None
+
+    def _resize(self, image: int, size: tuple[int, int]) -> None:
+        """Give a picture its true size; its boxes follow where the aspect ratio is the same, else they must fit."""
+        height, width = (int(side) for side in self.data.sizes[image])
+        if abs(size[1] / size[0] / (width / height) - 1) <= SAME_ASPECT:
+            self.scales[image] = (size[1] / width, size[0] / height)
+        else:
+            boxes = self.data.boxes[self.data.images == image]
+            if len(boxes) and ((boxes[:, 0] + boxes[:, 2] > size[1] + 2) | (boxes[:, 1] + boxes[:, 3] > size[0] + 2)).any():
+                self.dropped_images.add(image)
+        self.sizes[image] = size
+
+
+TOLD = {
+    "label-fault": "left out",
+    "entry-malformed": "left out",
+    "category-id-twice": "left out",
+    "image-id-twice": "left out",
+    "category-name-twice": "merged",
+    "annotation-id-twice": "numbered anew",
+    "boxes-xyxy": "converted from [left, top, right, bottom]",
+    "boxes-normalised": "converted from shares to pixels",
+    "box-clipped": "cut off at the edge",
+    "picture-listed-twice": "merged",
+    "picture-size": "size corrected",
+    "exif-boxes": "size of the stored pixels stated",
+    **dict.fromkeys((*LEFT_OUT_ANNOTATIONS, *LEFT_OUT_PICTURES), "left out"),
+}
+"""What is done about a kind of finding; those that are not here stay as they are."""
+
+
+def _place_pictures(data: SplitData, record: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    """Link or copy the pictures of a record; their names change only where they would lead out of the folder."""
+    folder.mkdir()
+    taken: set[str] = set()
+    for image in record["images"]:
+        source = data.image_dir / image["file_name"]
+        name = Path(image["file_name"])
+        if name.is_absolute() or ".." in name.parts:
+            name = Path(f"{image['id']}_{name.name}")
+        if name.as_posix() in taken:
+            name = name.with_name(f"{image['id']}_{name.name}")
+        taken.add(name.as_posix())
+        image["file_name"] = name.as_posix()
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source.resolve(), target)
+        except OSError:  # another disk, or one without hard links
+            shutil.copy2(source, target)
+
+
+def _summary(noted: list[str]) -> list[str]:
+    """Changes by kind, with their number."""
+    counts = Counter(text.partition(":")[0] for text in noted)
+    return [f"{kind}: {number}" for kind, number in counts.items()]

@@ -1,0 +1,282 @@
+"""YOLO, VOC and COCO give the same boxes; faults name file and line; what is derived is renewed and shared."""
+
+import json
+import logging
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.cache import FOLDER
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.formats import find_split, open_layout
+
+FOREIGN = ["YOLO", "Pascal VOC"]
+
+
+def keep(image, target):
+    return image, target
+
+
+def boxes_of(dataset, split):
+    """Per picture, in order: class names and xyxy boxes, sorted."""
+    found = read_annotations(find_split(dataset, split)[0])
+    names = np.array(found.categories.names)
+    pictures = []
+    for first, last in zip(found.first_box[:-1], found.first_box[1:], strict=True):
+        pictures.append(sorted(zip(names[found.labels[first:last]].tolist(), found.boxes[first:last].tolist(), strict=True)))
+    return pictures
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and FOLDER not in path.parts
+    }
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_same_scenes_in_every_format(name, scenes, write_as, tmp_path):
+    folder = write_as(name, scenes, tmp_path / "set")
+    before = snapshot(folder)
+    for split in ("train", "val"):
+        expected, found = boxes_of(scenes, split), boxes_of(folder, split)
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert [label for label, _ in ours] == [label for label, _ in theirs]
+            # six decimals of shares are 1e-4 of 72 pixels; VOC's whole pixels are exact
+            np.testing.assert_allclose([box for _, box in ours], [box for _, box in theirs], atol=2e-4 if name == "YOLO" else 0)
+        dataset = CocoDataset(*find_split(folder, split), keep, training=True)
+        for index in range(len(dataset)):
+            assert dataset[index][0].shape[1:] == dataset[index][1].image_size
+    assert snapshot(folder) == before
+    assert open_layout(folder).format == name
+    with pytest.raises(FileNotFoundError, match=r"no split 'test'; this .* data set has train, val"):
+        find_split(folder, "test")
+
+
+def test_a_data_yaml_itself(scenes, write_as, tmp_path):
+    folder = write_as("YOLO", scenes, tmp_path)
+    assert find_split(folder / "data.yaml", "valid") == find_split(folder, "val")
+
+
+@pytest.mark.parametrize(
+    ("settings", "pictures"),
+    [
+        ({"train": ["a/images", "b/images"], "val": "b/images"}, ["a/images/1.png", "b/images/2.png"]),
+        ({"train": "list.txt", "val": "b/images"}, ["b/images/2.png", "a/images/1.png"]),
+        ({"train": "../a/images", "val": "b/images", "test": "../test/images"}, ["a/images/1.png"]),
+        ({"path": "a", "train": "images", "val": "images"}, ["a/images/1.png"]),
+    ],
+)
+def test_parts_of_a_data_yaml(settings, pictures, small_picture, tmp_path):
+    for name in ("a/images/1.png", "b/images/2.png"):
+        small_picture(tmp_path / name)
+    (tmp_path / "list.txt").write_text("./b/images/2.png\na/images/1.png\n\n")
+    (tmp_path / "data.yaml").write_text(json.dumps(settings | {"names": {0: "cat", 7: "dog"}}))
+    record = json.loads(find_split(tmp_path, "train")[0].read_text())
+    assert [image["file_name"] for image in record["images"]] == pictures
+    assert [(entry["id"], entry["name"]) for entry in record["categories"]] == [(0, "cat"), (7, "dog")]
+    assert open_layout(tmp_path).splits() == ("train", "val")
+
+
+def yolo_picture(folder, small_picture, label):
+    small_picture(folder / "images" / "train" / "a.png")
+    small_picture(folder / "images" / "val" / "b.png")
+    (folder / "labels" / "train").mkdir(parents=True)
+    (folder / "labels" / "train" / "a.txt").write_text(label)
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    return folder
+
+
+def test_outlines_empty_and_missing_labels(small_picture, tmp_path):
+    folder = yolo_picture(tmp_path, small_picture, "1 0.25 0.5 0.5 0.25 0.75 1.0\n\n0 0.5 0.5 0.5 0.5\n")
+    record = json.loads(find_split(folder, "train")[0].read_text())
+    assert [(entry["category_id"], entry["bbox"]) for entry in record["annotations"]] == [
+        (1, [10, 5, 20, 15]),
+        (0, [10, 5, 20, 10]),
+    ]
+    assert json.loads(find_split(folder, "val")[0].read_text())["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", "class 2 is unknown; the data.yaml names 0 to 1"),
+        ("0.5 0.5 0.5 0.1 0.1", r"class 0\.5 is unknown"),
+        ("0 0.5 0.5 0.1", "4 numbers; expected"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers; expected"),
+        ("cat 0.5 0.5 0.1 0.1", "is not a row of numbers"),
+        ("0 20 10 4 4", r"must be shares of the picture in \[0, 1\]; they look like pixels"),
+        ("0 0.5 0.5 nan 0.1", "must be shares"),
+    ],
+)
+def test_faults_of_a_label_file(line, message, small_picture, tmp_path):
+    folder = yolo_picture(tmp_path, small_picture, f"0 0.5 0.5 0.1 0.1\n{line}\n")
+    with pytest.raises(ValueError, match=rf"a\.txt, line 2: .*{message}.*deformable-detr doctor"):
+        find_split(folder, "train")
+    assert find_split(folder, "val")[0].is_file()
+
+
+def test_a_picture_turned_by_exif_is_measured_upright(small_picture, tmp_path):
+    folder = yolo_picture(tmp_path, small_picture, "0 0.5 0.5 0.5 0.5")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(folder / "images" / "train" / "a.png", exif=exif)
+    dataset = CocoDataset(*find_split(folder, "train"), keep, training=True)
+    image, target = dataset[0]
+    assert image.shape == (3, 40, 20)
+    assert target.image_size == (40, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: [a\n", r"data\.yaml: not valid YAML"),
+        ("train: images\nnames: 3\n", "`names` must be a list of class names"),
+        ("train: images\n", "expected `names` and at least one of"),
+    ],
+)
+def test_faults_of_a_data_yaml(text, message, tmp_path):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_split(tmp_path / "data.yaml", "train")
+
+
+def test_a_missing_folder_of_a_data_yaml(tmp_path):
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    with pytest.raises(FileNotFoundError, match=r"data\.yaml: 'train' names .*images/train, which is not there"):
+        find_split(tmp_path, "train")
+
+
+def test_classes_txt_without_a_yaml(small_picture, tmp_path):
+    folder = yolo_picture(tmp_path, small_picture, "1 0.5 0.5 0.5 0.5")
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    assert boxes_of(folder, "train") == [[("dog", [10, 5, 30, 15])]]
+
+
+@pytest.mark.parametrize("place", ["", "train/", "valid/"])
+def test_xml_beside_the_pictures(place, as_voc_xml, small_picture, tmp_path):
+    """1-based, both ends included: pixels 11 … 30 of 40 are x 10 … 30 from 0. Difficult objects are crowd regions."""
+    for part in (place, "train/", "valid/") if place else ("",):
+        for name in ("a", "b"):
+            small_picture(tmp_path / f"{part}{name}.png")
+        (tmp_path / f"{part}a.xml").write_text(as_voc_xml("elsewhere.jpg", (40, 20), [("dog", [10, 5, 20, 10])]))
+        (tmp_path / f"{part}b.xml").write_text(as_voc_xml("b.png", (0, 0), [("ant", [0, 0, 40, 20])], difficult=1))
+    split = {"valid/": "val", "train/": "train", "": "all"}[place]
+    file, _ = find_split(tmp_path, split)
+    assert boxes_of(tmp_path, split) == [[("dog", [10, 5, 30, 15])], []]
+    record = json.loads(file.read_text())
+    assert [entry["name"] for entry in record["categories"]] == ["ant", "dog"]
+    assert [entry["iscrowd"] for entry in record["annotations"]] == [0, 1]
+    assert [(image["width"], image["height"]) for image in record["images"]] == [(40, 20)] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>", r"a\.xml: not valid XML"),
+        ("<annotation><object><name>x</name></object></annotation>", r"a\.xml, object 1: 'x' has no bndbox of four numbers"),
+        ("<annotation><object><bndbox/></object></annotation>", r"a\.xml, object 1: has no name"),
+    ],
+)
+def test_faults_of_an_xml_file(text, message, small_picture, tmp_path):
+    small_picture(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        find_split(tmp_path, "all")
+
+
+def test_a_listed_xml_or_picture_that_is_missing(scenes, write_as, tmp_path):
+    folder = write_as("Pascal VOC", scenes, tmp_path)
+    (folder / "Annotations" / "train_000001.xml").unlink()
+    with pytest.raises(ValueError, match=r"train_000001\.xml: no such file, but it is listed in ImageSets/Main;"):
+        find_split(folder, "train")
+    (folder / "JPEGImages" / "val_000002.png").unlink()
+    with pytest.raises(ValueError, match=r"val_000002\.xml: its picture .*no such picture"):
+        find_split(folder, "val")
+
+
+def test_a_change_in_the_data_converts_anew(small_picture, tmp_path, caplog):
+    folder = yolo_picture(tmp_path, small_picture, "0 0.5 0.5 0.5 0.5")
+    with caplog.at_level(logging.INFO):
+        first = find_split(folder, "train")[0]
+        assert find_split(folder, "train")[0] == first
+    assert caplog.text.count("read 1 pictures of train (YOLO)") == 1
+    (folder / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    assert find_split(folder, "train")[0] != first
+    assert boxes_of(folder, "train") == [[("dog", [15, 5, 25, 15])]]
+    small_picture(folder / "images" / "train" / "new.png")
+    assert len(boxes_of(folder, "train")) == 2
+
+
+def test_a_read_only_data_set_is_converted_in_the_users_cache(small_picture, tmp_path, monkeypatch):
+    folder = yolo_picture(tmp_path / "set", small_picture, "0 0.5 0.5 0.5 0.5")
+    (folder / FOLDER).write_text("a file in the way, as a disk without permission would be")
+    monkeypatch.setattr("deformable_detr.data.cache.user_cache", lambda: tmp_path / "cache")
+    file, image_dir = find_split(folder, "train")
+    assert file.is_relative_to(tmp_path / "cache" / "data")
+    assert image_dir == folder
+    assert boxes_of(folder, "train") == [[("cat", [10, 5, 30, 15])]]
+
+
+def test_several_at_once(scenes, write_as, tmp_path):
+    """All get the same, whole file, and nothing half written stays."""
+    folder = write_as("YOLO", scenes, tmp_path, ("train",))
+    found, errors = [], []
+
+    def work():
+        try:
+            found.append(boxes_of(folder, "val"))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert all(boxes == found[0] for boxes in found)
+    assert not list((folder / FOLDER).glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("file", "pictures"),
+    [
+        ("annotations/instances_default.json", "images/default"),
+        ("annotations/instances_default.json", "images"),
+        ("labels.json", "data"),
+        ("result.json", "."),
+        ("train.json", "train"),
+    ],
+)
+def test_one_coco_file(file, pictures, scenes, tmp_path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    shutil.copy(scenes / "annotations" / "instances_train.json", tmp_path / file)
+    shutil.copytree(scenes / "train", tmp_path / pictures, dirs_exist_ok=True)
+    (tmp_path / "other.json").write_text('{"no": "COCO"}')
+    parts = {split: find_split(tmp_path, split) for split in ("train", "val", "test")}
+    assert {image_dir for _, image_dir in parts.values()} == {tmp_path / pictures}
+    assert [len(CocoDataset(*part, keep)) for part in parts.values()] == [8, 1, 1]
+    whole = Path(file).stem.removeprefix("instances_")
+    if whole != "train":
+        assert find_split(tmp_path, whole) == (tmp_path / file, tmp_path / pictures)
+    for split in parts:
+        assert find_split(tmp_path / file, split) == parts[split]
+
+
+def test_what_is_no_data_set(small_picture, tmp_path):
+    small_picture(tmp_path / "a.png")
+    with pytest.raises(
+        FileNotFoundError, match=r"1 pictures without boxes, good for `predict` alone; looked for COCO .* YOLO .* VOC"
+    ):
+        find_split(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"a\.png: not a data set; give its folder, a YOLO data\.yaml or a COCO \.json"):
+        find_split(tmp_path / "a.png", "train")
