@@ -53,10 +53,16 @@ def evaluate(
         FileNotFoundError: no annotation file.
     """
     evaluator = detect(
-        model, loader, categories, annotation_file, device=device, top_k=top_k, precision=precision, progress=progress
+        model,
+        loader,
+        categories,
+        annotation_file,
+        device=device,
+        top_k=top_k,
+        precision=precision,
+        results_file=results_file,
+        progress=progress,
     )
-    if results_file is not None and _is_first_process():
-        evaluator.save_results(results_file)
     return evaluator.compute()
 
 
@@ -69,6 +75,7 @@ def detect(
     device: torch.device | str | None = None,
     top_k: int = 100,
     precision: Precision = "fp32",
+    results_file: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CocoEvaluator:
     """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the truth."""
@@ -90,6 +97,8 @@ def detect(
     finally:
         model.train(was_training)
     evaluator.merge_processes()
+    if results_file is not None and _is_first_process():
+        evaluator.save_results(results_file)
     return evaluator
 
 

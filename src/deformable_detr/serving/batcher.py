@@ -75,7 +75,9 @@ class Batcher:
         self._worker = threading.Thread(target=self._work, name="network", daemon=True)
         self._worker.start()
 
-    def submit(self, pixels: Tensor, *, threshold: float | None, top_k: int, classes: Sequence[str] | None = None) -> Future[Answer]:
+    def submit(
+        self, pixels: Tensor, *, threshold: float | None, top_k: int, classes: Sequence[str] | None = None
+    ) -> Future[Answer]:
         """Put a picture in the queue; cancel the future to take it out again.
 
         Args:
