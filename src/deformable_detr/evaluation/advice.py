@@ -13,15 +13,16 @@ NOTABLE = 0.02
 """Differences below this are not worth a sentence."""
 
 MEANING: dict[ErrorType, str] = {
-    ErrorType.LOCALISATION: "objects are found, but their boxes sit loosely. Check that the annotated boxes are tight and drawn the "
-    "same way everywhere; longer training and a larger input help, and so does --preset r50-refine or r50-two-stage.",
-    ErrorType.CLASSIFICATION: "boxes are right, names are wrong. Look at the confusion matrix: are the classes told apart the same way "
-    "in all annotations? If so, more examples of the confused classes help most.",
-    ErrorType.DUPLICATE: "objects are detected more than once. Longer training usually cures it (the queries learn to divide the work); "
-    "also check that no object is annotated twice.",
+    ErrorType.LOCALISATION: "objects are found, but their boxes sit loosely. Check that the annotated boxes are tight and drawn "
+    "the same way everywhere; longer training and a larger input help, and so does --preset r50-refine or r50-two-stage.",
+    ErrorType.CLASSIFICATION: "boxes are right, names are wrong. Look at the confusion matrix: are the classes told apart the "
+    "same way in all annotations? If so, more examples of the confused classes help most.",
+    ErrorType.DUPLICATE: "objects are detected more than once. Longer training usually cures it (the queries learn to divide "
+    "the work); also check that no object is annotated twice.",
     ErrorType.BACKGROUND: "things are detected where nothing is annotated. Look at the worst pictures first: often the objects are "
     "there and the annotation is missing. Otherwise add pictures of such background without objects.",
-    ErrorType.BOTH: "boxes lie roughly on objects of another class. This goes with short training; train longer before anything else.",
+    ErrorType.BOTH: "boxes lie roughly on objects of another class. This goes with short training; train longer before anything "
+    "else.",
     ErrorType.MISSED: "objects are not seen at all. Are they small or rare? Then a larger input size (data.eval_short_side and "
     "data.train_short_sides) or more examples help; crowded pictures may need more queries (model.num_queries).",
 }
@@ -83,8 +84,9 @@ def _thresholds(analysis: Analysis) -> Iterator[str]:
     now = [point.f1 for point, curve in zip(analysis.points, analysis.curves, strict=True) if curve.right.any()]
     if analysis.thresholds_from == "given" and sum(best) - sum(now) >= NOTABLE * len(best):
         yield (
-            f"The thresholds stored with the weights give a mean F1 of {sum(now) / len(now):.2f} here, the best ones for this split "
-            f"{sum(best) / len(best):.2f}. If this split is more like your use, store those: deformable-detr evaluate … --save_thresholds."
+            f"The thresholds stored with the weights give a mean F1 of {sum(now) / len(now):.2f} here, the best ones for this "
+            f"split {sum(best) / len(best):.2f}. If this split is more like your use, store those: deformable-detr evaluate … "
+            "--save_thresholds."
         )
     if abs(point.precision - point.recall) >= 0.15:
         side = "precise but misses much" if point.precision > point.recall else "finds much but is often wrong"

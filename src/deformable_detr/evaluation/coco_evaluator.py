@@ -21,7 +21,7 @@ from deformable_detr.structures import Categories, ImageId, Target
 logger = logging.getLogger(__name__)
 
 MOST_PER_CLASS = 100
-"""So many detections of a class in one image count (COCO's largest maxDets)."""
+"""So many detections of a class in one image count (the largest maxDets of COCO)."""
 
 
 @dataclass(frozen=True)

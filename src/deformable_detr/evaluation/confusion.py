@@ -12,19 +12,19 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Confusion:
-    """Objects of one class that were taken for another, for nothing, or were not there."""
+    """Objects of one class that were taken for another."""
 
     truth: str
-    """The class of the objects, or `background`."""
+    """The class of the objects."""
 
     detected: str
-    """What they were taken for, or `background`."""
+    """The class that they were taken for."""
 
     count: int
     """How many."""
 
     share: float
-    """Of all objects of the class `truth`; for background, of all detections of the class `detected`."""
+    """Of all objects of their class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +76,15 @@ def confusion_matrix(images: Sequence[EvaluatedImage], names: Sequence[str]) -> 
         images: with only those detections that reach their threshold (:meth:`EvaluatedImage.above`).
         names: of the classes; labels count them.
     """
-    background = len(names)
-    counts = np.zeros((background + 1, background + 1), dtype=np.int64)
+    size, background = len(names) + 1, len(names)
+    counts = np.zeros(size * size, dtype=np.int64)
     for image in images:
         matched = match_across_classes(image)
         found = matched >= 0
-        np.add.at(counts, (image.true_labels[matched[found]], image.labels[found]), 1)
-        np.add.at(counts, (background, image.labels[~found & ~image.in_crowd]), 1)
         missed = np.ones(len(image.true_labels), dtype=bool)
         missed[matched[found]] = False
-        np.add.at(counts, (image.true_labels[missed], background), 1)
-    return ConfusionMatrix(tuple(names), counts)
+        invented = image.labels[~found & ~image.in_crowd]
+        truth = (image.true_labels[matched[found]], np.full(len(invented), background), image.true_labels[missed])
+        detected = (image.labels[found], invented, np.full(missed.sum(), background))
+        counts += np.bincount(np.concatenate(truth) * size + np.concatenate(detected), minlength=size * size)
+    return ConfusionMatrix(tuple(names), counts.reshape(size, size))

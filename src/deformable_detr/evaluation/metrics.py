@@ -85,7 +85,7 @@ class Metrics:
     """How many images were evaluated."""
 
     thresholds: tuple[float, ...] | None = field(default=None, repr=False)
-    """For each label of the model (not of the file) the score threshold that maximises its F1, for `Metadata.thresholds`; None where
+    """For each label of the model (not of the file) the score threshold that maximises its F1, for `Metadata.thresholds`. None:
     nothing right was detected. Not in :meth:`to_dict`, where each class has its own."""
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Precision over recall, and F1 over the score threshold: one line per class, as far as colours can be told apart."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ def _colored(curves: Sequence[ScoreCurve]) -> list[tuple[int, ScoreCurve, str]]:
     ]
 
 
-def _line(color: str) -> dict[str, float]:
+def _line(color: str) -> dict[str, Any]:
     return {"linewidth": 0.8, "alpha": 0.6, "zorder": 1} if color == FAINT else {"linewidth": 1.6, "zorder": 2}
 
 

@@ -24,7 +24,8 @@ section > p.read { max-width: 100ch; margin: 8px 0; } section > p.read b { color
 ul { margin: 4px 0 2px; padding-left: 20px; } li { margin: 5px 0; max-width: 100ch; }
 .table { max-height: 520px; overflow: auto; }
 th { position: sticky; top: 0; background: var(--card); cursor: pointer; white-space: nowrap; }
-th[aria-sort=ascending]::after { content: " ▲"; font-size: 10px; } th[aria-sort=descending]::after { content: " ▼"; font-size: 10px; }
+th[aria-sort=ascending]::after { content: " ▲"; font-size: 10px; }
+th[aria-sort=descending]::after { content: " ▼"; font-size: 10px; }
 td.bar { background: linear-gradient(90deg, #58a6ff44 var(--share), transparent var(--share)); }
 .legend span { display: inline-block; margin: 0 14px 6px 0; white-space: nowrap; }
 .legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 5px; vertical-align: -1px; }
@@ -41,7 +42,7 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
   const falling = head.getAttribute("aria-sort") !== "descending";
   for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", falling ? "descending" : "ascending");
-  const key = row => { const text = row.cells[place].textContent, number = parseFloat(text); return isNaN(number) ? text : number; };
+  const key = row => { const text = row.cells[place].textContent; return isNaN(parseFloat(text)) ? text : parseFloat(text); };
   const below = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
   const rows = [...body.rows].sort((a, b) => falling ? below(key(b), key(a)) : below(key(a), key(b)));
   body.append(...rows);
@@ -146,10 +147,10 @@ def legend(colors: Sequence[tuple[str, str]]) -> str:
 
 def picture_pair(name: str, caption: str, left: np.ndarray, right: np.ndarray) -> str:
     """Two drawings of one picture, embedded; `[H, W, 3]` uint8 RGB."""
-    images = (
-        f'<img alt="{what} in {escape(name)}" src="{_jpeg(drawing)}">' for what, drawing in (("detected", left), ("truth", right))
-    )
-    return f'<figure class="pair"><figcaption><b>{escape(name)}</b> · {escape(caption)}</figcaption><div>{"".join(images)}</div></figure>'
+    sides = (("detected", left), ("truth", right))
+    images = "".join(f'<img alt="{what} in {escape(name)}" src="{_jpeg(drawing)}">' for what, drawing in sides)
+    head = f"<figcaption><b>{escape(name)}</b> · {escape(caption)}</figcaption>"
+    return f'<figure class="pair">{head}<div>{images}</div></figure>'
 
 
 def _cell(text: str, bar: bool) -> str:

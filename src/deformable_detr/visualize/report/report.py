@@ -34,8 +34,8 @@ from deformable_detr.visualize.report.worst_pictures import RIGHT_COLOR, caption
 
 ORIGINS = {
     "given": "the thresholds stored with the weights, which predict uses",
-    "found here": "the thresholds that maximise F1 on this very split (the weights have none of their own), so precision, recall and F1 "
-    "are a little too good",
+    "found here": "the thresholds that maximise F1 on this very split (the weights have none of their own), so precision, "
+    "recall and F1 are a little too good",
     "default": "a threshold of 0.5, since nothing right was detected from which a better one could be found",
 }
 
@@ -171,37 +171,37 @@ def _legend() -> list[tuple[str, str]]:
 
 
 _SHORT = (
-    "In percent. AP is COCO's main number: the area under precision over recall, averaged over the classes and over ten demands on the "
-    "boxes (IoU .50 to .95). AP50 asks only for an overlap of half (IoU .50): how well objects are found; AP75 asks for well-placed "
-    "boxes. AP needs no threshold. Precision (how many detections are right), recall (how many objects are found) and F1 (their "
-    "harmonic mean) do; they are at IoU .50, for all classes counted together, with {origin}."
+    "In percent. AP is COCO's main number: the area under precision over recall, averaged over the classes and over ten demands "
+    "on the boxes (IoU .50 to .95). AP50 asks only for an overlap of half (IoU .50): how well objects are found; AP75 asks for "
+    "well-placed boxes. AP needs no threshold. Precision (how many detections are right), recall (how many objects are found) "
+    "and F1 (their harmonic mean) do; they are at IoU .50, for all classes counted together, with {origin}."
 )
 _CLASSES = (
-    "AP and AP50 look at all detections; everything from the threshold on counts only detections whose score reaches it. “Wrong” are "
-    "detections without an object of their class, duplicates included. A click on a heading sorts."
+    "AP and AP50 look at all detections; everything from the threshold on counts only detections whose score reaches it. "
+    "“Wrong” are detections without an object of their class, duplicates included. A click on a heading sorts."
 )
 _PR = (
-    "Each point of a line is a threshold: to the right more objects are found, upwards fewer detections are wrong. The area under the "
-    "line is AP50; the dot is where the threshold lies. A line that ends before recall 1 means that the rest is not found at any score; "
-    "a line that falls early means that some confident detections are wrong."
+    "Each point of a line is a threshold: to the right more objects are found, upwards fewer detections are wrong. The area "
+    "under the line is AP50; the dot is where the threshold lies. A line that ends before recall 1 means that the rest is not "
+    "found at any score; a line that falls early means that some confident detections are wrong."
 )
 _F1 = (
     "The threshold of a class (dot) sits in the middle of the range where F1 is practically at its highest. A broad top means that "
     "the threshold hardly matters; a narrow one that it has to be chosen with care."
 )
 _ERRORS = (
-    "Left: by how many points AP50 would rise if all mistakes of one kind were put right and nothing else (the kinds of TIDE, Bolya et "
-    "al. 2020). Classification: good box, wrong name. Localisation: right name, loose box (IoU .1 to .5). Both: loose box, wrong name. "
-    "Duplicate: the object was found already. Background: nothing is there. Missed: an object that nothing comes near. The gains do "
-    "not add up. Middle: the gain without any wrong detection, and without any object that was not found. Right: how many there are "
-    "among the detections that reach their threshold."
+    "Left: by how many points AP50 would rise if all mistakes of one kind were put right and nothing else (the kinds of TIDE, "
+    "Bolya et al. 2020). Classification: good box, wrong name. Localisation: right name, loose box (IoU .1 to .5). Both: loose "
+    "box, wrong name. Duplicate: the object was found already. Background: nothing is there. Missed: an object that nothing "
+    "comes near. The gains do not add up. Middle: the gain without any wrong detection, and without any object that was not "
+    "found. Right: how many there are among the detections that reach their threshold."
 )
 _CONFUSION = (
     "Rows are what is there, columns what it was taken for; each object is matched with at most one detection, whatever its class. "
-    "Green is right. The last column are objects that were not detected, the last row detections where nothing is. The colour is the "
-    "share of the row, in the last row that of the column."
+    "Green is right. The last column are objects that were not detected, the last row detections where nothing is. The colour "
+    "is the share of the row, in the last row that of the column."
 )
 _WORST = (
-    "Left what was detected, right what is there. The order is by error mass: the scores of all wrong detections, and 1 for each object "
-    "that was not found. Confident mistakes come first; not a few of them are mistakes of the annotation."
+    "Left what was detected, right what is there. The order is by error mass: the scores of all wrong detections, and 1 for "
+    "each object that was not found. Confident mistakes come first; not a few of them are mistakes of the annotation."
 )
