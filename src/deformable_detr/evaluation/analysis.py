@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -156,12 +156,12 @@ def _limits(
     return (limits, "default") if found is None else (np.array(found), "found here")
 
 
-def _point(point: OperatingPoint) -> Mapping[str, Any]:
+def _point(point: OperatingPoint) -> dict[str, Any]:
     names = ("threshold", "num_objects", "right", "wrong", "missed", "precision", "recall", "f1")
     return {name: _number(getattr(point, name)) for name in names}
 
 
-def _curve(curve: ScoreCurve) -> Mapping[str, Any]:
+def _curve(curve: ScoreCurve) -> dict[str, Any]:
     """Sampled at 101 places: precision over recall, F1 over the threshold."""
     if not curve.num_objects:
         return {"best_threshold": None, "precision_at_recall": [], "f1_at_threshold": []}
