@@ -132,9 +132,9 @@ def analyze(evaluator: CocoEvaluator, thresholds: Sequence[float] | None = None)
 
 
 def mistakes_of(picture: ImageErrors) -> dict[str, int]:
-    """How many mistakes of each kind a picture has, and how many of its objects were not found; those above 0."""
-    kinds = Counter(str(kind) for kind in picture.kinds if kind is not None)
-    counts = {"not found": int((~picture.found).sum())} | {str(kind): kinds[str(kind)] for kind in ErrorType}
+    """How many objects of a picture were not found, and how many detections are wrong in which way; counts above 0."""
+    kinds = Counter(picture.kinds)
+    counts = {"not found": int((~picture.found).sum())} | {str(kind): kinds[kind] for kind in ErrorType}
     return {name: count for name, count in counts.items() if count}
 
 

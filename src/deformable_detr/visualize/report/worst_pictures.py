@@ -43,7 +43,7 @@ def draw_mistakes(picture: ImageErrors, image: Tensor, names: tuple[str, ...]) -
 
 def caption(picture: ImageErrors) -> str:
     """Such as `2 not found, 1 background`."""
-    return ", ".join(f"{count} {name}" for name, count in mistakes_of(picture).items() if name != ErrorType.MISSED)
+    return ", ".join(f"{count} {name}" for name, count in mistakes_of(picture).items())
 
 
 def _text(name: str, kind: ErrorType | None) -> str:
