@@ -11,6 +11,8 @@ from deformable_detr.structures import Categories
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+DEFAULT_THRESHOLD = 0.5
+"""Smallest score of a detection where the weights come without thresholds of their own."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,18 @@ class Metadata:
     std: tuple[float, float, float] = IMAGENET_STD
     """Deviation of the RGB channels (in [0, 1]) that is divided by."""
 
+    thresholds: tuple[float, ...] | None = None
+    """For each label the smallest score of a detection that counts, in [0, 1]; found by an evaluation, where F1 is largest.
+    None: not known; `DEFAULT_THRESHOLD` holds for all."""
+
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: data set, recipe, epoch, metrics. For people; nothing depends on it."""
+
+    def __post_init__(self) -> None:
+        if self.thresholds is not None and len(self.thresholds) != self.model.num_classes:
+            raise ValueError(f"{len(self.thresholds)} thresholds for {self.model.num_classes} classes: there must be one per class")
+        if self.thresholds is not None and not all(0 <= threshold <= 1 for threshold in self.thresholds):
+            raise ValueError(f"thresholds must lie in [0, 1], not {self.thresholds}")
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, for JSON."""
@@ -137,8 +149,8 @@ class Metadata:
         known = {item.name: record[item.name] for item in fields(cls) if item.name in record}
         known["model"] = ModelConfig.from_dict(record["model"])
         known["categories"] = Categories.from_dict(record["categories"]) if record.get("categories") else None
-        for name in ("mean", "std"):
-            if name in known:
+        for name in ("mean", "std", "thresholds"):
+            if known.get(name) is not None:
                 known[name] = tuple(known[name])
         return cls(**known)
 

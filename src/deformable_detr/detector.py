@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,8 +13,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
 from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_dataset, build_loader
-from deformable_detr.evaluation import Metrics, evaluate
+from deformable_detr.evaluation import CocoEvaluator, Metrics, analyze, detect
 from deformable_detr.export.parity import Difference
 from deformable_detr.inference.options import Precision
 from deformable_detr.inference.predictor import Predictor
@@ -22,6 +23,7 @@ from deformable_detr.presets import model_preset
 from deformable_detr.recipes import PRESETS
 from deformable_detr.training.recipe import settings_of_recipe
 from deformable_detr.training.trainer import TrainResult, train
+from deformable_detr.visualize.report import Report
 from deformable_detr.visualize.samples import draw_samples
 
 GROUPS: dict[str, type] = {
@@ -146,6 +148,69 @@ class Detector(Predictor):
             FileNotFoundError: the data set, the split or its pictures are missing.
             ValueError: damaged annotations, or not one class in common.
         """
+        return self._detect_split(dataset, split, batch_size, num_workers, top_k, results_file, progress)[0].compute()
+
+    def analyze(
+        self,
+        dataset: str | Path,
+        split: str = "val",
+        *,
+        thresholds: Sequence[float] | None = None,
+        worst: int = 12,
+        batch_size: int = 1,
+        num_workers: int = 2,
+        top_k: int = 100,
+        results_file: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Report:
+        """Evaluate as :meth:`evaluate` does, and look closely: curves, thresholds, confusions, kinds of mistakes, worst pictures.
+
+        ```python
+        report = detector.analyze("path/to/dataset")
+        report.save("report")                     # report.html and its figures
+        report.analysis.confusion.confusions(5)   # the same as data
+        ```
+
+        Args:
+            dataset: folder as for :meth:`train`.
+            split: which part of it.
+            thresholds: for each class of the detector the score from which on a detection counts. None: those that are stored with
+                the weights, else those that maximise F1 on this split.
+            worst: how many of the worst pictures are shown.
+            batch_size: as for :meth:`evaluate`, and the others too.
+            num_workers: see there.
+            top_k: see there.
+            results_file: see there.
+            progress: see there.
+
+        Returns:
+            The analysis with its page and figures; `.analysis` is the data.
+
+        Raises:
+            FileNotFoundError: the data set, the split or its pictures are missing.
+            ValueError: damaged annotations, not one class in common, or another number of thresholds than of classes.
+        """
+        evaluator, pictures = self._detect_split(dataset, split, batch_size, num_workers, top_k, results_file, progress)
+        index_of = {image_id: index for index, image_id in enumerate(pictures.image_ids)}
+        return Report(
+            analysis=analyze(evaluator, self.metadata.thresholds if thresholds is None else thresholds),
+            title=f"{Path(dataset).resolve().name}, {split} split",
+            read_image=lambda image_id: pictures.image(index_of[image_id]),
+            image_name=lambda image_id: pictures.image_path(index_of[image_id]).name,
+            worst=worst,
+        )
+
+    def _detect_split(
+        self,
+        dataset: str | Path,
+        split: str,
+        batch_size: int,
+        num_workers: int,
+        top_k: int,
+        results_file: str | Path | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> tuple[CocoEvaluator, CocoDataset]:
+        """The detections of a whole split, in every process, and its pictures."""
         join_processes(self.device)
         data = DataConfig(
             eval_short_side=self.metadata.eval_short_side,
@@ -156,7 +221,7 @@ class Detector(Predictor):
         pictures = build_dataset(dataset, split, data, training=False)
         loader = build_loader(pictures, batch_size=batch_size, training=False, num_workers=num_workers)
         total = len(loader.sampler)  # pyright: ignore[reportArgumentType] (this process's share)
-        return evaluate(
+        evaluator = detect(
             self.inference_model,
             loader,
             self.categories,
@@ -167,6 +232,7 @@ class Detector(Predictor):
             results_file=results_file,
             progress=None if progress is None else lambda done: progress(done, total),
         )
+        return evaluator, pictures
 
     def save(self, path: str | Path) -> Path:
         """Write the weights with everything that :meth:`load` needs, as one `.safetensors` file.

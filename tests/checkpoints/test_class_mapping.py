@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,3 +150,23 @@ def test_a_mapped_model_can_be_trained(make_model, batch, tmp_path):
     with torch.no_grad():
         model.class_heads[0].weight.add_(1.0)  # mapped files stay as they are on the disk
     assert not torch.equal(load_pretrained(path, classes=["dog", "drone"]).class_heads[0].weight[0], model.class_heads[0].weight[0])
+
+
+def test_thresholds_follow_their_classes_or_go(make_model, tmp_path):
+    model = make_model("one-stage")  # cell, vessel, nucleus, dust, edge
+    model.metadata = replace(model.metadata, thresholds=(0.1, 0.2, 0.3, 0.4, 0.5))
+    path = save_weights(tmp_path / "a.safetensors", model)
+    assert load_pretrained(path).metadata.thresholds == (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert load_pretrained(path, classes=["Dust", "cell"]).metadata.thresholds == (0.4, 0.1)
+    assert load_pretrained(path, classes=["dust", "hair"]).metadata.thresholds is None
+    assert load_pretrained(path, num_classes=2).metadata.thresholds is None
+
+
+def test_thresholds_between_the_layouts_of_coco(make_model, tmp_path):
+    model = make_model("one-stage", COCO_80)
+    model.metadata = replace(model.metadata, thresholds=tuple(label / 100 for label in range(80)))
+    loaded = load_pretrained(save_weights(tmp_path / "a.safetensors", model), classes=COCO_91)
+    thresholds = loaded.metadata.thresholds
+    assert len(thresholds) == 91
+    for label, name in enumerate(COCO_80.names):
+        assert thresholds[COCO_91.names.index(name)] == label / 100

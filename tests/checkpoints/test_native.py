@@ -1,5 +1,6 @@
 """Our own files: everything comes back, atomically and without copies in memory."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from deformable_detr.checkpoints import load_pretrained, save_weights
-from deformable_detr.checkpoints.native import write_atomically
+from deformable_detr.checkpoints.native import save_thresholds, write_atomically
 from deformable_detr.model import build_model
 
 
@@ -109,3 +111,42 @@ def test_loading_adds_less_than_the_file_to_peak_memory(make_model, tmp_path):
     added, size = int(result.stdout) * 1024, large.stat().st_size
     assert size > 155e6
     assert added < size
+
+
+THRESHOLDS = (0.1, 0.2, 0.35, 0.4, 0.55)
+
+
+def test_thresholds_come_back_and_older_files_have_none(model, tmp_path):
+    path = save_weights(tmp_path / "a.safetensors", model)
+    assert load_pretrained(path).metadata.thresholds is None
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        record = json.loads(header["metadata"])
+        del record["thresholds"]  # as written by older versions
+        save_file({name: file.get_tensor(name) for name in file.keys()}, path, header | {"metadata": json.dumps(record)})  # noqa: SIM118
+    assert load_pretrained(path).metadata == model.metadata
+    save_weights(path, model, metadata=replace(model.metadata, thresholds=THRESHOLDS))
+    assert load_pretrained(path).metadata.thresholds == THRESHOLDS
+
+
+def test_thresholds_are_put_into_a_file(model, tmp_path, assert_same_weights):
+    path = save_weights(tmp_path / "a.safetensors", model, metadata=replace(model.metadata, training={"epoch": 4}))
+    save_thresholds(path, THRESHOLDS)
+    back = load_pretrained(path)
+    assert_same_weights(model, back)
+    assert back.metadata == replace(model.metadata, training={"epoch": 4}, thresholds=THRESHOLDS)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_thresholds_that_do_not_fit(make_model, tmp_path):
+    model = make_model("one-stage")
+    path = save_weights(tmp_path / "a.safetensors", model)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="2 thresholds for 5 classes"):
+        save_thresholds(path, (0.5, 0.5))
+    with pytest.raises(ValueError, match=r"thresholds must lie in \[0, 1\]"):
+        save_thresholds(path, (0.5, 0.5, 0.5, 0.5, 1.5))
+    assert path.read_bytes() == content
+    torch.save(model.state_dict(), tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"b.pth is not a weights file of our own.*convert it first"):
+        save_thresholds(tmp_path / "b.pth", THRESHOLDS)

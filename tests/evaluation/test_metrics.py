@@ -16,7 +16,7 @@ NUMBERS = (*PRECISIONS, "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_
 def metrics():
     values = {name: 0.01 * number for number, name in enumerate(NUMBERS, 20)} | {"ap_large": math.nan}
     falling = tuple(1 - 0.01 * step for step in range(101))
-    classes = (ClassMetrics("cat", 0.25, 0.5, 12, falling), ClassMetrics("dog", math.nan, math.nan, 0))
+    classes = (ClassMetrics("cat", 0.25, 0.5, 12, falling, 0.75, 0.3), ClassMetrics("dog", math.nan, math.nan, 0))
     return Metrics(**values, per_class=classes, num_images=9)
 
 
@@ -27,8 +27,8 @@ def test_json_has_every_number_and_null_for_none(metrics, tmp_path):
     assert record["ap"] == pytest.approx(0.2)
     assert record["ap_large"] is None
     assert record["per_class"] == [
-        {"name": "cat", "ap": 0.25, "ap50": 0.5, "num_objects": 12},
-        {"name": "dog", "ap": None, "ap50": None, "num_objects": 0},
+        {"name": "cat", "ap": 0.25, "ap50": 0.5, "f1": 0.75, "threshold": 0.3, "num_objects": 12},
+        {"name": "dog", "ap": None, "ap50": None, "f1": None, "threshold": None, "num_objects": 0},
     ]
 
 
@@ -38,8 +38,8 @@ def test_table_shows_percent_and_a_dash_for_none(metrics):
     lines = [line.split() for line in screen.getvalue().splitlines()]
     shown = [[cell for cell in line if cell not in "│┃"] for line in lines]
     assert ["20.0", "21.0", "22.0", "23.0", "24.0", "–"] in shown
-    assert ["cat", "25.0", "50.0", "12"] in shown
-    assert ["dog", "–", "–", "0"] in shown
+    assert ["cat", "25.0", "50.0", "75.0", "0.30", "12"] in shown
+    assert ["dog", "–", "–", "–", "–", "0"] in shown
 
 
 def test_pr_curves_are_written(metrics, tmp_path):

@@ -1,5 +1,6 @@
 import logging
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,3 +259,14 @@ def test_choose_device():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="sees no CUDA GPU"):
             choose_device("cuda:0")
+
+
+def test_thresholds_of_the_weights_hold_unless_one_is_given(finder):
+    """Scores of the rectangle: cat .2, dog .9, bird .4; every other guess has .018."""
+    image = rectangle_image(64, 64, (10, 10, 50, 50))
+    assert finder.predict(image).class_id.tolist() == [1]  # 0.5 for all
+    finder.model.metadata = replace(finder.model.metadata, thresholds=(0.15, 0.95, 0.35))
+    assert finder.predict(image).class_id.tolist() == [2, 0]
+    assert next(iter(finder.iterate([image]))).detections.class_id.tolist() == [2, 0]
+    assert finder.predict(image, classes=["dog", "bird"]).class_id.tolist() == [2]
+    assert finder.predict(image, 0.5).class_id.tolist() == [1]

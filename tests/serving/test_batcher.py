@@ -1,5 +1,6 @@
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,3 +96,20 @@ def test_closing_finishes_what_waits(predictor, pictures):
 def test_impossible_settings(predictor, options):
     with pytest.raises(ValueError, match="at least"):
         Batcher(predictor, **options)
+
+
+def test_thresholds_of_the_model_where_none_is_asked_for(batcher, predictor, pictures):
+    thresholds = predictor.predict(pictures[0], 0.0, top_k=30)
+    middle = float(np.median(thresholds.confidence))
+    metadata = predictor.model.metadata
+    try:
+        predictor.model.metadata = replace(metadata, thresholds=(middle, 1.0, 0.0))
+        settings = [{"threshold": None, "top_k": 100}, {"threshold": middle, "top_k": 100}]
+        futures = [batcher.submit(as_tensor(pictures[0]), **chosen) for chosen in settings]
+        answers = [future.result(30).detections for future in futures]
+        for answer, chosen in zip(answers, settings, strict=True):
+            assert_same(answer, predictor.predict(pictures[0], **chosen))
+        assert set(answers[0].class_id) == {0, 2}
+        assert (answers[0].class_id == 2).sum() == 10 and 1 in answers[1].class_id
+    finally:
+        predictor.model.metadata = metadata

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import RunConfig
+from deformable_detr.evaluation import Metrics, evaluate
 from deformable_detr.training.run_folder import RunFolder, read_config
 from deformable_detr.training.state import latest_state, load_state
 from deformable_detr.training.trainer import TrainResult, train
@@ -212,3 +213,23 @@ def test_four_pictures_are_learned_by_heart(config: RunConfig, dataset: Path, tm
     assert last["loss_bbox"] < 0.02
     assert last["loss_giou"] < 0.1
     assert result.metrics["ap50"] == pytest.approx(1.0)
+
+
+def test_thresholds_of_the_evaluation_go_into_the_weights(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluated after the second and the third epoch; the weights of the first have none, and of equal ones the earlier are best."""
+    answers = iter([(0.25, 0.75), (0.5, 0.125)])
+    evaluations = []
+
+    def evaluate_as_told(*arguments, **keywords) -> Metrics:
+        evaluations.append(load_pretrained(last).metadata.thresholds if last.exists() else "no file")
+        return replace(evaluate(*arguments, **keywords), thresholds=next(answers), ap=0.5)
+
+    monkeypatch.setattr("deformable_detr.training.trainer.evaluate", evaluate_as_told)
+    last = tmp_path / "run" / "weights" / "last.safetensors"
+    settings = replace(config.train, epochs=3, steps=None, evaluate_every=2)
+    result = train(replace(config, output_dir=str(tmp_path / "run"), train=settings), show_progress=False)
+    assert evaluations == [None, (0.25, 0.75)]
+    assert load_pretrained(result.last_weights).metadata.thresholds == (0.5, 0.125)
+    assert load_pretrained(result.best_weights).metadata.thresholds == (0.25, 0.75)

@@ -118,6 +118,14 @@ def map_class_heads(weights: Weights, mapping: ClassMapping) -> None:
             weights.tensors[key] = tensor
 
 
+def map_thresholds(thresholds: Sequence[float] | None, mapping: ClassMapping) -> tuple[float, ...] | None:
+    """The score thresholds of the new classes; None where there were none, or where a class starts afresh."""
+    if thresholds is None or any(name != NO_CLASS for name in mapping.fresh):
+        return None
+    silent = 1.0  # of channels that stand for no class and never answer
+    return tuple(silent if source is None else thresholds[source] for source in mapping.sources)
+
+
 def _is_class_head(name: str) -> bool:
     return name.startswith(("class_heads.", f"{PROPOSAL_HEAD}."))
 

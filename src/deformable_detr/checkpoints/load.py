@@ -8,7 +8,13 @@ from typing import Any
 
 from deformable_detr.checkpoints import detrex, hub, huggingface, mmdet, native, official
 from deformable_detr.checkpoints.architecture import infer_config
-from deformable_detr.checkpoints.class_mapping import ClassMapping, map_class_heads, match_classes, placeholder_classes
+from deformable_detr.checkpoints.class_mapping import (
+    ClassMapping,
+    map_class_heads,
+    map_thresholds,
+    match_classes,
+    placeholder_classes,
+)
 from deformable_detr.checkpoints.coco_classes import default_categories
 from deformable_detr.checkpoints.files import TensorFile, read_tensors
 from deformable_detr.checkpoints.fit import build_from
@@ -216,4 +222,4 @@ def _change_classes(weights: Weights, metadata: Metadata, wanted: Categories) ->
         map_class_heads(weights, mapping)
         logger.info("%s", mapping)
     model = metadata.model.replace(num_classes=len(wanted))
-    return replace(metadata, model=model, categories=wanted), mapping
+    return replace(metadata, model=model, categories=wanted, thresholds=map_thresholds(metadata.thresholds, mapping)), mapping

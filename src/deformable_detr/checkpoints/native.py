@@ -4,12 +4,13 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deformable_detr.checkpoints.files import TensorFile
+from deformable_detr.checkpoints.files import TensorFile, read_tensors
 from deformable_detr.checkpoints.prediction_heads import count
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.weights import Weights
@@ -41,6 +42,36 @@ def write_state_dict(path: Path, state_dict: dict[str, Tensor], metadata: Metada
     header = {"format": FORMAT, "metadata": json.dumps(metadata.to_dict())}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
     return path
+
+
+def save_thresholds(path: str | Path, thresholds: tuple[float, ...]) -> Path:
+    """Write the score thresholds of the classes into a weights file of ours, which is replaced in one go.
+
+    Args:
+        path: the `.safetensors` file.
+        thresholds: one per class, in [0, 1].
+
+    Raises:
+        ValueError: the file is of another layout, or has another number of classes.
+    """
+    tensors, metadata = read_own(path)
+    return write_state_dict(Path(path), tensors, replace(metadata, thresholds=thresholds))
+
+
+def read_own(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
+    """Tensors and metadata of a weights file of ours.
+
+    Raises:
+        ValueError: the file is of another layout; the message says what to do.
+    """
+    file = read_tensors(path)
+    metadata = read(file).metadata if file.header.get("format") == FORMAT else None
+    if metadata is None:
+        raise ValueError(
+            f"{path} is not a weights file of our own, so it has no place for thresholds: convert it first "
+            "(deformable-detr convert FILE NEW.safetensors)"
+        )
+    return file.tensors, metadata
 
 
 def separate_memory(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def train(argv: list[str]) -> int | None:
 
 
 def evaluate(argv: list[str]) -> int | None:
-    """Measure COCO AP and AR of a trained detector."""
+    """Measure how good a trained detector is: AP and AR, and a report on its mistakes."""
     from deformable_detr.cli.evaluate import main as run
 
     return run(argv)

@@ -49,8 +49,9 @@ class PredictOptions(DetectorOptions):
     source: list[str] = field(default_factory=list)
     """The pictures."""
 
-    threshold: float = 0.5
-    """Smallest score of a detection, in [0, 1]. Lower finds more, and more that is wrong."""
+    threshold: float | None = None
+    """Smallest score of a detection, in [0, 1]; lower finds more, and more that is wrong. Left out: for each class the one that is
+    stored with the weights (the best F1 of the last evaluation in training, or of `evaluate --save_thresholds`), else 0.5."""
 
     classes: list[str] | None = None
     """Only objects of these classes: their names, one after the other."""

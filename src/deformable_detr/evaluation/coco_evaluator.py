@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,15 @@ from torch import Tensor, distributed
 from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.evaluation.categories import match_categories
 from deformable_detr.evaluation.ground_truth import GroundTruth
+from deformable_detr.evaluation.matches import EvaluatedImage
 from deformable_detr.evaluation.metrics import NOT_A_NUMBER, ClassMetrics, Metrics
+from deformable_detr.evaluation.thresholds import ScoreCurve, class_thresholds, joint_curve, score_curves
 from deformable_detr.structures import Categories, ImageId, Target
 
 logger = logging.getLogger(__name__)
+
+MOST_PER_CLASS = 100
+"""So many detections of a class in one image count (the largest maxDets of COCO)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,21 @@ class CocoEvaluator:
         """
         if not self._detections:
             raise ValueError("no image was evaluated: the loader gave none")
-        return _metrics(_accumulate(self.ground_truth, self._detections), self.ground_truth, self._detections)
+        metrics = _metrics(_accumulate(self.ground_truth, self._detections), self.ground_truth, self._detections)
+        return self._with_thresholds(metrics, score_curves(self.images(), self.ground_truth.categories.names))
+
+    def images(self) -> list[EvaluatedImage]:
+        """Detections and objects of the images seen so far, for a closer look than :meth:`compute` takes."""
+        label_of = self.ground_truth.categories.label_of
+        return [
+            _evaluated(image_id, found, self.ground_truth.annotations[image_id], label_of)
+            for image_id, found in self._detections.items()
+        ]
+
+    def columns(self) -> list[int | None]:
+        """For each label of the model the place of its category in the file; None where the file does not have it."""
+        label_of = self.ground_truth.categories.label_of
+        return [label_of[i] if fits else None for i, fits in zip(self._category_id_of.tolist(), self._fits, strict=True)]
 
     def results(self) -> list[dict[str, Any]]:
         """All detections in COCO's result format: image_id, category_id, bbox (xywh in pixels), score; in the order of the file."""
@@ -120,6 +139,19 @@ class CocoEvaluator:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.results()), encoding="utf-8")
 
+    def _with_thresholds(self, metrics: Metrics, curves: Sequence[ScoreCurve]) -> Metrics:
+        """The metrics with the thresholds of the file's classes, and of the model's labels."""
+        common, thresholds = joint_curve(curves).best_threshold(), class_thresholds(curves)
+        if common is None or thresholds is None:
+            return metrics
+        points = [curve.at(threshold) for curve, threshold in zip(curves, thresholds, strict=True)]
+        per_class = tuple(
+            replace(entry, f1=point.f1, threshold=point.threshold) if entry.num_objects else entry
+            for entry, point in zip(metrics.per_class, points, strict=True)
+        )
+        of_labels = tuple(common if column is None else thresholds[column] for column in self.columns())
+        return replace(metrics, per_class=per_class, thresholds=of_labels)
+
     def _detections_of(self, image_id: ImageId, result: Mapping[str, Tensor]) -> ImageDetections:
         labels = result["labels"].cpu().numpy()
         if len(labels) and (labels.min() < 0 or labels.max() >= len(self.categories)):
@@ -134,6 +166,35 @@ class CocoEvaluator:
             raise FloatingPointError(f"image {image_id!r}: detections have NaN or infinite scores or boxes; is the model broken?")
         order = np.argsort(-scores, kind="stable")
         return ImageDetections(scores[order], self._category_id_of[labels[kept]][order], boxes[order])
+
+
+def _evaluated(
+    image_id: ImageId, found: ImageDetections, annotations: Sequence[Mapping[str, Any]], label_of: Mapping[int, int]
+) -> EvaluatedImage:
+    labels = np.array([label_of[i] for i in found.category_ids.tolist()], dtype=np.int64)
+    kept = _rank_in_class(labels) < MOST_PER_CLASS
+    true_labels = np.array([label_of[entry["category_id"]] for entry in annotations], dtype=np.int64)
+    true_boxes = _to_xyxy(np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4))
+    crowd = np.array([bool(entry["iscrowd"]) for entry in annotations], dtype=bool)
+    return EvaluatedImage(
+        image_id=image_id,
+        scores=found.scores[kept],
+        labels=labels[kept],
+        boxes=_to_xyxy(found.boxes[kept]),
+        true_labels=true_labels[~crowd],
+        true_boxes=true_boxes[~crowd],
+        crowd_labels=true_labels[crowd],
+        crowd_boxes=true_boxes[crowd],
+    )
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """`[D]` how many of the same class come before each."""
+    return (np.tril(labels[:, None] == labels, -1)).sum(axis=1)
+
+
+def _to_xyxy(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
 def _rows(found: ImageDetections) -> Iterable[tuple[int, list[float], float]]:

@@ -52,6 +52,33 @@ def evaluate(
         ValueError: an unknown precision, images without size or unknown to the file, categories that do not fit, no images.
         FileNotFoundError: no annotation file.
     """
+    evaluator = detect(
+        model,
+        loader,
+        categories,
+        annotation_file,
+        device=device,
+        top_k=top_k,
+        precision=precision,
+        results_file=results_file,
+        progress=progress,
+    )
+    return evaluator.compute()
+
+
+def detect(
+    model: nn.Module,
+    loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
+    categories: Categories,
+    annotation_file: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    top_k: int = 100,
+    precision: Precision = "fp32",
+    results_file: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> CocoEvaluator:
+    """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the truth."""
     evaluator = CocoEvaluator(annotation_file, categories)
     device = torch.device(device) if device is not None else _device_of(model)
     autocast = _autocast(precision, device)
@@ -72,7 +99,7 @@ def evaluate(
     evaluator.merge_processes()
     if results_file is not None and _is_first_process():
         evaluator.save_results(results_file)
-    return evaluator.compute()
+    return evaluator
 
 
 def _image_size(target: Target) -> tuple[int, int]:

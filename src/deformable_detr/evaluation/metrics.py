@@ -31,6 +31,12 @@ class ClassMetrics:
     precision: tuple[float, ...] = field(default=(), repr=False)
     """Precision at recall 0, .01 … 1 and IoU .50: the curve under which `ap50` is the area. Empty for a class without objects."""
 
+    f1: float = NOT_A_NUMBER
+    """The largest F1, the harmonic mean of precision and recall, at IoU .50; NaN for a class without objects."""
+
+    threshold: float = NOT_A_NUMBER
+    """The score threshold that gives `f1`."""
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -78,16 +84,24 @@ class Metrics:
     num_images: int
     """How many images were evaluated."""
 
+    thresholds: tuple[float, ...] | None = field(default=None, repr=False)
+    """For each label of the model (not of the file) the score threshold that maximises its F1, for `Metadata.thresholds`. None:
+    nothing right was detected. Not in :meth:`to_dict`, where each class has its own."""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, NaN as None; without the curves of the classes."""
         record: dict[str, Any] = {
-            item.name: _none_for_nan(getattr(self, item.name)) for item in fields(self) if item.name != "per_class"
+            item.name: _none_for_nan(getattr(self, item.name))
+            for item in fields(self)
+            if item.name not in ("per_class", "thresholds")
         }
         record["per_class"] = [
             {
                 "name": entry.name,
                 "ap": _none_for_nan(entry.ap),
                 "ap50": _none_for_nan(entry.ap50),
+                "f1": _none_for_nan(entry.f1),
+                "threshold": _none_for_nan(entry.threshold),
                 "num_objects": entry.num_objects,
             }
             for entry in self.per_class
@@ -132,10 +146,12 @@ class Metrics:
 
     def _class_table(self) -> Table:
         table = Table("class", title="Per class (%)", title_justify="left")
-        for heading in ("AP", "AP50", "objects"):
+        for heading in ("AP", "AP50", "best F1", "at score", "objects"):
             table.add_column(heading, justify="right")
         for entry in self.per_class:
-            table.add_row(entry.name, _percent(entry.ap), _percent(entry.ap50), str(entry.num_objects))
+            threshold = "–" if math.isnan(entry.threshold) else f"{entry.threshold:.2f}"
+            numbers = (_percent(entry.ap), _percent(entry.ap50), _percent(entry.f1), threshold, str(entry.num_objects))
+            table.add_row(entry.name, *numbers)
         return table
 
 

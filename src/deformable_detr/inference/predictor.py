@@ -19,7 +19,7 @@ import supervision as sv
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.config import Metadata
+from deformable_detr.config import DEFAULT_THRESHOLD, Metadata
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.inference.options import PLAIN, InferenceOptions, Precision, fastest_precision
@@ -141,7 +141,7 @@ class Predictor:
     def predict(
         self,
         source: Source,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         *,
         batch_size: int = 1,
         top_k: int = 100,
@@ -154,7 +154,8 @@ class Predictor:
         Args:
             source: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, **RGB**: for OpenCV's BGR pass `image[..., ::-1]`) or a
                 torch tensor (uint8 `[3, H, W]`, RGB) for one picture; a folder, a glob pattern or an iterable for many.
-            threshold: keep detections whose score is at least this, in [0, 1].
+            threshold: keep detections whose score is at least this, in [0, 1]. None: the thresholds that are stored with the
+                weights, one per class (`metadata.thresholds`), else 0.5.
             batch_size: how many pictures go through the network at once.
             top_k: at most this many detections per picture.
             classes: only objects of these classes (names). None: all.
@@ -188,7 +189,7 @@ class Predictor:
     def iterate(
         self,
         source: Source,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         *,
         batch_size: int = 1,
         top_k: int = 100,
@@ -200,8 +201,7 @@ class Predictor:
 
         The next pictures are read and resized by threads while the network works; only a few are in memory at a time.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
+        limits = self.score_limits(threshold)
         for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
@@ -209,16 +209,31 @@ class Predictor:
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         labels = self._labels_of(classes)
         prepared = self._prepare(open_source(source), on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
-        return self._run(prepared, batch_size, threshold, top_k, labels)
+        return self._run(prepared, batch_size, limits, top_k, labels)
+
+    def score_limits(self, threshold: float | None = None) -> Tensor:
+        """`[K]` the score from which on a detection of each label is kept.
+
+        Args:
+            threshold: the same for all; None as for :meth:`predict`.
+
+        Raises:
+            ValueError: it is not in [0, 1].
+        """
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
+        if threshold is None and self.metadata.thresholds is not None:
+            return torch.tensor(self.metadata.thresholds)
+        return torch.full((len(self.categories),), DEFAULT_THRESHOLD if threshold is None else threshold)
 
     def _run(
-        self, prepared: Iterator["_Prepared"], batch_size: int, threshold: float, top_k: int, labels: list[int] | None
+        self, prepared: Iterator["_Prepared"], batch_size: int, limits: Tensor, top_k: int, labels: list[int] | None
     ) -> Iterator[Result]:
         with closing(prepared):  # pyright: ignore[reportArgumentType] (a generator)
             while batch := list(islice(prepared, batch_size)):
                 found = self._detect(batch, top_k, labels)
                 for item, detections in zip(batch, found, strict=True):
-                    yield self._result(item, detections, threshold)
+                    yield self._result(item, detections, limits)
 
     def _prepare(self, pictures: Iterable[Picture], on_error: str, window: int, num_threads: int) -> Iterator["_Prepared"]:
         """Read and resize in threads, `window` pictures ahead, in order."""
@@ -267,9 +282,9 @@ class Predictor:
                 one["labels"] = torch.tensor(labels, device=one["labels"].device)[one["labels"]]
         return [{key: value.cpu() for key, value in one.items()} for one in found]
 
-    def _result(self, item: "_Prepared", found: dict[str, Tensor], threshold: float) -> Result:
+    def _result(self, item: "_Prepared", found: dict[str, Tensor], limits: Tensor) -> Result:
         height, width = item.pixels.shape[1:]
-        keep = found["scores"] >= threshold
+        keep = found["scores"] >= limits[found["labels"]]
         labels = found["labels"][keep].numpy()
         path = item.picture.path
         detections = sv.Detections(

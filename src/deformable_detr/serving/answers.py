@@ -16,7 +16,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    threshold: float = Field(0.5, ge=0, le=1, description="Smallest score of a detection.")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="Smallest score of a detection. Left out: the model's own one per class, else 0.5."
+    )
     top_k: int = Field(100, ge=1, le=1000, description="At most this many detections per picture, the best ones.")
     classes: list[str] | None = Field(None, description="Only objects of these classes, as in classes=dog&classes=cat.")
 

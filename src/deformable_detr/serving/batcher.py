@@ -34,7 +34,7 @@ class Answer:
 @dataclass(frozen=True, eq=False)
 class _Job:
     pixels: Tensor
-    threshold: float
+    threshold: float | None
     top_k: int
     classes: tuple[str, ...] | None
     future: Future[Answer] = field(default_factory=Future)
@@ -75,7 +75,9 @@ class Batcher:
         self._worker = threading.Thread(target=self._work, name="network", daemon=True)
         self._worker.start()
 
-    def submit(self, pixels: Tensor, *, threshold: float, top_k: int, classes: Sequence[str] | None = None) -> Future[Answer]:
+    def submit(
+        self, pixels: Tensor, *, threshold: float | None, top_k: int, classes: Sequence[str] | None = None
+    ) -> Future[Answer]:
         """Put a picture in the queue; cancel the future to take it out again.
 
         Args:
@@ -144,12 +146,13 @@ class Batcher:
         if any(job.classes is not None for job in jobs):  # a class's best can stand anywhere in the ranking of all classes
             model = self.predictor.metadata.model
             top_k = max(top_k, model.num_queries * model.num_classes)
-        threshold = min(job.threshold for job in jobs)
+        threshold = min(float(self.predictor.score_limits(job.threshold).min()) for job in jobs)
         results = self.predictor.iterate([job.pixels for job in jobs], threshold, batch_size=len(jobs), top_k=top_k)
         return [self._chosen(job, result.detections) for job, result in zip(jobs, results, strict=True)]
 
     def _chosen(self, job: _Job, detections: sv.Detections) -> sv.Detections:
-        keep = np.asarray(detections.confidence) >= job.threshold
+        limits = self.predictor.score_limits(job.threshold).numpy()
+        keep = np.asarray(detections.confidence) >= limits[detections.class_id]
         if job.classes is not None:
             keep &= np.isin(detections.data["class_name"], job.classes)
         return detections[np.flatnonzero(keep)[: job.top_k]]  # pyright: ignore[reportReturnType]

@@ -115,6 +115,7 @@ class Trainer:
         self._build_optimization()
         self.position, self.history = Position(), []
         self.recent, self.over_epoch = Averages(), Averages()
+        self.thresholds: tuple[float, ...] | None = None
         set_seed(config.train.seed, device_specific=True)  # dropout differs from process to process
         if saved:
             self._restore(saved)
@@ -310,6 +311,7 @@ class Trainer:
         if self.draw_samples is not None and self.accelerator.is_main_process:
             self.folder.samples.mkdir(exist_ok=True)
             self.draw_samples(network.eval(), self.data.val, self.folder.samples)
+        self.thresholds = metrics.thresholds
         return metrics.to_dict()
 
     def _evaluated_network(self) -> DeformableDETR:
@@ -344,7 +346,8 @@ class Trainer:
             "version": __version__,
         }
         network = self._evaluated_network()
-        metadata = replace(self.network.metadata, training=source)
+        thresholds = self.thresholds if metrics is not None else None  # those of other weights would not fit
+        metadata = replace(self.network.metadata, training=source, thresholds=thresholds)
         best = metrics is not None and self._best_row() is self.history[-1]
         for path in (self.folder.last_weights, *([self.folder.best_weights] if best else [])):
             try:

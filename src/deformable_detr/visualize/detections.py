@@ -38,7 +38,14 @@ def class_color(label: int) -> sv.Color:
     return sv.Color(round(255 * red), round(255 * green), round(255 * blue))
 
 
-def draw_detections(image: Drawable, detections: sv.Detections, *, scores: bool = True, min_side: int = 480) -> np.ndarray:
+def draw_detections(
+    image: Drawable,
+    detections: sv.Detections,
+    *,
+    scores: bool = True,
+    min_side: int = 480,
+    colors: Sequence[sv.Color] | None = None,
+) -> np.ndarray:
     """Draw boxes with labels such as `dog 0.87`.
 
     Lines and text are sized to the picture; labels keep clear of each other, and one that finds no place is left out (its box
@@ -50,6 +57,7 @@ def draw_detections(image: Drawable, detections: sv.Detections, *, scores: bool 
         scores: write the score beside the name, where there is one.
         min_side: a picture whose longer side is smaller is enlarged by a whole factor first, so that labels can be read.
             0 keeps every picture's size.
+        colors: one for each detection. None: those of the classes.
 
     Returns:
         `[H', W', 3]` uint8 RGB, a new array; H' and W' are H and W unless the picture was enlarged.
@@ -65,9 +73,9 @@ def draw_detections(image: Drawable, detections: sv.Detections, *, scores: bool 
         return np.array(canvas)
     boxes = detections.xyxy.astype(np.float64) * factor
     labels = detections.class_id if detections.class_id is not None else np.zeros(len(detections), dtype=int)
-    colors = [class_color(int(label)) for label in labels]
-    canvas = _draw_boxes(canvas, boxes, colors)
-    _draw_labels(canvas, boxes, colors, _label_texts(detections, scores))
+    chosen = [class_color(int(label)) for label in labels] if colors is None else list(colors)
+    canvas = _draw_boxes(canvas, boxes, chosen)
+    _draw_labels(canvas, boxes, chosen, _label_texts(detections, scores))
     return np.array(canvas)
 
 

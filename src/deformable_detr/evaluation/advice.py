@@ -1,0 +1,107 @@
+"""What the numbers of an evaluation suggest to do next, in plain sentences."""
+
+import math
+from collections.abc import Iterator
+
+from deformable_detr.evaluation.analysis import Analysis
+from deformable_detr.evaluation.error_types import ErrorType
+
+FEW_OBJECTS = 20
+"""Numbers of a class with fewer objects are shaky."""
+
+NOTABLE = 0.02
+"""Differences below this are not worth a sentence."""
+
+MEANING: dict[ErrorType, str] = {
+    ErrorType.LOCALISATION: "objects are found, but their boxes sit loosely. Check that the annotated boxes are tight and drawn "
+    "the same way everywhere; longer training and a larger input help, and so does --preset r50-refine or r50-two-stage.",
+    ErrorType.CLASSIFICATION: "boxes are right, names are wrong. Look at the confusion matrix: are the classes told apart the "
+    "same way in all annotations? If so, more examples of the confused classes help most.",
+    ErrorType.DUPLICATE: "objects are detected more than once. Longer training usually cures it (the queries learn to divide "
+    "the work); also check that no object is annotated twice.",
+    ErrorType.BACKGROUND: "things are detected where nothing is annotated. Look at the worst pictures first: often the objects are "
+    "there and the annotation is missing. Otherwise add pictures of such background without objects.",
+    ErrorType.BOTH: "boxes lie roughly on objects of another class. This goes with short training; train longer before anything "
+    "else.",
+    ErrorType.MISSED: "objects are not seen at all. Are they small or rare? Then a larger input size (data.eval_short_side and "
+    "data.train_short_sides) or more examples help; crowded pictures may need more queries (model.num_queries).",
+}
+
+
+def advise(analysis: Analysis) -> tuple[str, ...]:
+    """Sentences drawn from the numbers, the weightiest first."""
+    if not any(curve.num_objects for curve in analysis.curves):
+        return ("This split has no objects, so nothing could be measured.",)
+    if not analysis.errors.ap50:
+        return (
+            "Nothing right was detected. Check the data first (deformable-detr doctor DATA): box format, category ids and class "
+            "names are the usual reasons. Detectors of this family also need many steps before AP leaves 0.",
+        )
+    return (*_errors(analysis), *_sizes(analysis), *_confusions(analysis), *_classes(analysis), *_thresholds(analysis))
+
+
+def _errors(analysis: Analysis) -> Iterator[str]:
+    for kind, gain in sorted(analysis.errors.gains.items(), key=lambda item: -item[1])[:2]:
+        if gain >= NOTABLE:
+            yield f"{str(kind).capitalize()} errors cost {100 * gain:.1f} points of AP50: {MEANING[kind]}"
+
+
+def _sizes(analysis: Analysis) -> Iterator[str]:
+    numbers = analysis.metrics
+    larger = [value for value in (numbers.ap_medium, numbers.ap_large) if not math.isnan(value)]
+    if larger and numbers.ap_small < 0.6 * max(larger):
+        yield (
+            f"Small objects (below 32 × 32 pixels) are the weak side: AP {100 * numbers.ap_small:.1f} against "
+            f"{100 * max(larger):.1f} for larger ones. A larger input size helps, or detection tile by tile."
+        )
+
+
+def _confusions(analysis: Analysis) -> Iterator[str]:
+    for confusion in analysis.confusion.confusions(2):
+        if confusion.count >= 3 and confusion.share >= 0.05:
+            yield (
+                f"{confusion.count} objects of the class “{confusion.truth}” ({100 * confusion.share:.0f} %) were taken for "
+                f"“{confusion.detected}”."
+            )
+
+
+def _classes(analysis: Analysis) -> Iterator[str]:
+    classes = [entry for entry in analysis.metrics.per_class if entry.num_objects]
+    never = [entry.name for entry in classes if entry.ap50 == 0]
+    if never:
+        yield f"Never detected: {_listed(never)}. Are they in the training split, and under the same name?"
+    weak = [entry.name for entry in classes if 0 < entry.ap50 < 0.6 * analysis.errors.ap50]
+    if weak:
+        yield f"Far below the others: {_listed(weak)}. Look at their rows, their confusions and their pictures."
+    few = [entry.name for entry in classes if entry.num_objects < FEW_OBJECTS]
+    if few:
+        yield f"Fewer than {FEW_OBJECTS} objects here, so that chance moves the numbers by many points: {_listed(few)}."
+
+
+def _thresholds(analysis: Analysis) -> Iterator[str]:
+    point = analysis.point
+    best = [point.f1 for point in _best_points(analysis)]
+    now = [point.f1 for point, curve in zip(analysis.points, analysis.curves, strict=True) if curve.right.any()]
+    if analysis.thresholds_from == "given" and sum(best) - sum(now) >= NOTABLE * len(best):
+        yield (
+            f"The thresholds stored with the weights give a mean F1 of {sum(now) / len(now):.2f} here, the best ones for this "
+            f"split {sum(best) / len(best):.2f}. If this split is more like your use, store those: deformable-detr evaluate … "
+            "--save_thresholds."
+        )
+    if abs(point.precision - point.recall) >= 0.15:
+        side = "precise but misses much" if point.precision > point.recall else "finds much but is often wrong"
+        yield (
+            f"At its thresholds the detector is {side} (precision {point.precision:.2f}, recall {point.recall:.2f}). predict "
+            "--threshold moves the balance: lower finds more, higher errs less."
+        )
+
+
+def _best_points(analysis: Analysis):
+    for curve in analysis.curves:
+        threshold = curve.best_threshold()
+        if threshold is not None:
+            yield curve.at(threshold)
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

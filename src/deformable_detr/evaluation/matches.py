@@ -1,0 +1,118 @@
+"""Which detection found which object: what curves, thresholds, confusion matrix and error types are counted from.
+
+As in COCO, detections choose in the order of their scores, each object is found once, and what lies in a crowd region of its own
+class is neither right nor wrong.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from deformable_detr.structures import ImageId
+
+MATCH_IOU = 0.5
+"""From this overlap on a box counts as found (COCO's AP50)."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedImage:
+    """One picture: what was detected in it, and what is there. Labels count the categories of the annotation file from 0.
+
+    D detections, T objects, R crowd regions; boxes are xyxy in pixels, float64.
+    """
+
+    image_id: ImageId
+    """As in the annotation file."""
+
+    scores: np.ndarray
+    """`[D]` in [0, 1], best first."""
+
+    labels: np.ndarray
+    """`[D]`"""
+
+    boxes: np.ndarray
+    """`[D, 4]`"""
+
+    true_labels: np.ndarray
+    """`[T]`"""
+
+    true_boxes: np.ndarray
+    """`[T, 4]`"""
+
+    crowd_labels: np.ndarray
+    """`[R]`"""
+
+    crowd_boxes: np.ndarray
+    """`[R, 4]`"""
+
+    @cached_property
+    def overlaps(self) -> np.ndarray:
+        """`[D, T]` IoU of each detection with each object, whatever their classes."""
+        common = _common_areas(self.boxes, self.true_boxes)
+        union = _areas(self.boxes)[:, None] + _areas(self.true_boxes) - common
+        return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+    @cached_property
+    def same_class(self) -> np.ndarray:
+        """`[D, T]` whether detection and object are of one class."""
+        return self.labels[:, None] == self.true_labels
+
+    @cached_property
+    def in_crowd(self) -> np.ndarray:
+        """`[D]` whether half of the detection's area or more lies in a crowd region of its class."""
+        common = _common_areas(self.boxes, self.crowd_boxes)
+        inside = common >= MATCH_IOU * np.maximum(_areas(self.boxes), 1e-12)[:, None]
+        return (inside & (self.labels[:, None] == self.crowd_labels)).any(axis=1)
+
+    def above(self, thresholds: np.ndarray) -> Self:
+        """The same picture with the detections that reach the threshold of their class.
+
+        Args:
+            thresholds: `[K]`, one per class.
+        """
+        kept = self.scores >= thresholds[self.labels]
+        return replace(self, scores=self.scores[kept], labels=self.labels[kept], boxes=self.boxes[kept])
+
+
+def match_greedily(overlaps: np.ndarray, least: float = MATCH_IOU) -> np.ndarray:
+    """Let each detection take the object that it overlaps most among those that no better-scored one has taken.
+
+    Args:
+        overlaps: `[D, T]`, best score first; 0 where a pair must not match.
+        least: overlap from which a pair may match.
+
+    Returns:
+        `[D]` the index of the object, -1 for none. Of equal overlaps the last object is taken, as in COCO's evaluation.
+    """
+    matched = np.full(len(overlaps), -1, dtype=np.int64)
+    free = np.ones(overlaps.shape[1], dtype=bool)
+    for row in np.flatnonzero((overlaps >= least).any(axis=1)):
+        candidates = np.where(free, overlaps[row], -1.0)
+        best = len(candidates) - 1 - int(candidates[::-1].argmax())
+        if candidates[best] >= least:
+            matched[row], free[best] = best, False
+    return matched
+
+
+def match_within_classes(image: EvaluatedImage) -> np.ndarray:
+    """`[D]`: for each detection the object of its own class that it found, or -1."""
+    return match_greedily(image.overlaps * image.same_class)
+
+
+def match_across_classes(image: EvaluatedImage) -> np.ndarray:
+    """`[D]`: for each detection the object of whatever class that it found, or -1; so confusions of classes are seen."""
+    right_class_first = 1 + 1e-9 * image.same_class  # decides only between equal overlaps
+    return match_greedily(image.overlaps * right_class_first)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _common_areas(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """`[A, 4]`, `[B, 4]` → `[A, B]`"""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(axis=-1)
