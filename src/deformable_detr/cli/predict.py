@@ -1,4 +1,4 @@
-"""`deformable-detr predict`: objects in pictures, drawn and as COCO-format JSON."""
+"""`deformable-detr predict`: objects in pictures, drawn and as COCO-format JSON; in videos, see `predict_video`."""
 
 import json
 import os
@@ -17,12 +17,14 @@ from rich.table import Table
 from deformable_detr.cli.options import DetectorOptions, log_to_screen, parse_options
 
 if TYPE_CHECKING:
-    from deformable_detr.inference import Result
+    from deformable_detr.inference import Predictor, Result
     from deformable_detr.structures import Categories
 
 DESCRIPTION = """\
 Find objects in pictures. Each picture is written with boxes and labels drawn on it, and predictions.json holds all
-detections in COCO's format: images, categories, and annotations with bbox (x, y, width, height in pixels) and score."""
+detections in COCO's format: images, categories, and annotations with bbox (x, y, width, height in pixels) and score.
+
+Also in films, cameras and network streams: drawn to NAME.mp4, with NAME.json beside it. Ctrl-C ends both properly."""
 
 EXAMPLES = """\
 examples:
@@ -32,6 +34,9 @@ examples:
   deformable-detr predict runs/first a.jpg b.jpg --classes person dog --output found
   deformable-detr predict runs/first photos/ --draw false                  the JSON alone
   deformable-detr predict detector.onnx photos/ --runtime onnx             an exported file, in onnxruntime
+  deformable-detr predict runs/first aerial.tif --tiles 640                small objects in a large picture
+  deformable-detr predict runs/first clip.mp4 --track                      a film: boxes, numbers, traces
+  deformable-detr predict runs/first 0                                     a camera, until Ctrl-C; also rtsp://…
   torchrun --nproc-per-node 4 -m deformable_detr predict runs/first photos/     the pictures shared out over 4 GPUs
 """
 
@@ -68,6 +73,23 @@ class PredictOptions(DetectorOptions):
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable picture does: end with an error that names it, or be left out with a warning."""
 
+    tiles: int | None = None
+    """For pictures far larger than the network's input: divide them into squares of so many pixels and merge what is found."""
+
+    tile_overlap: float = 0.2
+    """Share of a tile's side that neighbouring tiles have in common."""
+
+    every: int = 1
+    """Videos: take every so many frames."""
+
+    track: bool = False
+    """Videos: follow the objects: each gets a number, and a trace of where it came from."""
+
+    def predict_settings(self) -> dict[str, Any]:
+        """Keywords for `Detector.iterate`."""
+        names = ("batch_size", "top_k", "classes", "tiles", "tile_overlap")
+        return {name: getattr(self, name) for name in names}
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command.
@@ -80,28 +102,22 @@ def main(argv: Sequence[str]) -> int:
     """
     options = parse_predict_options(argv)
 
-    from deformable_detr.detector import Detector, join_processes
-    from deformable_detr.export import load_exported
+    from deformable_detr.detector import join_processes
     from deformable_detr.inference.predictor import choose_device
     from deformable_detr.inference.sources import list_pictures
+    from deformable_detr.inference.video import is_video
 
     log_to_screen()
+    if any(is_video(source) for source in options.source):
+        from deformable_detr.cli.predict_video import predict_videos
+
+        return predict_videos(options)
     paths = [path for source in options.source for path in list_pictures(source)]
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]
-    if options.runtime == "torch":
-        detector = Detector.load(options.weights, **options.load_settings())
-    else:
-        detector = load_exported(options.weights, options.runtime)
-    results = detector.iterate(
-        share,
-        options.threshold,
-        batch_size=options.batch_size,
-        top_k=options.top_k,
-        classes=options.classes,
-        on_error=options.on_error,
-    )
+    detector = load_detector(options)
+    results = detector.iterate(share, options.threshold, on_error=options.on_error, **options.predict_settings())
     collected = CocoPredictions(detector.categories)
     first = state is None or state.is_main_process
     began = time.perf_counter()
@@ -118,6 +134,16 @@ def main(argv: Sequence[str]) -> int:
     if first:
         _finish(options, collected, len(paths), time.perf_counter() - began)
     return 0
+
+
+def load_detector(options: PredictOptions) -> "Predictor":
+    """What the weights and the runtime ask for."""
+    from deformable_detr.detector import Detector
+    from deformable_detr.export import load_exported
+
+    if options.runtime == "torch":
+        return Detector.load(options.weights, **options.load_settings())
+    return load_exported(options.weights, options.runtime)
 
 
 def _finish(options: PredictOptions, collected: "CocoPredictions", num_pictures: int, seconds: float) -> None:
@@ -141,7 +167,11 @@ def parse_predict_options(argv: Sequence[str]) -> PredictOptions:
         examples=EXAMPLES,
         arguments={
             "weights": {"help": "A run folder (its best weights), a weights file of any known format, or an exported file."},
-            "source": {"nargs": "+", "help": "Files, folders (the pictures directly in them), patterns in quotes."},
+            "source": {
+                "nargs": "+",
+                "help": "Files, folders (the pictures directly in them), patterns in quotes; or videos, camera numbers, addresses.",
+            },
+            "--track": {"action": "store_true", "help": "Videos: give each object a number, and draw where it came from."},
             "--classes": {"nargs": "+", "default": None, "help": "Only objects of these classes: their names."},
         },
     )

@@ -24,6 +24,7 @@ from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.inference.options import PLAIN, InferenceOptions, Precision, fastest_precision
 from deformable_detr.inference.sources import Picture, Source, is_single, open_source
+from deformable_detr.inference.tiles import Tiling, iterate_tiled
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import Categories, ImageBatch
 
@@ -65,9 +66,8 @@ class Predictor:
     predictor.predict("photos/", threshold=0.3, batch_size=8)  # many → a list
     for result in predictor.iterate("photos/**/*.jpg"):      # very many → one after the other
         print(result.name, result.detections.data["class_name"])
-    frames = (frame[..., ::-1] for frame in supervision.get_video_frames_generator("street.mp4"))  # BGR → RGB
-    for result in predictor.iterate(frames): ...
-    supervision.InferenceSlicer(predictor.predict)(image)    # small objects in a large picture: tile by tile
+    for frame in iterate_video(predictor, "street.mp4"): ...  # of inference.video: a film, a camera
+    predictor.predict("aerial.tif", tiles=640)               # small objects in a large picture: tile by tile
     ```
 
     Args:
@@ -148,6 +148,8 @@ class Predictor:
         classes: str | Sequence[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         num_threads: int = 2,
+        tiles: int | None = None,
+        tile_overlap: float = 0.2,
     ) -> Any:
         """Detect objects in one picture or in many.
 
@@ -162,6 +164,9 @@ class Predictor:
             on_error: with many pictures, what an unreadable one does: `raise` ends with an error that names it, `skip` leaves it
                 out of the list and logs a warning.
             num_threads: threads that read and resize the next pictures meanwhile.
+            tiles: for pictures far larger than the network's input: divide them into squares of so many pixels, and merge what is
+                found in them (docs/video.md). `batch_size` then counts tiles.
+            tile_overlap: share of a tile's side that neighbours have in common.
 
         Returns:
             `supervision.Detections` for one picture, a list of them (in the order of the pictures) for many. `xyxy` are pixels of
@@ -182,6 +187,8 @@ class Predictor:
             classes=classes,
             on_error="raise" if single and on_error == "skip" else on_error,
             num_threads=num_threads,
+            tiles=tiles,
+            tile_overlap=tile_overlap,
         )
         found = [result.detections for result in results]
         return found[0] if single else found
@@ -196,6 +203,8 @@ class Predictor:
         classes: str | Sequence[str] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         num_threads: int = 2,
+        tiles: int | None = None,
+        tile_overlap: float = 0.2,
     ) -> Iterator[Result]:
         """Like :meth:`predict`, one :class:`Result` after the other: for very many pictures, or an endless stream.
 
@@ -208,6 +217,12 @@ class Predictor:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         labels = self._labels_of(classes)
+        if tiles is not None:
+
+            def plain(views: Iterator[Tensor]) -> Iterator[Result]:
+                return self.iterate(views, threshold, batch_size=batch_size, top_k=top_k, classes=classes, num_threads=num_threads)
+
+            return iterate_tiled(plain, open_source(source), Tiling(tiles, tile_overlap), on_error=on_error, top_k=top_k)
         prepared = self._prepare(open_source(source), on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
         return self._run(prepared, batch_size, limits, top_k, labels)
 

@@ -1,0 +1,179 @@
+"""`deformable-detr predict` on films, cameras and streams: a drawn film and JSON, frame by frame."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from deformable_detr.cli.predict import PredictOptions, load_detector
+
+if TYPE_CHECKING:
+    from deformable_detr.inference import Predictor
+    from deformable_detr.inference.video import Frame, Video
+    from deformable_detr.structures import Categories
+
+
+def predict_videos(options: PredictOptions) -> int:
+    """Predict on all sources, one video after the other.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: pictures among the videos, or an option that does not go with videos.
+    """
+    from deformable_detr.inference.video import is_video
+
+    pictures = [source for source in options.source if not is_video(source)]
+    if pictures:
+        raise ValueError(f"pictures and videos cannot go together; leave out {', '.join(pictures)}, or call predict for it alone")
+    if options.json is not None and len(options.source) > 1:
+        raise ValueError("--json names one file, but there are several videos; leave it out: each video has its own")
+    names = output_names(options.source)
+    targets = [Path(options.output) / f"{name}.mp4" for name in names]
+    for source, target in zip(options.source, targets, strict=True):
+        if target.resolve() in {Path(other).resolve() for other in options.source}:
+            raise ValueError(f"the drawing of {source} would replace a video in {options.output}; choose another --output")
+    detector = load_detector(options)
+    for source, target in zip(options.source, targets, strict=True):
+        _predict_video(detector, source, target, options)
+    return 0
+
+
+def output_names(sources: Sequence[str]) -> list[str]:
+    """A name without suffix for what is written about each video; with a number where several would have the same."""
+    names: list[str] = []
+    for source in sources:
+        name = f"camera-{source}" if source.isdecimal() else Path(re.sub(r"[?#].*", "", source)).stem
+        name = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "stream"
+        number, unique = 1, name
+        while unique.casefold() in {other.casefold() for other in names}:
+            number += 1
+            unique = f"{name}-{number}"
+        names.append(unique)
+    return names
+
+
+def _predict_video(detector: "Predictor", source: str, target: Path, options: PredictOptions) -> None:
+    """Predict on one video; what there is at an interruption is kept."""
+    from deformable_detr.inference.tracking import Tracker
+    from deformable_detr.inference.video import Video, iterate_video
+    from deformable_detr.visualize.video import DrawnVideo
+
+    json_path = Path(options.json) if options.json else target.with_suffix(".json")
+    tracker = Tracker(options.threshold) if options.track else None
+    with ExitStack() as stack:
+        video = stack.enter_context(Video(source))
+        fps = video.fps if video.live else video.fps / options.every
+        records = stack.enter_context(FrameRecords(json_path, video, detector.categories))
+        drawn = stack.enter_context(DrawnVideo(target, fps, real_time=video.live)) if options.draw else None
+        frames = iterate_video(
+            detector, video, options.threshold, every=options.every, tracker=tracker, **options.predict_settings()
+        )
+        bar = stack.enter_context(_progress())
+        total = math.ceil(video.num_frames / options.every) if video.num_frames else None
+        stack.enter_context(closing(frames))
+        try:
+            for frame in bar.track(frames, total=total, description=Path(source).name or source):
+                records.add(frame)
+                if drawn is not None:
+                    drawn.add(frame)
+        except KeyboardInterrupt:
+            kept = f"; they are kept: {target if drawn else json_path}" if records.frames else ""
+            raise KeyboardInterrupt(f"after {records.frames} frames{kept}") from None
+    written = [f"video: {target}"] if options.draw else []
+    lines = [f"{source}: {records.summary()}", *written, f"detections: {json_path}"]
+    Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+
+class FrameRecords:
+    """Writes what is found as JSON while it is found, one line per frame; a context manager.
+
+    The file gets its name when it is complete: at the end, or at an interruption with the frames so far.
+    """
+
+    def __init__(self, path: Path, video: "Video", categories: "Categories") -> None:
+        self.path, self.frames = path, 0
+        self._partial = path.with_name(path.name + ".partial")
+        self._names = dict(zip(categories.ids, categories.names, strict=True))
+        self._head = {
+            "info": {"video": video.name, "fps": video.fps},
+            "categories": [{"id": number, "name": name} for number, name in self._names.items()],
+        }
+        self._objects: Counter[str] = Counter()
+        self._tracks: set[int] = set()
+        self._tracked = False
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> "FrameRecords":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._file is None:
+            return
+        keep = kind is None or issubclass(kind, KeyboardInterrupt)
+        with self._file as file:
+            if keep:
+                file.write("\n]}\n")
+        if keep:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+    def add(self, frame: "Frame") -> None:
+        """Write one frame."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("w", encoding="utf-8")
+            height, width = frame.image.shape[:2]
+            self._head["info"] |= {"width": width, "height": height}  # type: ignore[operator]
+            self._file.write(json.dumps(self._head, ensure_ascii=False)[:-1] + ', "frames": [\n')
+        record = {"frame": frame.index, "time": round(frame.time, 4), "detections": self._detections(frame)}
+        self._file.write((",\n" if self.frames else "") + json.dumps(record))
+        self.frames += 1
+
+    def summary(self) -> str:
+        """What was found, in a line."""
+        found = ", ".join(f"{name} {count}" for name, count in self._objects.most_common()) or "nothing"
+        tracks = f"; {len(self._tracks)} different objects" if self._tracked else ""
+        return f"{self.frames} frames, found: {found}{tracks}"
+
+    def _detections(self, frame: "Frame") -> list[dict[str, Any]]:
+        found = frame.detections
+        scores = found.confidence if found.confidence is not None else []
+        records = []
+        for (left, top, right, bottom), score, category_id in zip(
+            found.xyxy.tolist(), scores, map(int, found.data["category_id"]), strict=True
+        ):
+            self._objects[self._names[category_id]] += 1
+            bbox = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+            records.append({"category_id": category_id, "bbox": bbox, "score": round(float(score), 5)})
+        if found.tracker_id is not None:
+            self._tracked = True
+            for record, number in zip(records, found.tracker_id.tolist(), strict=True):
+                record["track_id"] = number
+                self._tracks.add(number)
+        return records
+
+
+class _FramesPerSecond(ProgressColumn):
+    """How fast it goes."""
+
+    def render(self, task: Task) -> Text:
+        """The last seconds' speed."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} frames/s")
+
+
+def _progress() -> Progress:
+    """A bar with frames done, speed, and time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _FramesPerSecond(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

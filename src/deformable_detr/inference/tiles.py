@@ -1,0 +1,202 @@
+"""Pictures far larger than the network's input: tile by tile, and the detections of all tiles merged into one answer.
+
+Two tiles overlap, so both see a strip of the picture. Two of their detections are the same object if they say the same about that
+strip. This holds for objects that a tile's edge cuts, too, where the overlap of the whole boxes says little.
+"""
+
+import logging
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+from typing import Any
+
+import numpy as np
+import supervision as sv
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from deformable_detr.inference.sources import Picture
+
+logger = logging.getLogger(__name__)
+
+SAME_IOU = 0.5
+"""Two detections are one object where their boxes, cut to what both tiles see, overlap by this IoU."""
+
+EDGE = 0.02
+"""A box that comes nearer than this share of the tile's side to an edge within the picture may be cut there."""
+
+Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the picture
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a picture is divided.
+
+    Raises:
+        ValueError: tiles smaller than 32 pixels, or an overlap outside [0, 0.9].
+    """
+
+    size: int
+    """Side of a tile in pixels of the picture."""
+
+    overlap: float = 0.2
+    """Share of a tile's side that its neighbour sees too, at least."""
+
+    def __post_init__(self) -> None:
+        if self.size < 32:
+            raise ValueError(f"tiles must have at least 32 pixels a side, not {self.size}")
+        if not 0 <= self.overlap <= 0.9:
+            raise ValueError(f"tile_overlap must lie in [0, 0.9], not {self.overlap}")
+
+    def windows(self, height: int, width: int) -> list[Window]:
+        """The tiles of a picture, row by row; before them the picture as a whole, for objects larger than a tile."""
+        tiles = [
+            (left, top, min(left + self.size, width), min(top + self.size, height))
+            for top in self._starts(height)
+            for left in self._starts(width)
+        ]
+        return [(0, 0, width, height), *tiles] if len(tiles) > 1 else tiles
+
+    def _starts(self, side: int) -> list[int]:
+        """Where tiles begin along a side: evenly spread, the last one ending with the picture."""
+        room = side - self.size
+        if room <= 0:
+            return [0]
+        count = math.ceil(room / (self.size * (1 - self.overlap))) + 1
+        return [round(index * room / (count - 1)) for index in range(count)]
+
+
+def iterate_tiled(
+    iterate: Callable[[Iterator[Tensor]], Iterator[Any]],
+    pictures: Iterable[Picture],
+    tiling: Tiling,
+    *,
+    on_error: str,
+    top_k: int,
+) -> Iterator[Any]:
+    """Predict on pictures tile by tile.
+
+    Args:
+        iterate: gives one `Result` per tile, such as `Predictor.iterate`, which batches them and prepares the next ones meanwhile.
+        pictures: what to predict on.
+        tiling: how they are divided.
+        on_error: `raise` or `skip` unreadable pictures.
+        top_k: most detections per picture.
+
+    Yields:
+        One `Result` per picture.
+    """
+    waiting: deque[tuple[Picture, Tensor, list[Window]]] = deque()
+
+    def views() -> Iterator[Tensor]:
+        for picture in pictures:
+            try:
+                pixels = picture.read()
+            except (OSError, ValueError) as error:
+                if on_error == "raise":
+                    raise
+                logger.warning("skipped %s: %s", picture.name, error)
+                continue
+            windows = tiling.windows(*pixels.shape[1:])
+            waiting.append((picture, pixels, windows))
+            yield from (pixels[:, top:bottom, left:right] for left, top, right, bottom in windows)
+
+    results = iterate(views())
+    for first in results:
+        picture, pixels, windows = waiting.popleft()
+        parts = [first, *islice(results, len(windows) - 1)]
+        found: sv.Detections = merge_tiles([part.detections for part in parts], windows)[:top_k]  # pyright: ignore
+        if picture.path:
+            found.metadata = {"path": str(picture.path), "image_size": tuple(pixels.shape[1:])}
+        yield replace(first, name=picture.name, pixels=pixels, detections=found, path=picture.path)
+
+
+def merge_tiles(parts: Sequence[sv.Detections], windows: Sequence[Window]) -> sv.Detections:
+    """Detections of tiles → detections of the picture, each object once.
+
+    Of an object that some tile sees whole, the whole box with the highest score stays. Of one that every tile cuts, the parts
+    are put together to the box around them. Only detections of the same class and of different tiles are compared.
+
+    Args:
+        parts: of each tile, in pixels of the tile.
+        windows: where the tiles lie in the picture.
+
+    Returns:
+        Highest score first, in pixels of the picture.
+    """
+    boxes = np.concatenate([part.xyxy + np.tile(window[:2], 2) for part, window in zip(parts, windows, strict=True)])
+    tile = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    scores, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("confidence", "class_id"))
+    data = {name: np.concatenate([part.data[name] for part in parts]) for name in parts[0].data}
+    pairs = _same_objects(boxes, labels, tile, np.array(windows, dtype=float))
+    cut = _is_cut(boxes, np.array(windows, dtype=float)[tile], windows)
+    kept = _best_whole(pairs, scores, cut)
+    for group in _fragments(pairs, cut):
+        best = group[np.argmax(scores[group])]
+        boxes[best] = np.concatenate((boxes[group, :2].min(axis=0), boxes[group, 2:].max(axis=0)))
+        kept.append(int(best))
+    order = np.array(sorted(kept, key=lambda index: -scores[index]), dtype=int)
+    return sv.Detections(
+        xyxy=boxes[order].astype(np.float32).reshape(-1, 4),
+        confidence=scores[order],
+        class_id=labels[order],
+        data={name: values[order] for name, values in data.items()},
+    )
+
+
+def _same_objects(boxes: np.ndarray, labels: np.ndarray, tile: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """`[P, 2]` pairs of detections that are the same object, seen by two tiles."""
+    members = {int(number): np.flatnonzero(tile == number) for number in np.unique(tile)}
+    pairs = [np.zeros((0, 2), dtype=int)]
+    for first, second in combinations(members, 2):
+        common = np.concatenate((np.maximum(windows[first], windows[second])[:2], np.minimum(windows[first], windows[second])[2:]))
+        if (common[2:] <= common[:2]).any():
+            continue
+        overlap = sv.box_iou_batch(_cut_to(boxes[members[first]], common), _cut_to(boxes[members[second]], common))
+        same = (overlap >= SAME_IOU) & (labels[members[first], None] == labels[members[second]])
+        rows, columns = np.nonzero(same)
+        pairs.append(np.stack((members[first][rows], members[second][columns]), axis=1))
+    return np.concatenate(pairs)
+
+
+def _cut_to(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """`[N, 4]` what of boxes lies in a window; without area where nothing does."""
+    low = np.maximum(boxes[:, :2], window[:2])
+    return np.concatenate((low, np.maximum(np.minimum(boxes[:, 2:], window[2:]), low)), axis=1)
+
+
+def _is_cut(boxes: np.ndarray, windows: np.ndarray, all_windows: Sequence[Window]) -> np.ndarray:
+    """`[N]` whether a box touches an edge of its tile that lies within the picture."""
+    width, height = (max(window[axis] for window in all_windows) for axis in (2, 3))
+    margin = np.tile(EDGE * (windows[:, 2:] - windows[:, :2]), 2)
+    near = np.abs(boxes - windows) < margin
+    return (near & (windows != np.array([0, 0, width, height]))).any(axis=1)
+
+
+def _best_whole(pairs: np.ndarray, scores: np.ndarray, cut: np.ndarray) -> list[int]:
+    """The detections that no tile's edge cuts, best first, without those that are the same as a better one."""
+    neighbours = defaultdict(set)
+    for first, second in pairs[~cut[pairs].any(axis=1)].tolist():
+        neighbours[first].add(second)
+        neighbours[second].add(first)
+    kept: dict[int, None] = {}
+    for index in np.argsort(-scores, kind="stable").tolist():
+        if not cut[index] and not neighbours[index] & kept.keys():
+            kept[index] = None
+    return list(kept)
+
+
+def _fragments(pairs: np.ndarray, cut: np.ndarray) -> Iterator[np.ndarray]:
+    """Groups of detections that are parts of one object, of those objects that no tile sees whole."""
+    partners = cut[pairs]  # [P, 2]
+    seen_whole = np.concatenate((pairs[partners[:, 0] & ~partners[:, 1], 0], pairs[~partners[:, 0] & partners[:, 1], 1]))
+    parts = cut.copy()
+    parts[seen_whole] = False
+    among = pairs[parts[pairs].all(axis=1)]
+    graph = coo_matrix((np.ones(len(among)), (among[:, 0], among[:, 1])), shape=(len(cut), len(cut)))
+    _, group = connected_components(graph, directed=False)
+    for number in np.unique(group[parts]):
+        yield np.flatnonzero(parts & (group == number))

@@ -1,0 +1,155 @@
+"""Detections frame by frame → the same number for the same object: ByteTrack's association with a constant-velocity filter.
+
+Zhang et al. 2022, "ByteTrack": sure detections are matched first, then doubtful ones with the tracks that are still without one,
+because a doubtful box in the right place is more likely an occluded object than a false alarm.
+"""
+
+import numpy as np
+import supervision as sv
+from scipy.optimize import linear_sum_assignment
+
+LOWEST_SCORE = 0.1
+"""Detections below this score are not even used to continue a track."""
+
+POSITION_NOISE, VELOCITY_NOISE = 1 / 20, 1 / 160
+"""Deviations of a frame's measurement and of a frame's change of velocity, as shares of the box's mean side (as in ByteTrack)."""
+
+
+class Tracker:
+    """Gives `tracker_id` to the detections of successive frames.
+
+    A track is continued by boxes of its own class only. One that finds no box is kept, moving on with its velocity, until it has
+    been lost for too long. Numbers begin with 1 and are not used again.
+
+    Args:
+        threshold: only detections with at least this score, in [0, 1], begin a track.
+        lost_frames: so many frames a track waits for its object to appear again.
+        min_iou: least overlap of a sure detection with where a track is expected.
+        min_iou_doubtful: the same for detections with a score below `threshold`.
+    """
+
+    def __init__(
+        self, threshold: float = 0.5, *, lost_frames: int = 30, min_iou: float = 0.2, min_iou_doubtful: float = 0.5
+    ) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
+        self.threshold, self.lost_frames = threshold, lost_frames
+        self.min_iou, self.min_iou_doubtful = min_iou, min_iou_doubtful
+        self._motion = BoxMotion(np.zeros((0, 4)))
+        self._ids, self._labels, self._unseen = np.zeros((3, 0), dtype=int)  # [T] each; frames since it was last seen
+        self._next_id = 1
+
+    @property
+    def lowest_score(self) -> float:
+        """Down to this score the detector's boxes are of use here."""
+        return min(LOWEST_SCORE, self.threshold)
+
+    def update(self, detections: sv.Detections) -> sv.Detections:
+        """The detections of the next frame that belong to a track, with its number.
+
+        Args:
+            detections: boxes in pixels, with scores and class ids. Give also those below the threshold, see `lowest_score`.
+
+        Returns:
+            Some of them, in their order, with `tracker_id`.
+        """
+        self._motion.predict(lost=self._unseen > 0)
+        scores = detections.confidence if detections.confidence is not None else np.ones(len(detections))
+        sure = scores >= self.threshold
+        ids = np.zeros(len(detections), dtype=int)
+        tracks = np.arange(len(self._ids))
+        tracks = self._match(tracks, np.flatnonzero(sure), self.min_iou, detections, ids)
+        tracks = tracks[self._unseen[tracks] == 0]  # lost ones come back by a sure detection only
+        self._match(tracks, np.flatnonzero(~sure & (scores >= self.lowest_score)), self.min_iou_doubtful, detections, ids)
+        self._end_frame(detections, np.flatnonzero(sure & (ids == 0)), ids)
+        kept: sv.Detections = detections[ids > 0]  # pyright: ignore[reportAssignmentType]
+        kept.tracker_id = ids[ids > 0]
+        return kept
+
+    def _match(
+        self, tracks: np.ndarray, found: np.ndarray, min_iou: float, detections: sv.Detections, ids: np.ndarray
+    ) -> np.ndarray:
+        """Match tracks with detections (indices of either), write the numbers into `ids`; returns the tracks left over."""
+        if len(tracks) == 0 or len(found) == 0:
+            return tracks
+        overlap = sv.box_iou_batch(self._motion.boxes()[tracks], detections.xyxy[found])  # [tracks, found]
+        overlap = np.where(self._labels[tracks, None] == _labels_of(detections)[found], overlap, 0)
+        rows, columns = linear_sum_assignment(overlap, maximize=True)
+        good = overlap[rows, columns] >= min_iou
+        rows, columns = rows[good], columns[good]
+        ids[found[columns]] = self._ids[tracks[rows]]
+        self._motion.correct(tracks[rows], detections.xyxy[found[columns]])
+        return np.delete(tracks, rows)
+
+    def _end_frame(self, detections: sv.Detections, new: np.ndarray, ids: np.ndarray) -> None:
+        """Count who was not seen, forget who is lost for too long, begin tracks for the detections `new`."""
+        self._unseen = np.where(np.isin(self._ids, ids), 0, self._unseen + 1)
+        keep = self._unseen <= self.lost_frames
+        ids[new] = np.arange(self._next_id, self._next_id + len(new))
+        self._next_id += len(new)
+        self._motion.keep(keep, added=detections.xyxy[new])
+        self._ids = np.concatenate((self._ids[keep], ids[new]))
+        self._labels = np.concatenate((self._labels[keep], _labels_of(detections)[new]))
+        self._unseen = np.concatenate((self._unseen[keep], np.zeros(len(new), dtype=int)))
+
+
+class BoxMotion:
+    """Kalman filters of boxes that move and grow with constant velocity.
+
+    Centre and size (cx, cy, w, h) do not influence each other under this model, so each is a filter of its own with the state
+    (value, velocity per frame).
+
+    Args:
+        boxes: `[T, 4]` xyxy in pixels of the objects when they are first seen.
+    """
+
+    def __init__(self, boxes: np.ndarray) -> None:
+        values = _centres(boxes)
+        self.state = np.stack((values, np.zeros_like(values)), axis=-1)  # [T, 4, 2]
+        side = _mean_side(values)
+        deviation = np.stack((2 * POSITION_NOISE * side, 10 * VELOCITY_NOISE * side), axis=-1)  # [T, 2]
+        self.covariance = np.broadcast_to((deviation**2)[:, None, :, None] * np.eye(2), (len(boxes), 4, 2, 2)).copy()
+
+    def boxes(self) -> np.ndarray:
+        """`[T, 4]` xyxy, where the objects are expected."""
+        centre, size = self.state[:, :2, 0], np.maximum(self.state[:, 2:, 0], 1e-3)
+        return np.concatenate((centre - size / 2, centre + size / 2), axis=1)
+
+    def predict(self, lost: np.ndarray) -> None:
+        """Go on by one frame. Objects that are `lost` (`[T]` bool) keep their size."""
+        self.state[lost, 2:, 1] = 0
+        self.state[..., 0] += self.state[..., 1]
+        step = np.array([[1.0, 1.0], [0.0, 1.0]])
+        side = _mean_side(self.state[..., 0])
+        noise = np.stack((POSITION_NOISE * side, VELOCITY_NOISE * side), axis=-1) ** 2
+        self.covariance = step @ self.covariance @ step.T + noise[:, None, :, None] * np.eye(2)
+
+    def correct(self, which: np.ndarray, boxes: np.ndarray) -> None:
+        """Take in the boxes `[N, 4]` xyxy where the objects `which` (`[N]` indices) were found."""
+        state, covariance = self.state[which], self.covariance[which]
+        noise = (POSITION_NOISE * _mean_side(state[..., 0]))[:, None] ** 2
+        gain = covariance[..., 0] / (covariance[..., 0, 0] + noise)[..., None]  # [N, 4, 2]
+        surprise = _centres(boxes) - state[..., 0]
+        self.state[which] = state + gain * surprise[..., None]
+        self.covariance[which] = covariance - gain[..., :, None] * covariance[..., None, 0, :]
+
+    def keep(self, kept: np.ndarray, added: np.ndarray) -> None:
+        """Forget all but the `kept` objects (`[T]` bool), then begin with boxes `[N, 4]` xyxy."""
+        new = BoxMotion(added)
+        self.state = np.concatenate((self.state[kept], new.state))
+        self.covariance = np.concatenate((self.covariance[kept], new.covariance))
+
+
+def _labels_of(detections: sv.Detections) -> np.ndarray:
+    return detections.class_id if detections.class_id is not None else np.zeros(len(detections), dtype=int)
+
+
+def _centres(boxes: np.ndarray) -> np.ndarray:
+    """xyxy → cxcywh, float64."""
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
+
+
+def _mean_side(values: np.ndarray) -> np.ndarray:
+    """`[T]` of boxes cxcywh, at least a pixel."""
+    return np.maximum(values[:, 2:].mean(axis=1), 1.0)
