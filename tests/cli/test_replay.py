@@ -32,8 +32,9 @@ def test_a_step_is_done_again(broken: bool, status: int, text: str, tmp_path: Pa
     assert text in shown
     assert ("class_heads.1.weight" in shown) == broken
     assert "['left', 'right']" in shown
-    sizes = [Image.open(tmp_path / "drawn" / f"{number}.png").size for number in (0, 1)]
-    assert sizes == [(96, 64), (64, 96)]
+    for number, size in enumerate([(96, 64), (64, 96)]):
+        with Image.open(tmp_path / "drawn" / f"{number}.png") as picture:
+            assert picture.size == size
 
 
 def test_no_such_file(capsys: pytest.CaptureFixture) -> None:

@@ -201,5 +201,5 @@ def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path) -> None:
 
 
 def test_a_cluster_takes_the_machine_back(tmp_path: Path) -> None:
-    assert "the state is saved" in stop_in_the_middle(tmp_path, signal.SIGTERM)
+    assert "the state is in " in stop_in_the_middle(tmp_path, signal.SIGTERM)
     assert len(list((tmp_path / "run" / "state").glob("step-*.pt"))) == 1
