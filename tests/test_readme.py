@@ -37,7 +37,7 @@ def workplace(tmp_path_factory):
 def test_commands(workplace, monkeypatch):
     """In the order in which they stand there: each may use what the one before has made."""
     monkeypatch.chdir(workplace)
-    own_data = ["train", "evaluate", "predict", "describe", "train"]
+    own_data = ["doctor", "train", "evaluate", "predict", "train"]
     others = ["describe", "explain", "explore", "export", "predict", "serve"]
     assert [shlex.split(command)[1] for command in COMMANDS] == own_data + others
     for command in COMMANDS:
@@ -46,14 +46,13 @@ def test_commands(workplace, monkeypatch):
             assert SERVERS[arguments[0]](arguments[1:]).weights == "runs/first"
             continue
         if arguments[0] == "export":
-            arguments += ["--size", "96", "128"]
+            arguments += ["--size", "96", "128", "--batch_size", "1"]
         if arguments[0] == "train" and "--resume" not in arguments:
-            assert arguments[arguments.index("--preset") + 1] == "r50-two-stage"
-            arguments[arguments.index("--preset") + 1] = "tiny"
-            arguments[arguments.index("--epochs") + 1] = "1"
-            arguments += QUICK
+            assert arguments[arguments.index("--recipe") + 1] == "small-data"
+            arguments += ["--preset", "tiny", "--num_queries", "10", "--epochs", "1", *QUICK]
         assert main(arguments) == 0, command
     assert (workplace / "runs/first/weights/best.safetensors").is_file()
+    assert (workplace / "runs/first/report/report.html").is_file()
     assert (workplace / "runs/predict/street.jpg").is_file()
     assert (workplace / "runs/predict/one.jpg").is_file()
     assert (workplace / "journey.png").is_file()

@@ -108,10 +108,12 @@ def open_data(config: RunConfig) -> RunData:
 
 def _check_data(config: RunConfig, splits: list[str]) -> None:
     """Log what is doubtful about the data set, and stop at what would spoil the training."""
-    findings = quick_check(config.dataset, splits, config.model.num_queries)
-    errors = [str(finding) for finding in findings if finding.severity == "error"]
-    for finding in findings:
-        if finding.severity == "warning":
+    errors = []
+    for finding in quick_check(config.dataset, splits, config.model.num_queries):
+        borne = config.data.on_bad_image == "skip" and finding.code in ("picture-missing", "picture-damaged", "picture-size")
+        if finding.severity == "error" and not borne:
+            errors.append(str(finding))
+        else:
             logger.warning("data set: %s; %s", finding, finding.kind.advice)
     if errors:
         raise ValueError(f"{'; '.join(errors)}. `deformable-detr doctor {config.dataset}` shows all of it and can repair a copy")
