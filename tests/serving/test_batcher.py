@@ -1,10 +1,10 @@
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from dataclasses import replace
 
 from deformable_detr.serving.batcher import Batcher
 
