@@ -220,7 +220,7 @@ def test_four_pictures_are_learned_by_heart(config: RunConfig, dataset: Path, tm
 def test_thresholds_of_the_evaluation_go_into_the_weights(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evaluated after the second and the third epoch; the weights of the first have none, and of equal ones the earlier are best."""
+    """Evaluated after the second and the third epoch: the weights of the first have none; of equal ones the earlier are best."""
     answers = iter([(0.25, 0.75), (0.5, 0.125)])
     evaluations = []
 
