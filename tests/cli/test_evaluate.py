@@ -1,14 +1,18 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.evaluate import EvaluateOptions, parse_evaluate_options
 from deformable_detr.config import Metadata
+from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
 from deformable_detr.structures import Categories
 
@@ -62,6 +66,72 @@ def test_the_batch_size_does_not_change_the_numbers(weights, dataset, tmp_path):
         assert main(["evaluate", weights, dataset, "--num_workers=0", f"--batch_size={batch_size}", "--json", str(path)]) == 0
         numbers.append(json.loads(path.read_text()))
     assert numbers[0]["ap"] == pytest.approx(numbers[1]["ap"], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def answered(weights, dataset, tmp_path_factory):
+    """The pictures again, where the best detection of the network in each is the truth."""
+    root = tmp_path_factory.mktemp("answered")
+    (root / "annotations").mkdir()
+    (root / "val").symlink_to(Path(dataset) / "val")
+    found = Detector.load(weights).predict(str(root / "val"), 0.0, top_k=1)
+    boxes = [xyxy_to_xywh(torch.from_numpy(one.xyxy))[0].tolist() for one in found]
+    content = {
+        "images": [{"id": index, "file_name": f"{index}.png", "width": 90, "height": 60} for index in range(3)],
+        "annotations": [
+            {"id": index + 1, "image_id": index, "category_id": int(one.data["category_id"][0]), "bbox": box, "iscrowd": 0}
+            for index, (one, box) in enumerate(zip(found, boxes, strict=True))
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+    }
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return str(root)
+
+
+def test_report(weights, answered, tmp_path, capsys):
+    folder = tmp_path / "new" / "report"
+    numbers = tmp_path / "numbers.json"
+    arguments = ["--num_workers=0", "--report", str(folder), "--worst=1", "--json", str(numbers)]
+    assert main(["evaluate", weights, answered, *arguments]) == 0
+    assert f"written: {folder / 'report.html'}" in capsys.readouterr().out
+    record = json.loads((folder / "report.json").read_text())
+    assert record["metrics"] == json.loads(numbers.read_text())
+    assert record["all_classes"]["right"] > 0
+    assert len(list((folder / "worst").iterdir())) == 1
+    page = (folder / "report.html").read_text()
+    assert f"tiny.safetensors on {Path(answered).name}, val split" in page
+
+
+def test_saved_thresholds_are_what_predict_uses(weights, answered, tmp_path, capsys):
+    own = tmp_path / "own.safetensors"
+    shutil.copy(weights, own)
+    pictures = str(Path(answered) / "val")
+    assert len(Detector.load(own).predict(pictures)[0]) == 0  # random weights are not sure of anything
+    assert main(["evaluate", str(own), answered, "--num_workers=0", "--save_thresholds", "true"]) == 0
+    assert f"written: {own} (the thresholds of 2 classes)" in capsys.readouterr().out
+    detector = Detector.load(own)
+    thresholds = detector.metadata.thresholds
+    numbers = detector.evaluate(answered, num_workers=0)
+    assert thresholds == numbers.thresholds
+    for found, everything in zip(detector.predict(pictures), detector.predict(pictures, 0.0), strict=True):
+        kept = [score >= thresholds[label] for score, label in zip(everything.confidence, everything.class_id, strict=True)]
+        assert len(found) == sum(kept) > 0
+    assert detector.analyze(answered, num_workers=0).analysis.thresholds_from == "given"
+
+
+def test_thresholds_have_no_place_in_foreign_files(weights, answered, tmp_path, capsys):
+    foreign = tmp_path / "foreign.pth"
+    torch.save(Detector.load(weights).model.state_dict(), foreign)
+    assert main(["evaluate", str(foreign), answered, "--save_thresholds", "true"]) == 2
+    assert "not a weights file of our own" in capsys.readouterr().err
+
+
+def test_no_thresholds_where_nothing_is_right(weights, dataset, tmp_path, capsys):
+    own = tmp_path / "own.safetensors"
+    shutil.copy(weights, own)
+    assert main(["evaluate", str(own), dataset, "--top_k=1", "--num_workers=0", "--save_thresholds", "true"]) == 2
+    assert "there are no thresholds to store" in capsys.readouterr().err
+    assert own.read_bytes() == Path(weights).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def commands(weights, dataset, output):
         str(output / "numbers.json"),
     ]
     prediction = ["predict", weights, str(dataset / "val"), "--device", "cpu", "--threshold", "0", "--output", str(output)]
-    return [[*evaluation, "--results", str(output / "results.json")], prediction]
+    report = ["--worst", "1", "--report", str(output.with_name(f"report of {output.name}"))]
+    return [[*evaluation, *report, "--results", str(output / "results.json")], prediction]
 
 
 def test_two_processes_equal_one(weights, dataset, tmp_path):
@@ -89,3 +90,6 @@ def test_two_processes_equal_one(weights, dataset, tmp_path):
     assert len(one) == 5 + 3  # drawn pictures, and three JSON files
     for name in ("numbers.json", "results.json", "predictions.json"):
         assert json.loads(one[name]) == json.loads(two[name])
+    reports = [json.loads((tmp_path / f"report of {name}" / "report.json").read_text()) for name in ("one", "two")]
+    assert reports[0] == reports[1]
+    assert (tmp_path / "report of two" / "report.html").is_file()

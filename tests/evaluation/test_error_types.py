@@ -1,7 +1,7 @@
 """Kinds of mistakes: each planted once with its cost worked out by hand, and a second reading of the paper in plain Python.
 
-The numbers were also compared once with those of tidecv 1.0.1 on forty drawn sets: equal counts, and gains equal to 1e-15 where both
-read precision off at the same recalls.
+The numbers were also compared once with those of tidecv 1.0.1 on forty drawn sets: equal counts, and gains equal to 1e-15 once
+both read precision off at the same recalls.
 """
 
 import math

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -55,3 +58,9 @@ def test_batches_of_several_sizes_some_padded():
     fixed = parity_batches(ExportForm(Metadata(model_preset("tiny")), size=(96, 128), batch_size=2))
     assert {tuple(batch.images.shape) for batch in fixed} == {(2, 3, 96, 128)}
     assert fixed[1].padding_mask.any()
+
+
+def test_the_record_of_a_file_keeps_the_thresholds():
+    metadata = Metadata(replace(model_preset("tiny"), num_classes=2), thresholds=(0.25, 0.75))
+    form = ExportForm(metadata, size=(96, 128), top_k=5)
+    assert ExportForm.from_json(form.to_json(), Path("a.onnx")) == form

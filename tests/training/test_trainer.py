@@ -152,12 +152,14 @@ def test_steps_are_counted_over_epochs_and_states_saved_between(config: RunConfi
 
 
 def test_without_validation_split(config: RunConfig, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = replace(config.data, val_split="minival")
-    run = replace(config, data=data, output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=1))
+    alone = tmp_path / "data"
+    shutil.copytree(dataset, alone)
+    (alone / "annotations" / "instances_val.json").unlink()
+    run = replace(config, dataset=str(alone), output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=1))
     with caplog.at_level(logging.WARNING):
         result = train(run)
     assert "training without evaluation" in caplog.text
-    assert "no split 'minival'" in caplog.text
+    assert "no split 'val'" in caplog.text
     assert result.best_weights == result.last_weights
     assert result.last_weights.is_file()
     assert (result.metrics, result.history) == ({}, [])
@@ -218,7 +220,7 @@ def test_four_pictures_are_learned_by_heart(config: RunConfig, dataset: Path, tm
 def test_thresholds_of_the_evaluation_go_into_the_weights(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evaluated after the second and the third epoch; the weights of the first have none, and of equal ones the earlier are best."""
+    """Evaluated after the second and the third epoch: the weights of the first have none; of equal ones the earlier are best."""
     answers = iter([(0.25, 0.75), (0.5, 0.125)])
     evaluations = []
 

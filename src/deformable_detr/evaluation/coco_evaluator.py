@@ -95,7 +95,8 @@ class CocoEvaluator:
             return
         shares: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(shares, self._detections)
-        self._detections = {image_id: found for share in shares for image_id, found in share.items()}
+        together = {image_id: found for share in shares for image_id, found in share.items()}
+        self._detections = {image_id: together[image_id] for image_id in self.ground_truth.annotations if image_id in together}
 
     def compute(self) -> Metrics:
         """Evaluate the images seen so far.

@@ -146,7 +146,9 @@ class Report:
 
     def _left_out(self) -> str:
         total = len(self.analysis.confusion.names)
-        return f" Of {total} classes those with the most mistakes are shown." if total > MOST_CLASSES else ""
+        if total <= MOST_CLASSES:
+            return ""
+        return f" Of {total} classes those with the most mistakes are shown; what the others are taken for among themselves is not."
 
     def _confusions(self) -> str:
         rows = [
