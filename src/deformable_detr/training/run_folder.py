@@ -2,15 +2,21 @@
 
 import csv
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from safetensors import SafetensorError
 
-from deformable_detr.config import RunConfig
+from deformable_detr.checkpoints.native import save_weights
+from deformable_detr.config import Metadata, RunConfig
+from deformable_detr.model import DeformableDETR
 from deformable_detr.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -92,6 +98,28 @@ class RunFolder:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(history)
+
+
+def write_weights(paths: Sequence[Path], network: DeformableDETR, metadata: Metadata, *, must: bool) -> None:
+    """Write weights; a full disk is an error line, and an error only where they must be written.
+
+    Args:
+        paths: the files.
+        network: whose weights they are.
+        metadata: for their header.
+        must: these are the last ones of the run.
+
+    Raises:
+        OSError: they must be written, and cannot.
+    """
+    for path in paths:
+        try:
+            save_weights(path, network, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            text = f"the weights could not be written to {path} ({error}): is the disk full?"
+            if must:
+                raise OSError(f"{text} The state of the run is kept: make room, then --resume") from error
+            logger.error("%s The run goes on", text)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

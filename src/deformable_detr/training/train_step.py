@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from deformable_detr.structures import ImageBatch, Predictions, Target
+from deformable_detr.training.processes import in_any_process
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +120,8 @@ def _losses(
         failure, cause = str(error), error
     if failure:
         failure += f"; images of the batch: {[target.image_id for target in targets]}. {USUAL_CAUSES}"
-    if accelerator.num_processes > 1:  # all stop together, before the gradients are exchanged
-        count = torch.tensor(float(bool(failure)), device=accelerator.device)
-        if float(cast(Tensor, accelerator.reduce(count, "sum"))) and not failure:
-            failure = "another process met a loss that is not finite"
+    if in_any_process(bool(failure), accelerator) and not failure:  # all stop together, before gradients are exchanged
+        failure = "another process met a loss that is not finite"
     if failure:
         raise NonFiniteLossError(failure) from cause
     return losses

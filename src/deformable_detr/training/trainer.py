@@ -18,7 +18,6 @@ import torch
 from accelerate.utils import broadcast, gather_object, set_seed
 from torch import Tensor
 
-from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion.build import build_criterion
 from deformable_detr.data.coco import CocoDataset
@@ -40,9 +39,10 @@ from deformable_detr.training.preparation import (
     describe_data,
     open_data,
 )
+from deformable_detr.training.processes import in_any_process, mean_over_processes
 from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.result import Position, TrainResult
-from deformable_detr.training.run_folder import RunFolder, config_to_dict
+from deformable_detr.training.run_folder import RunFolder, config_to_dict, write_weights
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
 from deformable_detr.training.train_step import Batch
@@ -242,7 +242,7 @@ class Trainer:
             self.on_step(self.position.step, losses)
 
     def _log_losses(self, lr: float, images_per_second: float) -> None:
-        means = self._mean_over_processes(self.recent.take())
+        means = mean_over_processes(self.recent.take(), self.accelerator)
         self.advisor.losses(self.position.step, means)
         self._clock = (time.monotonic(), 0)
         if self.log is None:
@@ -252,12 +252,6 @@ class Trainer:
         if self.accelerator.device.type == "cuda":
             record["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self.log.losses(record)
-
-    def _mean_over_processes(self, values: dict[str, float]) -> dict[str, float]:
-        if self.accelerator.num_processes == 1:
-            return values
-        local = torch.tensor(list(values.values()), device=self.accelerator.device)
-        return dict(zip(values, cast(Tensor, self.accelerator.reduce(local, "mean")).tolist(), strict=True))
 
     # ---- the end of an epoch
 
@@ -319,7 +313,7 @@ class Trainer:
         return cast(DeformableDETR, self.ema.module) if self.ema is not None else self.network
 
     def _record_epoch(self, metrics: dict[str, Any] | None) -> None:
-        train_loss = self._mean_over_processes(self.over_epoch.take()).get("loss")
+        train_loss = mean_over_processes(self.over_epoch.take(), self.accelerator).get("loss")
         if metrics is not None:
             at = {"step": self.position.step, "epoch": self.position.epoch + 1}
             numbers = {name: value for name, value in metrics.items() if name != "per_class"}
@@ -349,13 +343,8 @@ class Trainer:
         thresholds = self.thresholds if metrics is not None else None  # those of other weights would not fit
         metadata = replace(self.network.metadata, training=source, thresholds=thresholds)
         best = metrics is not None and self._best_row() is self.history[-1]
-        for path in (self.folder.last_weights, *([self.folder.best_weights] if best else [])):
-            try:
-                save_weights(path, network, metadata=metadata)
-            except OSError as error:
-                if self.position.step == self.total_steps:
-                    raise
-                logger.error("the weights could not be written to %s (%s): is the disk full? The run goes on", path, error)
+        paths = [self.folder.last_weights, *([self.folder.best_weights] if best else [])]
+        write_weights(paths, network, metadata, must=self.position.step == self.total_steps)
 
     def _best_row(self) -> dict[str, Any] | None:
         """The evaluation with the highest AP, the earliest of equal ones."""
@@ -381,10 +370,7 @@ class Trainer:
 
     def _stop_requested(self) -> bool:
         """Whether any of the processes was told to stop, so that all stop after the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.stop.requested
-        flag = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
-        return bool(cast(Tensor, self.accelerator.reduce(flag, "sum")) > 0)
+        return in_any_process(self.stop.requested, self.accelerator)
 
     def _raise_interrupted(self) -> None:
         if self.log is not None:

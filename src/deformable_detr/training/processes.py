@@ -1,0 +1,23 @@
+"""What the processes of one run tell each other."""
+
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+def mean_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """The mean of each number; every process must call this with the same names."""
+    if accelerator.num_processes == 1:
+        return values
+    local = torch.tensor(list(values.values()), device=accelerator.device)
+    return dict(zip(values, cast(Tensor, accelerator.reduce(local, "mean")).tolist(), strict=True))
+
+
+def in_any_process(condition: bool, accelerator: Accelerator) -> bool:
+    """Whether a condition holds in any process; every process must call this and gets the same answer."""
+    if accelerator.num_processes == 1:
+        return condition
+    flag = torch.tensor(float(condition), device=accelerator.device)
+    return bool(cast(Tensor, accelerator.reduce(flag, "sum")) > 0)
