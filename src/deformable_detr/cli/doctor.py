@@ -78,7 +78,10 @@ def main(argv: Sequence[str]) -> int:
         usage="DATASET [--html FILE] [--json FILE] [--fix OUT] [--strict] [options]",
         description=DESCRIPTION,
         examples=EXAMPLES,
-        arguments={"dataset": {"help": "Folder of the data set, a YOLO data.yaml, or one COCO .json."}},
+        arguments={
+            "dataset": {"help": "Folder of the data set, a YOLO data.yaml, or one COCO .json."},
+            "--strict": {"action": "store_true", "help": "Warnings, too, make the exit status 1."},
+        },
     )
 
     from deformable_detr.data.doctor.examine import examine

@@ -101,7 +101,7 @@ def check_pictures(data: SplitData, progress: Callable[[], None] = lambda: None)
             continue
         facts[image] = read
         _check_size(data, image, read)
-    _check_listing(data, usable)
+    _check_unlisted(data, usable)
     return facts
 
 
@@ -142,15 +142,19 @@ def _check_size(data: SplitData, image: int, facts: PictureFacts) -> None:
         data.found.add("exif-boxes", data.image_item(image, text, value=facts.stored_size))
 
 
-def _check_listing(data: SplitData, usable: list[int]) -> None:
-    """Pictures that are listed twice, and those of the folder that are not listed."""
+def check_listing(data: SplitData) -> None:
+    """Note pictures that are listed twice."""
     first: dict[str, int] = {}
-    for image in usable:
+    for image in data.usable_images():
         name = data.file_name(image)
         if name in first:
             other = data.image_ids[first[name]]
             data.found.add("picture-listed-twice", data.image_item(image, f"also as image {other!r}", value=first[name]))
         first.setdefault(name, image)
+
+
+def _check_unlisted(data: SplitData, usable: list[int]) -> None:
+    """Note pictures of the folder that are not listed."""
     folders = {data.path(image).parent for image in usable}
     listed = {data.path(image).name for image in usable}
     if len(folders) == 1:
