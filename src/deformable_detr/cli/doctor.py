@@ -151,12 +151,12 @@ def _show(examination: "Examination", examples: int, console: Console) -> None:
 def _overview(examination: "Examination") -> Table:
     table = Table(title=f"{examination.dataset} ({examination.format})", title_justify="left")
     table.add_column("split")
-    for name in ("pictures", "empty", "boxes", "most in one", "small/medium/large", "usual size"):
+    for name in ("pictures", "empty", "boxes", "most in one", "S/M/L %", "usual size"):
         table.add_column(name, justify="right")
     for name, found in examination.statistics.items():
         table.add_row(
             *(name, str(found.pictures), str(found.empty_pictures), str(found.boxes), str(found.most_objects)),
-            " / ".join(f"{found.shares[size]:.0%}" for size in ("small", "medium", "large")),
+            "/".join(f"{100 * found.shares[size]:.0f}" for size in ("small", "medium", "large")),
             f"{found.median_size[0]} x {found.median_size[1]}",
         )
     return table

@@ -216,6 +216,13 @@ def test_the_same_picture_twice(clean, picture, tmp_path):
     assert kept == [f"{number:02d}.png" for number in range(12) if number not in (5, 7, 8)]
 
 
+def test_pictures_that_are_not_listed(clean, picture):
+    picture(50).save(clean / "train" / "new.png")
+    examination = examine(clean)
+    assert found_in(examination) == {("picture-unlisted", "train"): 1}
+    assert examination.findings[0].items[0].file == str(clean / "train" / "new.png")
+
+
 def test_flat_pictures_are_not_taken_for_copies(clean, change):
     for number, grey in enumerate((40, 90, 140)):
         Image.new("RGB", (96, 64), (grey, grey, grey)).save(clean / "train" / f"{number:02d}.png")

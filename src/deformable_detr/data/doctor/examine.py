@@ -13,7 +13,7 @@ from deformable_detr.data.doctor.boxes import check_boxes
 from deformable_detr.data.doctor.classes import check_classes
 from deformable_detr.data.doctor.duplicates import check_duplicates
 from deformable_detr.data.doctor.findings import Finding, Found, Item, sort_findings
-from deformable_detr.data.doctor.pictures import check_listing, check_pictures, check_sample
+from deformable_detr.data.doctor.pictures import check_listing, check_pictures, check_sample, check_unlisted
 from deformable_detr.data.doctor.split_data import SECTIONS, SplitData, read_split_data
 from deformable_detr.data.doctor.statistics import (
     SplitStatistics,
@@ -93,6 +93,7 @@ def examine(
         progress(done, total)
 
     facts = [check_pictures(data, advance) for data in parts]
+    check_unlisted(parts)
     check_duplicates(parts, facts)
     check_classes(parts, num_queries)
     return Examination(

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -101,7 +101,6 @@ def check_pictures(data: SplitData, progress: Callable[[], None] = lambda: None)
             continue
         facts[image] = read
         _check_size(data, image, read)
-    _check_unlisted(data, usable)
     return facts
 
 
@@ -153,10 +152,15 @@ def check_listing(data: SplitData) -> None:
         first.setdefault(name, image)
 
 
-def _check_unlisted(data: SplitData, usable: list[int]) -> None:
-    """Note pictures of the folder that are not listed."""
-    folders = {data.path(image).parent for image in usable}
-    listed = {data.path(image).name for image in usable}
-    if len(folders) == 1:
-        unlisted = [path for path in walk_files(folders.pop(), PICTURE_SUFFIXES) if path.name not in listed]
-        data.found.add("picture-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))
+def check_unlisted(splits: Sequence[SplitData]) -> None:
+    """Note pictures that lie in a folder of a split but are listed in none."""
+    listed: set[Path] = set()
+    folders: dict[Path, SplitData] = {}
+    for data in splits:
+        for image in data.usable_images():
+            listed.add(data.path(image))
+            folders.setdefault(data.path(image).parent, data)
+    for folder, data in folders.items():
+        if folder.is_dir():
+            unlisted = [path for path in walk_files(folder, PICTURE_SUFFIXES) if path not in listed and path.parent == folder]
+            data.found.add("picture-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))
