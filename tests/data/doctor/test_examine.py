@@ -223,6 +223,20 @@ def test_pictures_that_are_not_listed(clean, picture):
     assert examination.findings[0].items[0].file == str(clean / "train" / "new.png")
 
 
+def test_numbers_and_suggestions(clean, change):
+    """Boxes of 20 x 16, 12 x 20 and two larger: the side at a tenth is sqrt(12 · 20) = 15.5 pixels, in pictures of 64."""
+    large = append("annotations", box(100, bbox=[0, 0, 40, 60]), box(101, bbox=[0, 0, 96, 64], image_id=2))
+    change(large)
+    examination = examine(clean)
+    numbers = examination.statistics["train"]
+    assert (numbers.pictures, numbers.boxes, numbers.most_objects, numbers.median_size) == (12, 26, 3, (96, 64))
+    assert numbers.shares == {"small": round(24 / 26, 4), "medium": round(2 / 26, 4), "large": 0.0}
+    assert [(found.setting, found.value) for found in examination.suggestions] == [
+        ("data.eval_short_side", 96),  # 64 · 16 / 15.5 = 66, rounded up to a multiple of 32
+        ("model.num_queries", 100),
+    ]
+
+
 def test_flat_pictures_are_not_taken_for_copies(clean, change):
     for number, grey in enumerate((40, 90, 140)):
         Image.new("RGB", (96, 64), (grey, grey, grey)).save(clean / "train" / f"{number:02d}.png")
