@@ -84,10 +84,13 @@ def main(argv: Sequence[str]) -> int:
         },
     )
 
+    from deformable_detr.data.cache import write_whole
     from deformable_detr.data.doctor.examine import examine
-    from deformable_detr.data.doctor.repair import repair
+    from deformable_detr.data.doctor.repair import check_output, repair
 
     log_to_screen()
+    if options.fix:
+        check_output(Path(options.fix), Path(options.dataset))
     console = Console(highlight=False)
     bar = Progress(
         TextColumn("reading pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True),
@@ -107,17 +110,14 @@ def main(argv: Sequence[str]) -> int:
 
         write_doctor_page(examination, options.html)
     if options.json:
-        partial = Path(options.json + ".partial")
-        partial.write_text(json.dumps(examination.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
-        partial.replace(options.json)
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(options.json), json.dumps(examination.to_dict(), indent=1, ensure_ascii=False).encode())
     for path in (options.html, options.json):
         if path:
             console.print(f"written: {path}", soft_wrap=True, markup=False)
     if options.fix:
         changes = repair(examination, options.fix)
-        console.print(
-            f"repaired copy: {options.fix} (every change: {Path(options.fix, 'changes.json')})", soft_wrap=True, markup=False
-        )
+        console.print(f"repaired copy: {options.fix} (changes.json there names every change)", soft_wrap=True, markup=False)
         for line in changes or ["nothing had to be changed"]:
             console.print(f"  {line}", soft_wrap=True, markup=False)
     failed = examination.count("error") or (options.strict and examination.count("warning"))

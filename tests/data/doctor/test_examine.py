@@ -216,6 +216,13 @@ def test_the_same_picture_twice(clean, picture, tmp_path):
     assert kept == [f"{number:02d}.png" for number in range(12) if number not in (5, 7, 8)]
 
 
+def test_every_training_picture_that_val_has_is_named(clean, picture):
+    """Two training pictures are like each other and like one of val: both are leaks, and one is also like the other."""
+    for number, grey in ((2, 1), (5, 2)):
+        Image.eval(picture(100), lambda value, grey=grey: min(value + grey, 255)).save(clean / "train" / f"{number:02d}.png")
+    assert found_in(examine(clean)) == {("picture-leak", "train"): 2, ("picture-alike", "train"): 1}
+
+
 def test_pictures_that_are_not_listed(clean, picture):
     picture(50).save(clean / "train" / "new.png")
     examination = examine(clean)
@@ -295,6 +302,8 @@ def test_a_copy_is_only_written_into_an_empty_folder(clean, tmp_path):
     with pytest.raises(FileExistsError, match="out: not an empty folder"):
         repair(examination, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    with pytest.raises(ValueError, match="fixed: lies in the data set itself"):
+        repair(examination, clean / "fixed")
 
 
 def test_the_command(clean, change, tmp_path, capsys, monkeypatch):

@@ -15,7 +15,6 @@ from PIL import Image, UnidentifiedImageError
 from deformable_detr.data.doctor.findings import Item
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.images import PICTURE_SUFFIXES, read_orientation, read_size
-from deformable_detr.data.layout import walk_files
 
 THREADS = 8
 THUMBNAIL = 16
@@ -162,5 +161,6 @@ def check_unlisted(splits: Sequence[SplitData]) -> None:
             folders.setdefault(data.path(image).parent, data)
     for folder, data in folders.items():
         if folder.is_dir():
-            unlisted = [path for path in walk_files(folder, PICTURE_SUFFIXES) if path not in listed and path.parent == folder]
+            pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+            unlisted = [path for path in pictures if path not in listed]
             data.found.add("picture-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))
