@@ -343,7 +343,7 @@ class RunConfig:
     """A whole training run: what `deformable-detr train --config run.yaml` reads."""
 
     dataset: str
-    """Folder of the data set (COCO format: annotations/instances_<split>.json and a folder of pictures per split)."""
+    """The data set: a folder in COCO, YOLO or Pascal VOC format, a YOLO data.yaml, or one COCO .json (docs/data.md)."""
 
     preset: str = "r50"
     """Named variant whose values the settings under `model` start from; see `deformable_detr.presets`."""

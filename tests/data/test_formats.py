@@ -148,6 +148,13 @@ def test_faults_of_a_data_yaml(text, message, tmp_path):
         find_split(tmp_path / "data.yaml", "train")
 
 
+def test_another_yaml_file_does_not_disturb(scenes, write_as, tmp_path):
+    folder = write_as("Pascal VOC", scenes, tmp_path)
+    (folder / "settings.yaml").write_text("value: !!python/object:nowhere.Thing {}\n")
+    (folder / "more.yaml").write_text("[")
+    assert open_layout(folder).format == "Pascal VOC"
+
+
 def test_a_missing_folder_of_a_data_yaml(tmp_path):
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
     with pytest.raises(FileNotFoundError, match=r"data\.yaml: 'train' names .*images/train, which is not there"):

@@ -78,13 +78,19 @@ def main(argv: Sequence[str]) -> int:
         usage="DATASET [--html FILE] [--json FILE] [--fix OUT] [--strict] [options]",
         description=DESCRIPTION,
         examples=EXAMPLES,
-        arguments={"dataset": {"help": "Folder of the data set, a YOLO data.yaml, or one COCO .json."}},
+        arguments={
+            "dataset": {"help": "Folder of the data set, a YOLO data.yaml, or one COCO .json."},
+            "--strict": {"action": "store_true", "help": "Warnings, too, make the exit status 1."},
+        },
     )
 
+    from deformable_detr.data.cache import write_whole
     from deformable_detr.data.doctor.examine import examine
-    from deformable_detr.data.doctor.repair import repair
+    from deformable_detr.data.doctor.repair import check_output, repair
 
     log_to_screen()
+    if options.fix:
+        check_output(Path(options.fix), Path(options.dataset))
     console = Console(highlight=False)
     bar = Progress(
         TextColumn("reading pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True),
@@ -104,17 +110,14 @@ def main(argv: Sequence[str]) -> int:
 
         write_doctor_page(examination, options.html)
     if options.json:
-        partial = Path(options.json + ".partial")
-        partial.write_text(json.dumps(examination.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
-        partial.replace(options.json)
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(options.json), json.dumps(examination.to_dict(), indent=1, ensure_ascii=False).encode())
     for path in (options.html, options.json):
         if path:
             console.print(f"written: {path}", soft_wrap=True, markup=False)
     if options.fix:
         changes = repair(examination, options.fix)
-        console.print(
-            f"repaired copy: {options.fix} (every change: {Path(options.fix, 'changes.json')})", soft_wrap=True, markup=False
-        )
+        console.print(f"repaired copy: {options.fix} (changes.json there names every change)", soft_wrap=True, markup=False)
         for line in changes or ["nothing had to be changed"]:
             console.print(f"  {line}", soft_wrap=True, markup=False)
     failed = examination.count("error") or (options.strict and examination.count("warning"))
@@ -148,12 +151,12 @@ def _show(examination: "Examination", examples: int, console: Console) -> None:
 def _overview(examination: "Examination") -> Table:
     table = Table(title=f"{examination.dataset} ({examination.format})", title_justify="left")
     table.add_column("split")
-    for name in ("pictures", "empty", "boxes", "most in one", "small/medium/large", "usual size"):
+    for name in ("pictures", "empty", "boxes", "most in one", "S/M/L %", "usual size"):
         table.add_column(name, justify="right")
     for name, found in examination.statistics.items():
         table.add_row(
             *(name, str(found.pictures), str(found.empty_pictures), str(found.boxes), str(found.most_objects)),
-            " / ".join(f"{found.shares[size]:.0%}" for size in ("small", "medium", "large")),
+            "/".join(f"{100 * found.shares[size]:.0f}" for size in ("small", "medium", "large")),
             f"{found.median_size[0]} x {found.median_size[1]}",
         )
     return table

@@ -72,11 +72,7 @@ def _assign(record: dict, names: list[str], shares: dict[str, float], written: P
         everything[source] = {"seed": SEED, "pictures": pictures}
         write_whole(written, json.dumps(everything, indent=1, ensure_ascii=False).encode())
         counts = ", ".join(f"{len(found)} {split}" for split, found in pictures.items())
-        what = (
-            f"added {len(names) - len(fixed)} new pictures to the division"
-            if fixed
-            else "no split of its own for validation: divided"
-        )
+        what = f"added {len(names) - len(fixed)} new pictures to the division" if fixed else "has no validation split, so divided"
         logger.info("%s: %s: %s (stratified by class, seed %d); written down in %s", source, what, counts, SEED, written)
     return chosen
 

@@ -20,6 +20,7 @@ from deformable_detr.data.layout import (
 )
 
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+USUAL_NAMES = ("data", "dataset")
 TOLERANCE = 0.01
 """Shares may lie this far outside [0, 1], by rounding or sloppy drawing."""
 
@@ -51,7 +52,7 @@ class YoloLayout(ForeignLayout):
         """
         if path.is_file():
             return cls._of_yaml(path, required=True) if path.suffix.lower() in (".yaml", ".yml") else None
-        files = sorted((*path.glob("*.yaml"), *path.glob("*.yml")), key=lambda file: (file.stem not in ("data", "dataset"), file))
+        files = sorted((*path.glob("*.yaml"), *path.glob("*.yml")), key=lambda file: (file.stem not in USUAL_NAMES, file))
         found = next((layout for layout in map(cls._of_yaml, files) if layout), None)
         if found is None and (path / "images").is_dir() and (path / "labels").is_dir() and (path / "classes.txt").is_file():
             lines = (path / "classes.txt").read_text(encoding="utf-8").splitlines()
@@ -67,6 +68,8 @@ class YoloLayout(ForeignLayout):
         try:
             settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
+            if not required and file.stem not in USUAL_NAMES:
+                return None
             raise ValueError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
         keys = [key for key in SPLIT_KEYS if isinstance(settings, dict) and settings.get(key)]
         if not keys or "names" not in settings:

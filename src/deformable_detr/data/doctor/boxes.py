@@ -68,9 +68,13 @@ def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
 
 def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
     """Boxes of the same place in the same picture: of one class they are repeated, of two they may be meant."""
+    places = np.column_stack((data.images, data.boxes.round(1)))[indices]  # [n, 5]
+    order = np.lexsort(places.T)
+    alike = (places[order[1:]] == places[order[:-1]]).all(axis=1)  # each with its neighbour
+    shared = np.union1d(order[1:][alike], order[:-1][alike])
     first: dict[tuple, tuple[int, set[int]]] = {}
-    for index in indices.tolist():
-        key = (int(data.images[index]), *data.boxes[index].round(1).tolist())
+    for index, place in zip(indices[shared].tolist(), places[shared].tolist(), strict=True):
+        key = tuple(place)
         category = int(data.category_ids[index])
         if key not in first:
             first[key] = (index, {category})

@@ -13,6 +13,9 @@ FARTHEST = 4
 LARGEST_DIFFERENCE = 3.0
 """Mean difference of their thumbnails, in grey levels of 255. Flat pictures have like hashes, but differ in this."""
 
+MOST_ALIKE = 50
+"""Pictures like one picture; of more, only the first is compared with the rest, so that thousands of blank ones take no hours."""
+
 BANDS = FARTHEST + 1  # hashes that differ in 4 bits agree in at least one of 5 bands
 
 
@@ -38,7 +41,7 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, P
 
 
 def _like_pairs(read: Sequence[PictureFacts]) -> set[tuple[int, int]]:
-    """Pairs (earlier, later) of like pictures; of many alike, each is paired with the first of them."""
+    """Pairs (earlier, later) of like pictures; of files with the same content, each is paired with the first of them."""
     thumbnails = np.array([facts.thumbnail for facts in read], dtype=np.int16).reshape(len(read), -1)
     hashes = np.array([facts.difference_hash for facts in read], dtype=np.uint64)
     pairs: set[tuple[int, int]] = set()
@@ -56,7 +59,8 @@ def _like_pairs(read: Sequence[PictureFacts]) -> set[tuple[int, int]]:
             close = members[near]
             alike = close[np.abs(thumbnails[close] - thumbnails[first]).mean(axis=1) <= LARGEST_DIFFERENCE]
             pairs |= {(int(first), int(index)) for index in alike}
-            members = members[~np.isin(members, alike)] if len(alike) else members
+            if len(alike) > MOST_ALIKE:
+                members = members[~np.isin(members, alike)]
     return pairs
 
 

@@ -13,7 +13,7 @@ from deformable_detr.data.doctor.boxes import check_boxes
 from deformable_detr.data.doctor.classes import check_classes
 from deformable_detr.data.doctor.duplicates import check_duplicates
 from deformable_detr.data.doctor.findings import Finding, Found, Item, sort_findings
-from deformable_detr.data.doctor.pictures import check_pictures, check_sample
+from deformable_detr.data.doctor.pictures import check_listing, check_pictures, check_sample, check_unlisted
 from deformable_detr.data.doctor.split_data import SECTIONS, SplitData, read_split_data
 from deformable_detr.data.doctor.statistics import (
     SplitStatistics,
@@ -84,6 +84,7 @@ def examine(
     parts = [_read_tolerantly(layout, name) for name in _split_names(layout, splits)]
     for data in parts:
         check_boxes(data)
+        check_listing(data)
     done, total = 0, sum(len(data.usable_images()) for data in parts)
 
     def advance() -> None:
@@ -92,6 +93,7 @@ def examine(
         progress(done, total)
 
     facts = [check_pictures(data, advance) for data in parts]
+    check_unlisted(parts)
     check_duplicates(parts, facts)
     check_classes(parts, num_queries)
     return Examination(
@@ -124,6 +126,7 @@ def quick_check(dataset: str | Path, splits: Sequence[str], num_queries: int) ->
         parts.append(read(name, file, image_dir))
     for data in parts:
         check_boxes(data)
+        check_listing(data)
         check_sample(data, SAMPLE)
     check_classes(parts, num_queries)
     return [finding for data in parts for finding in data.found.findings() if finding.severity != "note"]

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,6 @@ from PIL import Image, UnidentifiedImageError
 from deformable_detr.data.doctor.findings import Item
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.images import PICTURE_SUFFIXES, read_orientation, read_size
-from deformable_detr.data.layout import walk_files
 
 THREADS = 8
 THUMBNAIL = 16
@@ -101,7 +100,6 @@ def check_pictures(data: SplitData, progress: Callable[[], None] = lambda: None)
             continue
         facts[image] = read
         _check_size(data, image, read)
-    _check_listing(data, usable)
     return facts
 
 
@@ -142,17 +140,27 @@ def _check_size(data: SplitData, image: int, facts: PictureFacts) -> None:
         data.found.add("exif-boxes", data.image_item(image, text, value=facts.stored_size))
 
 
-def _check_listing(data: SplitData, usable: list[int]) -> None:
-    """Pictures that are listed twice, and those of the folder that are not listed."""
+def check_listing(data: SplitData) -> None:
+    """Note pictures that are listed twice."""
     first: dict[str, int] = {}
-    for image in usable:
+    for image in data.usable_images():
         name = data.file_name(image)
         if name in first:
             other = data.image_ids[first[name]]
             data.found.add("picture-listed-twice", data.image_item(image, f"also as image {other!r}", value=first[name]))
         first.setdefault(name, image)
-    folders = {data.path(image).parent for image in usable}
-    listed = {data.path(image).name for image in usable}
-    if len(folders) == 1:
-        unlisted = [path for path in walk_files(folders.pop(), PICTURE_SUFFIXES) if path.name not in listed]
-        data.found.add("picture-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))
+
+
+def check_unlisted(splits: Sequence[SplitData]) -> None:
+    """Note pictures that lie in a folder of a split but are listed in none."""
+    listed: set[Path] = set()
+    folders: dict[Path, SplitData] = {}
+    for data in splits:
+        for image in data.usable_images():
+            listed.add(data.path(image))
+            folders.setdefault(data.path(image).parent, data)
+    for folder, data in folders.items():
+        if folder.is_dir():
+            pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+            unlisted = [path for path in pictures if path not in listed]
+            data.found.add("picture-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))

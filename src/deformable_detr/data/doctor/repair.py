@@ -32,11 +32,10 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
 
     Raises:
         FileExistsError: the folder has something in it.
-        ValueError: a split's annotations cannot be read at all.
+        ValueError: the folder lies in the data set, or a split's annotations cannot be read at all.
     """
     out = Path(output_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: not an empty folder; name a new one, so that nothing is overwritten")
+    check_output(out, examination.dataset)
     for finding in examination.findings:
         if finding.code == "file-damaged":
             raise ValueError(f"cannot be repaired: {finding.items[0].text}")
@@ -50,6 +49,19 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
         changes[data.name] = noted
     write_whole(out / "changes.json", json.dumps(changes, indent=1, ensure_ascii=False).encode())
     return [f"{name}: {text}" for name, noted in changes.items() for text in _summary(noted)]
+
+
+def check_output(out: Path, dataset: Path) -> None:
+    """See that a copy can be written.
+
+    Raises:
+        FileExistsError: there is something already.
+        ValueError: the folder lies in the data set.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: not an empty folder; name a new one, so that nothing is overwritten")
+    if out.resolve().is_relative_to((dataset if dataset.is_dir() else dataset.parent).resolve()):
+        raise ValueError(f"{out}: lies in the data set itself; name a folder outside of it")
 
 
 def _merged_categories(examination: Examination) -> dict[str, dict[int, int]]:

@@ -60,7 +60,8 @@ def split_statistics(data: SplitData) -> SplitStatistics:
     objects = Counter(data.images.tolist())
     areas = data.boxes[:, 2] * data.boxes[:, 3]
     sized = areas[areas > 0]
-    share = (lambda mask: round(float(mask.mean()), 4)) if len(sized) else (lambda mask: 0.0)
+    small, large = (int((sized < bound).sum()) for bound in (SMALL, LARGE))
+    counts = {"small": small, "medium": large - small, "large": len(sized) - large}
     height, width = np.median(data.sizes[usable], axis=0) if usable else (0, 0)
     return SplitStatistics(
         pictures=len(usable),
@@ -69,11 +70,7 @@ def split_statistics(data: SplitData) -> SplitStatistics:
         most_objects=max(objects.values(), default=0),
         mean_objects=round(len(data.boxes) / max(len(usable), 1), 2),
         median_size=(int(width), int(height)),
-        shares={
-            "small": share(sized < SMALL),
-            "medium": share((sized >= SMALL) & (sized < LARGE)),
-            "large": share(sized >= LARGE),
-        },
+        shares={name: round(count / max(len(sized), 1), 4) for name, count in counts.items()},
         classes=dict(class_counts(data).most_common()),
     )
 

@@ -1,0 +1,366 @@
+"""Faults are planted one kind at a time, and exactly these are found; the repaired copy is clean and the original as it was."""
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deformable_detr.cli.__main__ import main
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.doctor.examine import examine, quick_check
+from deformable_detr.data.doctor.findings import KINDS
+from deformable_detr.data.doctor.repair import repair
+from deformable_detr.data.formats import find_split
+
+COLUMNS = slice(4, None)
+
+
+def found_in(examination):
+    return {(finding.code, finding.split): finding.count for finding in examination.findings}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def boxes(record, *values):
+    """Replaces the boxes of annotations 4, 5, …"""
+    for entry, value in zip(record["annotations"][COLUMNS], values, strict=False):
+        entry["bbox"] = value
+
+
+def every_box(convert):
+    def apply(record):
+        for entry in record["annotations"]:
+            entry["bbox"] = convert(*entry["bbox"])
+
+    return apply
+
+
+def append(section, *entries):
+    return lambda record: record[section].extend(entries)
+
+
+def box(number, **values):
+    return {"id": number, "image_id": 1, "category_id": 0, "bbox": [10, 10, 20, 20], "iscrowd": 0} | values
+
+
+def renamed(record):
+    record["categories"][1]["name"] = "cat"
+
+
+RECORD_FAULTS = {
+    "image-unknown": (append("annotations", box(100, image_id=77), box(101, image_id=None)), 2),
+    "category-unknown": (append("annotations", box(100, category_id=9), box(101, category_id="cat")), 2),
+    "box-malformed": (
+        lambda record: boxes(record, [1, 2, 3], [math.nan, 1, 2, 3], [1, 2, -3, 4], "no box", [1, math.inf, 2, 3], [1, "2", 3, 4]),
+        6,
+    ),
+    "box-outside": (lambda record: boxes(record, [96, 10, 10, 10], [200, 10, 5, 5], [-30, 10, 20, 10], [10, 64, 9, 9]), 4),
+    "box-clipped": (lambda record: boxes(record, [90, 10, 10, 10], [-3, 10, 20, 10], [94, 10, 4, 10]), 2),
+    "box-degenerate": (lambda record: boxes(record, [10, 10, 0, 10], [10, 10, 10, 0], [10, 10, 0, 0]), 3),
+    "box-twice": (append("annotations", box(100), box(101), box(102)), 2),
+    "box-two-classes": (append("annotations", box(100), box(101, category_id=1)), 1),
+    "annotation-id-twice": (append("annotations", box(1), box(2, bbox=[40, 10, 5, 5])), 2),
+    "image-id-twice": (append("images", {"id": 3, "file_name": "02.png", "width": 96, "height": 64}), 1),
+    "entry-malformed": (
+        append("images", {"id": 50, "file_name": "x.png", "width": "96", "height": 64}, {"file_name": "y.png"}, "z.png"),
+        3,
+    ),
+    "category-id-twice": (append("categories", {"id": 0, "name": "lion"}), 1),
+    "category-name-twice": (renamed, 1),
+    "class-empty": (append("categories", {"id": 2, "name": "lion"}), 1),
+    "boxes-xyxy": (every_box(lambda x, y, w, h: [x, y, x + w, y + h]), 24),
+    "boxes-normalised": (every_box(lambda x, y, w, h: [x / 96, y / 64, w / 96, h / 64]), 24),
+    "picture-missing": (append("images", {"id": 50, "file_name": "no.png", "width": 96, "height": 64}), 1),
+    "picture-listed-twice": (append("images", {"id": 50, "file_name": "02.png", "width": 96, "height": 64}), 1),
+    "crowd": (append("annotations", box(100, iscrowd=1)), 1),
+    "ids-sparse": (append("categories", {"id": 7, "name": "lion"}), 1),
+}
+BESIDE = {  # what follows from a fault
+    "category-name-twice": {("class-not-in-train", "val"): 1},  # val's dog
+    "box-malformed": {("class-rare", "train"): 2, ("pictures-empty", "train"): 3},
+    "ids-sparse": {("class-empty", "train"): 1},
+    "picture-missing": {("pictures-empty", "train"): 1},
+    "picture-listed-twice": {("pictures-empty", "train"): 1},
+}
+
+
+def test_a_clean_data_set(clean):
+    examination = examine(clean)
+    assert found_in(examination) == {}
+    assert quick_check(clean, ["train", "val"], 300) == []
+    assert examination.statistics["train"].classes == {"cat": 12, "dog": 12}
+    assert examination.statistics["train"].shares == {"small": 1.0, "medium": 0.0, "large": 0.0}
+
+
+@pytest.mark.parametrize("code", RECORD_FAULTS)
+def test_faults_of_the_annotations(code, clean, change, tmp_path):
+    fault, count = RECORD_FAULTS[code]
+    change(fault)
+    before = snapshot(clean)
+    examination = examine(clean)
+    found = found_in(examination)
+    assert found.pop((code, "train")) == count
+    assert found == BESIDE.get(code, {})
+    quick = {finding.code for finding in quick_check(clean, ["train", "val"], 300)}
+    assert (code in quick) == (KINDS[code].severity != "note")
+
+    repair(examination, tmp_path / "fixed")
+    assert snapshot(clean) == before
+    repaired = examine(tmp_path / "fixed")
+    if code != "category-name-twice":  # val's dog is still unknown to train, which no copy can know better
+        assert repaired.count("error") == repaired.count("warning") == 0, [str(finding) for finding in repaired.findings]
+    for split in ("train", "val"):
+        dataset = CocoDataset(*find_split(tmp_path / "fixed", split), lambda image, target: (image, target), training=True)
+        assert len([dataset[index] for index in range(len(dataset))]) == len(dataset)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x, y, w, h: [x, y, x + w, y + h],
+        lambda x, y, w, h: [x / 96, y / 64, w / 96, h / 64],
+        lambda x, y, w, h: [(x + w / 2) / 96, (y + h / 2) / 64, w / 96, h / 64],
+    ],
+    ids=["corners", "shares", "centred shares"],
+)
+def test_boxes_of_another_form_are_converted_back(convert, clean, change, tmp_path):
+    expected = [entry["bbox"] for entry in json.loads((clean / "annotations" / "instances_train.json").read_text())["annotations"]]
+    change(every_box(convert))
+    repair(examine(clean), tmp_path / "fixed")
+    record = json.loads((tmp_path / "fixed" / "annotations" / "instances_train.json").read_text())
+    for entry, box in zip(record["annotations"], expected, strict=True):
+        assert entry["bbox"] == pytest.approx(box, abs=1e-3)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def turned(path, picture, size, seed=70):
+    """Stored in `size`, to be turned by a quarter."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(seed, size).save(path, exif=exif)
+
+
+def test_damaged_pictures(clean, tmp_path, picture):
+    truncate(clean / "train" / "03.png")
+    (clean / "val" / "01.png").write_text("no picture")
+    (clean / "val" / "02.png").unlink()
+    examination = examine(clean)
+    expected = {("picture-damaged", "train"): 1, ("picture-damaged", "val"): 1, ("picture-missing", "val"): 1}
+    assert found_in(examination) == expected
+    repair(examination, tmp_path / "fixed")
+    assert examine(tmp_path / "fixed").count("error") == 0
+    assert len(list((tmp_path / "fixed" / "val").iterdir())) == 4
+
+
+def test_truncated_jpeg(clean, change, picture):
+    picture(5).save(clean / "train" / "a.jpg")
+    change(append("images", {"id": 50, "file_name": "a.jpg", "width": 96, "height": 64}))
+    truncate(clean / "train" / "a.jpg")
+    assert found_in(examine(clean)) == {("picture-damaged", "train"): 1, ("pictures-empty", "train"): 1}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((192, 128), [120, 80, 24, 40]), ((96, 96), [60, 40, 12, 20]), ((64, 50), None)],
+    ids=["twice as large: boxes are scaled", "another aspect: they fit", "another aspect: they do not fit"],
+)
+def test_pictures_of_another_size(size, expected, clean, picture, tmp_path):
+    picture(0, size).save(clean / "train" / "00.png")
+    examination = examine(clean)
+    assert found_in(examination) == {("picture-size", "train"): 1}
+    assert "is 1 x" not in examination.findings[0].items[0].text
+    assert [finding.code for finding in quick_check(clean, ["train"], 300)] == ["picture-size"]
+    repair(examination, tmp_path / "fixed")
+    assert examine(tmp_path / "fixed").count("error") == 0
+    record = json.loads((tmp_path / "fixed" / "annotations" / "instances_train.json").read_text())
+    kept = [entry["bbox"] for entry in record["annotations"] if entry["image_id"] == 1 and entry["category_id"] == 1]
+    assert kept == ([] if expected is None else [expected])
+
+
+def test_pictures_that_exif_turns(clean, change, picture, tmp_path):
+    """00: stored 96 x 64 and annotated so. 01: stored 96 x 64, stated upright (64 x 96), but boxes made on the stored pixels."""
+    turned(clean / "train" / "00.png", picture, (96, 64))
+    turned(clean / "train" / "01.png", picture, (96, 64), seed=71)
+    change(lambda record: record["images"][1].update(width=64, height=96))
+    examination = examine(clean)
+    assert found_in(examination) == {("exif-stored", "train"): 1, ("exif-boxes", "train"): 1}
+    repair(examination, tmp_path / "fixed")
+    assert found_in(examine(tmp_path / "fixed")) == {("exif-stored", "train"): 2}
+
+
+def test_the_same_picture_twice(clean, picture, tmp_path):
+    """A copy in the same split, one in the other split, and one that was saved anew, larger, as JPEG."""
+    shutil.copy(clean / "train" / "02.png", clean / "train" / "05.png")
+    shutil.copy(clean / "val" / "00.png", clean / "train" / "07.png")
+    picture(101, (192, 128)).resize((96, 64)).save(clean / "train" / "08.png")
+    examination = examine(clean)
+    assert found_in(examination) == {("picture-copy", "train"): 1, ("picture-leak", "train"): 2}
+    texts = [item.text for finding in examination.findings for item in finding.items]
+    assert texts == [
+        "05.png: the same file as 02.png",
+        "07.png: the same file as 00.png of val",
+        "08.png: looks like 01.png of val",
+    ]
+    repair(examination, tmp_path / "fixed")
+    assert found_in(examine(tmp_path / "fixed")) == {("class-rare", "train"): 2}
+    kept = sorted(path.name for path in (tmp_path / "fixed" / "train").iterdir())
+    assert kept == [f"{number:02d}.png" for number in range(12) if number not in (5, 7, 8)]
+
+
+def test_every_training_picture_that_val_has_is_named(clean, picture):
+    """Two training pictures are like each other and like one of val: both are leaks, and one is also like the other."""
+    for number, grey in ((2, 1), (5, 2)):
+        Image.eval(picture(100), lambda value, grey=grey: min(value + grey, 255)).save(clean / "train" / f"{number:02d}.png")
+    assert found_in(examine(clean)) == {("picture-leak", "train"): 2, ("picture-alike", "train"): 1}
+
+
+def test_pictures_that_are_not_listed(clean, picture):
+    picture(50).save(clean / "train" / "new.png")
+    examination = examine(clean)
+    assert found_in(examination) == {("picture-unlisted", "train"): 1}
+    assert examination.findings[0].items[0].file == str(clean / "train" / "new.png")
+
+
+def test_numbers_and_suggestions(clean, change):
+    """Boxes of 20 x 16, 12 x 20 and two larger: the side at a tenth is sqrt(12 · 20) = 15.5 pixels, in pictures of 64."""
+    large = append("annotations", box(100, bbox=[0, 0, 40, 60]), box(101, bbox=[0, 0, 96, 64], image_id=2))
+    change(large)
+    examination = examine(clean)
+    numbers = examination.statistics["train"]
+    assert (numbers.pictures, numbers.boxes, numbers.most_objects, numbers.median_size) == (12, 26, 3, (96, 64))
+    assert numbers.shares == {"small": round(24 / 26, 4), "medium": round(2 / 26, 4), "large": 0.0}
+    assert [(found.setting, found.value) for found in examination.suggestions] == [
+        ("data.eval_short_side", 96),  # 64 · 16 / 15.5 = 66, rounded up to a multiple of 32
+        ("model.num_queries", 100),
+    ]
+
+
+def test_flat_pictures_are_not_taken_for_copies(clean, change):
+    for number, grey in enumerate((40, 90, 140)):
+        Image.new("RGB", (96, 64), (grey, grey, grey)).save(clean / "train" / f"{number:02d}.png")
+    assert found_in(examine(clean)) == {}
+
+
+def test_classes_between_splits(clean, change):
+    def only_dogs(record):
+        record["annotations"] = [entry for entry in record["annotations"] if entry["category_id"] == 1]
+
+    change(only_dogs)
+    assert found_in(examine(clean)) == {("class-untrained", "val"): 1}
+    change(lambda record: record["categories"].pop(0))
+    assert found_in(examine(clean)) == {("class-not-in-train", "val"): 1}
+
+
+def test_more_objects_than_queries(clean):
+    assert found_in(examine(clean, num_queries=1)) == {("too-many-objects", "train"): 12, ("too-many-objects", "val"): 6}
+
+
+def test_nothing_to_train_on(clean, change):
+    change(lambda record: record["annotations"].clear())
+    found = found_in(examine(clean))
+    assert found[("no-boxes", "train")] == 1
+    assert found[("pictures-empty", "train")] == 12
+
+
+def test_a_file_that_is_no_json(clean, tmp_path):
+    (clean / "annotations" / "instances_val.json").write_text("{")
+    examination = examine(clean)
+    assert [(f.code, f.split) for f in examination.findings if f.severity == "error"] == [("file-damaged", "val")]
+    with pytest.raises(ValueError, match=r"cannot be repaired: .*instances_val\.json: not valid JSON"):
+        repair(examination, tmp_path / "fixed")
+    assert not (tmp_path / "fixed").exists()
+
+
+def test_all_faults_of_a_yolo_data_set(tmp_path, picture):
+    for number in range(3):
+        (tmp_path / "set" / "images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / "labels").mkdir(exist_ok=True)
+        picture(number).save(tmp_path / "set" / "images" / f"{number}.png")
+        (tmp_path / "set" / "labels" / f"{number}.txt").write_text(f"{number} 0.5 0.5 0.2 0.2\n0 50 50 2 2\n0 0.5 0.5 0.1\n")
+    (tmp_path / "set" / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    examination = examine(tmp_path / "set")
+    assert found_in(examination) == {("label-fault", "train"): 7, ("class-rare", "train"): 2, ("pictures-empty", "train"): 1}
+    assert examination.undivided
+    repair(examination, tmp_path / "fixed")
+    assert examine(tmp_path / "fixed").count("error") == 0
+    assert [len(find_split(tmp_path / "fixed", split)[0].read_text()) > 0 for split in ("train", "val")] == [True, True]
+
+
+def test_a_copy_is_only_written_into_an_empty_folder(clean, tmp_path):
+    examination = examine(clean)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="out: not an empty folder"):
+        repair(examination, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    with pytest.raises(ValueError, match="fixed: lies in the data set itself"):
+        repair(examination, clean / "fixed")
+
+
+def test_the_command(clean, change, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["doctor", str(clean), "--strict"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    change(RECORD_FAULTS["box-twice"][0])
+    assert main(["doctor", str(clean)]) == 0
+    assert main(["doctor", str(clean), "--strict"]) == 1
+    change(lambda record: boxes(record, [200, 10, 5, 5]))
+    page, numbers = tmp_path / "page.html", tmp_path / "found.json"
+    arguments = ["--html", str(page), "--json", str(numbers), "--fix", str(tmp_path / "fixed")]
+    assert main(["doctor", str(clean), *arguments]) == 1
+    text = capsys.readouterr().out
+    assert "error   train: boxes that lie wholly outside their picture\n" in text
+    assert "02.png, annotation 5: bbox [200, 10, 5, 5] in a picture of 96 x 64" in text
+    assert "1 errors, 1 warnings, 0 notes" in text
+    findings = json.loads(numbers.read_text())["findings"]
+    assert [(finding["code"], finding["count"]) for finding in findings] == [("box-outside", 1), ("box-twice", 2)]
+    assert findings[0]["examples"][0] == {
+        "file": "02.png",
+        "image_id": 3,
+        "annotation_id": 5,
+        "text": "02.png, annotation 5: bbox [200, 10, 5, 5] in a picture of 96 x 64",
+    }
+    html = page.read_text()
+    assert html.count("data:image/jpeg;base64,") == 2
+    assert "http" not in html
+    assert main(["doctor", str(tmp_path / "fixed"), "--strict"]) == 0
+    assert main(["doctor", str(clean), "--split", "minival"]) == 2
+    assert "no split 'minival' of its own; there is train, val" in capsys.readouterr().err
+
+
+def test_the_quick_check_of_a_large_file(clean, monkeypatch):
+    monkeypatch.setattr("deformable_detr.data.doctor.examine.LARGE_FILE", 1)
+    (clean / "train" / "00.png").unlink()
+    found = {(finding.code, finding.split): finding.count for finding in quick_check(clean, ["train", "val"], 1)}
+    assert found == {("picture-missing", "train"): 1, ("too-many-objects", "train"): 12, ("too-many-objects", "val"): 6}
+
+
+def test_every_kind_is_in_the_documentation():
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert [code for code in KINDS if f"`{code}`" not in text] == []
+
+
+def test_training_warns_and_stops(clean, change, tmp_path, caplog):
+    from deformable_detr.config import DataConfig, RunConfig
+    from deformable_detr.training.preparation import open_data
+
+    config = RunConfig(dataset=str(clean), data=DataConfig(num_workers=0))
+    with caplog.at_level(logging.WARNING):
+        open_data(config)
+    assert caplog.text == ""
+    change(RECORD_FAULTS["box-twice"][0])
+    with caplog.at_level(logging.WARNING):
+        open_data(config)
+    assert "train: boxes that stand there twice: 2 (00.png, annotation 101: the same as annotation 100, …)" in caplog.text
+    (clean / "val" / "03.png").unlink()
+    with pytest.raises(ValueError, match=r"val: pictures that are not there \(03\.png: no such file\)\. `deformable-detr doctor"):
+        open_data(config)
