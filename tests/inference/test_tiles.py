@@ -102,6 +102,14 @@ def test_the_better_of_two_views_stays():
     assert merged.confidence.tolist() == [0.7]
 
 
+def test_a_bad_box_at_an_edge_is_a_part_of_the_whole_one():
+    """The left tile sees the edge of an object that the right one sees whole, and gives it too small a box."""
+    windows = [(0, 0, 100, 100), (80, 0, 180, 100)]
+    part = sv.Detections(xyxy=np.array([[93.0, 48, 99.5, 60]]), confidence=np.array([0.9]), class_id=np.array([0]))
+    whole = sv.Detections(xyxy=np.array([[9.0, 40, 40, 80]]), confidence=np.array([0.6]), class_id=np.array([0]))
+    assert merge_tiles([part, whole], windows).xyxy.tolist() == [[89, 40, 120, 80]]
+
+
 @pytest.mark.parametrize(("size", "overlap"), [(100, 0.2), (64, 0.0), (97, 0.5)])
 def test_windows_cover_the_picture(size, overlap):
     for height, width in [(400, 520), (97, 300), (101, 40), (64, 64)]:

@@ -83,6 +83,13 @@ def test_doubtful_detections_continue_tracks_and_begin_none():
     assert tracker.update(found(box_at(51, 50, score=0.6))).tracker_id.tolist() == [1]
 
 
+def test_an_object_that_is_found_twice_has_one_track():
+    tracker = Tracker()
+    tracker.update(found(box_at(50, 50)))
+    assert tracker.update(found(box_at(50, 50), box_at(50.5, 50, score=0.8))).tracker_id.tolist() == [1]
+    assert tracker.update(found(box_at(50, 50), box_at(56, 50, score=0.8))).tracker_id.tolist() == [1, 2]
+
+
 def test_another_class_is_another_object():
     tracker = Tracker()
     tracker.update(found(box_at(50, 50, label=0)))

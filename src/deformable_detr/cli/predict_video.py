@@ -35,6 +35,8 @@ def predict_videos(options: PredictOptions) -> int:
     pictures = [source for source in options.source if not is_video(source)]
     if pictures:
         raise ValueError(f"pictures and videos cannot go together; leave out {', '.join(pictures)}, or call predict for it alone")
+    if options.every < 1:
+        raise ValueError(f"every must be at least 1, not {options.every}")
     if options.json is not None and len(options.source) > 1:
         raise ValueError("--json names one file, but there are several videos; leave it out: each video has its own")
     names = output_names(options.source)

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 SAME_IOU = 0.5
 """Two detections are one object where their boxes, cut to what both tiles see, overlap by this IoU."""
 
+PART_SHARE = 0.7
+"""A box that is cut is also a part of another tile's whole one that has this share of its area within it."""
+
 EDGE = 0.02
 """A box that comes nearer than this share of the tile's side to an edge within the picture may be cut there."""
 
@@ -131,8 +134,8 @@ def merge_tiles(parts: Sequence[sv.Detections], windows: Sequence[Window]) -> sv
     tile = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     scores, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("confidence", "class_id"))
     data = {name: np.concatenate([part.data[name] for part in parts]) for name in parts[0].data}
-    pairs = _same_objects(boxes, labels, tile, np.array(windows, dtype=float))
     cut = _is_cut(boxes, np.array(windows, dtype=float)[tile], windows)
+    pairs = _same_objects(boxes, labels, cut, tile, np.array(windows, dtype=float))
     kept = _best_whole(pairs, scores, cut)
     for group in _fragments(pairs, cut):
         best = group[np.argmax(scores[group])]
@@ -147,7 +150,7 @@ def merge_tiles(parts: Sequence[sv.Detections], windows: Sequence[Window]) -> sv
     )
 
 
-def _same_objects(boxes: np.ndarray, labels: np.ndarray, tile: np.ndarray, windows: np.ndarray) -> np.ndarray:
+def _same_objects(boxes: np.ndarray, labels: np.ndarray, cut: np.ndarray, tile: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """`[P, 2]` pairs of detections that are the same object, seen by two tiles."""
     members = {int(number): np.flatnonzero(tile == number) for number in np.unique(tile)}
     pairs = [np.zeros((0, 2), dtype=int)]
@@ -155,11 +158,20 @@ def _same_objects(boxes: np.ndarray, labels: np.ndarray, tile: np.ndarray, windo
         common = np.concatenate((np.maximum(windows[first], windows[second])[:2], np.minimum(windows[first], windows[second])[2:]))
         if (common[2:] <= common[:2]).any():
             continue
-        overlap = sv.box_iou_batch(_cut_to(boxes[members[first]], common), _cut_to(boxes[members[second]], common))
-        same = (overlap >= SAME_IOU) & (labels[members[first], None] == labels[members[second]])
-        rows, columns = np.nonzero(same)
-        pairs.append(np.stack((members[first][rows], members[second][columns]), axis=1))
+        a, b = members[first], members[second]
+        same = sv.box_iou_batch(_cut_to(boxes[a], common), _cut_to(boxes[b], common)) >= SAME_IOU
+        same |= (_share_inside(boxes[a], boxes[b]) >= PART_SHARE) & cut[a, None] & ~cut[b]
+        same |= (_share_inside(boxes[b], boxes[a]).T >= PART_SHARE) & ~cut[a, None] & cut[b]
+        rows, columns = np.nonzero(same & (labels[a, None] == labels[b]))
+        pairs.append(np.stack((a[rows], b[columns]), axis=1))
     return np.concatenate(pairs)
+
+
+def _share_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """`[N, M]` the share of each of the boxes that lies within each of the others."""
+    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)[:, None]
+    return (high - low).clip(min=0).prod(axis=2) / np.maximum(area, 1e-9)
 
 
 def _cut_to(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:

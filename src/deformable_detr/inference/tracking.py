@@ -11,6 +11,9 @@ from scipy.optimize import linear_sum_assignment
 LOWEST_SCORE = 0.1
 """Detections below this score are not even used to continue a track."""
 
+DUPLICATE_IOU = 0.85
+"""A detection that overlaps a tracked one of its class by more is the same object found twice, and begins no track."""
+
 POSITION_NOISE, VELOCITY_NOISE = 1 / 20, 1 / 160
 """Deviations of a frame's measurement and of a frame's change of velocity, as shares of the box's mean side (as in ByteTrack)."""
 
@@ -61,7 +64,8 @@ class Tracker:
         tracks = self._match(tracks, np.flatnonzero(sure), self.min_iou, detections, ids)
         tracks = tracks[self._unseen[tracks] == 0]  # lost ones come back by a sure detection only
         self._match(tracks, np.flatnonzero(~sure & (scores >= self.lowest_score)), self.min_iou_doubtful, detections, ids)
-        self._end_frame(detections, np.flatnonzero(sure & (ids == 0)), ids)
+        new = np.flatnonzero(sure & (ids == 0))
+        self._end_frame(detections, new[~self._is_duplicate(detections, new, np.flatnonzero(ids))], ids)
         kept: sv.Detections = detections[ids > 0]  # pyright: ignore[reportAssignmentType]
         kept.tracker_id = ids[ids > 0]
         return kept
@@ -80,6 +84,12 @@ class Tracker:
         ids[found[columns]] = self._ids[tracks[rows]]
         self._motion.correct(tracks[rows], detections.xyxy[found[columns]])
         return np.delete(tracks, rows)
+
+    def _is_duplicate(self, detections: sv.Detections, new: np.ndarray, matched: np.ndarray) -> np.ndarray:
+        """`[N]` which of the detections `new` nearly coincide with one of their class that has its track already."""
+        overlap = sv.box_iou_batch(detections.xyxy[new], detections.xyxy[matched])
+        labels = _labels_of(detections)
+        return ((overlap > DUPLICATE_IOU) & (labels[new, None] == labels[matched])).any(axis=1)
 
     def _end_frame(self, detections: sv.Detections, new: np.ndarray, ids: np.ndarray) -> None:
         """Count who was not seen, forget who is lost for too long, begin tracks for the detections `new`."""

@@ -14,6 +14,7 @@ from deformable_detr.visualize.detections import class_color, draw_detections
 
 MOST_PENDING = 8
 TRACE_SECONDS = 2.0
+MIN_SIDE = 480  # pixels
 
 
 class DrawnVideo:
@@ -93,7 +94,7 @@ class DrawnVideo:
             return None
         if self._traces is None:
             colors = sv.ColorPalette([class_color(label) for label in range(256)])
-            length, thickness = max(2, round(TRACE_SECONDS * self.fps)), max(1, round(max(frame.image.shape) / 420))
+            length, thickness = max(2, round(TRACE_SECONDS * self.fps)), max(2, round(max(frame.image.shape) / 420))
             self._traces = sv.TraceAnnotator(colors, trace_length=length, thickness=thickness, color_lookup=sv.ColorLookup.CLASS)
         return self._traces
 
@@ -109,9 +110,14 @@ def draw_frame(frame: Frame, traces: sv.TraceAnnotator | None = None) -> np.ndar
         `[H, W, 3]` uint8 RGB.
     """
     image, found = frame.image, frame.detections
+    factor = max(1, -(-MIN_SIDE // max(image.shape[:2])))  # small frames are enlarged, so that names can be read
+    if factor > 1:
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        found = replace(found, xyxy=found.xyxy * factor)
     if traces is not None:
-        image = traces.annotate(image.copy(), found)
+        bgr: np.ndarray = image[:, :, ::-1].copy()  # as supervision wants it
+        image = traces.annotate(bgr, found)[:, :, ::-1]
     if found.tracker_id is not None and len(found):
         names = [f"{name} {number}" for name, number in zip(found.data["class_name"], found.tracker_id, strict=True)]
         found = replace(found, data={**found.data, "class_name": np.array(names, dtype=str)})
-    return draw_detections(image, found)
+    return draw_detections(image, found, min_side=0)

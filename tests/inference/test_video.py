@@ -1,0 +1,196 @@
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import supervision as sv
+import torch
+
+from deformable_detr.inference import video as module
+from deformable_detr.inference.predictor import Result
+from deformable_detr.inference.tracking import Tracker
+from deformable_detr.inference.video import Video, is_video, iterate_video, read_ahead
+
+SIZE = (96, 64)  # width, height
+
+
+def write_video(path, pictures, fps=10.0, codec="MJPG"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, SIZE)
+    for picture in pictures:
+        writer.write(picture[..., ::-1].copy())
+    writer.release()
+    return path
+
+
+def moving_objects(count):
+    """Three bright squares with known identities: two of a class pass each other, the third one waits. Frame → centres."""
+    return [[(12 + 2 * t, 14), (84 - 2 * t, 34), (48, 54)] for t in range(count)]
+
+
+def picture_of(places):
+    picture = np.zeros((SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    for (x, y), colour in zip(places, [(255, 0, 0), (255, 0, 0), (0, 255, 0)], strict=True):
+        picture[y - 5 : y + 5, x - 5 : x + 5] = colour
+    return picture
+
+
+class ColourDetector:
+    """Red squares are class 0, green ones class 1; finds them by their pixels, and counts its calls."""
+
+    def __init__(self):
+        self.options = []
+
+    def iterate(self, source, threshold, **options):
+        self.options.append({"threshold": threshold, **options})
+        for number, image in enumerate(source):
+            boxes, labels = [], []
+            for label, channel in enumerate((0, 1)):
+                bright = (image[..., channel] > 128).astype(np.uint8)
+                _, _, stats, _ = cv2.connectedComponentsWithStats(bright)
+                boxes += [[x, y, x + w, y + h] for x, y, w, h, area in stats[1:] if area > 20]
+                labels += [label] * (len(boxes) - len(labels))
+            xyxy = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+            found = sv.Detections(
+                xyxy=xyxy,
+                confidence=np.full(len(xyxy), 0.9),
+                class_id=np.array(labels, dtype=int),
+                data={"class_name": np.array(["red", "green"])[labels], "category_id": np.array([7, 3])[labels]},
+            )
+            yield Result(f"image {number}", torch.from_numpy(image).permute(2, 0, 1), found)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return write_video(tmp_path / "clip.avi", [picture_of(places) for places in moving_objects(36)])
+
+
+def test_tracks_are_the_true_identities(clip):
+    """Counted as for MOTA: no miss, no false alarm, no switch."""
+    misses = false_alarms = switches = 0
+    number_of = {}
+    for frame, places in zip(iterate_video(ColourDetector(), clip, tracker=Tracker()), moving_objects(36), strict=True):
+        centres = (frame.detections.xyxy[:, :2] + frame.detections.xyxy[:, 2:]) / 2
+        distances = np.linalg.norm(centres[:, None] - np.array(places)[None], axis=2)  # [found, true]
+        misses += int((distances.min(axis=0) > 3).sum())
+        false_alarms += int((distances.min(axis=1) > 3).sum())
+        for true, found in enumerate(distances.argmin(axis=0)):
+            number = int(frame.detections.tracker_id[found])
+            switches += number_of.setdefault(true, number) != number
+    assert (misses, false_alarms, switches) == (0, 0, 0)
+    assert sorted(number_of.values()) == [1, 2, 3]
+
+
+def test_frames_carry_index_time_and_pixels(clip):
+    detector = ColourDetector()
+    frames = list(iterate_video(detector, clip, 0.4, every=5, batch_size=3))
+    assert [frame.index for frame in frames] == list(range(0, 36, 5))
+    assert [frame.time for frame in frames] == pytest.approx([0.5 * i for i in range(8)])
+    expected = picture_of(moving_objects(36)[10]).astype(int)
+    assert np.abs(frames[2].image.astype(int) - expected).mean() < 4  # red is red; what is left is the codec's
+    assert detector.options == [{"threshold": 0.4, "batch_size": 3}]
+    assert frames[0].detections.tracker_id is None
+
+
+def test_a_tracker_gets_the_doubtful_detections_too(clip):
+    detector = ColourDetector()
+    list(iterate_video(detector, clip, 0.5, tracker=Tracker(0.5)))
+    assert detector.options == [{"threshold": 0.1}]
+
+
+def test_only_a_few_frames_are_in_memory(clip, monkeypatch):
+    decoded = 0
+    frames = Video.frames
+
+    def counted(self, every):
+        nonlocal decoded
+        for item in frames(self, every):
+            decoded += 1
+            yield item
+
+    monkeypatch.setattr(Video, "frames", counted)
+    running = iterate_video(ColourDetector(), clip)
+    for number in range(5):
+        next(running)
+        time.sleep(0.02)
+        assert decoded <= number + 1 + 10
+    running.close()
+    assert threading.active_count() == 1 or all(thread.name != "decode" for thread in threading.enumerate())
+
+
+def test_broken_videos(tmp_path, clip, caplog):
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(ValueError, match=r"text\.mp4: not a video that can be read"):
+        Video(text)
+    with pytest.raises(FileNotFoundError, match="no such video"):
+        Video(tmp_path / "none.mp4")
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    frames = list(iterate_video(ColourDetector(), cut))
+    assert 5 < len(frames) < 30
+    assert f"cut.avi ends after {len(frames)} of 36 frames" in caplog.text
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        next(iterate_video(ColourDetector(), clip, every=0))
+
+
+def test_a_camera_gives_its_newest_frames(monkeypatch):
+    """A camera that is much faster than the network; its frames hold their number."""
+
+    class Camera:
+        def __init__(self, number):
+            assert number == 0
+            self.number = 0
+
+        def isOpened(self):
+            return True
+
+        def get(self, which):
+            return {cv2.CAP_PROP_FPS: 30.0}.get(which, -1.0)
+
+        def grab(self):
+            time.sleep(0.002)
+            self.number += 1
+            return self.number <= 150
+
+        def retrieve(self):
+            return True, np.full((8, 8, 3), self.number, dtype=np.uint8)
+
+        def release(self):
+            pass
+
+    class Slow(ColourDetector):
+        def iterate(self, source, threshold, **options):
+            for result in super().iterate(source, threshold):
+                time.sleep(0.02)
+                yield result
+
+    monkeypatch.setattr(module.cv2, "VideoCapture", Camera)
+    with Video("0") as video:
+        assert (video.live, video.num_frames, video.fps) == (True, None, 30.0)
+        frames = list(iterate_video(Slow(), video))
+    indices = [frame.index for frame in frames]
+    assert indices == sorted(set(indices))
+    assert len(indices) < 100
+    assert [int(frame.image[0, 0, 0]) - 1 for frame in frames] == indices
+
+
+def test_errors_of_the_reading_thread_arrive():
+    def items():
+        yield 1
+        raise ValueError("damaged")
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="damaged"):
+        next(ahead)
+    assert list(read_ahead(iter(range(50)), size=2)) == list(range(50))
+
+
+def test_what_is_a_video(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in ("0", "12", "a.MP4", "x/y.mkv", "rtsp://h/s", "https://h/v"):
+        assert is_video(source)
+    (tmp_path / "12").mkdir()
+    for source in ("12", "a.jpg", "folder", "*.png", "-1"):
+        assert not is_video(source)
