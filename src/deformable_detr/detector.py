@@ -324,7 +324,7 @@ def _checked(record: Mapping[str, Any]) -> RunConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     try:
-        checked = parser.parse_object(record).as_dict()
+        checked = parser.parse_object(dict(record)).as_dict()
     except ArgumentError as error:
         raise ValueError(f"a setting of the wrong type or value: {error}") from error
     return RunConfig(**{name: GROUPS[name](**value) if name in GROUPS else value for name, value in checked.items()})

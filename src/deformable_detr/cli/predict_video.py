@@ -71,7 +71,7 @@ def _predict_video(detector: "Predictor", source: str, target: Path, options: Pr
     from deformable_detr.visualize.video import DrawnVideo
 
     json_path = Path(options.json) if options.json else target.with_suffix(".json")
-    tracker = Tracker(options.threshold) if options.track else None
+    tracker = Tracker(detector.score_limits(options.threshold).tolist()) if options.track else None
     with ExitStack() as stack:
         video = stack.enter_context(Video(source))
         fps = video.fps if video.live else video.fps / options.every

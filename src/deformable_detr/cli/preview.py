@@ -155,7 +155,7 @@ def _pictures(options: PreviewOptions, config: RunConfig, data: DataConfig) -> l
         draw_training_pictures(
             dataset,
             data,
-            batch_size=config.train.batch_size,
+            batch_size=options.num if config.train.batch_size == "auto" else config.train.batch_size,
             seed=config.train.seed,
             count=options.num,
             training=training,

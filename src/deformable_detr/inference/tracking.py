@@ -4,6 +4,8 @@ Zhang et al. 2022, "ByteTrack": sure detections are matched first, then doubtful
 because a doubtful box in the right place is more likely an occluded object than a false alarm.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import supervision as sv
 from scipy.optimize import linear_sum_assignment
@@ -25,18 +27,23 @@ class Tracker:
     been lost for too long. Numbers begin with 1 and are not used again.
 
     Args:
-        threshold: only detections with at least this score, in [0, 1], begin a track.
+        threshold: only detections with at least this score, in [0, 1], begin a track; or one score per class id.
         lost_frames: so many frames a track waits for its object to appear again.
         min_iou: least overlap of a sure detection with where a track is expected.
         min_iou_doubtful: the same for detections with a score below `threshold`.
     """
 
     def __init__(
-        self, threshold: float = 0.5, *, lost_frames: int = 30, min_iou: float = 0.2, min_iou_doubtful: float = 0.5
+        self,
+        threshold: float | Sequence[float] = 0.5,
+        *,
+        lost_frames: int = 30,
+        min_iou: float = 0.2,
+        min_iou_doubtful: float = 0.5,
     ) -> None:
-        if not 0 <= threshold <= 1:
+        self.threshold, self.lost_frames = np.asarray(threshold, dtype=float), lost_frames
+        if not ((self.threshold >= 0) & (self.threshold <= 1)).all():
             raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
-        self.threshold, self.lost_frames = threshold, lost_frames
         self.min_iou, self.min_iou_doubtful = min_iou, min_iou_doubtful
         self._motion = BoxMotion(np.zeros((0, 4)))
         self._ids, self._labels, self._unseen = np.zeros((3, 0), dtype=int)  # [T] each; frames since it was last seen
@@ -45,7 +52,7 @@ class Tracker:
     @property
     def lowest_score(self) -> float:
         """Down to this score the detector's boxes are of use here."""
-        return min(LOWEST_SCORE, self.threshold)
+        return min(LOWEST_SCORE, float(self.threshold.min()))
 
     def update(self, detections: sv.Detections) -> sv.Detections:
         """The detections of the next frame that belong to a track, with its number.
@@ -58,7 +65,7 @@ class Tracker:
         """
         self._motion.predict(lost=self._unseen > 0)
         scores = detections.confidence if detections.confidence is not None else np.ones(len(detections))
-        sure = scores >= self.threshold
+        sure = scores >= (self.threshold if self.threshold.ndim == 0 else self.threshold[detections.class_id])
         ids = np.zeros(len(detections), dtype=int)
         tracks = np.arange(len(self._ids))
         tracks = self._match(tracks, np.flatnonzero(sure), self.min_iou, detections, ids)

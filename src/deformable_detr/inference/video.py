@@ -106,7 +106,7 @@ class Video:
 def iterate_video(
     predictor: Predictor,
     video: Video | str | Path,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     *,
     every: int = 1,
     tracker: Tracker | None = None,
@@ -119,7 +119,7 @@ def iterate_video(
     Args:
         predictor: a detector.
         video: an opened one, or what opens one.
-        threshold: smallest score of a detection; with a tracker that of a detection which begins a track.
+        threshold: smallest score of a detection, None as for :meth:`Predictor.predict`; a tracker has its own.
         every: take every so many frames.
         tracker: gives the objects numbers. Instead of ours, any object with `update(detections)` and `lowest_score`.
         options: further ones of :meth:`Predictor.iterate`: `batch_size`, `top_k`, `classes`, `tiles`, …
