@@ -6,6 +6,7 @@ from PIL import Image
 from deformable_detr.cli import demo_detector as module
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.demo_detector import cache_folder, demo_detector
+from deformable_detr.training import TrainingInterrupted
 
 
 def fake_training(calls: list):
@@ -51,10 +52,10 @@ def test_a_demo_that_was_run_here_comes_first(cache, tmp_path, monkeypatch):
 def test_a_training_that_was_stopped_leaves_nothing(cache, monkeypatch):
     def stopped(folder, **settings):
         folder.mkdir(parents=True)
-        raise KeyboardInterrupt
+        raise TrainingInterrupted("go on with --resume")
 
     monkeypatch.setattr(module, "train_demo", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingInterrupted, match="nothing of it is kept"):
         demo_detector("cpu")
     assert list(cache.parent.iterdir()) == []
 

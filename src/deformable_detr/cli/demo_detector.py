@@ -30,11 +30,16 @@ def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
         data, run = demo_folders(folder)
         if (run / "weights" / "best.safetensors").is_file():
             return run, list_pictures(data / "val")[:MOST_PICTURES] if (data / "val").is_dir() else []
+    from deformable_detr.training import TrainingInterrupted  # brings torch, which the help does without
+
     folder = cache_folder()
     logger.info("first use: training the demo's small detector for %d steps, a few minutes, kept in %s", FIRST_STEPS, folder)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
-        train_demo(partial, steps=FIRST_STEPS, device=device)
+        try:
+            train_demo(partial, steps=FIRST_STEPS, device=device)
+        except TrainingInterrupted:
+            raise TrainingInterrupted("training the small detector; nothing of it is kept, the next call begins anew") from None
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
