@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -71,10 +72,10 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _table(results: list[Measurement]) -> Table:
-    table = Table(title=results[0].case)
-    table.add_column("implementation")
-    for header in ("seconds", "ratio", "pictures/s", "first call, s", "peak, MB", "difference"):
-        table.add_column(header, justify="right")
+    table = Table(title=results[0].case, title_justify="left", box=SIMPLE_HEAD)  # narrow: 80 columns must do
+    table.add_column("implementation", no_wrap=True)
+    for header in ("seconds", "ratio", "images/s", "first, s", "peak MB", "difference"):
+        table.add_column(header, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
             result.implementation,

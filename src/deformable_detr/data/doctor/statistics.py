@@ -96,6 +96,9 @@ def _input_size(typical: float, short: float) -> Suggestion:
         f"a small object (of ten, nine are larger) is {typical:.0f} pixels in pictures whose short side is {short:.0f}; "
         f"at a short side of {side} it covers {typical * side / short:.0f}, and {WANTED_PIXELS} are two cells of the finest level"
     )
+    if needed < low:
+        least = max(32, math.ceil(needed / 32) * 32)
+        reason += f". The objects alone would allow {least}, which takes less time; the recipes go below {side} for that"
     if needed > high:
         reason += f". That would need {needed:.0f}: consider tiles, or accept that the smallest are missed"
     return Suggestion("data.eval_short_side", side, reason)
