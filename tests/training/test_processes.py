@@ -47,3 +47,39 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
     assert losses[0]["step"] == losses[1]["step"] == 2
     for name in ("loss", "loss_class", "loss_bbox_0", "loss_giou_enc", "grad_norm"):
         assert abs(losses[0][name] - losses[1][name]) < 1e-4 * abs(losses[0][name]), name
+
+
+BREAKING = """
+import os, sys
+from dataclasses import replace
+import deformable_detr.training.trainer as trainer
+from deformable_detr.criterion import SetCriterion
+from deformable_detr.training.run_folder import read_config
+
+calls = iter(range(1000))
+
+
+class Breaking(SetCriterion):
+    def forward(self, predictions, targets):
+        losses = super().forward(predictions, targets)
+        broken = os.environ["RANK"] == "1" and next(calls) == 1
+        return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if broken else losses
+
+
+trainer.build_criterion = lambda num_classes, loss: Breaking(num_classes, **vars(loss))
+trainer.train(read_config(sys.argv[1]))
+"""
+
+
+def test_all_processes_leave_out_the_step_that_breaks_in_one(config: RunConfig, tmp_path: Path) -> None:
+    settings = replace(config.train, batch_size=1, epochs=1, evaluate_every=0, log_every=1, on_non_finite="skip")
+    folder = RunFolder(tmp_path / "run")
+    RunFolder(tmp_path / "config").write_config(replace(config, output_dir=str(folder.root), train=settings))
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(tmp_path / "breaking.py"), str(tmp_path / "config" / "config.yaml")]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [record["step"] for record in folder.read_log() if record["kind"] == "train"] == [1, 3, 4]
+    assert len(list(folder.non_finite.glob("step-00000001.pt"))) == 1
+    assert all(torch.isfinite(value).all() for value in load_file(folder.last_weights).values())
