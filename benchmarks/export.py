@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from deformable_detr.export import ExportedNetwork, export_model
+from deformable_detr.inference import InferenceModel
 from deformable_detr.model import build_model
 from deformable_detr.structures import ImageBatch
 
@@ -32,13 +33,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="height and width, fixed in the files")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--runs", type=int, default=5, help="of each form, after one that does not count")
+    parser.add_argument("--peer", action="store_true", help="also transformers: as it is, and its ONNX in OpenVINO")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
     model = build_model(options.preset, pretrained_backbone=False).eval()
     height, width = options.size
     batch = ImageBatch.from_images([torch.randn(3, height, width)])
-    rows: dict[str, dict] = {"PyTorch model": {"run": model}}
+    rows: dict[str, dict] = {"PyTorch model": {"run": model}, "PyTorch, optimised": {"run": InferenceModel(model)}}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.no_grad():
         for form in options.forms:
             name, settings = FORMS[form]
@@ -54,6 +56,8 @@ def main() -> None:
                 "box": difference.box,
             }
             print(form, f"exported in {rows[form]['export_s']:.0f} s", flush=True)
+        if options.peer:
+            rows |= peer_rows(batch.images, Path(folder))
         seconds: dict[str, list[float]] = {form: [] for form in rows}
         for _ in range(options.runs + 1):
             for form, row in rows.items():
@@ -78,6 +82,33 @@ def main() -> None:
         print("| " + " | ".join([form, f"{row['ms']:.0f}", f"{row['ms'] / base:.2f}", *rest]) + " |")
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def peer_rows(images: torch.Tensor, folder: Path) -> dict[str, dict]:
+    """transformers' model with fresh weights, and what OpenVINO makes of its ONNX at this size."""
+    import openvino
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
+
+    torch.manual_seed(0)
+    settings = DeformableDetrConfig(use_pretrained_backbone=False, num_labels=91, disable_custom_kernels=True)
+    model = DeformableDetrForObjectDetection(settings).eval()
+
+    class Answer(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            found = model(pixel_values=pixel_values)
+            return found.logits, found.pred_boxes
+
+    path = folder / "peer.onnx"
+    began = time.perf_counter()
+    torch.onnx.export(Answer(), (images,), str(path), dynamo=True, opset_version=20, external_data=False)
+    core = openvino.Core()
+    core.set_property({"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(core.read_model(str(path)), "CPU")
+    print(f"transformers exported in {time.perf_counter() - began:.0f} s", flush=True)
+    return {
+        "transformers": {"run": lambda batch: model(pixel_values=batch.images)},
+        "transformers' ONNX in OpenVINO": {"run": lambda batch: compiled([batch.images.numpy()]).to_tuple()},
+    }
 
 
 if __name__ == "__main__":

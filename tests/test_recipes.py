@@ -26,8 +26,10 @@ def dataset(tmp_path: Path) -> Path:
     ]
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
     record = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cell"}]}
-    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(record))
+    for split in ("train", "val"):
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(record))
     return tmp_path
 
 

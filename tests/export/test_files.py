@@ -54,9 +54,12 @@ def assert_same_detections(path, model, pictures, runtime=None, top_k=8):
 
 
 # the other variants are in the tests below; learned references are constants, which two layers use: a case of its own
-@pytest.mark.parametrize(("variant", "num_layers"), [("two-stage", 1), ("single-scale-dc5", 1), ("one-stage", 2)])
-def test_onnx_without_grid_sample(variant, num_layers, tmp_path):
-    model = small_model(variant, num_decoder_layers=num_layers)
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [("two-stage", {}), ("single-scale-dc5", {}), ("one-stage", {"num_decoder_layers": 2, "num_feature_levels": 2})],
+)
+def test_onnx_without_grid_sample(variant, settings, tmp_path):
+    model = small_model(variant, **settings)
     path = tmp_path / "detector.onnx"
     difference = export_model(model, path, size=CANVAS, batch_size=1, grid_sample=False)
     assert difference.box < 1e-4

@@ -155,11 +155,12 @@ def test_without_validation_split(config: RunConfig, dataset: Path, tmp_path: Pa
     alone = tmp_path / "data"
     shutil.copytree(dataset, alone)
     (alone / "annotations" / "instances_val.json").unlink()
-    run = replace(config, dataset=str(alone), output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=1))
+    settings = {"data": replace(config.data, val_split="minival"), "train": replace(config.train, epochs=1)}  # `val` would be made
+    run = replace(config, dataset=str(alone), output_dir=str(tmp_path / "run"), **settings)
     with caplog.at_level(logging.WARNING):
         result = train(run)
     assert "training without evaluation" in caplog.text
-    assert "no split 'val'" in caplog.text
+    assert "no split 'minival'" in caplog.text
     assert result.best_weights == result.last_weights
     assert result.last_weights.is_file()
     assert (result.metrics, result.history) == ({}, [])
