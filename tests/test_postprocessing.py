@@ -57,3 +57,26 @@ def test_wrong_arguments():
         postprocess(two_queries(), [(1, 1), (2, 2)])
     with pytest.raises(ValueError, match="top_k"):
         postprocess(two_queries(), [(1, 1)], top_k=0)
+
+
+def test_second_boxes_on_an_object_are_dropped_within_a_class():
+    """Boxes of 10 x 10 shifted by 1, 2 and 5 pixels overlap the first by 9/11, 8/12 and 5/15; the last one is of another class."""
+    boxes = torch.tensor([[[0.5 + shift / 100, 0.5, 0.1, 0.1] for shift in (0, 1, 2, 5, 0)]])
+    scores = [(0.9, 0.01), (0.8, 0.01), (0.7, 0.01), (0.6, 0.01), (0.01, 0.85)]
+    logits = torch.tensor([[[logit(one), logit(two)] for one, two in scores]])
+    predictions = Predictions(logits[None], boxes[None])
+    for iou, kept in (
+        (None, [0.9, 0.85, 0.8, 0.7, 0.6]),
+        (0.7, [0.9, 0.85, 0.7, 0.6]),
+        (0.5, [0.9, 0.85, 0.6]),
+        (1.0, [0.9, 0.85, 0.8, 0.7, 0.6]),
+    ):
+        (result,) = postprocess(predictions, [(100, 100)], top_k=5, nms_iou=iou)
+        assert result["scores"].tolist() == pytest.approx(kept)
+        assert len(result["boxes"]) == len(result["labels"]) == len(kept)
+
+
+@pytest.mark.parametrize("iou", [0.0, -0.1, 1.1])
+def test_an_iou_out_of_range(iou):
+    with pytest.raises(ValueError, match="nms_iou must lie in"):
+        postprocess(two_queries(), [(10, 10)], nms_iou=iou)

@@ -130,6 +130,9 @@ class Metadata:
     """For each label the smallest score of a detection that counts, in [0, 1]; found by an evaluation, where F1 is largest.
     None: not known; `DEFAULT_THRESHOLD` holds for all."""
 
+    nms_iou: float | None = None
+    """Detections that overlap a better one of their class by more than this IoU are dropped; see `TrainConfig.nms_iou`."""
+
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: data set, recipe, epoch, metrics. For people; nothing depends on it."""
 
@@ -314,6 +317,10 @@ class TrainConfig:
 
     ema_decay: float = 0.0
     """Keep an exponential moving average of the weights with this decay, and evaluate and save it. 0: none (official)."""
+
+    nms_iou: float | None = None
+    """Drop detections that overlap a better one of their class by more than this IoU, when evaluating, and later when the weights
+    are used. null (official): keep all. After few steps, 0.7 takes second boxes on one object away."""
 
     evaluate_every: int = 1
     """Epochs between evaluations. 0: only at the end."""

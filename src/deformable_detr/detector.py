@@ -228,6 +228,7 @@ class Detector(Predictor):
             pictures.annotation_file,
             device=self.device,
             top_k=top_k,
+            nms_iou=self.nms_iou,
             precision=self.precision,
             results_file=results_file,
             progress=None if progress is None else lambda done: progress(done, total),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.structures import Predictions
@@ -11,12 +12,18 @@ from deformable_detr.structures import Predictions
 
 @torch.no_grad()
 def postprocess(
-    predictions: Predictions, image_sizes: Sequence[tuple[int, int]], top_k: int = 100, *, clip: bool = False
+    predictions: Predictions,
+    image_sizes: Sequence[tuple[int, int]],
+    top_k: int = 100,
+    *,
+    clip: bool = False,
+    nms_iou: float | None = None,
 ) -> list[dict[str, Tensor]]:
     """The `top_k` best of the Q * K (query, class) pairs of the last layer, for each image.
 
     Every class of a query is a yes or no of its own, so one query can give two detections with the same box. There is no
-    non-maximum suppression and no threshold: matching has taught the queries to name each object once.
+    threshold, and by default no non-maximum suppression: matching teaches the queries to name each object once. A network that
+    was trained for few steps has not learned that fully yet; `nms_iou` takes the second boxes away.
 
     Args:
         predictions: of B images.
@@ -24,19 +31,22 @@ def postprocess(
         top_k: how many detections to keep per image; all Q * K where there are fewer.
         clip: cut the boxes off at the picture's border. Off by default, as in the official evaluation, where a box may reach
             beyond the border; turn it on to draw or crop.
+        nms_iou: drop a detection that overlaps a better one of its class by more than this IoU, in (0, 1]. None: keep all.
 
     Returns:
         For each image `scores` `[top_k]` in [0, 1], best first, `labels` `[top_k]` in [0, K) and `boxes` `[top_k, 4]`, xyxy in
-        pixels; scores and boxes in float32 (or float64), on the device of the predictions.
+        pixels; with `nms_iou` fewer. Scores and boxes in float32 (or float64), on the device of the predictions.
 
     Raises:
-        ValueError: not one size per image, or top_k below 1.
+        ValueError: not one size per image, top_k below 1, or an IoU out of range.
     """
     logits, boxes = predictions.logits[-1], predictions.boxes[-1]  # [B, Q, K], [B, Q, 4]
     if len(image_sizes) != len(predictions):
         raise ValueError(f"{len(image_sizes)} image sizes for a batch of {len(predictions)} images: there must be one per image")
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if nms_iou is not None and not 0 < nms_iou <= 1:
+        raise ValueError(f"nms_iou must lie in (0, 1], or be None for no suppression; not {nms_iou}")
     if logits.dtype != torch.float64:
         logits, boxes = logits.float(), boxes.float()
     num_classes = logits.shape[-1]
@@ -47,4 +57,13 @@ def postprocess(
     boxes = cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4))) * limits
     if clip:
         boxes = boxes.clamp(min=0).minimum(limits)
-    return [{"scores": s, "labels": k, "boxes": b} for s, k, b in zip(scores, labels, boxes, strict=True)]
+    found = [{"scores": s, "labels": k, "boxes": b} for s, k, b in zip(scores, labels, boxes, strict=True)]
+    return found if nms_iou is None else [_without_duplicates(one, nms_iou) for one in found]
+
+
+def _without_duplicates(found: dict[str, Tensor], nms_iou: float) -> dict[str, Tensor]:
+    """The detections of one image that do not overlap a better one of the same class too much."""
+    if not found["boxes"].isfinite().all():
+        return found  # for the caller to complain about
+    kept = batched_nms(found["boxes"], found["scores"], found["labels"], nms_iou)
+    return {name: value[kept] for name, value in found.items()}

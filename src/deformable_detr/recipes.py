@@ -76,6 +76,7 @@ def _small_data(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
         "optimizer.sampling_lr_scale": 1.0,
         "optimizer.clip_grad_norm": 0.5,
         "data.color_jitter": 0.5,
+        "train.nms_iou": 0.7,
         "model.dropout": 0.0,
         "model.frozen_backbone_stages": 2,
         "model.num_queries": min(900, max(60, 20 * math.ceil(1.5 * facts.most_objects / 20))),

@@ -236,3 +236,11 @@ def test_thresholds_of_the_evaluation_go_into_the_weights(
     assert evaluations == [None, (0.25, 0.75)]
     assert load_pretrained(result.last_weights).metadata.thresholds == (0.5, 0.125)
     assert load_pretrained(result.best_weights).metadata.thresholds == (0.25, 0.75)
+
+
+def test_suppression_is_stored_with_the_weights(config: RunConfig, tmp_path: Path) -> None:
+    run = replace(config, output_dir=str(tmp_path / "run"), train=replace(config.train, steps=1, nms_iou=0.7))
+    result = train(run)
+    assert load_pretrained(result.last_weights).metadata.nms_iou == 0.7
+    with pytest.raises(ValueError, match=r"train\.nms_iou must lie in \(0, 1\]"):
+        train(replace(run, output_dir=str(tmp_path / "other"), train=replace(config.train, nms_iou=2.0)))

@@ -91,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
     state = join_processes(choose_device(options.device))
     first = state is None or state.is_main_process
     detector = Detector.load(options.weights, **options.load_settings())
+    detector.nms_iou = detector.nms_iou if options.nms_iou is None else options.nms_iou
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, transient=True, disable=not first)
     with bar:

@@ -34,6 +34,9 @@ class DetectorOptions:
     compile: bool = False
     """Compile the network: a minute for each size of picture, then a little faster. Needs a C++ compiler, on a GPU Triton."""
 
+    nms_iou: float | None = None
+    """Drop detections that overlap a better one of their class by more than this IoU. Default: as stored with the weights."""
+
     top_k: int = 100
     """At most this many detections per picture, the best ones."""
 

@@ -116,8 +116,11 @@ def open_predictor(options: ServeOptions) -> "Predictor":
     from deformable_detr.export.sessions import SUFFIXES
 
     if Path(options.weights).suffix.lower() in SUFFIXES:
-        return load_exported(options.weights)
-    return Detector.load(options.weights, **options.load_settings())
+        predictor: Predictor = load_exported(options.weights)
+    else:
+        predictor = Detector.load(options.weights, **options.load_settings())
+    predictor.nms_iou = predictor.nms_iou if options.nms_iou is None else options.nms_iou
+    return predictor
 
 
 def build_app(options: ServeOptions) -> "FastAPI":

@@ -25,6 +25,7 @@ def evaluate(
     *,
     device: torch.device | str | None = None,
     top_k: int = 100,
+    nms_iou: float | None = None,
     precision: Precision = "fp32",
     results_file: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -41,6 +42,7 @@ def evaluate(
         annotation_file: COCO JSON of the split.
         device: where the model runs; None takes the device of its parameters.
         top_k: detections per image.
+        nms_iou: see :func:`~deformable_detr.postprocessing.postprocess`.
         precision: arithmetic of the forward pass.
         results_file: write the detections there, in COCO's result format (the first process does).
         progress: called after each batch with the number of images that this process has done so far.
@@ -59,6 +61,7 @@ def evaluate(
         annotation_file,
         device=device,
         top_k=top_k,
+        nms_iou=nms_iou,
         precision=precision,
         results_file=results_file,
         progress=progress,
@@ -74,6 +77,7 @@ def detect(
     *,
     device: torch.device | str | None = None,
     top_k: int = 100,
+    nms_iou: float | None = None,
     precision: Precision = "fp32",
     results_file: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -90,7 +94,8 @@ def detect(
             for batch, targets in loader:
                 with autocast:
                     predictions = model(batch.to(device, non_blocking=True))
-                evaluator.update(targets, postprocess(predictions, [_image_size(target) for target in targets], top_k))
+                sizes = [_image_size(target) for target in targets]
+                evaluator.update(targets, postprocess(predictions, sizes, top_k, nms_iou=nms_iou))
                 done += len(targets)
                 if progress is not None:
                     progress(done)

@@ -87,6 +87,7 @@ class Predictor:
     ):
         self.device = choose_device(device)
         self.model = model.to(self.device).eval()
+        self.nms_iou = self.metadata.nms_iou  # may be changed; see `postprocess`
         self.optimize(options, precision=precision)
 
     def optimize(
@@ -288,7 +289,8 @@ class Predictor:
         predictions = self.inference_model(images)
         if labels is not None:
             predictions = replace(predictions, logits=predictions.logits[..., labels])
-        found = postprocess(predictions, [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch], top_k, clip=True)
+        sizes = [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch]
+        found = postprocess(predictions, sizes, top_k, clip=True, nms_iou=self.nms_iou)
         for name, one in zip(names, found, strict=True):
             if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
                 hint = "" if self.precision == "fp32" else f"; try precision='fp32' instead of {self.precision!r}"

@@ -31,7 +31,7 @@ FREE_TO_CHANGE = {
     *("dataset", "preset", "output_dir", "weights", "resume", "model.num_classes", "model.pretrained_backbone"),
     *("data.num_workers", "train.epochs", "train.steps", "train.evaluate_every", "train.log_every"),
     *("train.checkpoint_every", "train.device", "train.patience", "train.on_non_finite", "train.gradient_checkpointing"),
-    *("recipe", "train.target_batch_size"),
+    *("recipe", "train.target_batch_size", "train.nms_iou"),
 }
 """Settings that a resumed run may have otherwise than before: the steps already done would have been the same."""
 
@@ -58,6 +58,8 @@ def check_train_config(config: TrainConfig) -> None:
         raise ValueError("train.batch_size auto sets train.accumulate by itself: give train.target_batch_size instead")
     if config.steps is not None and config.steps < 1:
         raise ValueError(f"train.steps must be at least 1, or null to count in epochs; not {config.steps}")
+    if config.nms_iou is not None and not 0 < config.nms_iou <= 1:
+        raise ValueError(f"train.nms_iou must lie in (0, 1], or be null for no suppression; not {config.nms_iou}")
     for name in ("evaluate_every", "checkpoint_every", "patience"):
         if getattr(config, name) < 0:
             raise ValueError(f"train.{name} must be at least 0, not {getattr(config, name)}")
@@ -162,6 +164,7 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
         max_long_side=config.data.max_long_side,
         mean=config.data.mean,
         std=config.data.std,
+        nms_iou=config.train.nms_iou,
     )
     return network
 

@@ -299,6 +299,7 @@ class Trainer:
             self.data.train.categories,
             self.data.val.annotation_file,
             device=self.accelerator.device,
+            nms_iou=self.config.train.nms_iou,
             precision=self.config.train.precision,
             progress=partial(self.progress.evaluating, total=len(self.val_loader.sampler)),  # type: ignore[arg-type]
         )
