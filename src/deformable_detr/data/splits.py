@@ -48,12 +48,12 @@ def divide(root: Path, source: str, located: tuple[Path, Path], split: str, own:
     names = [str(image.get("file_name")) for image in record.get("images", [])]
     shares = {name: share for name, share in SHARES.items() if not any(other.startswith(name) for other in own)}
     chosen = _assign(record, names, shares, written, source)
-    for name in {"train", *shares}:
-        if name in chosen:
-            _write_part(record, names, chosen, name, _part_file(folder, whole, name, written))
-    if split not in chosen:
+    parts = {name: _part_file(folder, whole, name, written) for name in ("train", *shares) if name in chosen}
+    for name, path in parts.items():
+        _write_part(record, names, chosen, name, path)
+    if split not in parts:
         raise FileNotFoundError(f"{root}: no split {split!r}, and {len(names)} pictures are too few to make one")
-    return _part_file(folder, whole, split, written), image_dir
+    return parts[split], image_dir  # not asked for anew: another process may have written `whole` again meanwhile
 
 
 def _part_file(folder: Path, whole: Path, split: str, written: Path) -> Path:
