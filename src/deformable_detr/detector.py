@@ -90,7 +90,7 @@ class Detector(Predictor):
         show_progress: bool = True,
         **settings: Any,
     ) -> Self:
-        """Train on a data set folder in COCO format and give back the detector with the best weights.
+        """Train on a data set (COCO, YOLO or Pascal VOC) and give back the detector with the best weights.
 
         The folder of the run keeps the config, the log, curves, weights and sample pictures. Started by `accelerate launch` or
         torchrun, all processes train together and each gets the detector.

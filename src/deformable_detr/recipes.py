@@ -51,11 +51,9 @@ def recipe_settings(name: str, facts: DataFacts, pictures_per_step: int) -> dict
 
 def _finetune(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
     """From the weights of a detector: nearly everything is known, so few steps at a low rate."""
-    steps_per_epoch = max(1, facts.num_images // pictures_per_step)
-    epochs = _epochs(1500, steps_per_epoch, least=12, most=100)
     return {
         **_sizes(facts),
-        **_course(epochs, steps_per_epoch),
+        **_course(facts, pictures_per_step, steps=1500, least=12, most=100),
         "optimizer.lr": _learning_rate(1e-4, pictures_per_step),
         "optimizer.backbone_lr_scale": 0.1,
         "optimizer.sampling_lr_scale": 0.1,
@@ -66,11 +64,9 @@ def _finetune(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
 
 def _small_data(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
     """From an ImageNet backbone: neck and transformer are learned from these pictures alone, so a high rate and many steps."""
-    steps_per_epoch = max(1, facts.num_images // pictures_per_step)
-    epochs = _epochs(4000, steps_per_epoch, least=30, most=300)
     return {
         **_sizes(facts),
-        **_course(epochs, steps_per_epoch),
+        **_course(facts, pictures_per_step, steps=4000, least=30, most=300),
         "optimizer.lr": _learning_rate(4e-4, pictures_per_step),
         "optimizer.backbone_lr_scale": 0.2,
         "optimizer.sampling_lr_scale": 1.0,
@@ -91,12 +87,10 @@ def _learning_rate(at_four: float, pictures_per_step: int) -> float:
     return float(f"{at_four * math.sqrt(min(pictures_per_step, 64) / 4):.2g}")
 
 
-def _epochs(steps: int, steps_per_epoch: int, *, least: int, most: int) -> int:
-    return min(most, max(least, math.ceil(steps / steps_per_epoch)))
-
-
-def _course(epochs: int, steps_per_epoch: int) -> dict[str, Any]:
-    """Length, warm-up, averaging, and about thirty evaluations, of which ten without progress end the run."""
+def _course(facts: DataFacts, pictures_per_step: int, *, steps: int, least: int, most: int) -> dict[str, Any]:
+    """About so many steps within these epochs; warm-up, averaging, some thirty evaluations, ten without progress the end."""
+    steps_per_epoch = max(1, facts.num_images // pictures_per_step)
+    epochs = min(most, max(least, math.ceil(steps / steps_per_epoch)))
     steps = epochs * steps_per_epoch
     return {
         "train.epochs": epochs,

@@ -90,8 +90,7 @@ def main(argv: Sequence[str]) -> int:
         read_own(find_weights(options.weights))  # a file that cannot take them is refused before the work, not after
     state = join_processes(choose_device(options.device))
     first = state is None or state.is_main_process
-    detector = Detector.load(options.weights, **options.load_settings())
-    detector.nms_iou = detector.nms_iou if options.nms_iou is None else options.nms_iou
+    detector = options.set_up(Detector.load(options.weights, **options.load_settings()))
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, transient=True, disable=not first)
     with bar:
@@ -155,6 +154,6 @@ def parse_evaluate_options(argv: Sequence[str]) -> EvaluateOptions:
         examples=EXAMPLES,
         arguments={
             "weights": {"help": "A run folder (its best weights), or a weights file of any known format."},
-            "dataset": {"help": "Folder in COCO format, as for training."},
+            "dataset": {"help": "Folder of a data set, as for training."},
         },
     )

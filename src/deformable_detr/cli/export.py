@@ -57,7 +57,7 @@ class ExportOptions:
     """Put the choice of the best detections inside: this many scores, labels and boxes out. Without: all queries."""
 
     int8: str | None = None
-    """Quantise an .onnx to 8 bits, with pictures of this data set (COCO format); says the AP before and after."""
+    """Quantise an .onnx to 8 bits, with pictures of this data set (as for training); says the AP before and after."""
 
     calibration_pictures: int = 64
     """int8: how many training pictures the ranges are taken from."""

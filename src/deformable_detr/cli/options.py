@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
@@ -12,7 +12,11 @@ from rich.logging import RichHandler
 
 from deformable_detr.cli.train import ManualFormatter
 
+if TYPE_CHECKING:
+    from deformable_detr.inference import Predictor
+
 Options = TypeVar("Options")
+AnyPredictor = TypeVar("AnyPredictor", bound="Predictor")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class DetectorOptions:
             "compile": self.compile,
         }
         return settings | ({"dilation": True} if self.dilation else {})
+
+    def set_up(self, predictor: AnyPredictor) -> AnyPredictor:
+        """What is chosen once the weights are loaded, from whatever file."""
+        if self.nms_iou is not None:
+            predictor.nms_iou = self.nms_iou
+        return predictor
 
 
 def parse_options(

@@ -142,11 +142,8 @@ def load_detector(options: PredictOptions) -> "Predictor":
     from deformable_detr.export import load_exported
 
     if options.runtime == "torch":
-        detector: Predictor = Detector.load(options.weights, **options.load_settings())
-    else:
-        detector = load_exported(options.weights, options.runtime)
-    detector.nms_iou = detector.nms_iou if options.nms_iou is None else options.nms_iou
-    return detector
+        return options.set_up(Detector.load(options.weights, **options.load_settings()))
+    return options.set_up(load_exported(options.weights, options.runtime))
 
 
 def _finish(options: PredictOptions, collected: "CocoPredictions", num_pictures: int, seconds: float) -> None:

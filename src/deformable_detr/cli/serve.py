@@ -116,11 +116,8 @@ def open_predictor(options: ServeOptions) -> "Predictor":
     from deformable_detr.export.sessions import SUFFIXES
 
     if Path(options.weights).suffix.lower() in SUFFIXES:
-        predictor: Predictor = load_exported(options.weights)
-    else:
-        predictor = Detector.load(options.weights, **options.load_settings())
-    predictor.nms_iou = predictor.nms_iou if options.nms_iou is None else options.nms_iou
-    return predictor
+        return options.set_up(load_exported(options.weights))
+    return options.set_up(Detector.load(options.weights, **options.load_settings()))
 
 
 def build_app(options: ServeOptions) -> "FastAPI":

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 USAGE = "deformable-detr train DATASET [--preset NAME] [--config FILE] [--output_dir FOLDER] [options]"
 
 DESCRIPTION = """\
-Train Deformable DETR on a data set in COCO format.
+Train Deformable DETR on a data set of your own: COCO, YOLO or Pascal VOC, recognised by itself.
 
-DATASET is a folder with annotations/instances_train.json and annotations/instances_val.json, and the pictures in
+In COCO's form DATASET is a folder with annotations/instances_train.json and annotations/instances_val.json, and the pictures in
 train/ and val/. COCO itself (with years in the names) and exports of Roboflow work as they are.
 
 Everything goes to --output_dir: weights/best.safetensors and weights/last.safetensors, config.yaml, log.jsonl,

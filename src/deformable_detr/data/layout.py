@@ -11,6 +11,9 @@ from deformable_detr.data.images import read_size
 
 SPLIT_NAMES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
 
+SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What keys and folders are called, and the split that they mean."""
+
 Record = dict[str, list[dict[str, Any]]]
 
 

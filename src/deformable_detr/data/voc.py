@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from deformable_detr.data.images import PICTURE_SUFFIXES
 from deformable_detr.data.layout import (
+    SPLIT_WORDS,
     Fault,
     ForeignLayout,
     Record,
@@ -20,7 +21,6 @@ from deformable_detr.data.layout import (
 )
 
 LISTS = ("train", "val", "test", "trainval")
-FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 Box = tuple[float, float, float, float]
 
@@ -51,7 +51,7 @@ class VocLayout(ForeignLayout):
                 lists.pop("trainval", None)
             parts = {name: [path / "Annotations" / f"{stem}.xml" for stem in _stems(file)] for name, file in lists.items()}
             return cls(path, parts or {"all": walk_files(path / "Annotations", [".xml"])})
-        parts = {part: files for name, part in FOLDERS.items() if (files := walk_files(path / name, [".xml"]))}
+        parts = {part: files for name, part in SPLIT_WORDS.items() if (files := walk_files(path / name, [".xml"]))}
         parts = parts or {"all": files} if (files := sorted(path.glob("*.xml"))) else parts
         return cls(path, parts) if parts else None
 

@@ -8,6 +8,7 @@ import yaml
 
 from deformable_detr.data.images import PICTURE_SUFFIXES
 from deformable_detr.data.layout import (
+    SPLIT_WORDS,
     Fault,
     ForeignLayout,
     Record,
@@ -19,7 +20,6 @@ from deformable_detr.data.layout import (
     walk_files,
 )
 
-SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 USUAL_NAMES = ("data", "dataset")
 TOLERANCE = 0.01
 """Shares may lie this far outside [0, 1], by rounding or sloppy drawing."""
@@ -57,7 +57,7 @@ class YoloLayout(ForeignLayout):
         if found is None and (path / "images").is_dir() and (path / "labels").is_dir() and (path / "classes.txt").is_file():
             lines = (path / "classes.txt").read_text(encoding="utf-8").splitlines()
             parts = {part.name: [part] for part in sorted((path / "images").iterdir()) if part.is_dir()}
-            parts = {SPLIT_KEYS.get(name, name): folders for name, folders in parts.items()}
+            parts = {SPLIT_WORDS.get(name, name): folders for name, folders in parts.items()}
             source = path / "images"
             return cls(path, source, dict(enumerate(line.strip() for line in lines if line.strip())), parts or {"all": [source]})
         return found
@@ -71,13 +71,13 @@ class YoloLayout(ForeignLayout):
             if not required and file.stem not in USUAL_NAMES:
                 return None
             raise ValueError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
-        keys = [key for key in SPLIT_KEYS if isinstance(settings, dict) and settings.get(key)]
+        keys = [key for key in SPLIT_WORDS if isinstance(settings, dict) and settings.get(key)]
         if not keys or "names" not in settings:
             if required:
                 raise ValueError(f"{file}: not a YOLO data.yaml: expected `names` and at least one of `train`, `val`, `test`")
             return None
         base = _base_folder(file, settings.get("path"))
-        parts = {SPLIT_KEYS[key]: [_resolve(base, str(part)) for part in _listed(settings[key])] for key in keys}
+        parts = {SPLIT_WORDS[key]: [_resolve(base, str(part)) for part in _listed(settings[key])] for key in keys}
         if "test" in parts and not any(part.exists() for part in parts["test"]):
             del parts["test"]  # exporters write the line whether there are test pictures or not
         return cls(file.parent, file, _class_names(settings["names"], file), parts)

@@ -49,7 +49,7 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_pictures: int = 
 
     Args:
         path: an .onnx of `export_model`, with or without the choice of the best inside.
-        dataset: folder of a data set in COCO format with the splits `train` and `val`.
+        dataset: folder of a data set, as for training, with the splits `train` and `val`.
         num_pictures: training pictures that the ranges are taken from; all where there are fewer.
 
     Returns:

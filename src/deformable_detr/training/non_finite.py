@@ -14,7 +14,7 @@ from deformable_detr.config import LossConfig, ModelConfig
 from deformable_detr.criterion.build import build_criterion
 from deformable_detr.model import build_model
 from deformable_detr.structures import ImageBatch, Target
-from deformable_detr.training.train_step import Batch, Criterion
+from deformable_detr.training.train_step import Batch, Criterion, is_broken
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], d
         device: where the model is.
     """
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if _is_broken(value):
+        if is_broken(value):
             return Diagnosis("weights", name, (f"The weights themselves are broken: first {name}, {_describe(value)}.",))
     for images, targets in batches:
-        broken = [t.image_id for image, t in zip(images.images, targets, strict=True) if _is_broken(image)]
+        broken = [t.image_id for image, t in zip(images.images, targets, strict=True) if is_broken(image)]
         if broken:
             return Diagnosis("images", None, (f"The pixels of {broken} are not finite after normalisation: check data.std.",))
     for images, targets in batches:
@@ -79,12 +79,12 @@ def _diagnose_batch(model: nn.Module, criterion: Criterion, images: ImageBatch, 
             losses = criterion(predictions, targets)
         except FloatingPointError as error:
             return Diagnosis("loss", None, (f"All layers are finite, but {error}.",))
-        broken = {name: value.item() for name, value in losses.items() if _is_broken(value)}
+        broken = {name: value.item() for name, value in losses.items() if is_broken(value)}
         if broken:
             sizes = f"The boxes predicted range over [{predictions.boxes.min():.3g}, {predictions.boxes.max():.3g}]."
             return Diagnosis("loss", None, (f"All layers are finite, but the losses {broken} are not.", sizes))
         criterion.weighted_sum(losses).backward()
-    parameters = [name for name, value in model.named_parameters() if value.grad is not None and _is_broken(value.grad)]
+    parameters = [name for name, value in model.named_parameters() if is_broken(value.grad)]
     if not gradients and not parameters:
         return None
     name, text = gradients[0] if gradients else (parameters[0], "its own gradient")
@@ -105,7 +105,7 @@ def _watched(model: nn.Module, outputs: list[tuple[str, str]], gradients: list[t
     def hook(name: str, kind: str) -> Any:
         def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             for value in _tensors(output):
-                if _is_broken(value):
+                if is_broken(value):
                     outputs.append((name, f"{kind}, {_describe(value)}; its input: {_ranges(inputs)}"))
                     return
                 if value.requires_grad:
@@ -115,7 +115,7 @@ def _watched(model: nn.Module, outputs: list[tuple[str, str]], gradients: list[t
 
     def note(name: str) -> Any:
         def look(gradient: Tensor) -> None:
-            if _is_broken(gradient):
+            if is_broken(gradient):
                 gradients.append((name, _describe(gradient)))
 
         return look
@@ -140,10 +140,6 @@ def _tensors(output: Any) -> list[Tensor]:
     if hasattr(output, "__dataclass_fields__"):
         return [tensor for name in output.__dataclass_fields__ for tensor in _tensors(getattr(output, name))]
     return []
-
-
-def _is_broken(value: Tensor) -> bool:
-    return value.is_floating_point() and not bool(torch.isfinite(value).all())
 
 
 def _describe(value: Tensor) -> str:

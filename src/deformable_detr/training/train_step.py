@@ -129,7 +129,7 @@ def _losses(
 
 def _describe_gradient(model: nn.Module, batches: Sequence[Batch]) -> str:
     """Which parameters have a broken gradient, after a finite loss."""
-    broken = [name for name, parameter in model.named_parameters() if _is_broken(parameter.grad)]
+    broken = [name for name, parameter in model.named_parameters() if is_broken(parameter.grad)]
     return (
         f"the loss is finite but the gradient is not, for {len(broken)} parameters: {', '.join(broken[:8])}"
         f"{' …' if len(broken) > 8 else ''}; images: {[target.image_id for _, targets in batches for target in targets]}. "
@@ -137,5 +137,6 @@ def _describe_gradient(model: nn.Module, batches: Sequence[Batch]) -> str:
     )
 
 
-def _is_broken(gradient: Tensor | None) -> bool:
-    return gradient is not None and not bool(torch.isfinite(gradient).all())
+def is_broken(value: Tensor | None) -> bool:
+    """Whether there is a NaN or infinity in a tensor; whole numbers and None have none."""
+    return value is not None and value.is_floating_point() and not bool(torch.isfinite(value).all())

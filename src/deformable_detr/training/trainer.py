@@ -111,6 +111,7 @@ class Trainer:
         self.train_loader, self.val_loader = build_loaders(config, self.data, self.accelerator)
         self.steps_per_epoch = -(-len(self.train_loader) // config.train.accumulate)
         self.total_steps = config.train.steps or config.train.epochs * self.steps_per_epoch
+        self.total_epochs = -(-self.total_steps // self.steps_per_epoch)
         self.advisor = Advisor(self.total_steps)
         self._build_optimization()
         self.position, self.history = Position(), []
@@ -124,8 +125,7 @@ class Trainer:
         """Train to the end, evaluating in between."""
         self.accelerator.wait_for_everyone()  # every process has seen the folder before one writes to it
         first = self.accelerator.is_main_process
-        epochs = -(-self.total_steps // self.steps_per_epoch)
-        self.progress = ProgressDisplay(self.total_steps, self.position.step, epochs, show=self.show_progress and first)
+        self.progress = ProgressDisplay(self.total_steps, self.position.step, self.total_epochs, show=self.show_progress and first)
         self.log = self._open_log() if first else None
         self._clock = (time.monotonic(), 0)
         with self.progress, StopRequest() as self.stop:
@@ -134,6 +134,8 @@ class Trainer:
             while not self._finished():
                 self._train_epoch()
                 self._finish_epoch()
+        if self.position.step < self.total_steps and first:
+            logger.info("stopped early: the AP has not become better in the last %d evaluations", self.config.train.patience)
         return self._result()
 
     # ---- before the first step
@@ -201,8 +203,7 @@ class Trainer:
         """The steps that are left of the present epoch, or of the whole run."""
         self.guarded_step.model.train()
         last_step = self.position.step + self._steps_left_in_epoch()
-        epochs = -(-self.total_steps // self.steps_per_epoch)
-        mixing = self.position.epoch < self.config.data.mixing_until * epochs
+        mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
         for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, mixing=mixing):
             self._step(batches)
             if self.position.step == last_step:
@@ -278,14 +279,10 @@ class Trainer:
 
     def _finished(self) -> bool:
         """All steps done, or no better AP for longer than `patience`."""
-        patience = self.config.train.patience
-        if self.position.step == self.total_steps or not patience or not self.history:
+        patience, best = self.config.train.patience, self._best_row()
+        if self.position.step == self.total_steps or not patience or best is None or self.position.batch:
             return self.position.step == self.total_steps
-        since = len(self.history) - 1 - self.history.index(self._best_row() or self.history[-1])
-        if since >= patience and self.position.batch == 0:
-            logger.info("stopping early: the AP has not become better in the last %d evaluations", since)
-            return True
-        return False
+        return len(self.history) - 1 - self.history.index(best) >= patience
 
     def _evaluate(self) -> dict[str, Any]:
         network = self._evaluated_network()
