@@ -21,7 +21,7 @@ SOURCES = {"kernel_portable.cpp": [], **({"kernel_avx2.cpp": AVX2, "kernel_avx51
 KERNELS = Extension(
     "deformable_detr.ops._cpu_kernels",
     sources=[str(CSRC / "threads.c"), *(str(CSRC / name) for name in SOURCES)],
-    depends=[str(CSRC / name) for name in ("kernel.h", "vector.h", "problem.h")],
+    depends=[str(CSRC / name) for name in ("kernel.h", "vector.h", "problem.h", "winograd.h")],
     optional=True,
 )
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from deformable_detr.inference.convolutions import FusedConvolution, fused_convolutions_work, optimized_backbone, trace
+from deformable_detr.inference.convolutions import optimized_backbone, trace
+from deformable_detr.inference.fused_convolutions import (
+    FusedConvolution,
+    WinogradConvolution,
+    fused_convolutions_work,
+    winograd_works,
+)
 from deformable_detr.inference.optimize import InferenceModel, inductor
 from deformable_detr.inference.options import PLAIN, InferenceOptions, fastest_precision
 from deformable_detr.inference.predictor import Predictor
@@ -34,6 +40,7 @@ SWITCHES = {
     "channels_last": {"channels_last": True},
     "inplace_activations": {"inplace_activations": True},
     "fuse_convolutions": {"fuse_convolutions": True, "fold_batch_norm": True},
+    "winograd": {"winograd": True, "fuse_convolutions": True, "fold_batch_norm": True, "channels_last": True},
     "constant_sizes": {"constant_sizes": 2},
     "chunk_tokens": {"chunk_tokens": 50, "constant_sizes": 2},
     "answer_only": {"answer_only": True},
@@ -77,7 +84,7 @@ def plain(model, images):
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-@pytest.mark.parametrize("variant", ["tiny", "two-stage"])
+@pytest.mark.parametrize("variant", ["tiny", "two-stage", "resnet18"])
 def test_each_switch_alone(switch, variant):
     model = build(**VARIANTS[variant])
     fast = InferenceModel(model, replace(PLAIN, **SWITCHES[switch]))
@@ -209,14 +216,20 @@ def test_parts_of_other_types_run_as_they_are():
     assert_same(InferenceModel(model)(images), plain(model, images))
 
 
-def test_what_the_fused_backbone_consists_of():
-    """ResNet-50's stem and 16 blocks of three convolutions: 33 with ReLU, 16 with sum and ReLU; 4 shortcuts keep plain ones."""
+@pytest.mark.parametrize("winograd", [False, True])
+def test_what_the_fused_backbone_consists_of(winograd):
+    """ResNet-50's stem and 16 blocks of three convolutions: 33 with ReLU, 16 with sum and ReLU; 4 shortcuts keep plain ones.
+
+    Of the 3x3 convolutions of the blocks all but three have stride 1.
+    """
     assert fused_convolutions_work()
     body = build(backbone="resnet50", backbone_options={}, hidden_dim=64).backbone.body
-    settings = {"fold_batch_norm": True, "inplace_activations": True, "channels_last": False}
-    fused: nn.Module = optimized_backbone(body, trace(body), fuse_convolutions=True, **settings)  # type: ignore[assignment]
+    settings = {"fold_batch_norm": True, "inplace_activations": True, "fuse_convolutions": True, "channels_last": True}
+    fused: nn.Module = optimized_backbone(body, trace(body), winograd=winograd, **settings).body  # type: ignore[union-attr]
     kinds = [type(fused.get_submodule(str(node.target))) for node in fused.graph.nodes if node.op == "call_module"]
-    assert kinds.count(FusedConvolution) == 1 + 3 * 16
+    by_winograd = 13 if winograd and winograd_works() else 0
+    assert kinds.count(WinogradConvolution) == by_winograd
+    assert kinds.count(FusedConvolution) == 1 + 3 * 16 - by_winograd
     assert kinds.count(nn.Conv2d) == 4
     assert nn.ReLU not in kinds
     assert not any("norm" in kind.__name__.lower() for kind in kinds)

@@ -15,6 +15,14 @@ from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from deformable_detr.inference.fused_convolutions import (
+    FusedConvolution,
+    WinogradConvolution,
+    fits_winograd,
+    fused_convolutions_work,
+    winograd_works,
+)
+
 logger = logging.getLogger(__name__)
 
 BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)  # BatchNormAct2d is a BatchNorm2d
@@ -43,6 +51,7 @@ def optimized_backbone(
     inplace_activations: bool,
     fuse_convolutions: bool,
     channels_last: bool,
+    winograd: bool = False,
 ) -> Callable[[Tensor], list[Tensor]]:
     """`body` in its fastest form for inference; `body` itself where there is no graph of it.
 
@@ -55,6 +64,7 @@ def optimized_backbone(
         inplace_activations: activations overwrite their input where nothing else reads it.
         fuse_convolutions: oneDNN convolutions that add and apply ReLU before they store (float32 on a CPU only).
         channels_last: run in the memory format `[B, H, W, C]`.
+        winograd: with `fuse_convolutions` and `channels_last`: 3×3 convolutions by Winograd's algorithm, where that is faster.
     """
     if graph is None:
         return body
@@ -65,7 +75,7 @@ def optimized_backbone(
     if inplace_activations:
         make_activations_inplace(graph_module)
     if fuse_convolutions and fused_convolutions_work():
-        fuse_convolutions_of(graph_module)
+        fuse_convolutions_of(graph_module, winograd=winograd and channels_last and winograd_works())
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.eval()
@@ -142,55 +152,18 @@ def make_activations_inplace(graph_module: fx.GraphModule) -> None:
             _set_module(graph_module, node, new)
 
 
-class FusedConvolution(nn.Module):
-    """A convolution that adds another tensor and applies ReLU while its output is still in cache (oneDNN post-operations).
-
-    The weights are not packed into oneDNN's own layout: packed for one picture size, they were up to ten times slower at another.
+def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False) -> int:
+    """Replace convolution + ReLU and convolution + sum + ReLU by a :class:`FusedConvolution`; how many there were.
 
     Args:
-        convolution: with constant weights; float32, on the CPU.
-        relu: apply ReLU at the end.
-        overwrite: the sum may be stored where the added tensor was.
+        graph_module: changed in place.
+        winograd: take :class:`WinogradConvolution` where it fits.
     """
 
-    def __init__(self, convolution: nn.Conv2d, *, relu: bool, overwrite: bool = False) -> None:
-        super().__init__()
-        self.weight = convolution.weight.detach()
-        self.bias = None if convolution.bias is None else convolution.bias.detach()
-        self.geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
-        self.activation = "relu" if relu else "none"
-        self.overwrite = overwrite
+    def fused_form(convolution: nn.Conv2d, *, overwrite: bool = False) -> FusedConvolution:
+        form = WinogradConvolution if winograd and fits_winograd(convolution) else FusedConvolution
+        return form(convolution, relu=True, overwrite=overwrite)
 
-    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """`[B, C, h, w]`, and what is added to the result, → `[B, C', h', w']`."""
-        x = x.float()
-        inputs = x, self.weight, self.bias, *self.geometry
-        if added is None:
-            return torch.ops.mkldnn._convolution_pointwise(*inputs, self.activation, [], "")
-        relu = "relu" if self.activation == "relu" else None
-        if self.overwrite and added.dtype == torch.float32:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(added, *inputs, "add", 1.0, relu, [], "")
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, added.float(), *inputs[1:], "add", 1.0, relu, [], "")
-
-
-def fused_convolutions_work() -> bool:
-    """Whether this build of PyTorch has oneDNN's fused convolutions, in the form that is used here, and they are right."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    convolution = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
-    x, added = torch.randn(2, 1, 8, 6, 6).contiguous()
-    expected = (convolution(x) + added).relu()
-    try:
-        found = FusedConvolution(convolution, relu=True)(x, added)
-        overwritten = FusedConvolution(convolution, relu=True, overwrite=True)(x, added.clone())
-    except (AttributeError, RuntimeError, TypeError) as error:
-        logger.info("no fused convolutions in this build of PyTorch: %s", error)
-        return False
-    return torch.allclose(found, expected, atol=1e-4) and torch.allclose(overwritten, expected, atol=1e-4)
-
-
-def fuse_convolutions_of(graph_module: fx.GraphModule) -> int:
-    """Replace convolution + ReLU and convolution + sum + ReLU by a :class:`FusedConvolution`; how many there were."""
     place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
     fused = 0
     for node in list(graph_module.graph.nodes):
@@ -198,7 +171,7 @@ def fuse_convolutions_of(graph_module: fx.GraphModule) -> int:
             continue
         source = node.args[0]
         if _fusible(graph_module, source):
-            new, inputs = FusedConvolution(_convolution(graph_module, source), relu=True), source.args
+            new, inputs = fused_form(_convolution(graph_module, source)), source.args
             dead = [source]
         elif _is_addition(source) and len(source.users) == 1:
             first, second = source.args[:2]
@@ -207,7 +180,7 @@ def fuse_convolutions_of(graph_module: fx.GraphModule) -> int:
             if not (_fusible(graph_module, first) and isinstance(second, fx.Node)) or first is second:
                 continue
             overwrite = _may_overwrite(graph_module, second, source, place)
-            new = FusedConvolution(_convolution(graph_module, first), relu=True, overwrite=overwrite)
+            new = fused_form(_convolution(graph_module, first), overwrite=overwrite)
             inputs, dead = (first.args[0], second), [source, first]
         else:
             continue

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from deformable_detr.inference.constants import Constants, ConstantsCache
 from deformable_detr.inference.convolutions import optimized_backbone, trace
 from deformable_detr.inference.encoder import ChunkedEncoder
+from deformable_detr.inference.fused_convolutions import fused_convolutions_work
 from deformable_detr.inference.options import InferenceOptions
 from deformable_detr.model.backbone import Backbone
 from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder, on_padded_levels
@@ -123,15 +124,18 @@ def _backbone(
 ) -> Callable[..., Any]:
     if type(part) is not Backbone:
         return part
+    fuse_convolutions = options.fuse_convolutions and options.fold_batch_norm and device.type == "cpu" and fused_convolutions_work()
     run = optimized_backbone(
         part.body,
         graph,
         fold_batch_norm=options.fold_batch_norm,
         inplace_activations=options.inplace_activations,
-        fuse_convolutions=options.fuse_convolutions and options.fold_batch_norm and compiler is None and device.type == "cpu",
+        fuse_convolutions=fuse_convolutions,
         channels_last=options.channels_last,
+        winograd=options.winograd,
     )
-    return run if compiler is None else compiler(run)
+    # inductor makes fused convolutions no faster
+    return run if compiler is None or (fuse_convolutions and graph is not None) else compiler(run)
 
 
 def _is_usual(encoder: nn.Module) -> bool:

@@ -31,6 +31,10 @@ class InferenceOptions:
     fuse_convolutions: bool = True
     """On a CPU in float32: oneDNN's convolutions with sum and ReLU inside."""
 
+    winograd: bool = True
+    """With `fuse_convolutions` and `channels_last`: 3×3 convolutions with a quarter of the multiplications; four times their
+    weights are kept once more."""
+
     chunk_tokens: int | None = 2048
     """On a CPU: the encoder works on this many tokens at a time, in cache. None: the model's own encoder."""
 
@@ -47,7 +51,7 @@ class InferenceOptions:
     """On a CUDA GPU: record the kernels of each batch shape once and replay them; costs memory per shape."""
 
 
-PLAIN = InferenceOptions(False, False, False, False, None, 0, False)
+PLAIN = InferenceOptions(False, False, False, False, False, None, 0, False)
 """Nothing but inference mode: the model as it is."""
 
 

@@ -36,7 +36,20 @@ typedef struct {
     float *grad_weights;       // [B, Q, M, L, P]
 } msda_problem;
 
-typedef int (*msda_function)(const msda_problem *);
+// A 3x3 convolution with stride 1 and one pixel of zeros around; float32, channels last. C and O are multiples of 32, `tiles` of 12.
+typedef struct {
+    int64_t batch, height, width, channels, out_channels;
+    int64_t tiles;        // of 4x4 outputs that are worked on at once
+    int64_t relu;         // 1: at the end
+    int64_t threads;
+    const float *input;   // [B, H, W, C]
+    const float *weights; // [36, O / 16, C, 16], transformed
+    const float *bias;    // [O], may be null
+    const float *added;   // [B, H, W, O], may be null, may be `output`
+    float *transformed;   // buffer of 36 * (tiles * C + 16)
+    float *products;      // buffer of 36 * (tiles * O + 16)
+    float *output;        // [B, H, W, O]
+} winograd_problem;
 
 // Runs fn(context, worker) once in each of `threads` workers; see threads.c.
 void msda_parallel(void (*fn)(void *context, int worker), void *context, int threads);

@@ -1,0 +1,111 @@
+"""Convolutions that add and apply ReLU before they store: oneDNN's, and Winograd's for 3×3 ones."""
+
+import functools
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deformable_detr.ops.winograd import CHANNEL_UNIT, num_tiles, transform_weights, winograd_available, winograd_convolution
+
+logger = logging.getLogger(__name__)
+
+MIN_TILES = 8
+"""With fewer 4 × 4 tiles, reading four times the weights costs more than is saved."""
+
+
+class FusedConvolution(nn.Module):
+    """A convolution that adds another tensor and applies ReLU while its output is still in cache (oneDNN post-operations).
+
+    The weights are not packed into oneDNN's own layout: packed for one picture size, they were up to ten times slower at another.
+
+    Args:
+        convolution: with constant weights; float32, on the CPU.
+        relu: apply ReLU at the end.
+        overwrite: the sum may be stored where the added tensor was.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool, overwrite: bool = False) -> None:
+        super().__init__()
+        self.weight = convolution.weight.detach()
+        self.bias = None if convolution.bias is None else convolution.bias.detach()
+        self.geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
+        self.activation = "relu" if relu else "none"
+        self.overwrite = overwrite
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """`[B, C, h, w]`, and what is added to the result, → `[B, C', h', w']`."""
+        x = x.float()
+        inputs = x, self.weight, self.bias, *self.geometry
+        if added is None:
+            return torch.ops.mkldnn._convolution_pointwise(*inputs, self.activation, [], "")
+        relu = "relu" if self.activation == "relu" else None
+        if self.overwrite and added.dtype == torch.float32:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(added, *inputs, "add", 1.0, relu, [], "")
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, added.float(), *inputs[1:], "add", 1.0, relu, [], "")
+
+
+@functools.cache
+def fused_convolutions_work() -> bool:
+    """Whether this build of PyTorch has oneDNN's fused convolutions, in the form that is used here, and they are right."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    with torch.random.fork_rng(devices=()):
+        convolution = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+        x, added = torch.randn(2, 1, 8, 6, 6)
+    expected = (convolution(x) + added).relu()
+    try:
+        found = FusedConvolution(convolution, relu=True)(x, added)
+        overwritten = FusedConvolution(convolution, relu=True, overwrite=True)(x, added.clone())
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logger.info("no fused convolutions in this build of PyTorch: %s", error)
+        return False
+    return torch.allclose(found, expected, atol=1e-4) and torch.allclose(overwritten, expected, atol=1e-4)
+
+
+class WinogradConvolution(FusedConvolution):
+    """A 3×3 convolution by Winograd's F(4×4, 3×3), where the maps are large enough; see `ops.winograd`.
+
+    The transformed weights, four times as large, are made when they are first needed.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, *, relu: bool, overwrite: bool = False) -> None:
+        super().__init__(convolution, relu=relu, overwrite=overwrite)
+        self._transformed: Tensor | None = None
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """As that of :class:`FusedConvolution`."""
+        if num_tiles(x.shape) < MIN_TILES:
+            return super().forward(x, added)
+        if self._transformed is None:
+            self._transformed = transform_weights(self.weight)
+        out = None
+        if added is not None:
+            added = added.float().contiguous(memory_format=torch.channels_last)
+            out = added if self.overwrite else None
+        return winograd_convolution(x.float(), self._transformed, self.bias, added, relu=self.activation == "relu", out=out)
+
+
+def fits_winograd(convolution: nn.Conv2d) -> bool:
+    """Whether it is 3×3 with stride 1, one pixel of zeros around, and numbers of channels that the kernels take."""
+    outputs, channels = convolution.weight.shape[:2]
+    geometry = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and outputs % CHANNEL_UNIT == channels % CHANNEL_UNIT == 0
+
+
+def winograd_works() -> bool:
+    """Whether the kernels are there, fast on this processor, and right."""
+    return winograd_available() and _winograd_is_right()
+
+
+@functools.cache
+def _winograd_is_right() -> bool:
+    with torch.random.fork_rng(devices=()):
+        weight, x = torch.rand(CHANNEL_UNIT, CHANNEL_UNIT, 3, 3), torch.rand(1, CHANNEL_UNIT, 13, 17)
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    found = winograd_convolution(x, transform_weights(weight))
+    if torch.allclose(found.double(), expected, rtol=1e-5):
+        return True
+    logger.warning("Winograd convolutions are off: they differ by %.1e", float((found - expected).abs().amax()))
+    return False
