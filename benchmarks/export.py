@@ -1,9 +1,12 @@
 """Exported files beside the model: time, size and distance, in one process, the runs of all forms interleaved.
 
 python benchmarks/export.py --size 480 640 --forms onnx onnx-gather openvino --json table.json
+
+With --folder the files are kept, and those that are there already are not exported again.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--runs", type=int, default=5, help="of each form, after one that does not count")
     parser.add_argument("--peer", action="store_true", help="also transformers: as it is, and its ONNX in OpenVINO")
+    parser.add_argument("--folder", type=Path, help="where the files are kept (for one preset and size)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -41,21 +45,11 @@ def main() -> None:
     height, width = options.size
     batch = ImageBatch.from_images([torch.randn(3, height, width)])
     rows: dict[str, dict] = {"PyTorch model": {"run": model}, "PyTorch, optimised": {"run": InferenceModel(model)}}
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.no_grad():
+    keep = contextlib.nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory()
+    with keep as folder, torch.no_grad():
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for form in options.forms:
-            name, settings = FORMS[form]
-            path = Path(folder) / name
-            began = time.perf_counter()
-            difference = export_model(model, path, size=(height, width), batch_size=1, **settings)
-            weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
-            rows[form] = {
-                "run": ExportedNetwork(path),
-                "export_s": time.perf_counter() - began,
-                "megabytes": weights.stat().st_size / 1e6,
-                "score": difference.score,
-                "box": difference.box,
-            }
-            print(form, f"exported in {rows[form]['export_s']:.0f} s", flush=True)
+            rows[form] = exported_row(model, form, Path(folder), (height, width))
         if options.peer:
             rows |= peer_rows(batch.images, Path(folder))
         seconds: dict[str, list[float]] = {form: [] for form in rows}
@@ -84,6 +78,20 @@ def main() -> None:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def exported_row(model: torch.nn.Module, form: str, folder: Path, size: tuple[int, int]) -> dict:
+    """One form as a file, and how it was written; see the record beside it."""
+    name, settings = FORMS[form]
+    path, record = folder / name, folder / f"{name}.json"
+    if not record.exists():
+        began = time.perf_counter()
+        difference = export_model(model, path, size=size, batch_size=1, **settings)
+        weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
+        how = {"export_s": time.perf_counter() - began, "megabytes": weights.stat().st_size / 1e6}
+        record.write_text(json.dumps(how | {"score": difference.score, "box": difference.box}))
+        print(form, f"exported in {how['export_s']:.0f} s", flush=True)
+    return {"run": ExportedNetwork(path)} | json.loads(record.read_text())
+
+
 def peer_rows(images: torch.Tensor, folder: Path) -> dict[str, dict]:
     """transformers' model with fresh weights, and what OpenVINO makes of its ONNX at this size."""
     import openvino
@@ -99,12 +107,13 @@ def peer_rows(images: torch.Tensor, folder: Path) -> dict[str, dict]:
             return found.logits, found.pred_boxes
 
     path = folder / "peer.onnx"
-    began = time.perf_counter()
-    torch.onnx.export(Answer(), (images,), str(path), dynamo=True, opset_version=20, external_data=False)
+    if not path.exists():
+        began = time.perf_counter()
+        torch.onnx.export(Answer().eval(), (images,), str(path), dynamo=True, opset_version=20, external_data=False)
+        print(f"transformers exported in {time.perf_counter() - began:.0f} s", flush=True)
     core = openvino.Core()
     core.set_property({"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"})
     compiled = core.compile_model(core.read_model(str(path)), "CPU")
-    print(f"transformers exported in {time.perf_counter() - began:.0f} s", flush=True)
     return {
         "transformers": {"run": lambda batch: model(pixel_values=batch.images)},
         "transformers' ONNX in OpenVINO": {"run": lambda batch: compiled([batch.images.numpy()]).to_tuple()},

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,12 +29,14 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(options.threads or torch.get_num_threads())
     console = Console()
     threads = torch.get_num_threads()
-    console.print(f"torch {torch.__version__}, {threads} threads; ratios are to the first line", highlight=False)
+    console.print(f"torch {torch.__version__}, {threads} threads; ratios of speed are to the first line", highlight=False)
     results: list[Measurement] = []
     for size in options.size or SIZES[options.what]:
         height, width = _size(size)
         if options.what == "data":
-            found = measure_data(pictures=options.pictures, height=height, width=width)
+            found = measure_data(
+                pictures=options.pictures, height=height, width=width, preset=options.preset, rounds=options.rounds
+            )
         else:
             case = Case(options.what, height, width, options.batch or {"model": 1, "train": 2}[options.what])
             names = implementations(options.what, compile=options.compile)
@@ -58,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved runs; the median counts")
     parser.add_argument("--pictures", type=int, default=24, help="for data: how many")
+    parser.add_argument("--preset", default="demo", help="for data: whose network (default: demo)")
     parser.add_argument("--compile", action="store_true", help="for model: measure the compiled network as well")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
     parser.add_argument("--output", help="where the JSON goes (default: runs/benchmark-WHAT.json)")
@@ -74,16 +78,18 @@ def _size(text: str) -> tuple[int, int]:
 def _table(results: list[Measurement]) -> Table:
     table = Table(title=results[0].case, title_justify="left", box=SIMPLE_HEAD)  # narrow: 80 columns must do
     table.add_column("implementation", no_wrap=True)
-    for header in ("seconds", "ratio", "images/s", "first, s", "peak MB", "difference"):
+    columns: dict[str, Callable[[Measurement], str]] = {
+        "seconds": lambda result: f"{result.seconds:.3f}",
+        "ratio": lambda result: "–" if result.ratio is None else f"{result.ratio:.2f}x",
+        "images/s": lambda result: f"{result.pictures_per_second:.2f}",
+        "first, s": lambda result: f"{result.first_call:.2f}",
+    }
+    if any(result.memory is not None for result in results):
+        columns["peak MB"] = lambda result: "–" if result.memory is None else f"{result.memory / 1e6:.0f}"
+    if any(result.error is not None for result in results):
+        columns["difference"] = lambda result: "–" if result.error is None else f"{result.error:.1e}"
+    for header in columns:
         table.add_column(header, justify="right", no_wrap=True)
     for result in results:
-        table.add_row(
-            result.implementation,
-            f"{result.seconds:.3f}",
-            "–" if result.ratio is None else f"{result.ratio:.2f}x",
-            f"{result.pictures_per_second:.2f}",
-            f"{result.first_call:.2f}",
-            "–" if result.memory is None else f"{result.memory / 1e6:.0f}",
-            "–" if result.error is None else f"{result.error:.1e}",
-        )
+        table.add_row(result.implementation, *(cell(result) for cell in columns.values()))
     return table

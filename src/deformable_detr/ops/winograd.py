@@ -52,10 +52,10 @@ def transform_weights(weight: Tensor) -> Tensor:
     if weight.shape[2:] != (3, 3) or outputs % CHANNEL_UNIT or channels % CHANNEL_UNIT:
         raise ValueError(f"weights must be [O, C, 3, 3] with multiples of {CHANNEL_UNIT} channels, not {list(weight.shape)}")
     rows = [[root**power / _others(root) for power in range(3)] for root in _ROOTS]
-    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
-    half = torch.einsum("ay,oiyx->oiax", g, weight.detach().double().cpu())
-    transformed = torch.einsum("bx,oiax->abio", g, half)
-    return transformed.reshape(36, channels, outputs // PANEL, PANEL).transpose(1, 2).float().contiguous()
+    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)  # [6, 3]
+    panels = weight.detach().cpu().reshape(-1, PANEL, channels, 9).permute(3, 0, 2, 1)  # [9, O / 16, C, 16]
+    transformed = torch.kron(g, g) @ panels.reshape(9, -1).double()
+    return transformed.float().reshape(36, *panels.shape[1:])
 
 
 def _others(root: float) -> float:
