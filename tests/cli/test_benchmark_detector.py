@@ -48,13 +48,16 @@ def test_table_and_json(what, tmp_path, capsys):
 
 def test_data(tmp_path):
     output = tmp_path / "data.json"
-    assert main(["benchmark", "data", "--size", "48x64", "--pictures", "2", "--output", str(output)]) == 0
+    arguments = ["--size", "48x64", "--pictures", "2", "--preset", "tiny", "--rounds", "1", "--output", str(output)]
+    assert main(["benchmark", "data", *arguments]) == 0
     results = json.loads(output.read_text())["results"]
     assert [result["implementation"] for result in results] == [
-        "read and resize, one thread",
         "network alone",
         "predict on the folder",
+        "reading, one thread",
+        "for training, 2 workers",
     ]
+    assert all(result["seconds"] > 0 for result in results)
 
 
 def test_a_size_that_is_none(capsys):
