@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -103,8 +104,8 @@ def _draw(inside: Inside, target: Target, queries: Tensor, costs: Tensor, layer:
     for index, place in enumerate(axes):
         _draw_parts(place, names[index], int(queries[index]), costs[:, index])
         place.sharex(axes[0])
-    handles = [Rectangle((0, 0), 1, 1, color=color, label=f"{name} cost") for name, color in PARTS.values()]
-    handles.append(axes[0].plot([], [], "D", color="black", markersize=5, label="sum")[0])
+    handles: list[Artist] = [Rectangle((0, 0), 1, 1, color=color, label=f"{name} cost") for name, color in PARTS.values()]
+    handles += axes[0].plot([], [], "D", color="black", markersize=5, label="sum")
     bottom.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 

@@ -198,7 +198,7 @@ def _draw(
     table = np.array([[int(record.queries[image_id][target]) for record in records] for image_id, target in rows])
     kind = records[0].kind
     figure = new_figure(10.5, max(3.6, 0.22 * len(rows) + 1.4))
-    left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))[0]
     figure.suptitle(f"Which {kind} each target is given to", fontsize=11, fontweight="bold")
     _draw_table(left.subplots(), names, rows, table)
     upper, lower = right.subplots(2, 1, sharex=True)
