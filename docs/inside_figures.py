@@ -166,10 +166,10 @@ def write(path: Path, figure: Figure, dpi: int = 80) -> None:
     if path.stat().st_size <= LARGEST_FILE:
         return
     kept = [round(255 * channel) for color in (*LEVEL_COLORS, "#7dff6a", "#ffffff", "#000000") for channel in to_rgb(color)]
-    common = pixels.quantize(256 - len(kept) // 3, method=Image.Quantize.MEDIANCUT).getpalette() or []
+    common = pixels.quantize(256 - len(kept) // 3, method=Image.Quantize.MAXCOVERAGE, kmeans=2).getpalette() or []
     palette = Image.new("P", (1, 1))
     palette.putpalette(kept + common[: 768 - len(kept)])
-    pixels.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    pixels.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 if __name__ == "__main__":
