@@ -19,7 +19,11 @@ from torch import Tensor
 
 from deformable_detr import Detector, build_model
 from deformable_detr.cli.__main__ import main as command_line
+from deformable_detr.config import DataConfig
+from deformable_detr.criterion.matcher import HungarianMatcher
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.images import read_image
+from deformable_detr.data.loader import build_dataset
 from deformable_detr.data.scenes import draw_scene
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.model.flatten import resize_padding_mask, valid_ratio
@@ -27,11 +31,16 @@ from deformable_detr.structures import ImageBatch
 from deformable_detr.visualize import (
     Inside,
     look_inside,
+    record_matching,
+    view_assignment,
     view_journey,
     view_level_attention,
+    view_matching,
     view_proposals,
+    view_query_usage,
     view_refinement,
     view_sampling,
+    view_weight_changes,
 )
 from deformable_detr.visualize.colors import LEVEL_COLORS
 from deformable_detr.visualize.figures import new_figure, show_picture
@@ -48,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="demo/run", help="a run folder or a weights file")
     parser.add_argument("--image", help="the example; by default a generated scene")
-    parser.add_argument("--data", default="demo/data/val", help="pictures for the statistics")
+    parser.add_argument(
+        "--data", default="demo/data/val", help="a split of a data set: pictures for the statistics, targets for the matching"
+    )
     parser.add_argument("--output", default=str(Path(__file__).parent / "images" / "inside"), help="folder of the figures")
     options = parser.parse_args()
     if not Path(options.weights).exists() and command_line(["demo"]) != 0:
@@ -87,7 +98,33 @@ def figures(detector: Detector, inside: Inside, data: str) -> dict[str, Callable
         "heads": lambda: view_sampling(inside, best.query, split="head", zoom=True).figure,
         "refinement": lambda: view_refinement(inside, best.query).figure,
         "levels": lambda: view_level_attention(detector, data, limit=250).figure,
+        "matching": lambda: draw_matching(detector, open_split(detector, data)),
+        "matching_layers": lambda: draw_matching_of_layers(detector, open_split(detector, data)),
+        "queries": lambda: view_query_usage(detector, data, limit=250, num_queries=10).figure,
+        "changes": lambda: view_weight_changes(fresh, detector.model).figure,
     }
+
+
+def open_split(detector: Detector, data: str) -> CocoDataset:
+    """The data set of a folder such as `demo/data/val`, at the size that the detector sees."""
+    metadata = detector.metadata
+    sizes = {"eval_short_side": metadata.eval_short_side, "max_long_side": metadata.max_long_side}
+    config = DataConfig(**sizes, mean=metadata.mean, std=metadata.std)
+    return build_dataset(Path(data).parent, Path(data).name, config, training=False, categories=metadata.categories)
+
+
+def draw_matching(detector: Detector, dataset: CocoDataset) -> Figure:
+    """The first picture with six objects or more, else the first of those with the most."""
+    index = int(np.argmax(dataset.objects_per_image().clip(max=6)))
+    return view_assignment(look_inside(detector, dataset.image(index)), dataset.target(index)).figure
+
+
+def draw_matching_of_layers(detector: Detector, dataset: CocoDataset) -> Figure:
+    """Which query each target is given to by each decoder layer."""
+    layers = range(detector.metadata.model.num_decoder_layers)
+    matcher = HungarianMatcher()
+    records = {f"layer {layer + 1}": record_matching(detector.model, dataset, matcher, limit=100, layer=layer) for layer in layers}
+    return view_matching(records, num_targets=16).figure
 
 
 def draw_padding(detector: Detector, *images: Tensor) -> Figure:
@@ -129,10 +166,10 @@ def write(path: Path, figure: Figure, dpi: int = 80) -> None:
     if path.stat().st_size <= LARGEST_FILE:
         return
     kept = [round(255 * channel) for color in (*LEVEL_COLORS, "#7dff6a", "#ffffff", "#000000") for channel in to_rgb(color)]
-    common = pixels.quantize(256 - len(kept) // 3, method=Image.Quantize.MEDIANCUT).getpalette() or []
+    common = pixels.quantize(256 - len(kept) // 3, method=Image.Quantize.MAXCOVERAGE, kmeans=2).getpalette() or []
     palette = Image.new("P", (1, 1))
     palette.putpalette(kept + common[: 768 - len(kept)])
-    pixels.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    pixels.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_tour_names_what_there_is(tour):
     for name in set(re.findall(r"`((?:data|model|ops|criterion)/\w+\.py|structures\.py|postprocessing\.py)", text)):
         assert (ROOT / "src" / "deformable_detr" / name).is_file(), name
     figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
-    assert len(figures) == len(set(figures)) == 15
+    assert len(figures) == len(set(figures)) == 19
     for name in figures:
         assert (tour.parent / name).is_file(), name
     for module, names in re.findall(r"^from (deformable_detr[\w.]*) import (.+)$", text, flags=re.MULTILINE):

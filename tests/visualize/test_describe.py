@@ -14,10 +14,18 @@ from deformable_detr.postprocessing import postprocess
 from deformable_detr.visualize.describe import describe
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(scope="module")
+def built():
     torch.manual_seed(0)
     return build_model("r50", num_classes=5, num_queries=20, pretrained_backbone=False, num_encoder_layers=1, num_decoder_layers=2)
+
+
+@pytest.fixture
+def model(built):
+    """The same network for all tests, each time with its own settings."""
+    metadata = built.metadata
+    yield built
+    built.metadata = metadata
 
 
 def picture(height: int, width: int) -> torch.Tensor:

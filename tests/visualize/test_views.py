@@ -10,7 +10,9 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from deformable_detr.checkpoints import save_weights
 from deformable_detr.criterion.build import build_criterion
+from deformable_detr.model import build_model
 from deformable_detr.structures import Predictions, Target
 from deformable_detr.visualize import (
     Assignments,
@@ -159,6 +161,8 @@ def test_query_usage(two_stage, picture):
     torch.testing.assert_close(view.boxes, torch.stack([item.boxes[-1, 0] for item in expected]))
     scores = torch.stack([item.logits[-1, 0].sigmoid().amax(-1) for item in expected])
     assert view.usage.tolist() == ((scores >= 0.01).float().mean(0)).tolist()
+    bars = view.figure.axes[-1].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx(view.usage.tolist())
     assert view.usage.shape == (10,)
 
 
@@ -174,6 +178,9 @@ def test_stability_by_hand():
     view = view_matching({"1": before, "2": after, "3": after})
     assert view.stability == (2 / 5, 1.0)
     assert view.instability == (3 / 2, 0.0)
+    table = view.figure.axes[0]
+    bold = [text.get_text() for text in table.texts if text.get_fontweight() == "bold"]
+    assert bold == ["1", "7", "3"]  # the second and third target of a, the second one of b
     with pytest.raises(ValueError, match="no image with a target"):
         compare_assignments(before, assignments(z=[1]))
     with pytest.raises(ValueError, match="2 targets in one and 1"):
@@ -237,6 +244,25 @@ def test_weight_changes(two_stage):
     assert "box heads" in parts
     with pytest.raises(ValueError, match="not the same network"):
         view_weight_changes(two_stage, {"a": torch.zeros(3)})
+
+
+def test_weight_changes_of_files_and_from_nothing(two_stage, tmp_path):
+    """A file does as well as a network; what was zero has no relative change; heads of other classes are left out."""
+    changed = deepcopy(two_stage)
+    zeroed = deepcopy(two_stage)
+    with torch.no_grad():
+        changed.decoder.box_heads[0].layers[0].weight.mul_(1.25)
+        for attention in (layer.cross_attn for layer in zeroed.decoder.layers):
+            attention.attention_weights.weight.zero_()
+            attention.attention_weights.bias.zero_()
+    path = save_weights(tmp_path / "changed.safetensors", changed)
+    assert view_weight_changes(two_stage, path).total == view_weight_changes(two_stage, changed).total > 0
+    view = view_weight_changes(zeroed, two_stage)
+    parts = {part.part: part for part in view.parts}
+    assert parts["decoder 1: attention weights"].change == float("inf")
+    assert [text.get_text() for axes in view.figure.axes for text in axes.texts].count("was 0") == 2
+    other_classes = build_model("tiny", num_classes=5).state_dict()
+    assert "class heads" not in {part.part for part in view_weight_changes(two_stage, other_classes).parts}
 
 
 def test_colors_of_features():

@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse_explore_options(argv)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
-        from deformable_detr.visualize.explorer.page import Page, serve
+        from deformable_detr.visualize.explorer.page import Page
+        from deformable_detr.visualize.explorer.server import serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -3,6 +3,7 @@
 `look_inside` gives the data of one forward pass; each `view_…` function gives data with a figure (`.figure`, `.save(path)`).
 """
 
+from deformable_detr.visualize.assignment import view_assignment
 from deformable_detr.visualize.explanation import Explanation, explain
 from deformable_detr.visualize.inside import Detection, Inside, LayerSampling, Proposals, look_inside
 from deformable_detr.visualize.journey import view_journey
@@ -25,6 +26,7 @@ __all__ = [
     "look_inside",
     "record_matching",
     "recording",
+    "view_assignment",
     "view_journey",
     "view_level_attention",
     "view_matching",

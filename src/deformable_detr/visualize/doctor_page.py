@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -157,15 +158,27 @@ def _figure(data: SplitData, image: int, rows: set[int], caption: str) -> str:
     scale = WIDTH / picture.width
     picture = picture.resize((WIDTH, max(1, round(picture.height * scale))), Image.Resampling.BOX)
     chosen = np.flatnonzero(data.images == image)
-    faulty = [index for index in chosen if int(data.rows[index]) in rows]
-    others = [index for index in chosen if int(data.rows[index]) not in rows]
-    for indices, color, thickness in ((others, OTHER, 1), (faulty, FAULTY, 3)):
-        _draw(picture, data.boxes[indices] * scale, color, thickness)
+    in_question = np.isin(data.rows[chosen], list(rows))
+    _draw(picture, data.boxes[chosen[~in_question]] * scale, OTHER, 2)
+    _draw(picture, data.boxes[chosen[in_question]] * scale, FAULTY, 3)
+    _draw(picture, _unusable(data, rows) * scale, FAULTY, 3)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     alternative = escape(caption, quote=True)
     return f'<figure><img alt="{alternative}" src="{source}"><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _unusable(data: SplitData, rows: set[int]) -> np.ndarray:
+    """Boxes `[n, 4]` of annotations in question that nothing else is made of, such as those of an unknown category."""
+    records = [data.record["annotations"][row] for row in sorted(rows - set(data.rows.tolist()))] if data.form == "xywh" else []
+    boxes = [record.get("bbox") for record in records if isinstance(record, dict)]
+    sound = [box for box in boxes if isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)]
+    return np.array(sound, dtype=np.float64).reshape(-1, 4)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _draw(picture: Image.Image, boxes: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:

@@ -81,7 +81,7 @@ class Explanation:
             [str(number), str(p.head), str(p.level), str(p.point), f"{p.x:.1f}", f"{p.y:.1f}", f"{p.weight:.3f}"]
             for number, p in enumerate(self.points, 1)
         ]
-        levels = [f"level {level} ({h} × {w})" for level, (h, w) in enumerate(self.inside.spatial_shapes)]
+        levels = [f"level {level} ({h}\u00a0×\u00a0{w})" for level, (h, w) in enumerate(self.inside.spatial_shapes)]
         return {
             "Class scores after each layer": (["layer", *(names[label] for label in best)], scores),
             "Boxes (pixels)": (["layer", "left", "top", "right", "bottom"], boxes),

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from deformable_detr.criterion import SetCriterion
@@ -180,6 +182,10 @@ def _positions(predictions: Predictions) -> Tensor:
     return predictions.encoder_logits[0, :, 0].float().topk(predictions.boxes.shape[2]).indices
 
 
+SAME, OTHER = "#cfe4f5", "#f6c667"
+"""Fields of the table: blue and amber are told apart by all eyes."""
+
+
 def _draw(
     names: Sequence[str],
     records: Sequence[Assignments],
@@ -190,28 +196,42 @@ def _draw(
     common = [image_id for image_id in records[0].queries if all(image_id in record.queries for record in records)]
     rows = [(image_id, target) for image_id in common for target in range(len(records[0].queries[image_id]))][:num_targets]
     table = np.array([[int(record.queries[image_id][target]) for record in records] for image_id, target in rows])
+    kind = records[0].kind
     figure = new_figure(10.5, max(3.6, 0.22 * len(rows) + 1.4))
-    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    figure.suptitle(f"Which {records[0].kind} each target is given to", fontsize=11, fontweight="bold")
-    colors = np.ones((*table.shape, 3))  # the first column stays white
-    colors[:, 1:] = np.where((table[:, 1:] == table[:, :-1])[..., None], (0.83, 0.93, 0.85), (0.98, 0.88, 0.84))
-    left.imshow(colors, aspect="auto")
-    for (row, column), query in np.ndenumerate(table):
-        left.text(column, row, "–" if query == UNMATCHED else str(query), ha="center", va="center", fontsize=8)
-    left.set(xticks=range(len(names)), yticks=range(len(rows)))
-    left.set_xticklabels(names, rotation=0 if max(map(len, names)) < 8 else 30)
-    left.set_yticklabels([f"image {image_id}, target {target}" for image_id, target in rows], fontsize=7.5)
-    left.set_title("green: as before, red: another one", fontsize=9.5)
-    steps = range(1, len(names))
-    right.plot(
-        steps, stability, marker="o", color="#2b8a3e", linewidth=2.2, label=f"targets that stayed with their {records[0].kind}"
-    )
-    right.set(ylim=(0, 1.03), ylabel="share", xticks=steps, xticklabels=names[1:], xlabel="compared with the one before")
-    other = right.twinx()
-    other.plot(steps, instability, marker="s", color="#e8590c", linestyle="--", label="with another target, per image (right)")
-    other.set(ylim=(0, max(*instability, 0.1) * 1.15))
-    for axes in (right, other):
-        axes.spines["top"].set_visible(False)
-    right.legend(handles=[*right.get_lines(), *other.get_lines()], fontsize=8.5, frameon=False, loc="upper center")
-    right.grid(alpha=0.25)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))[0]
+    figure.suptitle(f"Which {kind} each target is given to", fontsize=11, fontweight="bold")
+    _draw_table(left.subplots(), names, rows, table)
+    upper, lower = right.subplots(2, 1, sharex=True)
+    _draw_steps(upper, names, [f"{value:.0%}" for value in stability], stability)
+    upper.set(ylim=(0, 1.18), yticks=(0, 0.5, 1))
+    upper.set_title(f"share of the targets that stayed with their {kind}", fontsize=9.5)
+    _draw_steps(lower, names, [f"{value:.2f}" for value in instability], instability)
+    lower.set(ylim=(0, max(*instability, 0.1) * 1.25), xlabel="compared with the one before")
+    lower.set_title(f"{kind}s with another target than before, per image", fontsize=9.5)
     return figure
+
+
+def _draw_table(axes: Axes, names: Sequence[str], rows: Sequence[tuple[ImageId, int]], table: np.ndarray) -> None:
+    """Targets by checkpoints `[R, E]`, with the number of the query in each field; what changed is amber and bold."""
+    changed = np.diff(table, axis=1, prepend=table[:, :1]) != 0
+    colors = np.where(changed[..., None], to_rgb(OTHER), to_rgb(SAME))
+    colors[:, 0] = 1  # there is nothing before the first one
+    axes.imshow(colors, aspect="auto")
+    for (row, column), query in np.ndenumerate(table):
+        text, weight = "–" if query == UNMATCHED else str(query), "bold" if changed[row, column] else "normal"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, fontweight=weight)
+    axes.set(xticks=range(len(names)), yticks=range(len(rows)))
+    axes.set_xticklabels(names, rotation=0 if max(map(len, names)) < 8 else 30)
+    axes.set_yticklabels([f"image {image_id}, target {target}" for image_id, target in rows], fontsize=7.5)
+    axes.set_title("blue: as before, amber and bold: another one", fontsize=9.5)
+
+
+def _draw_steps(axes: Axes, names: Sequence[str], labels: Sequence[str], values: Sequence[float]) -> None:
+    steps = range(1, len(names))
+    axes.plot(steps, values, marker="o", color="#0072b2", linewidth=2.2)
+    for step, value, label in zip(steps, values, labels, strict=True):
+        axes.annotate(label, (step, value), (0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.set(xticks=steps, xticklabels=names[1:], xlim=(0.7, len(names) - 0.7))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.tick_params(labelsize=8.5)

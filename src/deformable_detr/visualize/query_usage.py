@@ -1,9 +1,12 @@
 """Where each query's boxes fall over many pictures (as figure 7 of DETR shows it for learned queries)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from deformable_detr.inference.predictor import Predictor
@@ -12,7 +15,9 @@ from deformable_detr.model import DeformableDETR
 from deformable_detr.visualize.figures import View, new_figure, panels
 from deformable_detr.visualize.level_attention import look_inside_many
 
-KINDS = {"small": "#2fa84f", "wide": "#d6336c", "tall": "#1c7ed6"}
+KINDS = {"small box": ("o", "#0072b2"), "large and wide": ("_", "#d55e00"), "large and tall": ("|", "#8a3d78")}
+"""Marker and colour; the marker's shape says the same as the colour."""
+
 LARGE = 0.15
 """A box of less than this share of the picture's width and height is small."""
 
@@ -79,26 +84,36 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
     rows = -(-len(shown) // columns)
     figure = new_figure(10.0, 1.9 * rows + 2.6)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.9 * rows + 0.6, 1.9))[:, 0]
-    title = f"Where the boxes of the {len(shown)} most used queries fall ({len(boxes)} pictures, {kind})"
+    title = f"Where the boxes of the {len(shown)} most used queries lie ({len(boxes)} pictures, {kind})"
     top.suptitle(title, fontsize=11, fontweight="bold")
     for axes, query in zip(panels(top, len(shown), columns), shown, strict=True):
         used = scores[:, query] >= threshold
-        _scatter(axes, boxes[~used, query], alpha=0.18, size=4)
-        _scatter(axes, boxes[used, query], alpha=0.9, size=11)
+        axes.scatter(*boxes[~used, query, :2].T, s=3, color="#b5bcc6", linewidths=0)
+        _scatter(axes, boxes[used, query])
         axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
         axes.set_title(f"query {query}: {float(usage[query]):.0%}", fontsize=8.5)
     axes = bottom.subplots()
-    axes.bar(np.arange(len(usage)), usage.sort(descending=True).values.numpy(), color="#4c6ef5", width=1.0)
-    axes.set(xlim=(-0.5, len(usage) - 0.5), xlabel="queries, most used first", ylabel=f"pictures with\na score ≥ {threshold:g}")
+    axes.bar(np.arange(len(usage)), usage.numpy(), color="#0072b2", width=0.84 if len(usage) <= 60 else 1.0)
+    axes.set(xlim=(-0.6, len(usage) - 0.4), xlabel="query", ylabel=f"pictures with\na score ≥ {threshold:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=21, integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    handles = [axes.scatter([], [], color=color, s=18) for color in KINDS.values()]
-    names = ["small box", "large and wide", "large and tall"]
-    top.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    axes.tick_params(labelsize=8.5)
+    handles = [axes.scatter([], [], **_look(kind)) for kind in KINDS]
+    handles.append(axes.scatter([], [], s=8, color="#b5bcc6", linewidths=0))
+    names = [*KINDS, f"score below {threshold:g}"]
+    top.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
-def _scatter(axes, boxes: Tensor, *, alpha: float, size: float) -> None:
+def _scatter(axes: Axes, boxes: Tensor) -> None:
+    """The centres of `[X, 4]` boxes, by kind."""
     small = (boxes[:, 2:] < LARGE).all(-1)
     wide = ~small & (boxes[:, 2] >= boxes[:, 3])
-    for members, color in zip((small, wide, ~small & ~wide), KINDS.values(), strict=True):
-        axes.scatter(boxes[members, 0], boxes[members, 1], s=size, color=color, alpha=alpha, linewidths=0)
+    for members, kind in zip((small, wide, ~small & ~wide), KINDS, strict=True):
+        axes.scatter(boxes[members, 0], boxes[members, 1], **_look(kind))
+
+
+def _look(kind: str) -> dict[str, Any]:
+    marker, color = KINDS[kind]
+    return {"marker": marker, "color": color, "s": 11 if marker == "o" else 36, "linewidths": 0 if marker == "o" else 1.6}

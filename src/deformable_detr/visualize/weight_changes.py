@@ -6,10 +6,13 @@ The running statistics of batch norms are left out: they are no weights, and so 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
+from deformable_detr.checkpoints import load_pretrained
 from deformable_detr.visualize.figures import View, new_figure
 
 LAYER = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.(.+)$")
@@ -37,7 +40,7 @@ class PartChange:
     """How many numbers it has."""
 
     change: float
-    """‖after − before‖ / ‖before‖, over all its numbers together."""
+    """‖after − before‖ / ‖before‖, over all its numbers together; infinite where all of them were 0 before."""
 
     most_changed: str
     """Its tensor with the largest relative change."""
@@ -53,17 +56,27 @@ class WeightChangesView(View):
     """The relative change of all numbers together."""
 
 
-def view_weight_changes(before: nn.Module | Mapping[str, Tensor], after: nn.Module | Mapping[str, Tensor]) -> WeightChangesView:
-    """Compare two checkpoints.
+Weights = nn.Module | Mapping[str, Tensor] | str | Path
+
+
+def view_weight_changes(before: Weights, after: Weights) -> WeightChangesView:
+    """Compare two checkpoints. Class heads for another number of classes are left out.
+
+    ```python
+    view_weight_changes("coco.safetensors", "runs/first").save("changes.png")  # what fine-tuning changed
+    ```
 
     Args:
-        before: a network or its state dict.
+        before: a network, its state dict, or a run folder or weights file of any known format.
         after: the same network later.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: tensors that only one of them has, or of different shapes.
     """
     old, new = (_floating(one) for one in (before, after))
+    for name in [name for name in old.keys() & new.keys() if "class_head" in name and old[name].shape != new[name].shape]:
+        del old[name], new[name]
     different = sorted(old.keys() ^ new.keys()) or [name for name in old if old[name].shape != new[name].shape]
     if different:
         raise ValueError(
@@ -91,7 +104,8 @@ def part_of(name: str) -> str:
     return {"class_heads": "class heads", "query_source": "queries", "flatten": "level embedding"}.get(pieces[0], pieces[0])
 
 
-def _floating(weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _floating(weights: Weights) -> dict[str, Tensor]:
+    weights = load_pretrained(weights) if isinstance(weights, (str, Path)) else weights
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     learned = {name: value for name, value in state.items() if value.is_floating_point() and ".running_" not in name}
     return {name: value.detach().cpu().double() for name, value in learned.items()}
@@ -119,23 +133,31 @@ def _draw(parts: tuple[PartChange, ...], total: float):
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
     figure.suptitle(f"Relative change of the weights, part by part (all together: {total:.1%})", fontsize=11, fontweight="bold")
     values = [part.change for part in outside]
-    left.barh([part.part for part in outside], values, color="#4c6ef5", height=0.72)
-    for row, value in enumerate(values):
-        left.text(value, row, f" {value:.1%}", va="center", fontsize=8)
-    finite = [value for value in values if np.isfinite(value)]
+    finite = [value if np.isfinite(value) else 0.0 for value in values]
+    left.barh([part.part for part in outside], finite, color="#0072b2", height=0.72)
+    for row, (value, end) in enumerate(zip(values, finite, strict=True)):
+        left.text(end, row, f" {_percent(value)}", va="center", fontsize=8)
     left.set(xlim=(0, max([*finite, 1e-6]) * 1.22), xlabel="‖after − before‖ / ‖before‖")
+    left.xaxis.set_major_formatter(PercentFormatter(1.0))
     left.invert_yaxis()
     left.spines[["top", "right"]].set_visible(False)
     left.tick_params(labelsize=8.5)
     if table.size:
-        shown = right.imshow(table, cmap="viridis", aspect="auto", vmin=0)
-        middle = np.nanmax(np.where(np.isfinite(table), table, np.nan)) * 0.6
+        finite_table = np.ma.masked_invalid(table)
+        shown = right.imshow(finite_table, cmap="viridis", aspect="auto", vmin=0)
+        middle = float(finite_table.max() or 0.0) * 0.6
         for (row, column), value in np.ndenumerate(table):
             if not np.isnan(value):
                 color = "black" if value > middle else "white"
-                right.text(column, row, f"{value:.1%}", ha="center", va="center", fontsize=8, color=color)
+                right.text(column, row, _percent(value), ha="center", va="center", fontsize=8, color=color)
         right.set(xticks=range(len(layers)), yticks=range(len(kinds)), yticklabels=kinds)
         right.set_xticklabels([layer.replace(" ", "\n") for layer in layers])
         right.tick_params(labelsize=8.5)
-        figure.colorbar(shown, ax=right, shrink=0.85, aspect=20).ax.tick_params(labelsize=8)
+        bar = figure.colorbar(shown, ax=right, shrink=0.85, aspect=20, format=PercentFormatter(1.0))
+        bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _percent(change: float) -> str:
+    """A part that was all zero before has no relative change."""
+    return f"{change:.1%}" if np.isfinite(change) else "was 0"

@@ -58,7 +58,8 @@ def legend_html(num_levels: int) -> str:
     return (
         f'<div class="legend">{dots}<span class="key">larger dot: more weight</span>'
         '<span class="key"><span class="cross">+</span> reference</span>'
-        '<span class="key"><span class="dashes"></span> box of an earlier layer</span></div>'
+        '<span class="key"><span class="dashes"></span> box of an earlier layer</span>'
+        '<span class="key">hover over a dot or box: numbers</span></div>'
     )
 
 

@@ -1,42 +1,28 @@
-"""The web page around the drawing: gradio components, and what each of them changes.
+"""What the controls of the web page do: every event makes a new :class:`Session` from the last and shows it.
 
-Every event makes a new :class:`Session` from the last and shows it; what the choices mean is decided in :mod:`.choices`.
+The components themselves are in :mod:`.components`; what the choices mean is decided in :mod:`.choices`.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from deformable_detr.visualize.colors import level_color
 from deformable_detr.visualize.explorer import markup, tables
 from deformable_detr.visualize.explorer.choices import Choices, at_another_picture, at_point, first_choices, on_level
+from deformable_detr.visualize.explorer.components import START_THRESHOLD, Components
 from deformable_detr.visualize.explorer.drawing import draw
 from deformable_detr.visualize.explorer.views import Views
 
 MOST_THUMBNAILS = 48
-START_THRESHOLD = 0.3
-STAGES = [("queries (decoder)", "decoder"), ("positions (encoder)", "encoder")]
-LOOKING = '<div class="empty">Looking …</div>'
 NO_PICTURE = '<div class="empty">Drop a picture on the field at the left.</div>'
 
-STAGE_EVENTS = """
-element.addEventListener("click", (event) => {
-  const place = explorerPoint(element, event);
-  if (place) trigger("click", place);
-});
-"""
-BUTTON_EVENTS = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-index]");
-  if (button) trigger("click", { index: Number(button.dataset.index) });
-});
-"""
+PRIVATE: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
+QUIETLY: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -62,127 +48,64 @@ class Page:
         self.views = views
         network = views.detector.model
         self.num_levels: int = network.flatten.level_embed.shape[0]  # type: ignore[union-attr]
-        self.num_heads: int = network.decoder.layers[0].cross_attn.num_heads  # type: ignore[index, union-attr]
-        self.num_layers = {"encoder": len(network.encoder.layers), "decoder": len(network.decoder.layers)}  # type: ignore[arg-type, union-attr]
+        num_heads: int = network.decoder.layers[0].cross_attn.num_heads  # type: ignore[index, union-attr]
+        num_layers = {"encoder": len(network.encoder.layers), "decoder": len(network.decoder.layers)}  # type: ignore[arg-type, union-attr]
         self.thumbnails = lru_cache(maxsize=2 * MOST_THUMBNAILS)(markup.thumbnail)
         with gr.Blocks(title="Deformable DETR explorer", analytics_enabled=False, fill_width=True) as self.blocks:
             self.session = gr.State(Session())
-            gr.HTML(f'<div id="top"><h1>Deformable DETR explorer</h1><span>{markup.escape(title)}</span></div>')
-            with gr.Row(equal_height=False):
-                with gr.Column(scale=0, min_width=232, elem_id="controls"):
-                    self._controls()
-                with gr.Column(scale=6, min_width=440):
-                    self.stage = gr.HTML(LOOKING, apply_default_css=False, elem_id="stage", js_on_load=STAGE_EVENTS)
-                    gr.HTML(apply_default_css=False, value=markup.legend_html(self.num_levels))
-                    self.strip = gr.HTML(apply_default_css=False, elem_id="strip", js_on_load=BUTTON_EVENTS)
-                with gr.Column(scale=5, min_width=400):
-                    self._panels()
-            self._events()
+            self.parts = Components(title, num_levels=self.num_levels, num_heads=num_heads, num_layers=num_layers)
+            self._connect_choices()
+            self._connect_pictures()
+            self._connect_saving()
 
-    def _controls(self) -> None:
-        layers, levels, heads = self.num_layers, range(self.num_levels), range(self.num_heads)
-        self.drop = gr.File(label="Drop a picture, or click", height=46, elem_id="drop", file_types=["image"])
-        self.kind = gr.Radio(
-            STAGES, value="decoder", label="Look at", info="Then click in the picture.", elem_classes="chips", elem_id="kind"
-        )
-        self.threshold = gr.Slider(0, 1, START_THRESHOLD, step=0.01, label="Score threshold", buttons=[], elem_id="threshold")
-        self.decoder_layer = gr.Slider(
-            *(0, layers["decoder"], layers["decoder"]),
-            **{"step": 1, "label": "Decoder layer", "buttons": [], "info": "0: before the first"},
-            elem_id="decoder-layer",
-        )
-        self.encoder_layer = gr.Radio(
-            [(str(layer), layer) for layer in range(1, layers["encoder"] + 1)],
-            value=layers["encoder"],
-            label="Encoder layer",
-            visible=False,
-            elem_classes="chips",
-        )
-        self.position_level = gr.Radio(
-            [(str(level), level) for level in levels],
-            value=min(1, self.num_levels - 1),
-            label="Position on level",
-            visible=False,
-            elem_classes="chips",
-            elem_id="position-level",
-        )
-        self.levels = gr.CheckboxGroup(
-            [(str(level), level) for level in levels],
-            value=list(levels),
-            label="Points on levels",
-            elem_classes="chips",
-            elem_id="levels",
-        )
-        self.heads = gr.CheckboxGroup(
-            [(str(head), head) for head in heads], value=list(heads), label="Points of heads", elem_classes="chips", elem_id="heads"
-        )
-        with gr.Row(elem_id="ways"):
-            self.zoom = gr.Checkbox(False, label="zoom in", elem_id="zoom", min_width=90)
-            self.references = gr.Checkbox(False, label="all queries", elem_id="references", min_width=100)
-        with gr.Row(elem_id="save"):
-            self.save_png, self.save_svg, self.save_json = (
-                gr.Button(kind, size="sm", elem_id=f"save-{kind.lower()}") for kind in ("PNG", "SVG", "JSON")
-            )
-        self.record = gr.Textbox(visible=False)
-
-    def _panels(self) -> None:
-        self.heading = gr.HTML(apply_default_css=False, elem_id="heading")
-        with gr.Tabs(elem_id="panels"):
-            with gr.Tab("Where it looks"):
-                gr.HTML('<h3 class="panel">Share of the attention on each level</h3>')
-                self.shares = gr.HTML(apply_default_css=False, elem_id="shares")
-                gr.HTML('<h3 class="panel">The heaviest points</h3>')
-                self.points = gr.HTML(apply_default_css=False, elem_id="points")
-            with gr.Tab("Box by box"):
-                gr.HTML('<p class="quiet">What each decoder layer makes of the query\'s box and class.</p>')
-                self.boxes = gr.HTML(apply_default_css=False, elem_id="boxes")
-            with gr.Tab("Queries"):
-                gr.HTML('<p class="quiet">All queries by their score in the last layer: click one.</p>')
-                self.queries = gr.HTML(apply_default_css=False, elem_id="queries", js_on_load=BUTTON_EVENTS)
-            with gr.Tab("Shapes"):
-                self.journey = gr.HTML(apply_default_css=False, elem_id="journey")
-
-    def _events(self) -> None:
-        """Connect every control with what it changes."""
-        shown = [
-            *(self.session, self.stage, self.heading, self.shares, self.points, self.boxes, self.queries, self.strip),
-            *(self.kind, self.threshold, self.decoder_layer, self.references, self.encoder_layer, self.position_level),
+    def _shown(self) -> list[Any]:
+        """The components that follow the choices, in the order of the values of :meth:`_show`."""
+        parts = self.parts
+        return [
+            *(self.session, parts.stage, parts.heading, parts.shares, parts.points, parts.boxes, parts.queries, parts.strip),
+            *(parts.kind, parts.threshold, parts.decoder_layer, parts.references, parts.encoder_layer, parts.position_level),
         ]
-        private: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
-        quietly = {**private, "show_progress": "hidden"}
-        waiting = {**private, "show_progress": "minimal", "show_progress_on": [self.stage]}  # a large network takes seconds
 
-        def on_input(control: Any, change: Change) -> Any:
-            def handle(session: Session, value: Any) -> list[Any]:
-                return self._show(change(session, value))
+    def _connect_choices(self) -> None:
+        """Controls and clicks that change what is looked at in the picture."""
+        parts = self.parts
+        for control, name in (
+            *((parts.kind, "stage"), (parts.threshold, "threshold")),
+            *((parts.decoder_layer, "decoder_layer"), (parts.encoder_layer, "encoder_layer")),
+            *((parts.levels, "levels"), (parts.heads, "heads"), (parts.references, "all_references"), (parts.zoom, "zoom")),
+        ):
+            self._on_input(control, self._set(name))
+        self._on_input(parts.position_level, self._choose_level)
+        self._on_click(parts.stage, self._click_picture, QUIETLY)
+        self._on_click(parts.queries, self._click_query, QUIETLY)
 
-            return control.input(handle, [self.session, control], shown, **quietly)
+    def _connect_pictures(self) -> None:
+        """What opens another picture; the shapes follow once it is shown."""
+        waiting = {**PRIVATE, "show_progress": "minimal", "show_progress_on": [self.parts.stage]}  # a large network takes seconds
+        drop = self.parts.drop
+        dropped = drop.upload(self._drop, [self.session, drop], [*self._shown(), drop], **waiting)
+        started = self.blocks.load(self._start, [self.session], self._shown(), **waiting)
+        for opened in (dropped, started, self._on_click(self.parts.strip, self._click_thumbnail, waiting)):
+            opened.success(self._shapes, [self.session], [self.parts.journey], **QUIETLY)
 
-        def on_click(part: gr.HTML, change: Change, progress: dict[str, Any] = quietly) -> Any:
-            def handle(session: Session, event: gr.EventData) -> list[Any]:
-                return self._show(change(session, event))
+    def _connect_saving(self) -> None:
+        parts = self.parts
+        parts.save_png.click(None, js="explorerSavePng")
+        parts.save_svg.click(None, js="explorerSaveSvg")
+        saved = parts.save_json.click(self._record, [self.session], [parts.record], **QUIETLY)
+        saved.success(None, [parts.record], js="explorerSaveJson")
 
-            return part.click(handle, [self.session], shown, **progress)
+    def _on_input(self, control: Any, change: Change) -> Any:
+        def handle(session: Session, value: Any) -> list[Any]:
+            return self._show(change(session, value))
 
-        on_input(self.kind, self._set("stage"))
-        on_input(self.threshold, self._set("threshold"))
-        on_input(self.decoder_layer, self._set("decoder_layer"))
-        on_input(self.encoder_layer, self._set("encoder_layer"))
-        on_input(self.levels, self._set("levels"))
-        on_input(self.heads, self._set("heads"))
-        on_input(self.references, self._set("all_references"))
-        on_input(self.zoom, self._set("zoom"))
-        on_input(self.position_level, self._choose_level)
-        on_click(self.stage, self._click_picture)
-        on_click(self.queries, self._click_query)
-        dropped = self.drop.upload(self._drop, [self.session, self.drop], [*shown, self.drop], **waiting)
-        started = self.blocks.load(self._start, [self.session], shown, **waiting)
-        for opened in (dropped, started, on_click(self.strip, self._click_thumbnail, waiting)):
-            opened.success(self._shapes, [self.session], [self.journey], **quietly)
-        self.save_png.click(None, js="explorerSavePng")
-        self.save_svg.click(None, js="explorerSaveSvg")
-        saved = self.save_json.click(self._record, [self.session], [self.record], **quietly)
-        saved.success(None, [self.record], js="explorerSaveJson")
+        return control.input(handle, [self.session, control], self._shown(), **QUIETLY)
+
+    def _on_click(self, part: gr.HTML, change: Change, progress: dict[str, Any]) -> Any:
+        def handle(session: Session, event: gr.EventData) -> list[Any]:
+            return self._show(change(session, event))
+
+        return part.click(handle, [self.session], self._shown(), **progress)
 
     def _set(self, name: str) -> Change:
         """What a control does that stands for one of the choices."""
@@ -244,7 +167,7 @@ class Page:
         return Session(path, at_another_picture(inside, session.choices))
 
     def _show(self, session: Session) -> list[Any]:
-        """The values of all components that follow the choices, in the order of `shown` above."""
+        """The values of all components that follow the choices, in the order of :meth:`_shown`."""
         strip = self._strip(session.path)
         if session.path is None or session.choices is None:
             return [session, NO_PICTURE, "", "", "", "", "", strip, *[gr.skip()] * 6]
@@ -287,53 +210,3 @@ class Page:
             raise gr.Error("There is no picture yet.", print_exception=False)
         shown = tables.record(self.views.description(session.path).inside, session.choices, session.path.name)
         return json.dumps(shown, indent=1)
-
-
-def serve(page: Page, host: str, port: int | None, *, open_browser: bool = False) -> str:
-    """Start the server in the background and give back the address of the page.
-
-    Args:
-        page: what is served.
-        host: the address to listen on; `127.0.0.1` is reached from this machine alone.
-        port: None: the first free one from 7860 on.
-        open_browser: show the page in the default browser.
-
-    Raises:
-        OSError: the port is taken, or the address is not this machine's.
-    """
-    files = resources.files("deformable_detr.visualize.explorer")
-    script, style = (files.joinpath(f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("js", "css"))
-    theme = gr.themes.Default(
-        primary_hue="sky",
-        neutral_hue="slate",
-        radius_size="md",
-        spacing_size="sm",
-        font=["system-ui", "sans-serif"],  # nothing is fetched
-        font_mono=["ui-monospace", "monospace"],
-    )
-    try:
-        return page.blocks.launch(
-            server_name=host,
-            server_port=port,
-            inbrowser=open_browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            show_error=True,
-            footer_links=[],
-            head=f"<script>{script}</script>",
-            css=style + _level_colors(page.num_levels),
-            theme=theme,
-        )[1]
-    except OSError as error:
-        raise OSError(f"cannot listen on port {port or 'from 7860 on'} of {host}; choose others with --port and --host") from error
-
-
-def _level_colors(num_levels: int) -> str:
-    """The check boxes of the levels in the colours of their points."""
-    return "".join(
-        f"#levels label:nth-of-type({level + 1}) {{ --checkbox-background-color-selected: {level_color(level)}; "
-        f"--checkbox-border-color-selected: {level_color(level)}; border-bottom: 3px solid {level_color(level)}; }}\n"
-        for level in range(num_levels)
-    )

@@ -1,0 +1,114 @@
+"""The parts of the web page, laid out: controls at the left, the drawing, panels at the right.
+
+What they do is connected in :mod:`.page`; the scripts here tell it where a click fell.
+"""
+
+import gradio as gr
+
+from deformable_detr.visualize.explorer import markup
+
+START_THRESHOLD = 0.3
+STAGES = [("queries (decoder)", "decoder"), ("positions (encoder)", "encoder")]
+LOOKING = '<div class="empty">Looking …</div>'
+
+STAGE_EVENTS = """
+element.addEventListener("click", (event) => {
+  const place = explorerPoint(element, event);
+  if (place) trigger("click", place);
+});
+"""
+BUTTON_EVENTS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-index]");
+  if (button) trigger("click", { index: Number(button.dataset.index) });
+});
+"""
+
+
+class Components:
+    """All components, made inside an open `gr.Blocks`.
+
+    Args:
+        title: what stands at the top.
+        num_levels: of the network.
+        num_heads: of its attention.
+        num_layers: by `encoder` and `decoder`.
+    """
+
+    def __init__(self, title: str, *, num_levels: int, num_heads: int, num_layers: dict[str, int]) -> None:
+        gr.HTML(f'<div id="top"><h1>Deformable DETR explorer</h1><span>{markup.escape(title)}</span></div>')
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=0, min_width=232, elem_id="controls"):
+                self._controls(num_layers, range(num_levels), range(num_heads))
+                self._ways()
+            with gr.Column(scale=6, min_width=440):
+                self.stage = gr.HTML(LOOKING, apply_default_css=False, elem_id="stage", js_on_load=STAGE_EVENTS)
+                gr.HTML(apply_default_css=False, value=markup.legend_html(num_levels))
+                self.strip = gr.HTML(apply_default_css=False, elem_id="strip", js_on_load=BUTTON_EVENTS)
+            with gr.Column(scale=5, min_width=400):
+                self._panels()
+
+    def _controls(self, layers: dict[str, int], levels: range, heads: range) -> None:
+        self.drop = gr.File(label="Drop a picture, or click", height=46, elem_id="drop", file_types=["image"])
+        self.kind = gr.Radio(
+            STAGES, value="decoder", label="Look at", info="Then click in the picture.", elem_classes="chips", elem_id="kind"
+        )
+        self.threshold = gr.Slider(0, 1, START_THRESHOLD, step=0.01, label="Score threshold", buttons=[], elem_id="threshold")
+        self.decoder_layer = gr.Slider(
+            *(0, layers["decoder"], layers["decoder"]),
+            **{"step": 1, "label": "Decoder layer", "buttons": [], "info": "0: before the first"},
+            elem_id="decoder-layer",
+        )
+        self.encoder_layer = gr.Radio(
+            [(str(layer), layer) for layer in range(1, layers["encoder"] + 1)],
+            value=layers["encoder"],
+            label="Encoder layer",
+            visible=False,
+            elem_classes="chips",
+        )
+        self.position_level = gr.Radio(
+            [(str(level), level) for level in levels],
+            value=min(1, len(levels) - 1),
+            label="Position on level",
+            visible=False,
+            elem_classes="chips",
+            elem_id="position-level",
+        )
+        self.levels = gr.CheckboxGroup(
+            [(str(level), level) for level in levels],
+            value=list(levels),
+            label="Points on levels",
+            elem_classes="chips",
+            elem_id="levels",
+        )
+        self.heads = gr.CheckboxGroup(
+            [(str(head), head) for head in heads], value=list(heads), label="Points of heads", elem_classes="chips", elem_id="heads"
+        )
+
+    def _ways(self) -> None:
+        """Other ways to see the drawing, and to keep it."""
+        with gr.Row(elem_id="ways"):
+            self.zoom = gr.Checkbox(False, label="zoom in", elem_id="zoom", min_width=90)
+            self.references = gr.Checkbox(False, label="all queries", elem_id="references", min_width=100)
+        with gr.Row(elem_id="save"):
+            self.save_png, self.save_svg, self.save_json = (
+                gr.Button(kind, size="sm", elem_id=f"save-{kind.lower()}") for kind in ("PNG", "SVG", "JSON")
+            )
+        self.record = gr.Textbox(visible=False)
+
+    def _panels(self) -> None:
+        self.heading = gr.HTML(apply_default_css=False, elem_id="heading")
+        with gr.Tabs(elem_id="panels"):
+            with gr.Tab("Where it looks"):
+                gr.HTML('<h3 class="panel">Share of the attention on each level</h3>')
+                self.shares = gr.HTML(apply_default_css=False, elem_id="shares")
+                gr.HTML('<h3 class="panel">The heaviest points</h3>')
+                self.points = gr.HTML(apply_default_css=False, elem_id="points")
+            with gr.Tab("Box by box"):
+                gr.HTML('<p class="quiet">What each decoder layer makes of the query\'s box and class.</p>')
+                self.boxes = gr.HTML(apply_default_css=False, elem_id="boxes")
+            with gr.Tab("Queries"):
+                gr.HTML('<p class="quiet">All queries by their score in the last layer: click one.</p>')
+                self.queries = gr.HTML(apply_default_css=False, elem_id="queries", js_on_load=BUTTON_EVENTS)
+            with gr.Tab("Shapes"):
+                self.journey = gr.HTML(apply_default_css=False, elem_id="journey")
