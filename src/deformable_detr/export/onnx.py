@@ -85,6 +85,7 @@ def _simplify(model: "ir.Model") -> None:
         steps.CommonSubexpressionEliminationPass(),
         steps.OutputFixPass(),
         steps.NameFixPass(),
+        steps.ShapeInferencePass(),  # an output of an inlined function may have no type yet
     )(model)
 
 
