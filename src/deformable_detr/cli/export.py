@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
     settings: dict[str, Any] = {"dilation": True} if options.dilation else {}
     detector = Detector.load(options.weights, device="cpu", **settings)
     if options.int8:
-        check_dataset(options.int8, detector.model.metadata)
+        check_dataset(options.int8, detector.metadata)
     difference = detector.export(out, **options.form())
     lines = [f"compared with the model: {difference}"]
     if options.int8:

@@ -44,9 +44,9 @@ class ExportableNetwork(nn.Module):
     def __init__(self, model: DeformableDETR) -> None:
         super().__init__()
         self.backbone, self.neck, self.flatten, self.encoder = model.backbone, model.neck, model.flatten, model.encoder
-        usual_queries, usual_decoder = (type(model.query_source) is EncoderProposals, type(model.decoder) is DeformableDecoder)
-        self.query_source = BestProposals(model.query_source) if usual_queries else model.query_source  # type: ignore[arg-type]
-        self.decoder = LastLayer(model.decoder) if usual_decoder else model.decoder  # type: ignore[arg-type]
+        source, decoder = model.query_source, model.decoder
+        self.query_source = BestProposals(source) if type(source) is EncoderProposals else source
+        self.decoder = LastLayer(decoder) if type(decoder) is DeformableDecoder else decoder
         self.class_head = model.class_heads[-1]
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -44,7 +44,7 @@ def multi_scale_deformable_attn_gather(
 
 
 def _levels(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
-    """(w, h) of the levels, `[L, 1, 2]`, and the number of pixels before each, `[L, 1]`; one number at a time, as in `reference`."""
+    """(w, h) of the levels, `[L, 1, 2]`, and the pixels before each, `[L, 1]`; one number at a time, as in `reference.py`."""
     sizes, first, pixels = [], [], 0
     for height, width in spatial_shapes:
         sizes += [width, height]
