@@ -73,7 +73,7 @@ def _simplify(model: "ir.Model") -> None:
     )
     steps.InlinePass()(model)
     for _ in range(2):
-        fold_constants(model)
+        fold_constants(model, onnx_shape_inference=True)
         shorter(model)
         steps.RemoveUnusedNodesPass()(model)
     passes.Sequential(
@@ -85,7 +85,6 @@ def _simplify(model: "ir.Model") -> None:
         steps.CommonSubexpressionEliminationPass(),
         steps.OutputFixPass(),
         steps.NameFixPass(),
-        steps.ShapeInferencePass(),  # an output of an inlined function may have no type yet
     )(model)
 
 
