@@ -1,5 +1,6 @@
 import json
-from dataclasses import replace
+import math
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -11,33 +12,6 @@ from deformable_detr.checkpoints import load_pretrained, save_weights
 from deformable_detr.detector import Detector
 from deformable_detr.export import ParityError, export_model, files, load_exported
 from deformable_detr.inference import Predictor
-from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
-
-VARIANTS = {
-    "one-stage": {"two_stage": False, "box_refinement": False},
-    "refine": {"two_stage": False},
-    "two-stage": {},
-    "single-scale": {"two_stage": False, "num_feature_levels": 1},
-    "single-scale-dc5": {"two_stage": False, "num_feature_levels": 1, "dilation": True},
-}
-
-
-def small_model(variant="single-scale", **settings):
-    """One encoder and one decoder layer, which is all that an export can get wrong."""
-    torch.manual_seed(0)
-    settings = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_classes": 3} | VARIANTS[variant] | settings
-    model = build_model("tiny", **settings).eval()
-    categories = Categories(("cat", "Hündin", "bird"), (7, 3, 90))
-    model.metadata = replace(model.metadata, categories=categories, eval_short_side=80, max_long_side=112)
-    return model
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    generator = np.random.default_rng(0)
-    return [generator.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((80, 112), (60, 80), (112, 80))]
-
 
 CANVAS = (80, 112)  # that of the first picture
 
@@ -53,26 +27,58 @@ def assert_same_detections(path, model, pictures, runtime=None, top_k=8):
         assert one.data["category_id"].tolist() == other.data["category_id"].tolist()
 
 
-# the other variants are in the tests below; learned references are constants, which two layers use: a case of its own
-@pytest.mark.parametrize(
-    ("variant", "settings"),
-    [("two-stage", {}), ("single-scale-dc5", {}), ("one-stage", {"num_decoder_layers": 2, "num_feature_levels": 2})],
-)
-def test_onnx_without_grid_sample(variant, settings, tmp_path):
-    model = small_model(variant, **settings)
+def number_of_weights(model):
+    """Of what the answer depends on, counted by hand: 64 channels, 3 classes, and a batch norm is two numbers per channel."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    head = 64 * 3 + 3
+    count -= (len(model.class_heads) - 1) * head  # those of the other layers
+    return count - (head - 65 if model.metadata.model.two_stage else 0)  # proposals are ranked by their first channel
+
+
+def batch_norm_channels(model):
+    return sum(module.num_features for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+
+def assert_no_dead_weight(path, model):
+    """Batch norms are inside the convolutions as one number per channel; and next to nothing is there beside the weights."""
+    graph = onnx.load(path).graph
+    used = {name for node in graph.node for name in node.input}
+    assert [tensor.name for tensor in graph.initializer if tensor.name not in used] == []
+    needed = {output.name for output in graph.output}
+    for node in reversed(graph.node):
+        assert needed & set(node.output), node.name
+        needed |= set(node.input)
+    shapes = Counter(tuple(sorted(tensor.dims)) for tensor in graph.initializer)
+    two_stage = model.metadata.model.two_stage
+    assert shapes[3, 64] == 1  # class heads
+    assert shapes[1, 64] == two_stage  # proposals are ranked by the first channel of theirs
+    assert shapes[4, 64] == len(model.decoder.box_heads) + two_stage
+    floats = sum(math.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    assert floats == pytest.approx(number_of_weights(model) - batch_norm_channels(model), rel=2e-3)
+    assert path.stat().st_size < 4 * floats + 250_000  # nodes, shapes and names
+
+
+# learned references are constants, which two layers use: a case of its own
+@pytest.mark.parametrize(("variant", "settings"), [("two-stage", {}), ("one-stage", {"num_feature_levels": 2})])
+def test_onnx_without_grid_sample(variant, settings, small_model, tmp_path):
+    model = small_model(variant, num_decoder_layers=2, **settings)
     path = tmp_path / "detector.onnx"
     difference = export_model(model, path, size=CANVAS, batch_size=1, grid_sample=False)
     assert difference.box < 1e-4
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert "GridSample" not in kinds
     assert sorted(item.name for item in tmp_path.iterdir()) == ["detector.onnx"]
+    assert_no_dead_weight(path, model)
 
 
-def test_any_batch_and_size_as_program_and_onnx(tmp_path, pictures):
-    model = small_model()
+def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, pictures):
+    model = small_model("one-stage", num_feature_levels=2)  # several levels: pieces of one tensor, whose sizes are symbols
     for name in ("detector.pt2", "detector.onnx"):
         export_model(model, tmp_path / name)
         assert_same_detections(tmp_path / name, model, pictures)
+    weights = torch.export.load(tmp_path / "detector.pt2").state_dict
+    assert sum(tensor.numel() for tensor in weights.values()) == number_of_weights(model) + 2 * batch_norm_channels(model)
+    assert_no_dead_weight(tmp_path / "detector.onnx", model)
     graph = onnx.load(tmp_path / "detector.onnx")
     assert [opset.version for opset in graph.opset_import if opset.domain == ""] == [20]
     assert "GridSample" in {node.op_type for node in graph.graph.node}
@@ -83,50 +89,52 @@ def test_any_batch_and_size_as_program_and_onnx(tmp_path, pictures):
     assert record["metadata"]["categories"]["ids"] == [7, 3, 90]
 
 
-def test_openvino_with_the_best_inside(tmp_path, pictures):
-    model = small_model("two-stage")
+def test_openvino_with_the_best_inside(small_model, tmp_path, pictures):
+    model = small_model("two-stage", num_feature_levels=2, num_decoder_layers=2)
     export_model(model, tmp_path / "detector.xml", size=CANVAS, batch_size=2, top_k=8)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["detector.bin", "detector.xml"]
     assert_same_detections(tmp_path / "detector.xml", model, pictures[:1])
+    floats = (tmp_path / "detector.bin").stat().st_size / 4
+    assert floats == pytest.approx(number_of_weights(model) - batch_norm_channels(model), rel=2e-3)
 
 
-def test_openvino_runs_onnx_files_without_a_mask(tmp_path, pictures):
-    model = small_model("refine")
+def test_openvino_runs_onnx_files_without_a_mask(small_model, tmp_path, pictures):
+    model = small_model("refine", num_feature_levels=2, num_decoder_layers=2)
     export_model(model, tmp_path / "detector.onnx", size=CANVAS, padding_mask=False, grid_sample=False)
     assert_same_detections(tmp_path / "detector.onnx", model, pictures[:1], runtime="openvino")
+    assert_no_dead_weight(tmp_path / "detector.onnx", model)
     with pytest.raises(ValueError, match=r"112x80 pixels.*takes 80x112"):
         load_exported(tmp_path / "detector.onnx").predict(pictures[2])
 
 
-def test_preparation_inside(tmp_path, pictures):
-    model = small_model()
-    export_model(model, tmp_path / "detector.onnx", preprocess=True, top_k=8)
-    session = onnxruntime.InferenceSession(tmp_path / "detector.onnx")
+def test_preparation_inside(prepared, pictures):
+    model, path = prepared
+    session = onnxruntime.InferenceSession(path)
     scores, _, boxes = session.run(None, {"pictures": pictures[1][None]})
     expected = Predictor(model, device="cpu").predict(pictures[1], 0.0, top_k=8)
     np.testing.assert_allclose(scores[0], expected.confidence, atol=1e-3)  # a pixel may be one grey level off
     assert boxes.shape == (1, 8, 4)
     with pytest.raises(ValueError, match="prepares pictures by itself"):
-        load_exported(tmp_path / "detector.onnx")
+        load_exported(path)
 
 
-def test_weights_from_a_file(tmp_path, pictures):
-    model = small_model("one-stage")
+def test_weights_from_a_file(small_model, tmp_path, pictures):
+    model = small_model("single-scale-dc5")
     save_weights(tmp_path / "weights.safetensors", model)
     Detector(load_pretrained(tmp_path / "weights.safetensors"), device="cpu").export(tmp_path / "detector.pt2", size=CANVAS)
     assert_same_detections(tmp_path / "detector.pt2", model, pictures[:1])
 
 
-def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+def test_a_file_that_computes_something_else_is_not_kept(small_model, tmp_path, monkeypatch):
     def write_changed(path, program, form):
         weights = program.state_dict
-        name = next(name for name in weights if name.endswith("class_heads.0.bias"))
+        name = next(name for name in weights if name.endswith("class_head.bias"))
         weights[name] = torch.nn.Parameter(weights[name] + 1.0, requires_grad=False)  # not in place: the network shares it
         files.save_program(path, program, form)
 
     monkeypatch.setitem(files.WRITERS, ".pt2", write_changed)
     with pytest.raises(ParityError, match=r"scores differ by at most \d\.\de-02, boxes by 0\.0"):
-        export_model(small_model(), tmp_path / "detector.pt2", size=CANVAS, batch_size=1)
+        export_model(small_model("single-scale"), tmp_path / "detector.pt2", size=CANVAS, batch_size=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,9 +147,9 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
         ("detector.onnx", {"top_k": 0}, "top_k must be at least 1"),
     ],
 )
-def test_mistakes_are_named(name, options, message, tmp_path):
+def test_mistakes_are_named(name, options, message, small_model, tmp_path):
     with pytest.raises(ValueError, match=message):
-        export_model(small_model(), tmp_path / name, **options)
+        export_model(small_model("single-scale"), tmp_path / name, **options)
 
 
 def test_foreign_and_missing_files(tmp_path):

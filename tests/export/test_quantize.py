@@ -1,23 +1,31 @@
+import json
+import shutil
+
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from deformable_detr.export.quantize import exact_nodes
+from deformable_detr.data.images import read_image
+from deformable_detr.data.scenes import generate_scenes
+from deformable_detr.export import ExportedNetwork
+from deformable_detr.export.quantize import check_dataset, exact_nodes, quantize_onnx
 
 
 @pytest.mark.parametrize(
     ("bias", "exact"),
     [
-        ("model.encoder.layers.0.self_attn.sampling_offsets.bias", True),
-        ("model.class_heads.0.bias", True),
-        ("model.decoder.box_heads.1.layers.2.bias", True),
-        ("model.encoder.layers.0.ffn.linear1.bias", False),
-        ("model.encoder.layers.0.self_attn.value_proj.bias", False),
+        ("encoder.layers.0.self_attn.sampling_offsets.bias", True),
+        ("class_head.bias", True),
+        ("decoder.box_heads.1.layers.2.bias", True),
+        ("encoder.layers.0.ffn.linear1.bias", False),
+        ("encoder.layers.0.self_attn.value_proj.bias", False),
     ],
 )
 def test_geometry_and_heads_are_told_by_their_biases(bias, exact):
     text = """
     <ir_version: 10, opset_import: ["" : 20]>
-    graph (float[2, 2] x, float[2, 2] val_1, float[2] b) => (float[2, 2] y) {
+    graph (float[2, 2] x, float[2] b) => (float[2, 2] y) <float[2, 2] val_1 = {1.0, 2.0, 3.0, 4.0}> {
         [linear] z = MatMul (x, val_1)
         y = Add (z, b)
     }
@@ -25,3 +33,63 @@ def test_geometry_and_heads_are_told_by_their_biases(bias, exact):
     model = onnx.parser.parse_model(text)
     model.graph.node[1].input[1] = bias
     assert exact_nodes(model) == (["linear"] if exact else [])
+
+
+def test_products_without_weights_stay_exact():
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    graph (float[2, 2] x, float[2, 2] y) => (float[2, 2] z) {
+        [attention] z = MatMul (x, y)
+    }
+    """
+    assert exact_nodes(onnx.parser.parse_model(text)) == ["attention"]
+
+
+@pytest.fixture
+def found_by_the_file(prepared, tmp_path):
+    """A copy of the file that takes pictures, and a data set whose objects are what onnxruntime finds with it: its AP is 1."""
+    path = shutil.copy(prepared[1], tmp_path / "detector.onnx")
+    data = generate_scenes(tmp_path / "data", train=3, val=3, image_size=64)
+    session = onnxruntime.InferenceSession(path)
+    file = data / "annotations" / "instances_val.json"
+    record = json.loads(file.read_text())
+    names = ("cat", "Hündin", "bird")
+    record["categories"] = [{"id": number, "name": name} for number, name in zip((7, 3, 90), names, strict=True)]
+    record["annotations"] = []
+    for image in record["images"]:
+        pixels = read_image(data / "val" / image["file_name"]).permute(1, 2, 0).numpy()
+        _, labels, boxes = (output[0] for output in session.run(None, {"pictures": pixels[None]}))
+        for label, box in zip(labels, boxes * np.tile([image["width"], image["height"]], 2), strict=True):
+            corner, size = box[:2], box[2:] - box[:2]
+            annotation = {"id": len(record["annotations"]) + 1, "image_id": image["id"], "iscrowd": 0, "area": float(size.prod())}
+            annotation |= {"category_id": record["categories"][label]["id"], "bbox": [*map(float, corner), *map(float, size)]}
+            record["annotations"].append(annotation)
+    file.write_text(json.dumps(record))
+    return path, data
+
+
+def test_a_file_that_takes_pictures_is_measured_with_pictures(found_by_the_file, tmp_path):
+    path, data = found_by_the_file
+    before = onnx.load(path)
+    result = quantize_onnx(path, data, num_pictures=2)
+    assert result.num_pictures == 3
+    assert result.ap_before > 0.99
+    assert 0.2 < result.ap_after <= 1
+    after = onnx.load(path)
+    eight_bit = {node.input[0] for node in after.graph.node if node.op_type == "QuantizeLinear"}
+    assert "preprocess/prepared" in eight_bit  # the input of the first convolution
+    assert not [name for name in eight_bit if name.startswith("preprocess/") and name != "preprocess/prepared"]
+    assert (tmp_path / "detector.onnx").stat().st_size < 0.5 * len(before.SerializeToString())
+    form = ExportedNetwork(path).form
+    assert (form.int8, form.preprocess, form.top_k) == (True, True, 8)
+    assert form.details == {"ap_before": result.ap_before, "ap_after": result.ap_after, "pictures": 3}
+    scores, labels, _ = onnxruntime.InferenceSession(path).run(None, {"pictures": np.zeros((2, 50, 70, 3), np.uint8)})
+    assert scores.shape == labels.shape == (2, 8)
+
+
+def test_the_data_set_is_looked_for_before_an_export(prepared, tmp_path):
+    data = generate_scenes(tmp_path / "data", train=1, val=1, image_size=32)
+    check_dataset(data, prepared[0].metadata)
+    (data / "annotations" / "instances_val.json").unlink()
+    with pytest.raises(FileNotFoundError, match="val"):
+        check_dataset(data, prepared[0].metadata)

@@ -100,17 +100,17 @@ def main(argv: Sequence[str]) -> int:
     )
 
     from deformable_detr.detector import Detector
-    from deformable_detr.export.quantize import quantize_onnx
+    from deformable_detr.export.quantize import check_dataset, quantize_onnx
 
     log_to_screen()
     out, console = Path(options.out), Console()
     if options.int8 and out.suffix.lower() != ".onnx":
         raise ValueError(f"--int8 writes .onnx files, but OUT is {out.name}")
-    if options.int8 and options.preprocess:
-        raise ValueError("--int8 and --preprocess do not go together")
     began = time.perf_counter()
     settings: dict[str, Any] = {"dilation": True} if options.dilation else {}
     detector = Detector.load(options.weights, device="cpu", **settings)
+    if options.int8:
+        check_dataset(options.int8, detector.metadata)
     difference = detector.export(out, **options.form())
     lines = [f"compared with the model: {difference}"]
     if options.int8:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deformable_detr.export.exported_program import save_program, trace
 from deformable_detr.export.form import ExportForm, smallest_side
-from deformable_detr.export.network import ExportableNetwork, MaskFree, TopDetections
+from deformable_detr.export.network import ExportableNetwork, MaskFree, PlainNetwork, TopDetections
 from deformable_detr.export.onnx import save_onnx, to_onnx
 from deformable_detr.export.openvino import save_openvino
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
@@ -64,8 +64,8 @@ def export_model(
         raise ValueError("preprocess is for .onnx and .xml, and the pictures decide the size: leave out size")
     padding_mask = padding_mask and not preprocess
     form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, top_k=top_k, smallest_side=smallest)
-    network = ExportableNetwork(model)
-    batches = parity_batches(form)
+    plain = PlainNetwork(model)
+    network, batches = ExportableNetwork(plain.model), parity_batches(form)
     program = trace(_outputs(_inputs(network, form), form), form, batches[0 if form.size else 1])
     translated: Any = program if suffix == ".pt2" else to_onnx(program, form)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def export_model(
         partial, open_session = Path(folder) / path.name, SESSIONS[SUFFIXES[suffix]]
         WRITERS[suffix](partial, translated, form)
         _, session = open_session(partial)
-        worst = assert_parity(lambda batch: run_session(session, form, batch), network, batches, path.name)
+        worst = assert_parity(lambda batch: run_session(session, form, batch), plain, batches, path.name)
         if preprocess:
             WRITERS[suffix](partial, put_in_front(translated, form.metadata), replace(form, preprocess=True))
             assert_preparation(open_session(partial)[1], session, form, path.name)

@@ -11,6 +11,7 @@ from deformable_detr.export.form import METADATA_KEY, ExportForm
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 OPSET = 20
 """The first version whose GridSample the operator needs nothing beside."""
@@ -36,14 +37,55 @@ def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
             opset_version=OPSET,
             input_names=list(form.inputs),
             output_names=list(form.outputs),
-            optimize=True,
+            optimize=False,
             verbose=False,
         )
-    if translated is None:
-        raise RuntimeError("torch.onnx.export gave no program")
+        if translated is None:
+            raise RuntimeError("torch.onnx.export gave no program")
+        _simplify(translated.model)
     proto = translated.model_proto
     _forget_sources(proto)
     return proto
+
+
+def _simplify(model: "ir.Model") -> None:
+    """Constants computed, what comes twice or is not used left out, batch norms inside their convolutions.
+
+    These are the translator's own steps, less its many rules for other networks: one of them goes through the whole graph for
+    every node.
+    """
+    from onnx_ir import passes
+    from onnx_ir.passes import common as steps
+    from onnxscript.optimizer import fold_constants
+    from onnxscript.rewriter import RewritePass
+    from onnxscript.rewriter.rules import common as rules
+
+    shorter = RewritePass(
+        [
+            rules.no_op_cast_rule,
+            rules.no_op_expand_rule,
+            rules.no_op_transpose_rule,
+            rules.transpose_transpose_rule,
+            rules.reshape_reshape_rule,
+            rules.unsqueeze_unsqueeze_rule,
+            rules.fuse_batchnorm_into_conv_rule,
+        ]
+    )
+    steps.InlinePass()(model)
+    for _ in range(2):
+        fold_constants(model, onnx_shape_inference=True)
+        shorter(model)
+        steps.RemoveUnusedNodesPass()(model)
+    passes.Sequential(
+        steps.RemoveUnusedFunctionsPass(),
+        steps.RemoveUnusedOpsetsPass(),
+        steps.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        steps.LiftSubgraphInitializersToMainGraphPass(),
+        steps.DeduplicateInitializersPass(),
+        steps.CommonSubexpressionEliminationPass(),
+        steps.OutputFixPass(),
+        steps.NameFixPass(),
+    )(model)
 
 
 def save_onnx(path: Path, proto: "onnx.ModelProto", form: ExportForm) -> None:

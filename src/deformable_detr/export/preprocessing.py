@@ -122,6 +122,8 @@ def preprocessing_graph(metadata: Metadata) -> "onnx.ModelProto":
         "std": 255 * np.array(metadata.std, np.float32).reshape(3, 1, 1),
     }
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    for node in model.graph.node:
+        node.name = node.output[0]  # the quantiser tells nodes by their names
     onnx.checker.check_model(model)
     return model
 
@@ -132,7 +134,9 @@ def put_in_front(model: "onnx.ModelProto", metadata: Metadata) -> "onnx.ModelPro
 
     graph = compose.add_prefix(preprocessing_graph(metadata), "preprocess/", rename_inputs=False)
     graph.ir_version = model.ir_version
-    return compose.merge_models(graph, model, io_map=[(f"preprocess/{OUTPUT}", "images")])
+    whole = compose.merge_models(graph, model, io_map=[(f"preprocess/{OUTPUT}", "images")])
+    del whole.opset_import[1:]  # both graphs' opset, the same twice, which the quantiser refuses
+    return whole
 
 
 def assert_preparation(

@@ -1,22 +1,23 @@
 """int8 for onnxruntime: an exported .onnx with 8-bit convolutions and linear maps, and what that costs in AP."""
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
-from deformable_detr.config import DataConfig
+from deformable_detr.config import DataConfig, Metadata
+from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import evaluate
 from deformable_detr.export.exported_program import quiet
 from deformable_detr.export.form import ExportForm
 from deformable_detr.export.onnx import save_onnx
 from deformable_detr.export.runtime import ExportedNetwork
-from deformable_detr.structures import Categories, ImageBatch
+from deformable_detr.structures import Categories, Target
 
 if TYPE_CHECKING:
     import onnx
@@ -45,10 +46,11 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_pictures: int = 
 
     The ranges of the activations come from training pictures, run one at a time at their own size. Convolutions and linear
     maps of the backbone, the neck, the encoder and the decoder become 8-bit, weights with a scale per channel; what says where
-    to look and where things are (offsets, attention weights, box heads, class heads) stays float32.
+    to look and where things are (offsets, attention weights, box heads, class heads) stays float32, and so does the preparation
+    of the pictures. A file that has it inside is given decoded pictures throughout, as its users give them.
 
     Args:
-        path: an .onnx of `export_model`, with or without the choice of the best inside.
+        path: an .onnx of `export_model`, with or without the preparation of the pictures and the choice of the best inside.
         dataset: folder of a data set, as for training, with the splits `train` and `val`.
         num_pictures: training pictures that the ranges are taken from; all where there are fewer.
 
@@ -64,10 +66,10 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_pictures: int = 
         raise ValueError(f"the ranges need at least 1 picture, not {num_pictures}")
     path = Path(path)
     network = ExportedNetwork(path, "onnx")
-    pictures = islice(_calibration_pictures(dataset, network.form), num_pictures)
+    pictures = islice(build_loader(_split(dataset, "train", network.form), batch_size=1, training=False), num_pictures)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         partial = Path(folder) / path.name
-        _quantize(path, partial, [network.arrays(batch.images) for batch in pictures])
+        _quantize(path, partial, [network.arrays(batch.images) for batch, _ in pictures])
         before, count = _average_precision(network, dataset)
         after, _ = _average_precision(ExportedNetwork(partial, "onnx"), dataset)
         result = Quantised(before, after, count)
@@ -78,21 +80,35 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_pictures: int = 
     return result
 
 
-def _data_config(form: ExportForm) -> DataConfig:
+def check_dataset(dataset: str | Path, metadata: Metadata) -> None:
+    """Find out whether a data set will do for :func:`quantize_onnx`, before minutes go into an export.
+
+    Raises:
+        FileNotFoundError: the data set or a split is missing.
+        ValueError: an annotation file is damaged.
+    """
+    for split in ("train", "val"):
+        _split(dataset, split, ExportForm(metadata))
+
+
+def _split(dataset: str | Path, split: str, form: ExportForm) -> CocoDataset:
+    """The pictures of a split as the file takes them."""
     metadata = form.metadata
-    return DataConfig(
+    config = DataConfig(
         eval_short_side=metadata.eval_short_side, max_long_side=metadata.max_long_side, mean=metadata.mean, std=metadata.std
     )
+    pictures = build_dataset(dataset, split, config, training=False)
+    if form.preprocess:
+        pictures.transform = _as_decoded
+    return pictures
 
 
-def _calibration_pictures(dataset: str | Path, form: ExportForm) -> Iterator[ImageBatch]:
-    pictures = build_dataset(dataset, "train", _data_config(form), training=False)
-    for batch, _ in build_loader(pictures, batch_size=1, training=False):
-        yield batch
+def _as_decoded(image: Tensor, target: Target | None) -> tuple[Tensor, Target | None]:
+    return image.float(), target
 
 
 def _average_precision(network: ExportedNetwork, dataset: str | Path) -> tuple[float, int]:
-    pictures = build_dataset(dataset, "val", _data_config(network.form), training=False)
+    pictures = _split(dataset, "val", network.form)
     loader = build_loader(pictures, batch_size=1, training=False)
     num_classes = network.metadata.model.num_classes
     categories = network.metadata.categories or Categories.from_names([f"class {label}" for label in range(num_classes)])
@@ -127,24 +143,27 @@ def _quantize(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> Non
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             nodes_to_exclude=exact_nodes(proto),
             per_channel=True,
+            reduce_range=True,  # 7-bit weights: sums of two 8-bit products overflow on x86 processors without VNNI
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"ActivationSymmetric": False, "MatMulConstBOnly": True},
+            extra_options={"ActivationSymmetric": False},
         )
 
 
 def exact_nodes(proto: "onnx.ModelProto") -> list[str]:
-    """Names of the linear maps that stay float32: geometry and prediction heads.
+    """Names of the products that stay float32: geometry, prediction heads, and all that multiply no weights.
 
-    The translator renames weights when it transposes them, but not the biases that are added after them.
+    Without weights are those of the self-attention and of the preparation of the pictures. The translator renames weights when it
+    transposes them, but not the biases that are added after them.
     """
     exact = ("sampling_offsets.", "attention_weights.", "box_head", "class_head", "reference_points.")
+    weights = {tensor.name for tensor in proto.graph.initializer}
     added = {name: list(node.input) for node in proto.graph.node if node.op_type == "Add" for name in node.input}
     found = []
     for node in proto.graph.node:
         if node.op_type in ("MatMul", "Gemm"):
             names = [*node.input, *added.get(node.output[0], [])]
-            if any(word in name for word in exact for name in names):
+            if node.input[1] not in weights or any(word in name for word in exact for name in names):
                 found.append(node.name)
     return found
 

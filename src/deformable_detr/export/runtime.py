@@ -24,15 +24,22 @@ def load_exported(path: str | Path, runtime: str | None = None) -> Predictor:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: the runtime is not installed.
-        ValueError: an unknown runtime, or a file that it cannot run.
+        ValueError: an unknown runtime, a file that it cannot run, or one that prepares pictures by itself.
     """
-    return Predictor(ExportedNetwork(path, runtime), device="cpu")
+    network = ExportedNetwork(path, runtime)
+    if network.form.preprocess:
+        raise ValueError(
+            f"{network.path.name} prepares pictures by itself: hand decoded pictures to {network.runtime} directly "
+            "(docs/deploying.md shows how), or export once more without --preprocess"
+        )
+    return Predictor(network, device="cpu")
 
 
 class ExportedNetwork(nn.Module):
     """An exported file as a callable like the model: an `ImageBatch` in, `Predictions` (of one layer) out.
 
-    Pictures of different sizes in a batch run one size after the other, so that padding has no influence: as in the model.
+    Pictures of different sizes in a batch run one size after the other, so that padding has no influence: as in the model. A file
+    that prepares pictures by itself takes decoded ones, `[B, 3, H, W]` from 0 to 255, in the place of normalised ones.
 
     Args:
         path: a .pt2, .onnx or .xml (OpenVINO).
@@ -47,7 +54,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, path: str | Path, runtime: str | None = None) -> None:
         super().__init__()
         self.path = Path(path)
-        runtime = runtime or SUFFIXES.get(self.path.suffix.lower())
+        runtime = self.runtime = runtime or SUFFIXES.get(self.path.suffix.lower(), "")
         if runtime not in SESSIONS:
             known = f"known are {', '.join(SESSIONS)}"
             raise ValueError(f"unknown runtime {runtime!r}; {known}" if runtime else f"no runtime for {self.path.name}; {known}")
@@ -55,11 +62,6 @@ class ExportedNetwork(nn.Module):
             raise FileNotFoundError(f"no exported model at {self.path}")
         self.form, self._run = SESSIONS[runtime](self.path)
         self.metadata = self.form.metadata
-        if self.form.preprocess:
-            raise ValueError(
-                f"{self.path.name} prepares pictures by itself: hand decoded pictures to {runtime} directly (docs/deploying.md "
-                "shows how), or export once more without --preprocess"
-            )
 
     def forward(self, images: ImageBatch) -> Predictions:
         """Find the objects of a batch.
@@ -90,11 +92,13 @@ class ExportedNetwork(nn.Module):
         Raises:
             ValueError: a size that the file does not allow.
         """
-        images, mask = self._on_canvas(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
         missing = (self.form.batch_size or len(images)) - len(images)
-        if missing:  # a fixed batch is filled up with copies of its first picture
-            images, mask = (torch.cat((item, item[:1].expand(missing, *item.shape[1:]))) for item in (images, mask))
-        tensors = {"images": images, "padding_mask": mask}
+        images = torch.cat((images, images[:1].expand(missing, -1, -1, -1)))  # a fixed batch: copies of its first picture
+        if self.form.preprocess:
+            tensors = {"pictures": images.permute(0, 2, 3, 1).to(torch.uint8)}
+        else:
+            images, mask = self._on_canvas(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
+            tensors = {"images": images, "padding_mask": mask}
         return [np.ascontiguousarray(tensors[name].numpy()) for name in self.form.inputs]
 
     def _on_canvas(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Multi-scale deformable attention without `grid_sample`: gather and arithmetic, for runtimes whose GridSample is slow or wrong.
 
-The same numbers as `reference.py`, in operations that every runtime has. Nobody computes with it here; it is exported.
+The same numbers as `reference.py`, in operations that every runtime has. Nobody computes with it here; it is exported, and a
+translator takes its time for every operation: so all levels go through each of them together.
 """
 
 from collections.abc import Sequence
@@ -25,30 +26,39 @@ def multi_scale_deformable_attn_gather(
     """
     batch, tokens, heads, channels = value.shape
     rows = value.reshape(batch * tokens * heads, channels)
-    first = torch.arange(batch, device=value.device)[:, None] * (tokens * heads) + torch.arange(heads, device=value.device)
-    first = first[:, None, :, None]  # [B, 1, M, 1]: the row of pixel 0 of each picture and head
+    picture = torch.arange(batch, device=value.device)[:, None] * (tokens * heads) + torch.arange(heads, device=value.device)
+    picture = picture[:, None, :, None, None]  # [B, 1, M, 1, 1]: the row of each picture's and head's first pixel
+    sizes, first = _levels(spatial_shapes, sampling_locations)
+    places = sampling_locations * sizes - 0.5  # in pixels, 0 at the centre of the first
+    before = places.floor()
+    fraction = places - before
     output = value.new_zeros(())
-    for level, (height, width) in enumerate(spatial_shapes):
-        places, weights = sampling_locations[:, :, :, level], attention_weights[:, :, :, level]  # [B, Q, M, P, 2], [B, Q, M, P]
-        x, y = places[..., 0] * width - 0.5, places[..., 1] * height - 0.5  # in pixels, 0 at the centre of the first
-        left, top = x.floor(), y.floor()
-        columns = _neighbours(left, x - left, width)
-        lines = _neighbours(top, y - top, height)
-        for column, share_x in columns:
-            for line, share_y in lines:
-                pixel = line * width + column  # [B, Q, M, P], exact below 2**24
-                picked = rows.index_select(0, (first + pixel.to(torch.int64) * heads).flatten()).view(*pixel.shape, channels)
-                output = output + (picked * (weights * share_x * share_y)[..., None]).sum(-2)  # [B, Q, M, D]
-        first = first + height * width * heads
+    for column, share_x in _one_axis(before[..., 0], fraction[..., 0], sizes[..., 0]):
+        for line, share_y in _one_axis(before[..., 1], fraction[..., 1], sizes[..., 1]):
+            pixel = first + line * sizes[..., 0] + column  # [B, Q, M, L, P], exact below 2**24
+            picked = rows.index_select(0, (picture + pixel.to(torch.int64) * heads).flatten())
+            picked = picked.view(*pixel.shape[:3], -1, channels)  # [B, Q, M, L * P, D]
+            weights = (attention_weights * share_x * share_y).flatten(3)[..., None, :]  # [B, Q, M, 1, L * P]
+            output = output + weights @ picked
     return output.flatten(2)
 
 
-def _neighbours(before: Tensor, fraction: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """The two pixels of one axis around a place, clamped into the level, and their shares; nothing from outside.
+def _levels(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """(w, h) of the levels, `[L, 1, 2]`, and the pixels before each, `[L, 1]`; one number at a time, as in `reference.py`."""
+    sizes, first, pixels = [], [], 0
+    for height, width in spatial_shapes:
+        sizes += [width, height]
+        first.append(pixels)
+        pixels = pixels + height * width
+    as_tensor = [torch.stack([like.new_full((), number) for number in numbers]) for numbers in (sizes, first)]
+    return as_tensor[0].view(-1, 1, 2), as_tensor[1][:, None]
 
-    Each is clamped once: with several clamps of one tensor the ONNX translation came out invalid (an undefined node input).
-    """
-    after = before + 1
-    share_before = (1 - fraction) * ((before >= 0) & (before <= size - 1))
-    share_after = fraction * ((after >= 0) & (after <= size - 1))
-    return [(before.clamp(0, size - 1), share_before), (after.clamp(0, size - 1), share_after)]
+
+def _one_axis(before: Tensor, fraction: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The two pixels of one axis around a place, clamped into the level, and their shares; nothing from outside."""
+    last = size - 1
+    pairs = []
+    for pixel, share in ((before, 1 - fraction), (before + 1, fraction)):
+        inside = pixel.relu().minimum(last)
+        pairs.append((inside, share * (inside == pixel)))
+    return pairs
