@@ -126,7 +126,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if next(calls) in steps else losses
 
     monkeypatch.setattr(
-        "deformable_detr.training.trainer.build_criterion",
+        "deformable_detr.training.learner.build_criterion",
         lambda num_classes, loss: Breaking(num_classes, **vars(loss)),
     )
 

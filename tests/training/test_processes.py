@@ -52,8 +52,9 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
 BREAKING = """
 import os, sys
 from dataclasses import replace
-import deformable_detr.training.trainer as trainer
+import deformable_detr.training.learner as learner
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.training import train
 from deformable_detr.training.run_folder import read_config
 
 calls = iter(range(1000))
@@ -66,8 +67,8 @@ class Breaking(SetCriterion):
         return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if broken else losses
 
 
-trainer.build_criterion = lambda num_classes, loss: Breaking(num_classes, **vars(loss))
-trainer.train(read_config(sys.argv[1]))
+learner.build_criterion = lambda num_classes, loss: Breaking(num_classes, **vars(loss))
+train(read_config(sys.argv[1]))
 """
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.training import batches, train, trainer
+from deformable_detr.training import batches, train, trainer, validation
 from deformable_detr.training.batches import DeadWorkerError
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
@@ -145,12 +145,12 @@ def load_step(path: Path) -> int:
 
 def test_stopping_early(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best AP is the second; two evaluations later it is enough, and a resumed run sees that, too."""
-    original, ap = trainer.evaluate, iter([0.1, 0.5, 0.4, 0.5, 0.9])
+    original, ap = validation.evaluate, iter([0.1, 0.5, 0.4, 0.5, 0.9])
 
     def evaluate(*arguments: object, **settings: object) -> object:
         return replace(original(*arguments, **settings), ap=next(ap))  # type: ignore[arg-type, type-var]
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     run = replace(config, output_dir=str(tmp_path / "run"), train=replace(config.train, epochs=9, evaluate_every=1, patience=2))
     result = train(run)
     assert (result.steps, len(result.history), result.best_metrics["ap"]) == (16, 4, 0.5)
