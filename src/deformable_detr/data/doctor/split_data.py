@@ -102,9 +102,12 @@ def read_split_data(
     categories = _read_categories(lists, found)
     image_ids, sizes = _read_images(lists, found)
     names = [str(entry.get("file_name")) if isinstance(entry, dict) else "" for entry in lists["images"]]
-    rows, *arrays = _read_boxes(lists, found, image_ids, categories)
+    rows, images, category_ids, boxes = _read_boxes(lists, found, image_ids, categories)
     ids = [lists["annotations"][row].get("id", f"number {row}") for row in rows.tolist()]
-    return SplitData(name, annotation_file, image_dir, lists, found, categories, image_ids, names, sizes, rows, ids, *arrays)
+    return SplitData(
+        *(name, annotation_file, image_dir, lists, found, categories, image_ids, names),
+        *(sizes, rows, ids, images, category_ids, boxes),
+    )
 
 
 def split_data_of(name: str, file: AnnotationFile, annotation_file: Path, image_dir: Path) -> SplitData:
