@@ -22,6 +22,7 @@ BLOCKS = {
 COMMANDS = [line.split("   #")[0] for block in BLOCKS["bash"] for line in block.splitlines() if line.startswith("deformable-detr ")]
 SERVERS = {"explore": parse_explore_options, "serve": parse_serve_options}
 QUICK = ["--eval_short_side", "64", "--max_long_side", "96", "--train_short_sides", "[64]", "--num_workers", "0", "--device", "cpu"]
+SMALL = ["--preset", "tiny", "--num_encoder_layers", "1", "--num_decoder_layers", "1", "--num_feature_levels", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_commands(workplace, monkeypatch):
             arguments += ["--size", "96", "128", "--batch_size", "1"]
         if arguments[0] == "train" and "--resume" not in arguments:
             assert arguments[arguments.index("--recipe") + 1] == "small-data"
-            arguments += ["--preset", "tiny", "--num_queries", "10", "--epochs", "1", *QUICK]
+            arguments += [*SMALL, "--num_queries", "10", "--epochs", "1", *QUICK]
         assert main(arguments) == 0, command
     assert (workplace / "runs/first/weights/best.safetensors").is_file()
     assert (workplace / "runs/first/report/report.html").is_file()

@@ -188,15 +188,13 @@ def stop_in_the_middle(root: Path, number: signal.Signals) -> str:
     return output
 
 
-def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path) -> None:
+def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = stop_in_the_middle(tmp_path, signal.SIGINT)
     assert f"deformable-detr train --resume --output_dir {tmp_path / 'run'}" in output
 
     done = int(RunFolder(tmp_path / "run").state.glob("step-*.pt").__next__().stem.removeprefix("step-"))
-    resumed = [*PROGRAM, "--resume", "--output_dir", str(tmp_path / "run"), "--steps", str(done + 2)]
-    finished = subprocess.run(resumed, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert f"Finished after {done + 2} steps." in finished.stdout
+    assert main(["train", "--resume", "--output_dir", str(tmp_path / "run"), "--steps", str(done + 2)]) == 0
+    assert f"Finished after {done + 2} steps." in capsys.readouterr().out
     assert (tmp_path / "run" / "samples" / "overview.png").is_file()
 
 

@@ -91,19 +91,22 @@ def test_a_kept_step_breaks_again_at_the_same_place(model: DeformableDETR, tmp_p
     weight.data *= 1e30
     model.get_parameter("encoder.layers.0.ffn.linear2.weight").data *= 1e30
     before = diagnose(model, SetCriterion(2), [make_batch()], CPU)
-    settings = model.metadata.model, RunConfig(dataset="").loss
-    path = save_step(tmp_path / "non_finite", 7, "it broke", [make_batch()], model, *settings)
+    loss = RunConfig(dataset="").loss
+    path = save_step(tmp_path / "non_finite", 7, "it broke", [make_batch()], model, loss)
     assert path is not None
-    record, again = replay(path)
-    assert record["message"] == "it broke"
+    step, again = replay(path)
+    assert (step.message, step.metadata) == ("it broke", model.metadata)
+    for (images, targets), (kept_images, kept_targets) in zip([make_batch()], step.batches, strict=True):
+        assert torch.equal(images.images, kept_images.images)
+        assert [target.labels.tolist() for target in targets] == [target.labels.tolist() for target in kept_targets]
     assert again == before
     assert again.where == "forward"
     assert again.layer == "encoder.layers.0.ffn.linear2"
 
 
 def test_only_a_few_steps_are_kept(model: DeformableDETR, tmp_path: Path) -> None:
-    settings = model.metadata.model, RunConfig(dataset="").loss
-    paths = [save_step(tmp_path, step, "", [make_batch()], model, *settings) for step in range(MOST_SAVED + 1)]
+    loss = RunConfig(dataset="").loss
+    paths = [save_step(tmp_path, step, "", [make_batch()], model, loss) for step in range(MOST_SAVED + 1)]
     assert paths[-1] is None
     assert len(list(tmp_path.iterdir())) == MOST_SAVED
 
@@ -126,7 +129,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if next(calls) in steps else losses
 
     monkeypatch.setattr(
-        "deformable_detr.training.trainer.build_criterion",
+        "deformable_detr.training.learner.build_criterion",
         lambda num_classes, loss: Breaking(num_classes, **vars(loss)),
     )
 
@@ -135,9 +138,9 @@ def test_a_run_stops_and_keeps_the_step(config: RunConfig, tmp_path: Path, monke
     broken_at(monkeypatch, {1})
     with pytest.raises(NonFiniteLossError, match=r"step 2: .*loss_bbox=nan.*\[10\d, 10\d\].*replay .*step-00000001\.pt"):
         train(replace(config, output_dir=str(tmp_path / "run")))
-    record, found = replay(tmp_path / "run" / "non_finite" / "step-00000001.pt")
+    step, found = replay(tmp_path / "run" / "non_finite" / "step-00000001.pt")
     assert found.where == "nowhere"  # the losses as they should be are sound
-    assert len(record["batches"][0]["targets"]) == 2
+    assert len(step.batches[0][1]) == 2
 
 
 def test_a_run_leaves_the_step_out_and_goes_on(
@@ -162,7 +165,7 @@ def test_a_run_that_breaks_all_the_time_ends(config: RunConfig, tmp_path: Path, 
 
 def test_the_criterion_of_a_replay_is_that_of_the_run(model: DeformableDETR, tmp_path: Path) -> None:
     loss = replace(RunConfig(dataset="").loss, giou_weight=float("inf"))
-    path = save_step(tmp_path, 0, "", [make_batch()], model, model.metadata.model, loss)
+    path = save_step(tmp_path, 0, "", [make_batch()], model, loss)
     assert path is not None
     found = replay(path)[1]
     assert found == diagnose(model, build_criterion(2, loss), [make_batch()], CPU)

@@ -1,13 +1,19 @@
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
+from deformable_detr.criterion import SetCriterion
+from deformable_detr.training import learner
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.trainer import train
 
@@ -49,37 +55,42 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
         assert abs(losses[0][name] - losses[1][name]) < 1e-4 * abs(losses[0][name]), name
 
 
-BREAKING = """
-import os, sys
-from dataclasses import replace
-import deformable_detr.training.trainer as trainer
-from deformable_detr.criterion import SetCriterion
-from deformable_detr.training.run_folder import read_config
-
-calls = iter(range(1000))
-
-
 class Breaking(SetCriterion):
+    """Breaks in the second process at its second call."""
+
+    calls = 0
+
     def forward(self, predictions, targets):
         losses = super().forward(predictions, targets)
-        broken = os.environ["RANK"] == "1" and next(calls) == 1
+        self.calls += 1
+        broken = os.environ["RANK"] == "1" and self.calls == 2
         return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if broken else losses
 
 
-trainer.build_criterion = lambda num_classes, loss: Breaking(num_classes, **vars(loss))
-trainer.train(read_config(sys.argv[1]))
-"""
+def train_as(rank: int, port: int, config: RunConfig) -> None:
+    """Train as one of two processes, as torchrun would start them."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of the process this one was forked from
+    train(config)
 
 
-def test_all_processes_leave_out_the_step_that_breaks_in_one(config: RunConfig, tmp_path: Path) -> None:
+def test_all_processes_leave_out_the_step_that_breaks_in_one(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = replace(config.train, batch_size=1, epochs=1, evaluate_every=0, log_every=1, on_non_finite="skip")
+    config = replace(config, output_dir=str(tmp_path / "run"), train=settings)
+    monkeypatch.setattr(learner, "build_criterion", lambda num_classes, loss: Breaking(num_classes, **vars(loss)))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=train_as, args=(rank, port, config)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
     folder = RunFolder(tmp_path / "run")
-    RunFolder(tmp_path / "config").write_config(replace(config, output_dir=str(folder.root), train=settings))
-    (tmp_path / "breaking.py").write_text(BREAKING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(tmp_path / "breaking.py"), str(tmp_path / "config" / "config.yaml")]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
     assert [record["step"] for record in folder.read_log() if record["kind"] == "train"] == [1, 3, 4]
     assert len(list(folder.non_finite.glob("step-00000001.pt"))) == 1
     assert all(torch.isfinite(value).all() for value in load_file(folder.last_weights).values())

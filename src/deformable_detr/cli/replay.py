@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from deformable_detr.cli.options import log_to_screen, parse_options
+
+if TYPE_CHECKING:
+    from deformable_detr.training.non_finite import KeptStep
 
 DESCRIPTION = """\
 Do a training step again that broke off with NaN or infinity, and say where the first such number arises: in which
@@ -32,7 +36,7 @@ class ReplayOptions:
     """Where to compute: `cpu`, `cuda`, `mps`."""
 
     pictures: str | None = None
-    """Folder to draw the pictures of the step into, each with its boxes."""
+    """Folder to draw the pictures of the step into, each with its boxes and their classes; broken pixels are magenta."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,37 +61,30 @@ def main(argv: Sequence[str]) -> int:
     from deformable_detr.training.non_finite import replay
 
     log_to_screen()
-    record, found = replay(options.file, options.device)
-    pictures = [target[2] for batch in record["batches"] for target in batch["targets"]]
-    lines = [f"Then: {record['message']}", "", f"Now ({found.where}): {found}", "", f"Pictures: {pictures}"]
+    step, found = replay(options.file, options.device)
+    pictures = [target.image_id for _, targets in step.batches for target in targets]
+    lines = [f"Then: {step.message}", "", f"Now ({found.where}): {found}", "", f"Pictures: {pictures}"]
     if options.pictures is not None:
-        lines.append(f"Drawn to: {draw_pictures(record, Path(options.pictures))}")
+        lines.append(f"Drawn to: {draw_pictures(step, Path(options.pictures))}")
     Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     return int(found.where != "nowhere")
 
 
-def draw_pictures(record: dict, folder: Path) -> Path:
-    """Draw the pictures of a kept step, stretched to the full range of grey, with the boxes of their targets.
+def draw_pictures(step: "KeptStep", folder: Path) -> Path:
+    """Draw the pictures of a kept step as the network got them, with the boxes and classes of their targets.
 
     Args:
-        record: as :func:`~deformable_detr.training.non_finite.replay` gives it.
-        folder: made when missing.
+        step: as :func:`~deformable_detr.training.non_finite.replay` gives it.
+        folder: made when missing; gets `0.png`, `1.png`, … in the order of the step.
     """
-    from PIL import Image
-    from torchvision.utils import draw_bounding_boxes
+    from deformable_detr.structures import Categories
+    from deformable_detr.visualize.detections import save_drawing
+    from deformable_detr.visualize.preview import draw_sample
 
-    from deformable_detr.boxes import cxcywh_to_xyxy
-
+    metadata = step.metadata
+    categories = metadata.categories or Categories.from_names([f"class {i}" for i in range(metadata.model.num_classes)])
     folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    for batch in record["batches"]:
-        for image, mask, (boxes, *_) in zip(batch["images"], batch["padding_mask"], batch["targets"], strict=True):
-            height, width = int((~mask[:, 0]).sum()), int((~mask[0]).sum())
-            image = image.nan_to_num(0, 0, 0)[:, :height, :width]
-            low, high = image.aminmax()
-            grey = ((image - low) / (high - low).clamp(min=1e-6) * 255).byte()
-            pixels = cxcywh_to_xyxy(boxes.float()) * boxes.new_tensor([width, height, width, height]).float()
-            drawn = draw_bounding_boxes(grey, pixels, colors="red") if len(boxes) else grey
-            Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
-            number += 1
+    samples = [(batch, index, target) for batch, targets in step.batches for index, target in enumerate(targets)]
+    for number, sample in enumerate(samples):
+        save_drawing(folder / f"{number}.png", draw_sample(*sample, metadata, categories))
     return folder

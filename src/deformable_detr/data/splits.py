@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deformable_detr.data.annotations import read_json
+from deformable_detr.data.annotation_file import read_json
 from deformable_detr.data.cache import derived_folder, fingerprint, write_whole
 
 logger = logging.getLogger(__name__)

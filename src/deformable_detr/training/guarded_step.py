@@ -83,8 +83,7 @@ class GuardedStep:
             diagnosis = diagnose(self.network, self.criterion, batches, self.accelerator.device)
         message = f"step {step + 1}: {error} {diagnosis}"
         if self.accelerator.is_main_process:
-            settings = self.config.model, self.config.loss
-            path = save_step(self.folder.non_finite, step, message, batches, self.network, *settings)
+            path = save_step(self.folder.non_finite, step, message, batches, self.network, self.config.loss)
             message += f" The step is kept: deformable-detr replay {path}" if path is not None else ""
         self._skipped_in_a_row += 1
         if self.config.train.on_non_finite == "stop":

@@ -3,16 +3,16 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.config import LossConfig, ModelConfig
+from deformable_detr.config import LossConfig, Metadata
 from deformable_detr.criterion.build import build_criterion
-from deformable_detr.model import build_model
+from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training.train_step import Batch, Criterion, is_broken
 
@@ -153,8 +153,22 @@ def _ranges(inputs: Any) -> str:
     return ", ".join(texts) or "none"
 
 
+@dataclass(frozen=True)
+class KeptStep:
+    """A broken step as it was kept, without its weights."""
+
+    message: str
+    """What went wrong."""
+
+    metadata: Metadata
+    """Of the network: its classes, and how pictures were normalised."""
+
+    batches: list[Batch]
+    """Pictures as the network got them, and what was to be found in them."""
+
+
 def save_step(
-    folder: Path, step: int, message: str, batches: Sequence[Batch], model: nn.Module, config: ModelConfig, loss: LossConfig
+    folder: Path, step: int, message: str, batches: Sequence[Batch], model: DeformableDETR, loss: LossConfig
 ) -> Path | None:
     """Keep a broken step for :func:`replay`: pictures, targets and weights, tensors and plain values only.
 
@@ -163,8 +177,7 @@ def save_step(
         step: finished optimiser steps.
         message: what went wrong.
         batches: of the step.
-        model: the network, whose weights are kept.
-        config: its settings.
+        model: the network, whose weights and metadata are kept.
         loss: of the criterion.
 
     Returns:
@@ -175,8 +188,7 @@ def save_step(
         return None
     record = {
         "message": message,
-        "step": step,
-        "model": asdict(config) | {"pretrained_backbone": False},
+        "metadata": model.metadata.to_dict(),
         "loss": asdict(loss),
         "training": model.training,
         "network": {name: value.cpu() for name, value in model.state_dict().items()},
@@ -203,7 +215,7 @@ def _batch_record(images: ImageBatch, targets: Sequence[Target]) -> dict[str, An
     }
 
 
-def replay(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Diagnosis]:
+def replay(path: str | Path, device: torch.device | str = "cpu") -> tuple[KeptStep, Diagnosis]:
     """Do a step that was kept by :func:`save_step` again, in fp32, and look where it breaks.
 
     Args:
@@ -211,7 +223,7 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[s
         device: where to compute.
 
     Returns:
-        The record (`message`, `step`, and `batches` with their images and targets), and what is found this time.
+        The step, and what is found this time.
 
     Raises:
         FileNotFoundError: no such file.
@@ -222,14 +234,14 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> tuple[dict[s
         raise FileNotFoundError(f"{path}: no such file; broken steps lie in the folder non_finite of a run")
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
-        config, loss = ModelConfig.from_dict(record["model"]), LossConfig(**record["loss"])
-        batches = [_read_batch(batch) for batch in record["batches"]]
-        model = build_model(config)
+        metadata, loss = Metadata.from_dict(record["metadata"]), LossConfig(**record["loss"])
+        step = KeptStep(record["message"], metadata, [_read_batch(batch) for batch in record["batches"]])
+        model = build_model(replace(metadata.model, pretrained_backbone=False))
         model.load_state_dict(record["network"])
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a saved training step ({type(error).__name__}: {error})") from error
     model.to(device).train(record["training"])
-    return record, diagnose(model, build_criterion(config.num_classes, loss), batches, device)
+    return step, diagnose(model, build_criterion(metadata.model.num_classes, loss), step.batches, device)
 
 
 def _read_batch(record: dict[str, Any]) -> Batch:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import Metadata, RunConfig, TrainConfig
+from deformable_detr.data.annotation_file import forget_annotation_files
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.formats import find_split
@@ -95,7 +96,7 @@ def open_data(config: RunConfig) -> RunData:
         ValueError: a damaged annotation file, or one that a quick check finds at fault; see `deformable-detr doctor`.
     """
     train = build_dataset(config.dataset, config.data.train_split, config.data, training=True)
-    splits = [config.data.train_split]
+    splits = {config.data.train_split: train}
     try:
         find_split(config.dataset, config.data.val_split)
     except FileNotFoundError as error:
@@ -103,15 +104,17 @@ def open_data(config: RunConfig) -> RunData:
         val = None
     else:
         val = build_dataset(config.dataset, config.data.val_split, config.data, training=False, categories=train.categories)
-        splits.append(config.data.val_split)
+        splits[config.data.val_split] = val
     _check_data(config, splits)
+    forget_annotation_files()
     return RunData(train, val)
 
 
-def _check_data(config: RunConfig, splits: list[str]) -> None:
+def _check_data(config: RunConfig, splits: Mapping[str, CocoDataset]) -> None:
     """Log what is doubtful about the data set, and stop at what would spoil the training."""
     errors = []
-    for finding in quick_check(config.dataset, splits, config.model.num_queries):
+    files = {name: (dataset.annotation_file, dataset.image_dir) for name, dataset in splits.items()}
+    for finding in quick_check(files, config.model.num_queries):
         borne = config.data.on_bad_image == "skip" and finding.code in ("picture-missing", "picture-damaged", "picture-size")
         if finding.severity == "error" and not borne:
             errors.append(str(finding))

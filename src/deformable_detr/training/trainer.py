@@ -1,7 +1,7 @@
 """A whole training run: epochs, evaluation, weights, state, log; alone or in several processes.
 
     for each epoch:   for each group of batches:   train_step → average the weights → log → maybe save the state
-                      save the state → evaluate → weights/last, weights/best → save the state
+                      (save the state → evaluate) → weights/last, weights/best → save the state
 
 A run that was stopped at any of these points goes on with exactly the numbers that it would have had.
 """
@@ -10,26 +10,19 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from accelerate.utils import broadcast, gather_object, set_seed
-from torch import Tensor
+from accelerate.utils import gather_object, set_seed
 
 from deformable_detr.config import RunConfig
-from deformable_detr.criterion.build import build_criterion
-from deformable_detr.data.coco import CocoDataset
-from deformable_detr.evaluation.evaluate import evaluate
-from deformable_detr.model import DeformableDETR
+from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.training.advice import Advisor
 from deformable_detr.training.batches import step_batches
-from deformable_detr.training.ema import ExponentialMovingAverage
-from deformable_detr.training.guarded_step import GuardedStep
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
+from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size, set_gradient_checkpointing
-from deformable_detr.training.optimizer import build_optimizer, build_schedule, set_learning_rates
 from deformable_detr.training.preparation import (
     build_accelerator,
     build_loaders,
@@ -46,14 +39,10 @@ from deformable_detr.training.run_folder import RunFolder, config_to_dict, write
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
 from deformable_detr.training.train_step import Batch
+from deformable_detr.training.validation import DrawSamples, Validation
 from deformable_detr.version import __version__
 
 logger = logging.getLogger(__name__)
-
-DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
-"""Draws predictions for some pictures of a data set into a folder; visualization stands beside training, so it is handed in."""
-
-BEST_METRIC = "ap"
 
 
 def train(
@@ -107,16 +96,19 @@ class Trainer:
         set_gradient_checkpointing(self.network, config.train.gradient_checkpointing)
         config = replace(config, model=self.network.metadata.model)
         self.config = config = choose_batch_size(self.network, config, self.data.train, self.accelerator)
-        self.draw_samples, self.on_step, self.show_progress = draw_samples, on_step, show_progress
-        self.train_loader, self.val_loader = build_loaders(config, self.data, self.accelerator)
+        self.on_step, self.show_progress = on_step, show_progress
+        self.train_loader, val_loader = build_loaders(config, self.data, self.accelerator)
+        categories, samples = self.data.train.categories, self.folder.samples
+        self.validation = Validation(
+            val_loader, categories, config.train, self.accelerator, draw_samples=draw_samples, samples=samples
+        )
         self.steps_per_epoch = -(-len(self.train_loader) // config.train.accumulate)
         self.total_steps = config.train.steps or config.train.epochs * self.steps_per_epoch
         self.total_epochs = -(-self.total_steps // self.steps_per_epoch)
         self.advisor = Advisor(self.total_steps)
-        self._build_optimization()
-        self.position, self.history = Position(), []
+        self.learner = Learner(self.network, config, self.accelerator, self.folder, self.total_steps)
+        self.position = Position()
         self.recent, self.over_epoch = Averages(), Averages()
-        self.thresholds: tuple[float, ...] | None = None
         set_seed(config.train.seed, device_specific=True)  # dropout differs from process to process
         if saved:
             self._restore(saved)
@@ -151,27 +143,6 @@ class Trainer:
             )
         return load_state(path)
 
-    def _build_optimization(self) -> None:
-        settings = self.config.optimizer
-        self.ema = ExponentialMovingAverage(self.network, self.config.train.ema_decay) if self.config.train.ema_decay else None
-        criterion = build_criterion(self.config.model.num_classes, self.config.loss)
-        optimizer = build_optimizer(
-            self.network,
-            lr=settings.lr,
-            backbone_lr_scale=settings.backbone_lr_scale,
-            sampling_lr_scale=settings.sampling_lr_scale,
-            weight_decay=settings.weight_decay,
-        )
-        self.schedule = build_schedule(
-            self.total_steps,
-            schedule=settings.schedule,
-            drop_at=settings.drop_at,
-            drop_factor=settings.drop_factor,
-            warmup_steps=settings.warmup_steps,
-        )
-        self.guarded_step = GuardedStep(self.network, criterion, optimizer, self.accelerator, self.config, self.folder)
-        self.optimizer = self.guarded_step.optimizer
-
     def _open_log(self) -> RunLog:
         self.folder.write_config(self.config)
         (self.folder.root / "weights").mkdir(exist_ok=True)
@@ -201,7 +172,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """The steps that are left of the present epoch, or of the whole run."""
-        self.guarded_step.model.train()
+        self.learner.train()
         last_step = self.position.step + self._steps_left_in_epoch()
         mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
         for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, mixing=mixing):
@@ -221,15 +192,12 @@ class Trainer:
 
     def _step(self, batches: list[Batch]) -> None:
         """One optimiser step with everything that goes with it."""
-        lr = self.config.optimizer.lr * self.schedule(self.position.step)
-        set_learning_rates(self.optimizer, self.schedule(self.position.step))
-        losses = self.guarded_step(batches, self.position.step)
+        lr = self.learner.lr(self.position.step)
+        losses = self.learner.step(batches, self.position.step)
         self.position.step += 1
         self.position.batch += len(batches)
         if losses is None:
             return
-        if self.ema is not None:
-            self.ema.update(self.network)
         self.recent.add(losses)
         self.over_epoch.add(losses)
         began, pictures = self._clock
@@ -257,18 +225,10 @@ class Trainer:
     # ---- the end of an epoch
 
     def _finish_epoch(self) -> None:
-        """Evaluate and save; the state before the evaluation is kept, so that nothing is lost if that is interrupted."""
+        """Evaluate where it is due, and save."""
         self.position.epoch_done = True
-        self._save_state()
-        if self._stop_requested():
-            self._raise_interrupted()
-        last = self.position.step == self.total_steps
-        every = self.config.train.evaluate_every
-        kept = random_state()
-        metrics = None
-        if self.val_loader is not None and (last or (every and (self.position.epoch + 1) % every == 0)):
-            metrics = self._evaluate()
-        set_random_state(kept)
+        due = self.validation.due(self.position.epoch, last=self.position.step == self.total_steps)
+        metrics = self._evaluate() if due else None
         self._record_epoch(metrics)
         self._save_weights(metrics)
         self.position = Position(self.position.step, self.position.epoch + 1)
@@ -277,54 +237,36 @@ class Trainer:
         if not self._finished() and self._stop_requested():
             self._raise_interrupted()
 
+    def _evaluate(self) -> Metrics:
+        """The state is saved before, so that nothing is lost if this is interrupted; random numbers go on as without it."""
+        self._save_state()
+        if self._stop_requested():
+            self._raise_interrupted()
+        kept = random_state()
+        metrics = self.validation.measure(self.learner.result, self.progress)
+        set_random_state(kept)
+        return metrics
+
     def _finished(self) -> bool:
         """All steps done, or no better AP for longer than `patience`."""
-        patience, best = self.config.train.patience, self._best_row()
-        if self.position.step == self.total_steps or not patience or best is None or self.position.batch:
-            return self.position.step == self.total_steps
-        return len(self.history) - 1 - self.history.index(best) >= patience
+        done = self.position.step == self.total_steps
+        return done or (not self.position.batch and self.validation.out_of_patience)
 
-    def _evaluate(self) -> dict[str, Any]:
-        network = self._evaluated_network()
-        if self.accelerator.num_processes > 1:
-            for buffer in network.buffers():
-                buffer.copy_(cast(Tensor, broadcast(buffer.detach().clone())))
-        assert self.val_loader is not None and self.data.val is not None
-        metrics = evaluate(
-            network,
-            self.val_loader,
-            self.data.train.categories,
-            self.data.val.annotation_file,
-            device=self.accelerator.device,
-            nms_iou=self.config.train.nms_iou,
-            precision=self.config.train.precision,
-            progress=partial(self.progress.evaluating, total=len(self.val_loader.sampler)),  # type: ignore[arg-type]
-        )
-        if self.draw_samples is not None and self.accelerator.is_main_process:
-            self.folder.samples.mkdir(exist_ok=True)
-            self.draw_samples(network.eval(), self.data.val, self.folder.samples)
-        self.thresholds = metrics.thresholds
-        return metrics.to_dict()
-
-    def _evaluated_network(self) -> DeformableDETR:
-        """The moving average of the weights where there is one."""
-        return cast(DeformableDETR, self.ema.module) if self.ema is not None else self.network
-
-    def _record_epoch(self, metrics: dict[str, Any] | None) -> None:
+    def _record_epoch(self, metrics: Metrics | None) -> None:
         train_loss = mean_over_processes(self.over_epoch.take(), self.accelerator).get("loss")
         if metrics is not None:
             at = {"step": self.position.step, "epoch": self.position.epoch + 1}
-            numbers = {name: value for name, value in metrics.items() if name != "per_class"}
-            self.history.append({**at, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": train_loss, **numbers})
+            self.validation.add({**at, "lr": self.learner.optimizer.param_groups[0]["lr"], "train_loss": train_loss}, metrics)
         if self.log is None:
             return
         if metrics is not None:
-            self.log.evaluation(self.history, metrics["per_class"])
-            self.advisor.evaluation(self.history, metrics["per_class"])
-        elif self.val_loader is None:
+            per_class = metrics.to_dict()["per_class"]
+            self.log.evaluation(self.validation.history, per_class)
+            self.advisor.evaluation(self.validation.history, per_class)
+        elif self.data.val is None:
             self.log.draw_losses()
 
-    def _save_weights(self, metrics: dict[str, Any] | None) -> None:
+    def _save_weights(self, metrics: Metrics | None) -> None:
         if not self.accelerator.is_main_process:
             return
         source = {
@@ -333,26 +275,22 @@ class Trainer:
             "weights": self.config.weights,
             "epoch": self.position.epoch + 1,
             "step": self.position.step,
-            "ema": self.ema is not None,
-            "metrics": metrics,
+            "ema": self.learner.ema is not None,
+            "metrics": metrics.to_dict() if metrics is not None else None,
             "version": __version__,
         }
-        network = self._evaluated_network()
-        thresholds = self.thresholds if metrics is not None else None  # those of other weights would not fit
+        thresholds = metrics.thresholds if metrics is not None else None  # those of other weights would not fit
         metadata = replace(self.network.metadata, training=source, thresholds=thresholds)
-        best = metrics is not None and self._best_row() is self.history[-1]
+        best = metrics is not None and self.validation.best is self.validation.history[-1]
         paths = [self.folder.last_weights, *([self.folder.best_weights] if best else [])]
-        write_weights(paths, network, metadata, must=self.position.step == self.total_steps)
-
-    def _best_row(self) -> dict[str, Any] | None:
-        """The evaluation with the highest AP, the earliest of equal ones."""
-        return max(self.history, key=lambda row: row[BEST_METRIC] or 0.0, default=None)
+        write_weights(paths, self.learner.result, metadata, must=self.position.step == self.total_steps)
 
     def _result(self) -> TrainResult:
         if self.log is not None:
             self.log.close()
         self.accelerator.wait_for_everyone()
-        rows = (self.history[-1] if self.history else {}, self._best_row() or {})
+        history = self.validation.history
+        rows = (history[-1] if history else {}, self.validation.best or {})
         last, best = ({name: value for name, value in row.items() if name not in POSITION} for row in rows)
         return TrainResult(
             output_dir=self.folder.root,
@@ -361,7 +299,7 @@ class Trainer:
             best_weights=self.folder.best_weights if best else self.folder.last_weights,
             last_weights=self.folder.last_weights,
             steps=self.position.step,
-            history=self.history,
+            history=history,
         )
 
     # ---- stopping and going on
@@ -387,13 +325,10 @@ class Trainer:
                 "processes": self.accelerator.num_processes,
                 "dataset": describe_data(self.data),
                 "config": config_to_dict(self.config),
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else None,
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+                **self.learner.state_dict(),
                 "random": randoms,
                 "averages": [vars(self.recent), vars(self.over_epoch)],
-                "history": self.history,
+                "history": self.validation.history,
             }
             try:
                 save_state(self.folder.state, self.position.step, state)
@@ -405,14 +340,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.network.load_state_dict(saved["network"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["ema"])
-        if self.accelerator.scaler is not None and saved["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.learner.load_state_dict(saved)
         self.position = Position(**saved["position"])
         vars(self.recent).update(saved["averages"][0])
         vars(self.over_epoch).update(saved["averages"][1])
-        self.history = list(saved["history"])
+        self.validation.history = list(saved["history"])
         set_random_state(saved["random"][self.accelerator.process_index])

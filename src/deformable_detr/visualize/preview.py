@@ -8,7 +8,7 @@ import supervision as sv
 import torch
 from torch import Tensor
 
-from deformable_detr.config import DataConfig
+from deformable_detr.config import DataConfig, Metadata
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_loader
 from deformable_detr.structures import Categories, ImageBatch, Target
@@ -41,6 +41,8 @@ STRONG = {
 
 STRIPES = 12  # pixels
 STRIPE_GREYS = (70, 95)
+NOT_FINITE = (255, 0, 255)
+"""The colour of pixels that are NaN or infinite."""
 
 
 def draw_training_pictures(
@@ -91,8 +93,8 @@ def choices(data: DataConfig) -> dict[str, DataConfig]:
     return shown | {"all as they are set": data}
 
 
-def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig, categories: Categories) -> np.ndarray:
-    """One picture of a batch as `[H, W, 3]` uint8 RGB: de-normalised, its padding striped, with its boxes."""
+def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig | Metadata, categories: Categories) -> np.ndarray:
+    """One picture of a batch as `[H, W, 3]` uint8 RGB: de-normalised, its padding striped, with its boxes and their classes."""
     pixels = denormalised(batch.images[index], data)
     height, width = pixels.shape[1:]
     padding = batch.padding_mask[index]
@@ -104,7 +106,9 @@ def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig,
     return draw_detections(canvas, boxes)
 
 
-def denormalised(image: Tensor, data: DataConfig) -> Tensor:
-    """`[3, H, W]` as the network takes it → uint8 RGB."""
+def denormalised(image: Tensor, data: DataConfig | Metadata) -> Tensor:
+    """`[3, H, W]` as the network takes it → uint8 RGB; pixels that are not finite are magenta."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    return ((image.cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    finite = image.cpu().isfinite().all(dim=0)  # [H, W]
+    pixels = ((image.cpu().nan_to_num() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return torch.where(finite, pixels, torch.tensor(NOT_FINITE, dtype=torch.uint8)[:, None, None])

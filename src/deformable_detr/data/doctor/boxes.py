@@ -10,6 +10,9 @@ SLACK = 2.0
 FEWEST = 5
 """Boxes from which on the whole file's form is judged."""
 
+HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Odd and irregular: multiplying by it (mod 2^64) spreads numbers that differ little."""
+
 
 def check_boxes(data: SplitData) -> None:
     """Note what is wrong with the boxes; those of a wrong form are converted first, so that the rest is judged in pixels."""
@@ -68,9 +71,13 @@ def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
 
 def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
     """Boxes of the same place in the same picture: of one class they are repeated, of two they may be meant."""
-    places = np.column_stack((data.images, data.boxes.round(1)))[indices]  # [n, 5]
-    order = np.lexsort(places.T)
-    alike = (places[order[1:]] == places[order[:-1]]).all(axis=1)  # each with its neighbour
+    places = np.column_stack((data.images, data.boxes.round(1) + 0.0))[indices]  # [n, 5], -0.0 made 0.0
+    key = np.zeros(len(places), dtype=np.uint64)  # alike for the same place, and for hardly any other
+    for column in np.ascontiguousarray(places.T).view(np.uint64):
+        key = (key ^ column) * HASH_FACTOR
+        key ^= key >> np.uint64(29)
+    order = np.argsort(key)
+    alike = key[order[1:]] == key[order[:-1]]  # each with its neighbour
     shared = np.union1d(order[1:][alike], order[:-1][alike])
     first: dict[tuple, tuple[int, set[int]]] = {}
     for index, place in zip(indices[shared].tolist(), places[shared].tolist(), strict=True):
@@ -80,7 +87,7 @@ def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
             first[key] = (index, {category})
             continue
         original, categories = first[key]
-        other = data.record["annotations"][int(data.rows[original])].get("id", f"number {data.rows[original]}")
+        other = data.annotation_ids[original]
         if category in categories:
             data.found.add("box-twice", data.box_item(index, f"the same as annotation {other}"))
         else:

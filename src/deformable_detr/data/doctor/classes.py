@@ -30,7 +30,7 @@ def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
     counts = [class_counts(data) for data in splits]
     training = training_split(splits)
     for data, found in zip(splits, counts, strict=True):
-        objects = Counter(data.images.tolist())
+        objects = np.bincount(data.images, minlength=len(data.image_ids)).tolist()
         usable = data.usable_images()
         data.found.add("pictures-empty", *(data.image_item(image) for image in usable if not objects[image]))
         crowded = [image for image in usable if objects[image] > num_queries]

@@ -1,20 +1,18 @@
 """The whole examination of a data set, and the quick one that stands before every training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from deformable_detr.data.annotations import LARGE_FILE, read_annotations, read_json
+from deformable_detr.data.annotation_file import read_annotation_file, read_json
 from deformable_detr.data.coco_layout import CocoLayout
 from deformable_detr.data.doctor.boxes import check_boxes
 from deformable_detr.data.doctor.classes import check_classes
 from deformable_detr.data.doctor.duplicates import check_duplicates
-from deformable_detr.data.doctor.findings import Finding, Found, Item, sort_findings
+from deformable_detr.data.doctor.findings import Finding, Item, sort_findings
 from deformable_detr.data.doctor.pictures import check_listing, check_pictures, check_sample, check_unlisted
-from deformable_detr.data.doctor.split_data import SECTIONS, SplitData, read_split_data
+from deformable_detr.data.doctor.split_data import SECTIONS, SplitData, read_split_data, split_data_of
 from deformable_detr.data.doctor.statistics import (
     SplitStatistics,
     Suggestion,
@@ -22,7 +20,7 @@ from deformable_detr.data.doctor.statistics import (
     suggestions,
     to_dict,
 )
-from deformable_detr.data.formats import find_split, open_layout, read_split, undivided_part
+from deformable_detr.data.formats import open_layout, read_split, undivided_part
 from deformable_detr.data.layout import Layout
 
 Progress = Callable[[int, int], None]
@@ -107,23 +105,16 @@ def examine(
     )
 
 
-def quick_check(dataset: str | Path, splits: Sequence[str], num_queries: int) -> list[Finding]:
+def quick_check(splits: Mapping[str, tuple[Path, Path]], num_queries: int) -> list[Finding]:
     """What annotations and the headers of a few pictures tell, in about a second: errors and warnings, no notes.
 
-    Args:
-        dataset: as for `find_split`.
-        splits: those to be used; they must be there.
-        num_queries: of the network.
+    A file that a data set has just been opened from is not read again.
 
-    Raises:
-        FileNotFoundError: no data set, or no such split.
-        ValueError: a data set that `find_split` cannot open, or a large COCO file that `read_annotations` refuses.
+    Args:
+        splits: by name, COCO annotation file and image folder, as `find_split` gives them.
+        num_queries: of the network.
     """
-    parts = []
-    for name in splits:
-        file, image_dir = find_split(dataset, name)
-        read = _from_arrays if file.stat().st_size >= LARGE_FILE else _from_file
-        parts.append(read(name, file, image_dir))
+    parts = [_read_quickly(name, *files) for name, files in splits.items()]
     for data in parts:
         check_boxes(data)
         check_listing(data)
@@ -167,31 +158,17 @@ def _from_file(name: str, file: Path, image_dir: Path) -> SplitData:
         return _damaged(name, file, image_dir, error)
 
 
+def _read_quickly(name: str, file: Path, image_dir: Path) -> SplitData:
+    """From the arrays that a data set is made of; entry by entry where the file is not in order."""
+    try:
+        read = read_annotation_file(file)
+    except ValueError:
+        return _from_file(name, file, image_dir)
+    return split_data_of(name, read, file, image_dir) if read.annotated else _from_file(name, file, image_dir)
+
+
 def _damaged(name: str, file: Path, image_dir: Path, error: Exception) -> SplitData:
     """A split of which nothing can be read."""
     data = read_split_data(name, {key: [] for key in SECTIONS}, file, image_dir)
     data.found.add("file-damaged", Item(str(error), file=str(file)))
     return data
-
-
-def _from_arrays(name: str, file: Path, image_dir: Path) -> SplitData:
-    """A large COCO file from its kept arrays: what is in them has been checked and clipped."""
-    found = read_annotations(file, boxes_required=False)
-    images = [{"id": i, "file_name": str(n)} for i, n in zip(found.image_ids, found.file_names, strict=True)]
-    boxes = found.boxes.astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    ids = np.asarray(found.categories.ids)
-    return SplitData(
-        name,
-        file,
-        image_dir,
-        {"images": images, "annotations": [{}] * len(boxes), "categories": []},
-        Found(name),
-        dict(zip(found.categories.ids, found.categories.names, strict=True)),
-        list(found.image_ids),
-        found.image_sizes.astype(np.int64),
-        np.arange(len(boxes)),
-        np.repeat(np.arange(len(images)), np.diff(found.first_box)),
-        ids[found.labels],
-        boxes,
-    )

@@ -142,8 +142,11 @@ def _check_size(data: SplitData, image: int, facts: PictureFacts) -> None:
 
 def check_listing(data: SplitData) -> None:
     """Note pictures that are listed twice."""
+    usable = data.usable_images()
+    if len({data.file_name(image) for image in usable}) == len(usable):
+        return
     first: dict[str, int] = {}
-    for image in data.usable_images():
+    for image in usable:
         name = data.file_name(image)
         if name in first:
             other = data.image_ids[first[name]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.data.doctor.findings import Found, Item
 from deformable_detr.data.layout import Fault, Record
 from deformable_detr.structures import ImageId
@@ -23,18 +24,26 @@ class SplitData:
     annotation_file: Path
     image_dir: Path
     record: Record
+    """What a repair starts from; empty where the arrays alone were read."""
+
     found: Found
     categories: dict[int, str]
     """Id → name."""
 
-    image_ids: list[ImageId | None]
+    image_ids: Sequence[ImageId | None]
     """`[I]`; None for an entry that cannot be used."""
+
+    file_names: Sequence[str]
+    """`[I]` as annotated."""
 
     sizes: np.ndarray
     """`[I, 2]` int64 (height, width) as annotated; 0 for an entry that cannot be used."""
 
     rows: np.ndarray
     """`[A]` int64: the position of each usable annotation."""
+
+    annotation_ids: Sequence[Any]
+    """`[A]` its id, or `number 7` where it has none."""
 
     images: np.ndarray
     """`[A]` int64: the position of its image."""
@@ -54,7 +63,7 @@ class SplitData:
 
     def file_name(self, image: int) -> str:
         """Its name as annotated."""
-        return str(self.record["images"][image].get("file_name"))
+        return str(self.file_names[image])
 
     def image_item(self, image: int, text: str = "", value: Any = None) -> Item:
         """A case about a picture."""
@@ -64,8 +73,7 @@ class SplitData:
     def box_item(self, index: int, text: str, value: Any = None) -> Item:
         """A case about a box, by its place in the arrays."""
         image, row = int(self.images[index]), int(self.rows[index])
-        annotation_id = self.record["annotations"][row].get("id", f"number {row}")
-        name = self.file_name(image)
+        annotation_id, name = self.annotation_ids[index], self.file_name(image)
         return Item(f"{name}, annotation {annotation_id}: {text}", image, row, name, self.image_ids[image], annotation_id, value)
 
     def usable_images(self) -> list[int]:
@@ -93,8 +101,54 @@ def read_split_data(
     lists: Record = {key: record[key] if isinstance(record.get(key), list) else [] for key in SECTIONS}
     categories = _read_categories(lists, found)
     image_ids, sizes = _read_images(lists, found)
-    arrays = _read_boxes(lists, found, image_ids, categories)
-    return SplitData(name, annotation_file, image_dir, lists, found, categories, image_ids, sizes, *arrays)
+    names = [str(entry.get("file_name")) if isinstance(entry, dict) else "" for entry in lists["images"]]
+    rows, images, category_ids, boxes = _read_boxes(lists, found, image_ids, categories)
+    ids = [lists["annotations"][row].get("id", f"number {row}") for row in rows.tolist()]
+    return SplitData(
+        *(name, annotation_file, image_dir, lists, found, categories, image_ids, names),
+        *(sizes, rows, ids, images, category_ids, boxes),
+    )
+
+
+def split_data_of(name: str, file: AnnotationFile, annotation_file: Path, image_dir: Path) -> SplitData:
+    """The same of a file that has been read and found in order, without the record and without notes.
+
+    Args:
+        name: of the split.
+        file: what was read.
+        annotation_file: where it comes from.
+        image_dir: the folder of its pictures.
+    """
+    found = Found(name)
+    category_ids, names = file.categories.ids, file.categories.names
+    repeated = [i for position, i in enumerate(category_ids) if names[position] in names[:position]]
+    categories = dict(zip(category_ids, names, strict=True))
+    found.add("category-name-twice", *(Item(f"id {i} is another {categories[i]!r}", value=i) for i in repeated))
+    rows = np.flatnonzero(~file.crowd)
+    data = SplitData(
+        name,
+        annotation_file,
+        image_dir,
+        {key: [] for key in SECTIONS},
+        found,
+        categories,
+        file.image_ids,
+        file.file_names.tolist(),
+        file.image_sizes.astype(np.int64),
+        rows,
+        file.annotation_ids[rows].tolist(),
+        file.images[rows],
+        np.asarray(category_ids)[file.labels[rows]],
+        file.boxes[rows],
+    )
+    order = np.argsort(file.annotation_ids, kind="stable")
+    again = order[1:][file.annotation_ids[order[1:]] == file.annotation_ids[order[:-1]]]
+    for row in np.sort(again).tolist():
+        image, annotation_id = int(file.images[row]), file.annotation_ids[row].item()
+        name = data.file_name(image)
+        where = f"{name}, annotation {annotation_id}"
+        found.add("annotation-id-twice", Item(where, image, row, name, file.image_ids[image], annotation_id))
+    return data
 
 
 def _read_categories(record: Record, found: Found) -> dict[int, str]:

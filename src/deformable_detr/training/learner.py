@@ -1,0 +1,90 @@
+"""The network with all that changes its weights: optimiser, schedule, guarded step, and the moving average beside it."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from accelerate import Accelerator
+
+from deformable_detr.config import RunConfig
+from deformable_detr.criterion.build import build_criterion
+from deformable_detr.model import DeformableDETR
+from deformable_detr.training.ema import ExponentialMovingAverage
+from deformable_detr.training.guarded_step import GuardedStep
+from deformable_detr.training.optimizer import build_optimizer, build_schedule, set_learning_rates
+from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.train_step import Batch
+
+
+class Learner:
+    """What a run trains, and how.
+
+    Args:
+        network: the detector, on its device.
+        config: the run.
+        accelerator: wraps network and optimiser.
+        folder: where broken steps are kept.
+        total_steps: of the schedule.
+    """
+
+    def __init__(
+        self, network: DeformableDETR, config: RunConfig, accelerator: Accelerator, folder: RunFolder, total_steps: int
+    ) -> None:
+        settings, self.base_lr = config.optimizer, config.optimizer.lr
+        self.network, self.accelerator = network, accelerator
+        self.ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
+        criterion = build_criterion(config.model.num_classes, config.loss)
+        optimizer = build_optimizer(
+            network,
+            lr=settings.lr,
+            backbone_lr_scale=settings.backbone_lr_scale,
+            sampling_lr_scale=settings.sampling_lr_scale,
+            weight_decay=settings.weight_decay,
+        )
+        self.schedule = build_schedule(
+            total_steps,
+            schedule=settings.schedule,
+            drop_at=settings.drop_at,
+            drop_factor=settings.drop_factor,
+            warmup_steps=settings.warmup_steps,
+        )
+        self.guarded_step = GuardedStep(network, criterion, optimizer, accelerator, config, folder)
+        self.optimizer = self.guarded_step.optimizer
+
+    @property
+    def result(self) -> DeformableDETR:
+        """What is evaluated and saved: the moving average of the weights where there is one."""
+        return cast(DeformableDETR, self.ema.module) if self.ema is not None else self.network
+
+    def train(self) -> None:
+        """Set the network to training mode."""
+        self.guarded_step.model.train()
+
+    def lr(self, step: int) -> float:
+        """The learning rate after so many finished steps, that of the first parameter group."""
+        return self.base_lr * self.schedule(step)
+
+    def step(self, batches: Sequence[Batch], step: int) -> dict[str, float] | None:
+        """One optimiser step, and the average moved after it; arguments and result as in :class:`GuardedStep`."""
+        set_learning_rates(self.optimizer, self.schedule(step))
+        losses = self.guarded_step(batches, step)
+        if losses is not None and self.ema is not None:
+            self.ema.update(self.network)
+        return losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser, average and loss scale, for resuming."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; further keys are left alone."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])

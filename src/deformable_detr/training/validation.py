@@ -1,0 +1,111 @@
+"""The evaluations of a run: when one is due, how it is made, what came out, and which was the best."""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deformable_detr.config import TrainConfig
+from deformable_detr.data.coco import CocoDataset
+from deformable_detr.evaluation.evaluate import evaluate
+from deformable_detr.evaluation.metrics import Metrics
+from deformable_detr.inference.optimize import InferenceModel
+from deformable_detr.model import DeformableDETR
+from deformable_detr.structures import Categories
+from deformable_detr.training.progress import ProgressDisplay
+
+DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
+"""Draws predictions for some pictures of a data set into a folder; visualization stands beside training, so it is handed in."""
+
+BEST_METRIC = "ap"
+
+
+class Validation:
+    """Measures a network on the validation split, in the form in which `predict` runs it, and keeps the results.
+
+    Args:
+        loader: this process's share of the split; None where the data set has none: then no evaluation is ever due.
+        categories: what the network's labels mean.
+        config: how often, with which precision, suppression and patience.
+        accelerator: gives the device and the other processes.
+        draw_samples: called by the first process after every evaluation with the network, the data set and `samples`.
+        samples: folder for the drawings, made where needed.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader | None,
+        categories: Categories,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        *,
+        draw_samples: DrawSamples | None,
+        samples: Path,
+    ) -> None:
+        self.loader, self.categories, self.config, self.accelerator = loader, categories, config, accelerator
+        self.draw_samples, self.samples = draw_samples, samples
+        self.history: list[dict[str, Any]] = []
+
+    def due(self, epoch: int, *, last: bool) -> bool:
+        """Whether the network is to be evaluated after an epoch, counted from 0; after the last one in any case."""
+        every = self.config.evaluate_every
+        return self.loader is not None and (last or bool(every and (epoch + 1) % every == 0))
+
+    def measure(self, network: DeformableDETR, progress: ProgressDisplay) -> Metrics:
+        """Evaluate a network; every process must call this, and all get the numbers of the whole.
+
+        The network is used in its inference form, whose folded weights are freed at the end: the numbers are those of
+        `deformable-detr evaluate`. Weights and modes stay as they are; buffers become those of the first process.
+
+        Raises:
+            ValueError: there is no validation split.
+        """
+        if self.loader is None:
+            raise ValueError("there is no validation split to evaluate on")
+        if self.accelerator.num_processes > 1:
+            for buffer in network.buffers():
+                buffer.copy_(cast(Tensor, broadcast(buffer.detach().clone())))
+        dataset = cast(CocoDataset, self.loader.dataset)
+        precision = self.config.precision
+        metrics = evaluate(
+            InferenceModel(network, precision=precision),
+            self.loader,
+            self.categories,
+            dataset.annotation_file,
+            device=self.accelerator.device,
+            nms_iou=self.config.nms_iou,
+            precision=precision,
+            progress=partial(progress.evaluating, total=len(self.loader.sampler)),  # type: ignore[arg-type]
+        )
+        gc.collect()  # the folded weights stand in cycles of torch.fx, and would take up memory beside the next steps
+        if self.draw_samples is not None and self.accelerator.is_main_process:
+            self.samples.mkdir(exist_ok=True)
+            self.draw_samples(network.eval(), dataset, self.samples)
+        return metrics
+
+    def add(self, position: dict[str, Any], metrics: Metrics) -> None:
+        """Keep a result.
+
+        Args:
+            position: step, epoch (from 1), lr and train_loss at the evaluation.
+            metrics: what came out.
+        """
+        numbers = {name: value for name, value in metrics.to_dict().items() if name != "per_class"}
+        self.history.append({**position, **numbers})
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the history with the highest AP, the earliest of equal ones."""
+        return max(self.history, key=lambda row: row[BEST_METRIC] or 0.0, default=None)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` evaluations in a row were not better than the best before them."""
+        best, patience = self.best, self.config.patience
+        return bool(patience) and best is not None and len(self.history) - 1 - self.history.index(best) >= patience

@@ -1,0 +1,57 @@
+"""An evaluation within a run: what it must leave as it was, and what it must not leave behind."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deformable_detr.config import RunConfig
+from deformable_detr.inference.optimize import InferenceModel
+from deformable_detr.training import train, validation
+from deformable_detr.training.run_folder import RunFolder
+
+
+def test_training_goes_on_as_if_there_had_been_no_evaluation(config: RunConfig, tmp_path: Path) -> None:
+    settings = replace(config.train, epochs=2, batch_size=4, log_every=1)
+    found = []
+    for every in (0, 1):
+        folder = tmp_path / f"every-{every}"
+        result = train(replace(config, output_dir=str(folder), train=replace(settings, evaluate_every=every)))
+        assert len(result.history) == 1 + every  # after the last epoch in any case
+        records = [record for record in RunFolder(folder).read_log() if record["kind"] == "train"]
+        found.append(([{**record, "images_per_second": None} for record in records], load_file(result.last_weights)))
+    (losses, weights), (losses_with, weights_with) = found
+    assert [record["step"] for record in losses] == [1, 2, 3, 4]
+    assert losses == losses_with
+    assert all(torch.equal(weights[name], weights_with[name]) for name in weights)
+
+
+def test_the_folded_weights_are_freed(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the automatic garbage collector off, no convolution with a folded batch norm is left beside the network's own."""
+    counts: list[int] = []
+
+    def convolutions() -> int:
+        return sum(type(thing) is torch.nn.Conv2d for thing in gc.get_objects())
+
+    class Watched(InferenceModel):
+        def forward(self, *arguments, **keywords):
+            predictions = super().forward(*arguments, **keywords)
+            counts.append(convolutions())
+            return predictions
+
+    def draw_samples(model, dataset, folder: Path) -> None:
+        counts.append(convolutions())
+
+    monkeypatch.setattr(validation, "InferenceModel", Watched)
+    settings = replace(config.train, steps=1, batch_size=4)
+    gc.collect()
+    gc.disable()
+    try:
+        train(replace(config, output_dir=str(tmp_path / "run"), train=settings), draw_samples=draw_samples)
+    finally:
+        gc.enable()
+    while_evaluating, afterwards = counts
+    assert while_evaluating - afterwards > 10
