@@ -17,8 +17,8 @@ CHANNEL_UNIT = 32
 
 TILE_UNIT = 12
 PANEL = 16
-BUFFER_FLOATS = 4_000_000
-"""About so many floats of the transformed input are there at once: they stay in the last cache."""
+BUFFER_FLOATS = 1_500_000
+"""About so many floats of the transformed input are there at once: they and the products stay in the last cache."""
 
 _ROOTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 _SIZES = ("batch", "height", "width", "channels", "out_channels", "tiles", "relu", "threads")
