@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 MIN_TILES = 8
 """With fewer 4 × 4 tiles, reading four times the weights costs more than is saved."""
 
+MAX_WEIGHTS = 4_000_000
+"""So many transformed weights are kept for one convolution (16 MB): those of 512 to 512 channels would need 38 MB."""
+
 
 class FusedConvolution(nn.Module):
     """A convolution that adds another tensor and applies ReLU while its output is still in cache (oneDNN post-operations).
@@ -88,10 +91,11 @@ class WinogradConvolution(FusedConvolution):
 
 
 def fits_winograd(convolution: nn.Conv2d) -> bool:
-    """Whether it is 3×3 with stride 1, one pixel of zeros around, and numbers of channels that the kernels take."""
+    """Whether it is 3×3 with stride 1, one pixel of zeros around, and with numbers of channels that fit the kernels and memory."""
     outputs, channels = convolution.weight.shape[:2]
     geometry = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-    return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and outputs % CHANNEL_UNIT == channels % CHANNEL_UNIT == 0
+    fits = outputs % CHANNEL_UNIT == channels % CHANNEL_UNIT == 0 and 36 * outputs * channels <= MAX_WEIGHTS
+    return fits and geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
 
 
 def winograd_works() -> bool:

@@ -53,9 +53,12 @@ def transform_weights(weight: Tensor) -> Tensor:
         raise ValueError(f"weights must be [O, C, 3, 3] with multiples of {CHANNEL_UNIT} channels, not {list(weight.shape)}")
     rows = [[root**power / _others(root) for power in range(3)] for root in _ROOTS]
     g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)  # [6, 3]
-    panels = weight.detach().cpu().reshape(-1, PANEL, channels, 9).permute(3, 0, 2, 1)  # [9, O / 16, C, 16]
-    transformed = torch.kron(g, g) @ panels.reshape(9, -1).double()
-    return transformed.float().reshape(36, *panels.shape[1:])
+    transform = torch.kron(g, g)  # [36, 9]
+    result = torch.empty(36, outputs // PANEL, channels, PANEL)
+    for panel, some in enumerate(weight.detach().cpu().split(PANEL)):  # one at a time: in float64 they are large
+        taps = some.reshape(PANEL, channels, 9).permute(2, 1, 0).reshape(9, -1).double()
+        result[:, panel] = (transform @ taps).view(36, channels, PANEL)
+    return result
 
 
 def _others(root: float) -> float:
