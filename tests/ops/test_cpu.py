@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -184,3 +185,16 @@ def test_the_operator_imports_without_the_rest():
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ})
     assert run.returncode == 0, run.stderr
     assert "reference" in run.stdout
+
+
+def test_one_core_in_one_thread_alone():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(1, initializer=cpu.use_one_core_here) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

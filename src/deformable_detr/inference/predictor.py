@@ -25,6 +25,7 @@ from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.inference.options import PLAIN, InferenceOptions, Precision, fastest_precision
 from deformable_detr.inference.sources import Picture, Source, is_single, open_source
 from deformable_detr.inference.tiles import Tiling, iterate_tiled
+from deformable_detr.ops.cpu import use_one_core_here
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import Categories, ImageBatch
 
@@ -262,7 +263,7 @@ class Predictor:
 
         pending: deque[tuple[Picture, Future[_Prepared]]] = deque()
         pictures = iter(pictures)
-        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
+        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read", initializer=use_one_core_here)
         try:
             while True:
                 pending.extend((picture, pool.submit(prepare, picture)) for picture in islice(pictures, window - len(pending)))

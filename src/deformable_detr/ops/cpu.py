@@ -77,6 +77,17 @@ def _loaded_openmp() -> list[str]:
     return sorted(paths, key=lambda path: (str(Path(torch.__file__).parent) not in path, path))
 
 
+def use_one_core_here() -> None:
+    """Let PyTorch's operations in the calling thread run on one core; other threads keep theirs.
+
+    For threads that work beside the network: with a team of threads each, they would take its cores away in the middle of a step.
+    Without an OpenMP runtime nothing changes.
+    """
+    torch.get_num_threads()  # PyTorch sets up a thread at its first question, and would undo what follows
+    for path in _loaded_openmp()[:1]:
+        ctypes.CDLL(path).omp_set_num_threads(1)
+
+
 @functools.cache
 def supported_isas() -> tuple[str, ...]:
     """The forms of the kernels that are built in and run on this processor, the fastest last.
