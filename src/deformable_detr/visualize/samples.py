@@ -9,7 +9,9 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.visualize.detections import draw_detections, draw_grid, save_drawing, truth_detections
 
 
-def draw_samples(model: nn.Module, dataset: CocoDataset, output_dir: str | Path, *, count: int = 8, threshold: float = 0.5) -> None:
+def draw_samples(
+    model: nn.Module, dataset: CocoDataset, output_dir: str | Path, *, count: int = 8, threshold: float = 0.35
+) -> None:
     """Predict on some pictures and draw what was found beside what is there.
 
     Args:
@@ -17,7 +19,7 @@ def draw_samples(model: nn.Module, dataset: CocoDataset, output_dir: str | Path,
         dataset: pictures with their truth; `count` of them are taken, evenly spread, the same ones every time.
         output_dir: gets one picture per sample, named after its file, and `overview.png` with all of them.
         count: how many.
-        threshold: smallest score that is drawn.
+        threshold: smallest score that is drawn; networks that have learned for minutes are seldom surer.
     """
     predictor = Predictor(model, device=next(model.parameters()).device)
     indices = _spread(len(dataset), count)
