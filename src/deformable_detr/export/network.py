@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.inference.network import run_to_last_layer
 from deformable_detr.model import DeformableDETR
-from deformable_detr.model.decoder import DeformableDecoder, on_padded_levels
-from deformable_detr.model.heads import apply_box_delta
+from deformable_detr.model.decoder import DeformableDecoder
 from deformable_detr.model.position_encoding import SCALE, sine_embedding
 from deformable_detr.model.pyramid import padded_pyramid
 from deformable_detr.model.queries import NO_PROPOSAL_LOGIT, EncoderProposals, Queries, proposal_logits
@@ -82,14 +82,7 @@ class LastLayer(nn.Module):
 
     def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> tuple[list[Tensor], list[Tensor]]:
         """The queries `[B, Q, C]` and their boxes `[B, Q, 4]`, cxcywh in [0, 1] of each picture; of one layer."""
-        query, boxes = queries.query, queries.reference_points
-        reference, last = boxes, len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            query = layer(query, queries.query_pos, on_padded_levels(reference, flat.valid_ratios), memory, flat)
-            if self.box_refinement or index == last:
-                boxes = apply_box_delta(self.box_heads[min(index, len(self.box_heads) - 1)](query), reference)
-            if self.box_refinement:
-                reference = boxes
+        query, boxes = run_to_last_layer(self, queries, memory, flat)
         return [query], [boxes]
 
 

@@ -151,6 +151,21 @@ def _last_layer(decoder: nn.Module, queries: Queries, memory: Tensor, flat: Flat
     if type(decoder) is not DeformableDecoder or any(type(layer) is not DecoderLayer for layer in decoder.layers):
         hidden, boxes = decoder(queries, memory, flat)
         return hidden[-1], boxes[-1]
+    return run_to_last_layer(decoder, queries, memory, flat)
+
+
+def run_to_last_layer(decoder: Any, queries: Queries, memory: Tensor, flat: FlatFeatures) -> tuple[Tensor, Tensor]:
+    """The layers of a usual decoder one after the other, for the answer of the last one; also for export.
+
+    Args:
+        decoder: has the `layers`, `box_heads` and `box_refinement` of a `DeformableDecoder`.
+        queries: what goes in.
+        memory: `[B, S, C]`.
+        flat: the sequence that `memory` belongs to.
+
+    Returns:
+        The queries `[B, Q, C]` and boxes `[B, Q, 4]`, cxcywh in [0, 1] of each picture.
+    """
     query, boxes = queries.query, queries.reference_points
     reference, last = boxes, len(decoder.layers) - 1
     for index, layer in enumerate(decoder.layers):
