@@ -1,4 +1,4 @@
-"""transformers' Deformable DETR trained like a run of ours: same network, pictures, augmentation, steps; its losses, a plain loop.
+"""transformers' Deformable DETR trained like a run of ours: same network, images, augmentation, steps; its losses, a plain loop.
 
 python benchmarks/own_data.py runs/first --lr 2e-4 --clip 0.1 --json peer.json
 """

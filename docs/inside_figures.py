@@ -43,10 +43,10 @@ from deformable_detr.visualize import (
     view_weight_changes,
 )
 from deformable_detr.visualize.colors import LEVEL_COLORS
-from deformable_detr.visualize.figures import new_figure, show_picture
+from deformable_detr.visualize.figures import new_figure, show_image
 
 SCENE, SCENE_SIZE = 5, 512
-"""Which generated picture is the example, and its side; the detector sees it at 128 pixels."""
+"""Which generated image is the example, and its side; the detector sees it at 128 pixels."""
 
 LARGEST_FILE = 150_000
 """Bytes of a figure that keeps all its colours."""
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--weights", default="demo/run", help="a run folder or a weights file")
     parser.add_argument("--image", help="the example; by default a generated scene")
     parser.add_argument(
-        "--data", default="demo/data/val", help="a split of a data set: pictures for the statistics, targets for the matching"
+        "--data", default="demo/data/val", help="a split of a dataset: images for the statistics, targets for the matching"
     )
     parser.add_argument("--output", default=str(Path(__file__).parent / "images" / "inside"), help="folder of the figures")
     options = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def scene(number: int, size: int = SCENE_SIZE) -> Tensor:
-    """A picture like those that the demo trains on, `[3, H, W]` uint8."""
+    """An image like those that the demo trains on, `[3, H, W]` uint8."""
     return torch.from_numpy(draw_scene(np.random.default_rng(number), size)[0]).permute(2, 0, 1)
 
 
@@ -106,7 +106,7 @@ def figures(detector: Detector, inside: Inside, data: str) -> dict[str, Callable
 
 
 def open_split(detector: Detector, data: str) -> CocoDataset:
-    """The data set of a folder such as `demo/data/val`, at the size that the detector sees."""
+    """The dataset of a folder such as `demo/data/val`, at the size that the detector sees."""
     metadata = detector.metadata
     sizes = {"eval_short_side": metadata.eval_short_side, "max_long_side": metadata.max_long_side}
     config = DataConfig(**sizes, mean=metadata.mean, std=metadata.std)
@@ -114,7 +114,7 @@ def open_split(detector: Detector, data: str) -> CocoDataset:
 
 
 def draw_matching(detector: Detector, dataset: CocoDataset) -> Figure:
-    """The first picture with six objects or more, else the first of those with the most."""
+    """The first image with six objects or more, else the first of those with the most."""
     index = int(np.argmax(dataset.objects_per_image().clip(max=6)))
     return view_assignment(look_inside(detector, dataset.image(index)), dataset.target(index)).figure
 
@@ -128,7 +128,7 @@ def draw_matching_of_layers(detector: Detector, dataset: CocoDataset) -> Figure:
 
 
 def draw_padding(detector: Detector, *images: Tensor) -> Figure:
-    """Two pictures in one batch: the canvas, and the padding mask of the second one on every level."""
+    """Two images in one batch: the canvas, and the padding mask of the second one on every level."""
     metadata = detector.metadata
     transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
     batch = ImageBatch.from_images([transform(image, None)[0] for image in images])
@@ -140,11 +140,11 @@ def draw_padding(detector: Detector, *images: Tensor) -> Figure:
     masks = resize_padding_mask(batch.padding_mask, levels)
     figure = new_figure(12, 2.9)
     axes = figure.subplots(1, 2 + len(masks))
-    figure.suptitle("A batch of two pictures, and the padding masks of the second one", fontsize=12, fontweight="bold")
-    for place, picture in zip(axes, canvas, strict=False):
-        show_picture(place, picture)
+    figure.suptitle("A batch of two images, and the padding masks of the second one", fontsize=12, fontweight="bold")
+    for place, pixels in zip(axes, canvas, strict=False):
+        show_image(place, pixels)
     axes[0].set_title(f"canvas {canvas.shape[2]} × {canvas.shape[3]}", fontsize=9.5)
-    axes[1].set_title("picture, and black padding", fontsize=9.5)
+    axes[1].set_title("image, and black padding", fontsize=9.5)
     for level, (place, mask) in enumerate(zip(axes[2:], masks, strict=True)):
         place.imshow(
             mask[1], cmap="Greys", vmin=0, vmax=1.3, extent=(0, canvas.shape[3], canvas.shape[2], 0), interpolation="nearest"
@@ -159,8 +159,8 @@ def write(path: Path, figure: Figure, dpi: int = 80) -> None:
     """Write a figure as PNG; a large one with a palette, in which the colours of levels and boxes stay exactly as they are."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
-    with Image.open(buffer) as picture:
-        pixels = picture.convert("RGB")
+    with Image.open(buffer) as image:
+        pixels = image.convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels.save(path, optimize=True)
     if path.stat().st_size <= LARGEST_FILE:

@@ -15,7 +15,7 @@ SMALL = {"train_short_sides": (64,), "crop_short_sides": (), "eval_short_side": 
 
 
 def make_dataset(root, counts=(("train", 6), ("val", 3))):
-    """Pictures of 80 x 64 with one bright rectangle each; category ids with a gap."""
+    """Images of 80 x 64 with one bright rectangle each; category ids with a gap."""
     generator = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
     for split, count in counts:
@@ -62,7 +62,7 @@ def test_train_gives_a_detector_with_the_classes_and_sizes_of_the_run(trained, d
     assert set(found[0].data["category_id"]) <= {3, 8}
 
 
-def test_train_leaves_sample_pictures(trained):
+def test_train_leaves_sample_images(trained):
     _, run = trained
     names = sorted(path.name for path in (run / "samples").iterdir())
     assert names == ["00000-0.png", "00001-1.png", "00002-2.png", "overview.png"]

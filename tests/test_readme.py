@@ -76,8 +76,8 @@ def test_python(workplace, monkeypatch):
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "TRAIN_PICTURES", 8)
-    monkeypatch.setattr(demo, "VAL_PICTURES", 4)
+    monkeypatch.setattr(demo, "TRAIN_IMAGES", 8)
+    monkeypatch.setattr(demo, "VAL_IMAGES", 4)
     assert main(["demo", "--steps", "2", "--device", "cpu", "--output_dir", str(tmp_path / "demo")]) == 0
     assert re.search(r"^AP50: \d\.\d{3}$", capsys.readouterr().out, flags=re.MULTILINE)
     for name in ("samples/overview.png", "loss.png", "ap.png", "weights/best.safetensors"):

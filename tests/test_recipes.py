@@ -17,7 +17,7 @@ FACTS = DataFacts(num_images=400, short_side=480, aspect=4 / 3, small_object=0.0
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Twenty pictures of 640 x 480; the smallest tenth of the 20 boxes is 24 pixels high and less."""
+    """Twenty images of 640 x 480; the smallest tenth of the 20 boxes is 24 pixels high and less."""
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(20)]
     sides = [12, 24, *[96] * 18]
     boxes = [
@@ -46,10 +46,10 @@ def test_the_rate_goes_with_the_root_of_the_batch() -> None:
         assert sixteen == pytest.approx(4 * one)
 
 
-def test_small_objects_ask_for_large_pictures() -> None:
+def test_small_objects_ask_for_large_images() -> None:
     facts = [replace(FACTS, small_object=share) for share in (0.2, 0.04, 0.01)]
     sides = [recipe_settings("small-data", entry, 4)["data.eval_short_side"] for entry in facts]
-    assert sides == [224, 352, 704]  # 14 pixels of 0.04 of the side are 350; at most 1.5 times the picture itself
+    assert sides == [224, 352, 704]  # 14 pixels of 0.04 of the side are 350; at most 1.5 times the image itself
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -20,7 +20,7 @@ class ModelConfig:
     """The network. The defaults are Deformable DETR, ResNet-50, of the paper's table 1 (preset `r50`)."""
 
     num_classes: int = 91
-    """K. 91 is the official COCO layout (raw category ids); training on a data set sets it to that set's classes."""
+    """K. 91 is the official COCO layout (raw category ids); training on a dataset sets it to that set's classes."""
 
     backbone: str = "resnet50.tv_in1k"
     """Any timm model with feature maps at strides 8, 16 and 32."""
@@ -115,7 +115,7 @@ class Metadata:
     """The classes; None when only their number is known."""
 
     eval_short_side: int = 800
-    """The short side that pictures are resized to (pixels)."""
+    """The short side that images are resized to (pixels)."""
 
     max_long_side: int = 1333
     """The long side never exceeds this (pixels)."""
@@ -134,7 +134,7 @@ class Metadata:
     """Detections that overlap a better one of their class by more than this IoU are dropped; see `TrainConfig.nms_iou`."""
 
     training: dict[str, Any] = field(default_factory=dict)
-    """Where the weights come from: data set, recipe, epoch, metrics. For people; nothing depends on it."""
+    """Where the weights come from: dataset, recipe, epoch, metrics. For people; nothing depends on it."""
 
     def __post_init__(self) -> None:
         if self.thresholds is not None and len(self.thresholds) != self.model.num_classes:
@@ -189,7 +189,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Reading and augmenting pictures."""
+    """Reading and augmenting images."""
 
     train_split: str = "train"
     """Name of the split that is trained on."""
@@ -201,7 +201,7 @@ class DataConfig:
     """Training: the short side is resized to one of these, drawn at random (pixels)."""
 
     crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    """Training, every second picture: resize to one of these, then crop. Empty: never crop."""
+    """Training, every second image: resize to one of these, then crop. Empty: never crop."""
 
     crop_range: tuple[int, int] = (384, 600)
     """Training: smallest and largest side of the random crop (pixels)."""
@@ -213,17 +213,17 @@ class DataConfig:
     """The long side never exceeds this (pixels)."""
 
     pad_size_divisor: int = 1
-    """Training: the padded canvas becomes a multiple of this. With 64 each level's grid lies on a padded picture exactly as on
-    that picture alone, which matters for pictures of few hundred pixels; the official recipe rounds instead (1)."""
+    """Training: the padded canvas becomes a multiple of this. With 64 each level's grid lies on a padded image exactly as on
+    that image alone, which matters for images of few hundred pixels; the official recipe rounds instead (1)."""
 
     horizontal_flip: float = 0.5
     """Training: probability of a left-right flip."""
 
     vertical_flip: float = 0.0
-    """Training: probability of an upside-down flip. For pictures without an up, such as microscopy."""
+    """Training: probability of an upside-down flip. For images without an up, such as microscopy."""
 
     transpose: float = 0.0
-    """Training: probability of exchanging x and y. For pictures without an up."""
+    """Training: probability of exchanging x and y. For images without an up."""
 
     color_jitter: float | tuple[float, float, float, float] = 0.0
     """Training: strength of random brightness, contrast, saturation (factors within 1 ± s) and hue (turned by up to s of the
@@ -233,16 +233,16 @@ class DataConfig:
     """Training: resize to a multiple of the usual size drawn from this range, then cut or pad to the usual size."""
 
     mosaic: float = 0.0
-    """Training: probability of putting four pictures together into one."""
+    """Training: probability of putting four images together into one."""
 
     copy_paste: float = 0.0
-    """Training: probability of pasting objects (what lies in their boxes) of another picture."""
+    """Training: probability of pasting objects (what lies in their boxes) of another image."""
 
     mixup: float = 0.0
-    """Training: probability of blending the picture with another one."""
+    """Training: probability of blending the image with another one."""
 
     mixing_until: float = 0.85
-    """Mosaic, copy-paste and mixup end after this share of the training, so that it closes with pictures as they are."""
+    """Mosaic, copy-paste and mixup end after this share of the training, so that it closes with images as they are."""
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the RGB channels (in [0, 1]) that is subtracted."""
@@ -251,10 +251,10 @@ class DataConfig:
     """Deviation of the RGB channels (in [0, 1]) that is divided by."""
 
     num_workers: int = 2
-    """Processes that read pictures, per training process. 0 reads in the training process itself."""
+    """Processes that read images, per training process. 0 reads in the training process itself."""
 
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """What a picture does in training that cannot be read: end the run, or be replaced by the next one with a warning."""
+    """What an image does in training that cannot be read: end the run, or be replaced by the next one with a warning."""
 
 
 @dataclass(frozen=True)
@@ -294,20 +294,20 @@ class TrainConfig:
     """The course of a training run."""
 
     epochs: int = 50
-    """Passes over the training pictures. Ignored when steps is given."""
+    """Passes over the training images. Ignored when steps is given."""
 
     steps: int | None = None
     """Optimiser steps in total, instead of epochs."""
 
     batch_size: int | Literal["auto"] = 2
-    """Pictures per process and forward pass. The official runs use 32 in total (16 processes x 2). `auto`: as many as fit into
+    """Images per process and forward pass. The official runs use 32 in total (16 processes x 2). `auto`: as many as fit into
     memory, up to target_batch_size, which accumulate is then set for."""
 
     accumulate: int = 1
-    """Forward passes per optimiser step: batch_size x accumulate x processes pictures make one step."""
+    """Forward passes per optimiser step: batch_size x accumulate x processes images make one step."""
 
     target_batch_size: int = 16
-    """With batch_size `auto`: pictures per optimiser step, all processes together."""
+    """With batch_size `auto`: images per optimiser step, all processes together."""
 
     gradient_checkpointing: bool = False
     """Keep less for the backward pass and compute it again: less memory, a slower step, the same gradients."""
@@ -336,10 +336,10 @@ class TrainConfig:
 
     on_non_finite: Literal["stop", "skip"] = "stop"
     """What a NaN or infinity in a loss, a gradient or a box does: `stop` ends the run, `skip` leaves this step out and goes on.
-    Either way the weights stay as they were, the layer and the pictures are named, and the batch is saved for `replay`."""
+    Either way the weights stay as they were, the layer and the images are named, and the batch is saved for `replay`."""
 
     seed: int = 42
-    """Seed of the weights, the order of the pictures and the augmentation."""
+    """Seed of the weights, the order of the images and the augmentation."""
 
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
@@ -350,17 +350,17 @@ class RunConfig:
     """A whole training run: what `deformable-detr train --config run.yaml` reads."""
 
     dataset: str
-    """The data set: a folder in COCO, YOLO or Pascal VOC format, a YOLO data.yaml, or one COCO .json (docs/data.md)."""
+    """The dataset: a folder in COCO, YOLO or Pascal VOC format, a YOLO data.yaml, or one COCO .json (docs/data.md)."""
 
     preset: str = "r50"
     """Named variant whose values the settings under `model` start from; see `deformable_detr.presets`."""
 
     recipe: Literal["finetune", "small-data"] | None = None
-    """Settings for your own pictures, chosen by their number and sizes: `finetune` from the weights of a detector, `small-data`
+    """Settings for your own images, chosen by their number and sizes: `finetune` from the weights of a detector, `small-data`
     from an ImageNet backbone. What a file or an option says stands above it; see docs/recipes.md."""
 
     output_dir: str = "runs/train"
-    """Folder of this run: config, logs, curves, checkpoints, sample pictures."""
+    """Folder of this run: config, logs, curves, checkpoints, sample images."""
 
     weights: str | None = None
     """Weights to start from: a file or a run folder. Its class heads are kept only where the classes are the same."""
@@ -375,7 +375,7 @@ class RunConfig:
     """Matching and losses."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """Pictures and augmentation."""
+    """Images and augmentation."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and schedule."""

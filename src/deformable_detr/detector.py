@@ -90,13 +90,13 @@ class Detector(Predictor):
         show_progress: bool = True,
         **settings: Any,
     ) -> Self:
-        """Train on a data set (COCO, YOLO or Pascal VOC) and give back the detector with the best weights.
+        """Train on a dataset (COCO, YOLO or Pascal VOC) and give back the detector with the best weights.
 
-        The folder of the run keeps the config, the log, curves, weights and sample pictures. Started by `accelerate launch` or
+        The folder of the run keeps the config, the log, curves, weights and sample images. Started by `accelerate launch` or
         torchrun, all processes train together and each gets the detector.
 
         Args:
-            dataset: folder with `annotations/instances_<split>.json` and the pictures of the splits `train` and `val`.
+            dataset: folder with `annotations/instances_<split>.json` and the images of the splits `train` and `val`.
             preset: named variant, see `deformable_detr.presets`; None takes that of the recipe, else `r50`.
             output_dir: folder of the run; it must not hold a run already (unless `resume=True`).
             device: `auto`, `cpu`, `cuda` or `mps`.
@@ -107,7 +107,7 @@ class Detector(Predictor):
 
         Raises:
             ValueError: an unknown setting or a value of the wrong type; the message names it.
-            FileNotFoundError: the data set, a split or its pictures are missing.
+            FileNotFoundError: the dataset, a split or its images are missing.
             FileExistsError: `output_dir` holds a run already.
         """
         config = build_run_config(dataset, preset, output_dir, {"train.device": device, **settings})
@@ -127,25 +127,25 @@ class Detector(Predictor):
         results_file: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Metrics:
-        """Measure COCO AP and AR on one split of a data set.
+        """Measure COCO AP and AR on one split of a dataset.
 
-        The classes of the detector and of the data set are matched by name. Started by `accelerate launch` or torchrun, the
-        pictures are shared out and every process gets the numbers of the whole.
+        The classes of the detector and of the dataset are matched by name. Started by `accelerate launch` or torchrun, the
+        images are shared out and every process gets the numbers of the whole.
 
         Args:
             dataset: folder as for :meth:`train`.
             split: which part of it.
-            batch_size: pictures per forward pass; the numbers do not depend on it.
-            num_workers: processes that read pictures.
-            top_k: detections per picture that count.
+            batch_size: images per forward pass; the numbers do not depend on it.
+            num_workers: processes that read images.
+            top_k: detections per image that count.
             results_file: write the detections there, in COCO's result format.
-            progress: called after each batch with the number of pictures that this process has done, and has in all.
+            progress: called after each batch with the number of images that this process has done, and has in all.
 
         Returns:
             The numbers; `.table()` for the screen, `.to_dict()` for JSON, `.per_class`.
 
         Raises:
-            FileNotFoundError: the data set, the split or its pictures are missing.
+            FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, or not one class in common.
         """
         return self._detect_split(dataset, split, batch_size, num_workers, top_k, results_file, progress)[0].compute()
@@ -163,7 +163,7 @@ class Detector(Predictor):
         results_file: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Report:
-        """Evaluate as :meth:`evaluate` does, and look closely: curves, thresholds, confusions, kinds of mistakes, worst pictures.
+        """Evaluate as :meth:`evaluate` does, and look closely: curves, thresholds, confusions, kinds of mistakes, worst images.
 
         ```python
         report = detector.analyze("path/to/dataset")
@@ -176,7 +176,7 @@ class Detector(Predictor):
             split: which part of it.
             thresholds: for each class of the detector the score from which on a detection counts. None: those that are stored with
                 the weights, else those that maximise F1 on this split.
-            worst: how many of the worst pictures are shown.
+            worst: how many of the worst images are shown.
             batch_size: as for :meth:`evaluate`, and the others too.
             num_workers: see there.
             top_k: see there.
@@ -187,16 +187,16 @@ class Detector(Predictor):
             The analysis with its page and figures; `.analysis` is the data.
 
         Raises:
-            FileNotFoundError: the data set, the split or its pictures are missing.
+            FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, not one class in common, or another number of thresholds than of classes.
         """
-        evaluator, pictures = self._detect_split(dataset, split, batch_size, num_workers, top_k, results_file, progress)
-        index_of = {image_id: index for index, image_id in enumerate(pictures.image_ids)}
+        evaluator, images = self._detect_split(dataset, split, batch_size, num_workers, top_k, results_file, progress)
+        index_of = {image_id: index for index, image_id in enumerate(images.image_ids)}
         return Report(
             analysis=analyze(evaluator, self.metadata.thresholds if thresholds is None else thresholds),
             title=f"{Path(dataset).resolve().name}, {split} split",
-            read_image=lambda image_id: pictures.image(index_of[image_id]),
-            image_name=lambda image_id: pictures.image_path(index_of[image_id]).name,
+            read_image=lambda image_id: images.image(index_of[image_id]),
+            image_name=lambda image_id: images.image_path(index_of[image_id]).name,
             worst=worst,
         )
 
@@ -210,7 +210,7 @@ class Detector(Predictor):
         results_file: str | Path | None,
         progress: Callable[[int, int], None] | None,
     ) -> tuple[CocoEvaluator, CocoDataset]:
-        """The detections of a whole split, in every process, and its pictures."""
+        """The detections of a whole split, in every process, and its images."""
         join_processes(self.device)
         data = DataConfig(
             eval_short_side=self.metadata.eval_short_side,
@@ -218,14 +218,14 @@ class Detector(Predictor):
             mean=self.metadata.mean,
             std=self.metadata.std,
         )
-        pictures = build_dataset(dataset, split, data, training=False)
-        loader = build_loader(pictures, batch_size=batch_size, training=False, num_workers=num_workers)
+        images = build_dataset(dataset, split, data, training=False)
+        loader = build_loader(images, batch_size=batch_size, training=False, num_workers=num_workers)
         total = len(loader.sampler)  # pyright: ignore[reportArgumentType] (this process's share)
         evaluator = detect(
             self.inference_model,
             loader,
             self.categories,
-            pictures.annotation_file,
+            images.annotation_file,
             device=self.device,
             top_k=top_k,
             nms_iou=self.nms_iou,
@@ -233,7 +233,7 @@ class Detector(Predictor):
             results_file=results_file,
             progress=None if progress is None else lambda done: progress(done, total),
         )
-        return evaluator, pictures
+        return evaluator, images
 
     def save(self, path: str | Path) -> Path:
         """Write the weights with everything that :meth:`load` needs, as one `.safetensors` file.

@@ -1,4 +1,4 @@
-"""From predictions to detections: the best scores of all queries and classes, with boxes in pixels of the original pictures."""
+"""From predictions to detections: the best scores of all queries and classes, with boxes in pixels of the original images."""
 
 from collections.abc import Sequence
 
@@ -27,9 +27,9 @@ def postprocess(
 
     Args:
         predictions: of B images.
-        image_sizes: (height, width) in pixels of each original picture.
+        image_sizes: (height, width) in pixels of each original image.
         top_k: how many detections to keep per image; all Q * K where there are fewer.
-        clip: cut the boxes off at the picture's border. Off by default, as in the official evaluation, where a box may reach
+        clip: cut the boxes off at the image's border. Off by default, as in the official evaluation, where a box may reach
             beyond the border; turn it on to draw or crop.
         nms_iou: drop a detection that overlaps a better one of its class by more than this IoU, in (0, 1]. None: keep all.
 

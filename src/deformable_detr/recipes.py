@@ -1,4 +1,4 @@
-"""Settings for a person's own pictures, chosen by their number and sizes; the reason for each value is in docs/recipes.md."""
+"""Settings for a person's own images, chosen by their number and sizes; the reason for each value is in docs/recipes.md."""
 
 import math
 from collections.abc import Callable
@@ -11,19 +11,19 @@ class DataFacts:
     """What a recipe looks at."""
 
     num_images: int
-    """Training pictures."""
+    """Training images."""
 
     short_side: int
-    """Median short side of the pictures (pixels)."""
+    """Median short side of the images (pixels)."""
 
     aspect: float
-    """Largest long side over short side of a picture, the rarest 2 % left out."""
+    """Largest long side over short side of an image, the rarest 2 % left out."""
 
     small_object: float
-    """Short side of an object that is smaller than nine of ten, as a share of its picture's short side, in (0, 1]."""
+    """Short side of an object that is smaller than nine of ten, as a share of its image's short side, in (0, 1]."""
 
     most_objects: int
-    """Objects in the fullest picture."""
+    """Objects in the fullest image."""
 
 
 PRESETS = {"finetune": "r50-two-stage", "small-data": "r18-two-stage"}
@@ -33,28 +33,28 @@ SMALLEST_OBJECT = 14
 """So many pixels wide shall an object still be that is smaller than nine of ten: nearly two cells of the finest level."""
 
 
-def recipe_settings(name: str, facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
+def recipe_settings(name: str, facts: DataFacts, images_per_step: int) -> dict[str, Any]:
     """The settings of a recipe by their full names, such as `optimizer.lr`.
 
     Args:
         name: `finetune` or `small-data`.
         facts: about the training split.
-        pictures_per_step: batch_size x accumulate x processes.
+        images_per_step: batch_size x accumulate x processes.
 
     Raises:
         ValueError: an unknown recipe.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; known are {', '.join(RECIPES)}")
-    return RECIPES[name](facts, pictures_per_step)
+    return RECIPES[name](facts, images_per_step)
 
 
-def _finetune(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
+def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
     """From the weights of a detector: nearly everything is known, so few steps at a low rate."""
     return {
         **_sizes(facts),
-        **_course(facts, pictures_per_step, steps=1500, least=12, most=100),
-        "optimizer.lr": _learning_rate(1e-4, pictures_per_step),
+        **_course(facts, images_per_step, steps=1500, least=12, most=100),
+        "optimizer.lr": _learning_rate(1e-4, images_per_step),
         "optimizer.backbone_lr_scale": 0.1,
         "optimizer.sampling_lr_scale": 0.1,
         "data.color_jitter": 0.5,
@@ -62,12 +62,12 @@ def _finetune(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
     }
 
 
-def _small_data(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
-    """From an ImageNet backbone: neck and transformer are learned from these pictures alone, so a high rate and many steps."""
+def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
+    """From an ImageNet backbone: neck and transformer are learned from these images alone, so a high rate and many steps."""
     return {
         **_sizes(facts),
-        **_course(facts, pictures_per_step, steps=4000, least=30, most=300),
-        "optimizer.lr": _learning_rate(4e-4, pictures_per_step),
+        **_course(facts, images_per_step, steps=4000, least=30, most=300),
+        "optimizer.lr": _learning_rate(4e-4, images_per_step),
         "optimizer.backbone_lr_scale": 0.2,
         "optimizer.sampling_lr_scale": 1.0,
         "optimizer.clip_grad_norm": 0.5,
@@ -82,14 +82,14 @@ def _small_data(facts: DataFacts, pictures_per_step: int) -> dict[str, Any]:
 RECIPES: dict[str, Callable[[DataFacts, int], dict[str, Any]]] = {"finetune": _finetune, "small-data": _small_data}
 
 
-def _learning_rate(at_four: float, pictures_per_step: int) -> float:
+def _learning_rate(at_four: float, images_per_step: int) -> float:
     """The square-root rule of Adam: noise of the gradient falls with the root of the batch, so the rate may rise with it."""
-    return float(f"{at_four * math.sqrt(min(pictures_per_step, 64) / 4):.2g}")
+    return float(f"{at_four * math.sqrt(min(images_per_step, 64) / 4):.2g}")
 
 
-def _course(facts: DataFacts, pictures_per_step: int, *, steps: int, least: int, most: int) -> dict[str, Any]:
+def _course(facts: DataFacts, images_per_step: int, *, steps: int, least: int, most: int) -> dict[str, Any]:
     """About so many steps within these epochs; warm-up, averaging, some thirty evaluations, ten without progress the end."""
-    steps_per_epoch = max(1, facts.num_images // pictures_per_step)
+    steps_per_epoch = max(1, facts.num_images // images_per_step)
     epochs = min(most, max(least, math.ceil(steps / steps_per_epoch)))
     steps = epochs * steps_per_epoch
     return {

@@ -93,7 +93,7 @@ class Target:
     """The name of the image in messages and results."""
 
     image_size: tuple[int, int] | None = None
-    """(height, width) in pixels of the picture as read (upright), before any resizing."""
+    """(height, width) in pixels of the image as read (upright), before any resizing."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same target with its tensors on `device`."""
@@ -161,7 +161,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a detector: label k of the network is `names[k]` and the data set's category `ids[k]`."""
+    """The classes of a detector: label k of the network is `names[k]` and the dataset's category `ids[k]`."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]

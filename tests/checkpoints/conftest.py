@@ -1,4 +1,4 @@
-"""Small detectors of every variant with weights that leave nothing to chance, and pictures for them."""
+"""Small detectors of every variant with weights that leave nothing to chance, and images for them."""
 
 import copy
 import functools
@@ -93,6 +93,6 @@ def assert_same_weights():
 
 @pytest.fixture
 def batch() -> ImageBatch:
-    """Two pictures of different sizes on one canvas."""
+    """Two images of different sizes on one canvas."""
     generator = torch.Generator().manual_seed(1)
     return ImageBatch.from_images([torch.randn(3, *size, generator=generator) for size in ((64, 96), (96, 48))])

@@ -70,7 +70,7 @@ def test_the_batch_size_does_not_change_the_numbers(weights, dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def answered(weights, dataset, tmp_path_factory):
-    """The pictures again, where the best detection of the network in each is the truth."""
+    """The images again, where the best detection of the network in each is the truth."""
     root = tmp_path_factory.mktemp("answered")
     (root / "annotations").mkdir()
     (root / "val").symlink_to(Path(dataset) / "val")
@@ -105,15 +105,15 @@ def test_report(weights, answered, tmp_path, capsys):
 def test_saved_thresholds_are_what_predict_uses(weights, answered, tmp_path, capsys):
     own = tmp_path / "own.safetensors"
     shutil.copy(weights, own)
-    pictures = str(Path(answered) / "val")
-    assert len(Detector.load(own).predict(pictures)[0]) == 0  # random weights are not sure of anything
+    images = str(Path(answered) / "val")
+    assert len(Detector.load(own).predict(images)[0]) == 0  # random weights are not sure of anything
     assert main(["evaluate", str(own), answered, "--num_workers=0", "--save_thresholds", "true"]) == 0
     assert f"written: {own} (the thresholds of 2 classes)" in capsys.readouterr().out
     detector = Detector.load(own)
     thresholds = detector.metadata.thresholds
     numbers = detector.evaluate(answered, num_workers=0)
     assert thresholds == numbers.thresholds
-    for found, everything in zip(detector.predict(pictures), detector.predict(pictures, 0.0), strict=True):
+    for found, everything in zip(detector.predict(images), detector.predict(images, 0.0), strict=True):
         kept = [score >= thresholds[label] for score, label in zip(everything.confidence, everything.class_id, strict=True)]
         assert len(found) == sum(kept) > 0
     assert detector.analyze(answered, num_workers=0).analysis.thresholds_from == "given"
@@ -159,7 +159,7 @@ def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         parse_evaluate_options(["--help"])
     shown = capsys.readouterr().out
-    for text in ("--split", "Part of the data set", "examples:", "torchrun"):
+    for text in ("--split", "Part of the dataset", "examples:", "torchrun"):
         assert text in shown
 
 

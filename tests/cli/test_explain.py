@@ -74,7 +74,7 @@ def test_tables_hold_the_numbers(files):
     first = tables["Strongest points of the last layer"][1][0]
     assert float(first[-1]) == pytest.approx(float(strongest), abs=1e-3)
     head, level, point = (int(value) for value in first[1:4])
-    place = inside.points_in_picture(inside.decoder[-1], 2)[head, level, point].tolist()
+    place = inside.points_in_image(inside.decoder[-1], 2)[head, level, point].tolist()
     assert [float(value) for value in first[4:6]] == pytest.approx(place, abs=0.06)
     assert len(tables["Boxes (pixels)"][1]) == 1 + len(model.decoder.layers)
     shares = [sum(float(cell.rstrip("%")) for cell in row[1:]) for row in tables["Cross-attention per level"][1]]

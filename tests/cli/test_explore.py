@@ -33,9 +33,9 @@ def test_the_small_detector_is_trained_once(cache, monkeypatch):
     calls: list = []
     monkeypatch.setattr(module, "train_demo", fake_training(calls))
     for _ in range(2):
-        run, pictures = demo_detector("cpu")
+        run, images = demo_detector("cpu")
         assert run == cache / "run"
-        assert [path.name for path in pictures] == ["2.png", "10.png"]
+        assert [path.name for path in images] == ["2.png", "10.png"]
     assert [call[1:] for call in calls] == [(module.FIRST_STEPS, "cpu")]
     assert [path.name for path in cache.parent.iterdir()] == ["explorer"]
 
@@ -44,9 +44,9 @@ def test_a_demo_that_was_run_here_comes_first(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_demo", None)
     (tmp_path / "demo" / "run" / "weights").mkdir(parents=True)
     (tmp_path / "demo" / "run" / "weights" / "best.safetensors").write_bytes(b"")
-    run, pictures = demo_detector("cpu")
+    run, images = demo_detector("cpu")
     assert run.resolve() == tmp_path / "demo" / "run"
-    assert pictures == []
+    assert images == []
 
 
 def test_a_training_that_was_stopped_leaves_nothing(cache, monkeypatch):
@@ -76,7 +76,7 @@ def test_where_the_cache_is(platform, variable, expected, tmp_path, monkeypatch)
 
 def test_mistakes_are_named(tmp_path, capsys):
     assert main(["explore", "nowhere", "no/*.png"]) == 2
-    assert "matches no picture" in capsys.readouterr().err
+    assert "matches no image" in capsys.readouterr().err
     assert main(["explore", "nowhere.safetensors"]) == 2
     assert "nowhere.safetensors" in capsys.readouterr().err
     assert main(["explore", "--prot", "7"]) == 2

@@ -14,7 +14,7 @@ from deformable_detr.structures import Categories
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Weights and pictures."""
+    """Weights and images."""
     folder = tmp_path_factory.mktemp("export")
     small = {"two_stage": False, "num_feature_levels": 1, "num_encoder_layers": 1, "num_decoder_layers": 1}
     model = build_model("tiny", num_classes=len(SHAPES), **small)
@@ -22,10 +22,10 @@ def folder(tmp_path_factory):
     model.metadata = replace(model.metadata, categories=categories, eval_short_side=96, max_long_side=96)
     save_weights(folder / "weights.safetensors", model)
     generate_scenes(folder / "data", train=3, val=2, image_size=64)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for seed in range(2):  # they fill the canvas of 96 x 96
         pixels = np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "pictures" / f"{seed}.png")
+        Image.fromarray(pixels).save(folder / "images" / f"{seed}.png")
     return folder
 
 
@@ -41,7 +41,7 @@ def test_export_and_predict_give_what_the_weights_give(folder, capsys, monkeypat
             monkeypatch.setattr("deformable_detr.model.deformable_detr.DeformableDETR.__init__", None)  # no model is built
         output = folder / name
         options = ["--threshold", "0", "--top_k", "5", "--draw", "false", "--output", str(output)]
-        assert main(["predict", *arguments, str(folder / "pictures"), *options]) == 0
+        assert main(["predict", *arguments, str(folder / "images"), *options]) == 0
         found[name] = json.loads((output / "predictions.json").read_text())
     capsys.readouterr()
     assert found["onnx"]["images"] == found["torch"]["images"]
@@ -54,14 +54,14 @@ def test_export_and_predict_give_what_the_weights_give(folder, capsys, monkeypat
 
 def test_int8_states_its_accuracy(folder, capsys):
     target = folder / "int8.onnx"
-    options = ["--size", "96", "96", "--int8", str(folder / "data"), "--calibration_pictures", "2"]
+    options = ["--size", "96", "96", "--int8", str(folder / "data"), "--calibration_images", "2"]
     assert main(["export", str(folder / "weights.safetensors"), str(target), *options]) == 0
-    assert "on 2 pictures" in capsys.readouterr().out
+    assert "on 2 images" in capsys.readouterr().out
     from deformable_detr.export import ExportedNetwork
 
     form = ExportedNetwork(target).form
     assert form.int8
-    assert form.details["pictures"] == 2
+    assert form.details["images"] == 2
 
 
 def test_int8_is_for_onnx(folder, capsys):

@@ -35,7 +35,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_pictures_and_json(weights, photos, tmp_path, capsys):
+def test_images_and_json(weights, photos, tmp_path, capsys):
     output = tmp_path / "out"
     assert main(["predict", weights, str(photos), "--threshold", "0", "--output", str(output), "--batch-size", "2"]) == 0
     assert sorted(path.name for path in output.iterdir()) == ["a.jpg", "b.png", "c.jpg", "predictions.json"]
@@ -54,7 +54,7 @@ def test_pictures_and_json(weights, photos, tmp_path, capsys):
     assert best["category_id"] == found.data["category_id"][0]
     assert [entry["id"] for entry in record["annotations"]] == list(range(1, len(record["annotations"]) + 1))
     shown = capsys.readouterr().out
-    assert "3 pictures" in shown
+    assert "3 images" in shown
     assert "cat" in shown
 
 
@@ -80,27 +80,27 @@ def test_options_files_and_classes(weights, photos, tmp_path):
     assert {entry["category_id"] for entry in record["annotations"]} == {3}
 
 
-def test_unreadable_pictures(weights, photos, tmp_path, capsys):
-    (photos / "b.png").write_bytes(b"no picture")
+def test_unreadable_images(weights, photos, tmp_path, capsys):
+    (photos / "b.png").write_bytes(b"no image")
     arguments = ["predict", weights, str(photos), "--output", str(tmp_path / "out")]
     assert main(arguments) == 2
-    assert "b.png: not a picture" in capsys.readouterr().err
+    assert "b.png: not an image" in capsys.readouterr().err
     assert main([*arguments, "--on_error", "skip"]) == 0
     captured = capsys.readouterr()
-    assert "2 pictures (1 skipped)" in captured.out
+    assert "2 images (1 skipped)" in captured.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{weights}", "nowhere.jpg"], "no such picture or folder: nowhere.jpg"),
-        (["{weights}", "no/*.jpg"], "matches no picture"),
+        (["{weights}", "nowhere.jpg"], "no such image or folder: nowhere.jpg"),
+        (["{weights}", "no/*.jpg"], "matches no image"),
         (["{weights}", "{photos}", "--classes", "fish"], "unknown class ['fish']; this detector knows cat, dog"),
         (["{weights}", "{photos}", "--threshold", "2"], "threshold must lie in [0, 1]"),
         (["{weights}", "{photos}", "--threshold", "high"], "threshold"),
         (["{weights}", "{photos}", "--treshold", "0.3"], "--treshold"),
         (["{weights}"], "source"),
-        (["{weights}", "{photos}", "--output", "{photos}"], "would replace a picture"),
+        (["{weights}", "{photos}", "--output", "{photos}"], "would replace an image"),
     ],
 )
 def test_mistakes_are_named(weights, photos, arguments, message, capsys):
@@ -116,7 +116,7 @@ def test_help_has_all_options_and_examples(capsys):
         assert text in shown
 
 
-def test_pictures_of_the_same_name_get_numbers(tmp_path):
+def test_images_of_the_same_name_get_numbers(tmp_path):
     paths = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "X.JPEG", tmp_path / "b" / "x.bmp", tmp_path / "a" / "x.jpg"]
     targets = drawing_paths(paths, tmp_path / "out")
     assert [path.name for path in targets.values()] == ["x.jpg", "X-2.jpg", "x.png"]

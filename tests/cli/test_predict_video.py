@@ -95,7 +95,7 @@ def test_stopped_in_the_middle(weights, clip, tmp_path, monkeypatch, capsys, err
     ("arguments", "message"),
     [
         (["none.mp4"], "no such video: none.mp4"),
-        (["{clip}", "a.jpg"], "pictures and videos cannot go together; leave out a.jpg"),
+        (["{clip}", "a.jpg"], "images and videos cannot go together; leave out a.jpg"),
         (["{clip}", "{clip}", "--json", "x.json"], "--json names one file"),
         (["{clip}", "--every", "0"], "every must be at least 1"),
     ],

@@ -18,16 +18,16 @@ def scenes(tmp_path_factory):
 
 
 def read(path, size=None):
-    with Image.open(path) as picture:
-        return np.asarray(picture if size is None else picture.resize(size)).astype(float)
+    with Image.open(path) as image:
+        return np.asarray(image if size is None else image.resize(size)).astype(float)
 
 
-def test_pictures_and_overview(scenes, tmp_path, capsys):
+def test_images_and_overview(scenes, tmp_path, capsys):
     output = tmp_path / "out"
     assert main(["preview", scenes, *SIZES, "--num", "4", "--output", str(output), "--mosaic=1"]) == 0
     assert len(list(output.glob("00?-0*.png"))) == 4
     assert read(output / "overview.png").shape[1] > 1000
-    assert "4 pictures" in capsys.readouterr().out
+    assert "4 images" in capsys.readouterr().out
 
 
 def test_one_row_per_augmentation(scenes, tmp_path):
@@ -44,9 +44,9 @@ def test_one_row_per_augmentation(scenes, tmp_path):
 def test_another_split_is_shown_as_in_evaluation(scenes, tmp_path):
     arguments = [*SIZES, "--batch-size", "1", "--mixup", "1", "--split", "val", "--output", str(tmp_path)]
     assert main(["preview", scenes, *arguments]) == 0
-    pictures = sorted(tmp_path.glob("00?-*.png"))
-    assert [path.name for path in pictures] == ["000-000001.png", "001-000002.png"]
-    difference = read(pictures[0], (96, 96)) - read(f"{scenes}/val/000001.png", (96, 96))
+    images = sorted(tmp_path.glob("00?-*.png"))
+    assert [path.name for path in images] == ["000-000001.png", "001-000002.png"]
+    difference = read(images[0], (96, 96)) - read(f"{scenes}/val/000001.png", (96, 96))
     assert np.median(np.abs(difference)) < 4  # all but the boxes
 
 
@@ -61,7 +61,7 @@ def test_the_options_are_those_of_train(scenes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{scenes}", "--num", "0"], "num must be at least 1 picture"),
+        (["{scenes}", "--num", "0"], "num must be at least 1 image"),
         (["{scenes}", "--mosaik", "1"], "did you mean --mosaic"),
         (["{scenes}", "--mosaic", "2"], "mosaic is a probability"),
         (["{scenes}", "--scale_jitter", "[0, 1]"], "scale_jitter must be two numbers above 0"),

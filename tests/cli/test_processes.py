@@ -1,4 +1,4 @@
-"""Two processes share out the pictures and come to what one process comes to."""
+"""Two processes share out the images and come to what one process comes to."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_two_processes_equal_one(weights, dataset, tmp_path):
     assert done.stdout.count("Average precision") == 1
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert sorted(one) == sorted(two)
-    assert len(one) == 5 + 3  # drawn pictures, and three JSON files
+    assert len(one) == 5 + 3  # drawn images, and three JSON files
     for name in ("numbers.json", "results.json", "predictions.json"):
         assert json.loads(one[name]) == json.loads(two[name])
     reports = [json.loads((tmp_path / f"report of {name}" / "report.json").read_text()) for name in ("one", "two")]

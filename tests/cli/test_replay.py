@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.replay import draw_pictures
+from deformable_detr.cli.replay import draw_images
 from deformable_detr.config import LossConfig
 from deformable_detr.model import build_model
 from deformable_detr.structures import Categories, ImageBatch, Target
@@ -32,7 +32,7 @@ def kept_step(folder: Path, broken: bool, image: torch.Tensor | None = None) -> 
 @pytest.mark.parametrize(("broken", "status", "text"), [(True, 1, "Now (weights)"), (False, 0, "Now (nowhere)")])
 def test_a_step_is_done_again(broken: bool, status: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = kept_step(tmp_path, broken)
-    assert main(["replay", str(path), "--pictures", str(tmp_path / "drawn")]) == status
+    assert main(["replay", str(path), "--images", str(tmp_path / "drawn")]) == status
     shown = capsys.readouterr().out
     assert "Then: step 4: the loss is not finite" in shown
     assert text in shown
@@ -41,16 +41,16 @@ def test_a_step_is_done_again(broken: bool, status: int, text: str, tmp_path: Pa
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == ["0.png", "1.png"]
 
 
-def test_pictures_are_drawn_as_the_network_got_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_drawn_as_the_network_got_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
     original = preview.draw_detections
     monkeypatch.setattr(preview, "draw_detections", lambda *a: texts.extend(a[1].data["class_name"]) or original(*a))
     image = torch.full((3, 480, 640), 0.8)  # grey: (0.8 * 0.25 + 0.5) * 255 = 178.5
     image[:, :20, :20] = float("nan")
-    draw_pictures(replay(kept_step(tmp_path, broken=False, image=image))[0], tmp_path / "drawn")
+    draw_images(replay(kept_step(tmp_path, broken=False, image=image))[0], tmp_path / "drawn")
     assert texts == ["dog", "dog"]
-    with Image.open(tmp_path / "drawn" / "0.png") as picture:
-        pixels = np.asarray(picture)
+    with Image.open(tmp_path / "drawn" / "0.png") as drawn:
+        pixels = np.asarray(drawn)
     assert pixels.shape == (480, 640, 3)
     assert (pixels[:19, :19] == (255, 0, 255)).all()
     assert abs(pixels[400:470, 20:100].astype(int) - 178.5).max() <= 0.5

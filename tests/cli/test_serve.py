@@ -60,7 +60,7 @@ def test_a_port_that_is_taken(weights, capsys):
         (["nowhere.safetensors", "--port", "0"], "nowhere.safetensors"),
         (["x", "--port", "99999"], "port must lie in [0, 65535]"),
         (["x", "--threads", "0"], "threads must be at least 1"),
-        (["x", "--port", "0", "--max_pictures", "99"], "max_pictures (99) must not exceed max_waiting (32)"),
+        (["x", "--port", "0", "--max_images", "99"], "max_images (99) must not exceed max_waiting (32)"),
         (["x", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
     ],
 )

@@ -125,7 +125,7 @@ def test_the_help_is_a_manual(capsys: pytest.CaptureFixture) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert "Queries from the encoder's best proposals" in text  # the string below the attribute
     assert "Largest norm of the whole gradient. 0: do not clip. (type: float, default: 0.1)" in text
-    for heading in ("The network:", "Matching and losses:", "Pictures and augmentation:", "presets:", "examples:"):
+    for heading in ("The network:", "Matching and losses:", "Images and augmentation:", "presets:", "examples:"):
         assert heading in text
 
 
@@ -143,12 +143,12 @@ def test_all_settings_as_yaml(capsys: pytest.CaptureFixture, tmp_path: Path) -> 
 def test_a_missing_data_set_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     status = main(["train", str(tmp_path / "nothing"), "--output_dir", str(tmp_path / "run"), "--device", "cpu"])
     assert status == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'nothing'}: no such data set folder\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'nothing'}: no such dataset folder\n"
     assert not (tmp_path / "run").exists()
 
 
 def write_data(root: Path) -> None:
-    """Six pictures with one box each."""
+    """Six images with one box each."""
     (root / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
         (root / split).mkdir()

@@ -11,8 +11,8 @@ from PIL import Image
 from deformable_detr.data.scenes import generate_scenes
 
 
-def boxes_by_picture(folder: Path, split: str) -> tuple[dict, dict[str, list[tuple[str, list[float]]]]]:
-    """The COCO record of a split, and per picture its (class name, xywh)."""
+def boxes_by_image(folder: Path, split: str) -> tuple[dict, dict[str, list[tuple[str, list[float]]]]]:
+    """The COCO record of a split, and per image its (class name, xywh)."""
     record = json.loads((folder / "annotations" / f"instances_{split}.json").read_text())
     names = {entry["id"]: entry["name"] for entry in record["categories"]}
     found = {image["file_name"]: [] for image in record["images"]}
@@ -25,7 +25,7 @@ def boxes_by_picture(folder: Path, split: str) -> tuple[dict, dict[str, list[tup
 def write_yolo(source: Path, target: Path, splits: tuple[str, ...] = ("train", "val")) -> Path:
     names = ["circle", "square", "triangle", "star"]
     for split in splits:
-        record, found = boxes_by_picture(source, split)
+        record, found = boxes_by_image(source, split)
         (target / "images" / split).mkdir(parents=True)
         (target / "labels" / split).mkdir(parents=True)
         for image in record["images"]:
@@ -58,7 +58,7 @@ def write_voc(source: Path, target: Path, splits: tuple[str, ...] = ("train", "v
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (target / folder).mkdir(parents=True)
     for split in splits:
-        record, found = boxes_by_picture(source, split)
+        record, found = boxes_by_image(source, split)
         stems = []
         for image in record["images"]:
             stem = f"{split}_{Path(image['file_name']).stem}"
@@ -75,7 +75,7 @@ WRITERS: dict[str, Callable[..., Path]] = {"YOLO": write_yolo, "Pascal VOC": wri
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO data set of ten training and four validation pictures."""
+    """A COCO dataset of ten training and four validation images."""
     return generate_scenes(tmp_path_factory.mktemp("scenes") / "coco", train=10, val=4, image_size=64)
 
 
@@ -86,8 +86,8 @@ def write_as() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def small_picture() -> Callable[[Path], Path]:
-    """Writes a grey picture of 40 x 20 pixels (width x height)."""
+def small_image() -> Callable[[Path], Path]:
+    """Writes a grey image of 40 x 20 pixels (width x height)."""
 
     def write(path: Path, size: tuple[int, int] = (40, 20)) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -104,8 +104,8 @@ def test_a_large_file_is_checked_like_a_small_one(tmp_path: Path, monkeypatch: p
             findings = quick_check({"train": (path, tmp_path)}, num_queries=100)
             found.setdefault(name, []).append([finding.to_dict() for finding in findings])
     for name, codes in {
-        "corners": ["boxes-xyxy", "picture-missing", "annotation-id-twice"],
-        "edges": ["picture-missing", "box-clipped", "box-degenerate", "box-twice", "annotation-id-twice"],
+        "corners": ["boxes-xyxy", "image-missing", "annotation-id-twice"],
+        "edges": ["image-missing", "box-clipped", "box-degenerate", "box-twice", "annotation-id-twice"],
     }.items():
         small, *large = found[name]
         assert [finding["code"] for finding in small] == codes

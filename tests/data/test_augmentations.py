@@ -38,7 +38,7 @@ def test_boxes_follow_the_pixels(scale):
             assert scale <= 1 or target.boxes[0, 3] <= 0.2 * scale + 0.01
 
 
-def test_a_smaller_picture_lies_on_a_canvas_and_a_larger_one_is_cut():
+def test_a_smaller_image_lies_on_a_canvas_and_a_larger_one_is_cut():
     image = torch.full((3, 80, 120), 200, dtype=torch.uint8)
     small, _ = DetectionTransform(jitter(0.5, 0.5))(image)
     assert small.shape == (3, 40, 60)

@@ -126,10 +126,10 @@ def test_missing_files(folder):
     open_record(folder, RECORD)
     with pytest.raises(FileNotFoundError, match="none: no such image folder"):
         CocoDataset(folder / "a.json", folder / "none", keep)
-    with pytest.raises(FileNotFoundError, match=r"a\.png: the first picture of .*a\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"a\.png: the first image of .*a\.json is missing"):
         CocoDataset(folder / "a.json", folder / "sub", keep)
     (folder / "c.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"c\.png: no such picture"):
+    with pytest.raises(FileNotFoundError, match=r"c\.png: no such image"):
         open_record(folder, RECORD)[2]
 
 
@@ -164,15 +164,15 @@ def test_unused_unknown_category_is_no_fault(folder):
     assert open_record(folder, record, categories=Categories(("circle", "star"), (1, 2)))[0][1].labels.tolist() == [0, 1]
 
 
-def test_size_that_differs_from_the_picture(folder):
+def test_size_that_differs_from_the_image(folder):
     record = changed("images", 0, width=41)
-    with pytest.raises(ValueError, match=r"a\.png: the picture is 40 x 20 pixels .* image 70 of .* is 41 x 20"):
+    with pytest.raises(ValueError, match=r"a\.png: the image is 40 x 20 pixels .* image 70 of .* is 41 x 20"):
         open_record(folder, record)[0]
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 40), (40, 20)])
 def test_pixels_are_turned_as_the_boxes_were_made(folder, height, width):
-    """A picture stored 40 x 20 that EXIF turns upright to 20 x 40, annotated either way."""
+    """An image stored 40 x 20 that EXIF turns upright to 20 x 40, annotated either way."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((20, 40, 3), dtype=np.uint8)).save(folder / "a.png", exif=exif)
@@ -217,17 +217,17 @@ def test_find_split(tmp_path, files, split, annotation_file, image_dir):
 
 
 def test_find_split_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none: no such data set folder"):
+    with pytest.raises(FileNotFoundError, match="none: no such dataset folder"):
         find_split(tmp_path / "none", "train")
     with pytest.raises(FileNotFoundError, match="no annotation file at all"):
         find_split(tmp_path, "train")
-    touch(tmp_path, "annotations/instances_train2014.json", "annotations/instances_train2017.json", "pictures/")
+    touch(tmp_path, "annotations/instances_train2014.json", "annotations/instances_train2017.json", "images/")
     with pytest.raises(FileNotFoundError, match=r"no split 'val'; looked for .*found annotations/instances_train2014\.json"):
         find_split(tmp_path, "val")
     with pytest.raises(ValueError, match=r"several files fit the split 'train'.*such as 'train2017'"):
         find_split(tmp_path, "train")
     with pytest.raises(
-        FileNotFoundError, match=r"no image folder for instances_train2017\.json; .* there is annotations, pictures"
+        FileNotFoundError, match=r"no image folder for instances_train2017\.json; .* there is annotations, images"
     ):
         find_split(tmp_path, "train2017")
 

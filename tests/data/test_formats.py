@@ -23,13 +23,13 @@ def keep(image, target):
 
 
 def boxes_of(dataset, split):
-    """Per picture, in order: class names and xyxy boxes, sorted."""
+    """Per image, in order: class names and xyxy boxes, sorted."""
     found = read_annotations(find_split(dataset, split)[0])
     names = np.array(found.categories.names)
-    pictures = []
+    images = []
     for first, last in zip(found.first_box[:-1], found.first_box[1:], strict=True):
-        pictures.append(sorted(zip(names[found.labels[first:last]].tolist(), found.boxes[first:last].tolist(), strict=True)))
-    return pictures
+        images.append(sorted(zip(names[found.labels[first:last]].tolist(), found.boxes[first:last].tolist(), strict=True)))
+    return images
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -56,7 +56,7 @@ def test_the_same_scenes_in_every_format(name, scenes, write_as, tmp_path):
             assert dataset[index][0].shape[1:] == dataset[index][1].image_size
     assert snapshot(folder) == before
     assert open_layout(folder).format == name
-    with pytest.raises(FileNotFoundError, match=r"no split 'test'; this .* data set has train, val"):
+    with pytest.raises(FileNotFoundError, match=r"no split 'test'; this .* dataset has train, val"):
         find_split(folder, "test")
 
 
@@ -66,7 +66,7 @@ def test_a_data_yaml_itself(scenes, write_as, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "pictures"),
+    ("settings", "images"),
     [
         ({"train": ["a/images", "b/images"], "val": "b/images"}, ["a/images/1.png", "b/images/2.png"]),
         ({"train": "list.txt", "val": "b/images"}, ["b/images/2.png", "a/images/1.png"]),
@@ -74,28 +74,28 @@ def test_a_data_yaml_itself(scenes, write_as, tmp_path):
         ({"path": "a", "train": "images", "val": "images"}, ["a/images/1.png"]),
     ],
 )
-def test_parts_of_a_data_yaml(settings, pictures, small_picture, tmp_path):
+def test_parts_of_a_data_yaml(settings, images, small_image, tmp_path):
     for name in ("a/images/1.png", "b/images/2.png"):
-        small_picture(tmp_path / name)
+        small_image(tmp_path / name)
     (tmp_path / "list.txt").write_text("./b/images/2.png\na/images/1.png\n\n")
     (tmp_path / "data.yaml").write_text(json.dumps(settings | {"names": {0: "cat", 7: "dog"}}))
     record = json.loads(find_split(tmp_path, "train")[0].read_text())
-    assert [image["file_name"] for image in record["images"]] == pictures
+    assert [image["file_name"] for image in record["images"]] == images
     assert [(entry["id"], entry["name"]) for entry in record["categories"]] == [(0, "cat"), (7, "dog")]
     assert open_layout(tmp_path).splits() == ("train", "val")
 
 
-def yolo_picture(folder, small_picture, label):
-    small_picture(folder / "images" / "train" / "a.png")
-    small_picture(folder / "images" / "val" / "b.png")
+def yolo_image(folder, small_image, label):
+    small_image(folder / "images" / "train" / "a.png")
+    small_image(folder / "images" / "val" / "b.png")
     (folder / "labels" / "train").mkdir(parents=True)
     (folder / "labels" / "train" / "a.txt").write_text(label)
     (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
     return folder
 
 
-def test_outlines_empty_and_missing_labels(small_picture, tmp_path):
-    folder = yolo_picture(tmp_path, small_picture, "1 0.25 0.5 0.5 0.25 0.75 1.0\n\n0 0.5 0.5 0.5 0.5\n")
+def test_outlines_empty_and_missing_labels(small_image, tmp_path):
+    folder = yolo_image(tmp_path, small_image, "1 0.25 0.5 0.5 0.25 0.75 1.0\n\n0 0.5 0.5 0.5 0.5\n")
     record = json.loads(find_split(folder, "train")[0].read_text())
     assert [(entry["category_id"], entry["bbox"]) for entry in record["annotations"]] == [
         (1, [10, 5, 20, 15]),
@@ -112,19 +112,19 @@ def test_outlines_empty_and_missing_labels(small_picture, tmp_path):
         ("0 0.5 0.5 0.1", "4 numbers; expected"),
         ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers; expected"),
         ("cat 0.5 0.5 0.1 0.1", "is not a row of numbers"),
-        ("0 20 10 4 4", r"must be shares of the picture in \[0, 1\]; they look like pixels"),
+        ("0 20 10 4 4", r"must be shares of the image in \[0, 1\]; they look like pixels"),
         ("0 0.5 0.5 nan 0.1", "must be shares"),
     ],
 )
-def test_faults_of_a_label_file(line, message, small_picture, tmp_path):
-    folder = yolo_picture(tmp_path, small_picture, f"0 0.5 0.5 0.1 0.1\n{line}\n")
+def test_faults_of_a_label_file(line, message, small_image, tmp_path):
+    folder = yolo_image(tmp_path, small_image, f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(ValueError, match=rf"a\.txt, line 2: .*{message}.*deformable-detr doctor"):
         find_split(folder, "train")
     assert find_split(folder, "val")[0].is_file()
 
 
-def test_a_picture_turned_by_exif_is_measured_upright(small_picture, tmp_path):
-    folder = yolo_picture(tmp_path, small_picture, "0 0.5 0.5 0.5 0.5")
+def test_a_image_turned_by_exif_is_measured_upright(small_image, tmp_path):
+    folder = yolo_image(tmp_path, small_image, "0 0.5 0.5 0.5 0.5")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(folder / "images" / "train" / "a.png", exif=exif)
@@ -161,19 +161,19 @@ def test_a_missing_folder_of_a_data_yaml(tmp_path):
         find_split(tmp_path, "train")
 
 
-def test_classes_txt_without_a_yaml(small_picture, tmp_path):
-    folder = yolo_picture(tmp_path, small_picture, "1 0.5 0.5 0.5 0.5")
+def test_classes_txt_without_a_yaml(small_image, tmp_path):
+    folder = yolo_image(tmp_path, small_image, "1 0.5 0.5 0.5 0.5")
     (folder / "data.yaml").unlink()
     (folder / "classes.txt").write_text("cat\ndog\n")
     assert boxes_of(folder, "train") == [[("dog", [10, 5, 30, 15])]]
 
 
 @pytest.mark.parametrize("place", ["", "train/", "valid/"])
-def test_xml_beside_the_pictures(place, as_voc_xml, small_picture, tmp_path):
+def test_xml_beside_the_images(place, as_voc_xml, small_image, tmp_path):
     """1-based, both ends included: pixels 11 … 30 of 40 are x 10 … 30 from 0. Difficult objects are crowd regions."""
     for part in (place, "train/", "valid/") if place else ("",):
         for name in ("a", "b"):
-            small_picture(tmp_path / f"{part}{name}.png")
+            small_image(tmp_path / f"{part}{name}.png")
         (tmp_path / f"{part}a.xml").write_text(as_voc_xml("elsewhere.jpg", (40, 20), [("dog", [10, 5, 20, 10])]))
         (tmp_path / f"{part}b.xml").write_text(as_voc_xml("b.png", (0, 0), [("ant", [0, 0, 40, 20])], difficult=1))
     split = {"valid/": "val", "train/": "train", "": "all"}[place]
@@ -193,38 +193,38 @@ def test_xml_beside_the_pictures(place, as_voc_xml, small_picture, tmp_path):
         ("<annotation><object><bndbox/></object></annotation>", r"a\.xml, object 1: has no name"),
     ],
 )
-def test_faults_of_an_xml_file(text, message, small_picture, tmp_path):
-    small_picture(tmp_path / "a.png")
+def test_faults_of_an_xml_file(text, message, small_image, tmp_path):
+    small_image(tmp_path / "a.png")
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(ValueError, match=message):
         find_split(tmp_path, "all")
 
 
-def test_a_listed_xml_or_picture_that_is_missing(scenes, write_as, tmp_path):
+def test_a_listed_xml_or_image_that_is_missing(scenes, write_as, tmp_path):
     folder = write_as("Pascal VOC", scenes, tmp_path)
     (folder / "Annotations" / "train_000001.xml").unlink()
     with pytest.raises(ValueError, match=r"train_000001\.xml: no such file, but it is listed in ImageSets/Main;"):
         find_split(folder, "train")
     (folder / "JPEGImages" / "val_000002.png").unlink()
-    with pytest.raises(ValueError, match=r"val_000002\.xml: its picture .*no such picture"):
+    with pytest.raises(ValueError, match=r"val_000002\.xml: its image .*no such image"):
         find_split(folder, "val")
 
 
-def test_a_change_in_the_data_converts_anew(small_picture, tmp_path, caplog):
-    folder = yolo_picture(tmp_path, small_picture, "0 0.5 0.5 0.5 0.5")
+def test_a_change_in_the_data_converts_anew(small_image, tmp_path, caplog):
+    folder = yolo_image(tmp_path, small_image, "0 0.5 0.5 0.5 0.5")
     with caplog.at_level(logging.INFO):
         first = find_split(folder, "train")[0]
         assert find_split(folder, "train")[0] == first
-    assert caplog.text.count("read 1 pictures of train (YOLO)") == 1
+    assert caplog.text.count("read 1 images of train (YOLO)") == 1
     (folder / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
     assert find_split(folder, "train")[0] != first
     assert boxes_of(folder, "train") == [[("dog", [15, 5, 25, 15])]]
-    small_picture(folder / "images" / "train" / "new.png")
+    small_image(folder / "images" / "train" / "new.png")
     assert len(boxes_of(folder, "train")) == 2
 
 
-def test_a_read_only_data_set_is_converted_in_the_users_cache(small_picture, tmp_path, monkeypatch):
-    folder = yolo_picture(tmp_path / "set", small_picture, "0 0.5 0.5 0.5 0.5")
+def test_a_read_only_data_set_is_converted_in_the_users_cache(small_image, tmp_path, monkeypatch):
+    folder = yolo_image(tmp_path / "set", small_image, "0 0.5 0.5 0.5 0.5")
     (folder / FOLDER).write_text("a file in the way, as a disk without permission would be")
     monkeypatch.setattr("deformable_detr.data.cache.user_cache", lambda: tmp_path / "cache")
     file, image_dir = find_split(folder, "train")
@@ -255,7 +255,7 @@ def test_several_at_once(scenes, write_as, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "pictures"),
+    ("file", "images"),
     [
         ("annotations/instances_default.json", "images/default"),
         ("annotations/instances_default.json", "images"),
@@ -264,26 +264,26 @@ def test_several_at_once(scenes, write_as, tmp_path):
         ("train.json", "train"),
     ],
 )
-def test_one_coco_file(file, pictures, scenes, tmp_path):
+def test_one_coco_file(file, images, scenes, tmp_path):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     shutil.copy(scenes / "annotations" / "instances_train.json", tmp_path / file)
-    shutil.copytree(scenes / "train", tmp_path / pictures, dirs_exist_ok=True)
+    shutil.copytree(scenes / "train", tmp_path / images, dirs_exist_ok=True)
     (tmp_path / "other.json").write_text('{"no": "COCO"}')
     parts = {split: find_split(tmp_path, split) for split in ("train", "val", "test")}
-    assert {image_dir for _, image_dir in parts.values()} == {tmp_path / pictures}
+    assert {image_dir for _, image_dir in parts.values()} == {tmp_path / images}
     assert [len(CocoDataset(*part, keep)) for part in parts.values()] == [8, 1, 1]
     whole = Path(file).stem.removeprefix("instances_")
     if whole != "train":
-        assert find_split(tmp_path, whole) == (tmp_path / file, tmp_path / pictures)
+        assert find_split(tmp_path, whole) == (tmp_path / file, tmp_path / images)
     for split in parts:
         assert find_split(tmp_path / file, split) == parts[split]
 
 
-def test_what_is_no_data_set(small_picture, tmp_path):
-    small_picture(tmp_path / "a.png")
+def test_what_is_no_data_set(small_image, tmp_path):
+    small_image(tmp_path / "a.png")
     with pytest.raises(
-        FileNotFoundError, match=r"1 pictures without boxes, good for `predict` alone; looked for COCO .* YOLO .* VOC"
+        FileNotFoundError, match=r"1 images without boxes, good for `predict` alone; looked for COCO .* YOLO .* VOC"
     ):
         find_split(tmp_path, "train")
-    with pytest.raises(ValueError, match=r"a\.png: not a data set; give its folder, a YOLO data\.yaml or a COCO \.json"):
+    with pytest.raises(ValueError, match=r"a\.png: not a dataset; give its folder, a YOLO data\.yaml or a COCO \.json"):
         find_split(tmp_path / "a.png", "train")

@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.data.images import PictureTooLargeError, decode_image, read_image
+from deformable_detr.data.images import ImageTooLargeError, decode_image, read_image
 
 GREY = np.array([[0, 100, 200], [10, 20, 255]], dtype=np.uint8)
 COLOUR = np.stack((GREY, GREY[::-1], 255 - GREY), axis=2)  # [2, 3, 3]
 
 
-def save(path, picture, **options):
-    picture.save(path, **options)
+def save(path, image, **options):
+    image.save(path, **options)
     return path
 
 
@@ -45,8 +45,8 @@ def test_one_bit_and_grey_with_alpha(tmp_path):
 
 
 def test_alpha_is_dropped_not_composited(tmp_path):
-    picture = Image.fromarray(np.dstack((COLOUR, np.zeros_like(GREY))))
-    np.testing.assert_array_equal(as_hwc(read_image(save(tmp_path / "a.png", picture))), COLOUR)
+    image = Image.fromarray(np.dstack((COLOUR, np.zeros_like(GREY))))
+    np.testing.assert_array_equal(as_hwc(read_image(save(tmp_path / "a.png", image))), COLOUR)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -96,7 +96,7 @@ def damaged(kind):
     if kind == "empty":
         return b""
     if kind == "text":
-        return b"this is no picture"
+        return b"this is no image"
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(buffer, format=kind)
@@ -104,7 +104,7 @@ def damaged(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("empty", "not a picture"), ("text", "not a picture"), ("JPEG", "truncated"), ("PNG", "truncated")]
+    ("kind", "message"), [("empty", "not an image"), ("text", "not an image"), ("JPEG", "truncated"), ("PNG", "truncated")]
 )
 def test_bad_files_are_named(tmp_path, kind, message):
     path = tmp_path / "street.jpg"
@@ -114,18 +114,18 @@ def test_bad_files_are_named(tmp_path, kind, message):
 
 
 def test_missing_file_folder_and_float_pixels(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg: no such picture"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg: no such image"):
         read_image(tmp_path / "nowhere.jpg")
-    with pytest.raises(ValueError, match="folder, not a picture"):
+    with pytest.raises(ValueError, match="folder, not an image"):
         read_image(tmp_path)
     path = save(tmp_path / "depth.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32)))
     with pytest.raises(ValueError, match=r"depth\.tif: 32-bit float"):
         read_image(path)
 
 
-def as_bytes(picture, kind="PNG", **options):
+def as_bytes(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -141,7 +141,7 @@ def test_decoding_is_reading(tmp_path, orientation):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("empty", "not a picture"), ("text", "not a picture"), ("JPEG", "truncated"), ("PNG", "truncated")]
+    ("kind", "message"), [("empty", "not an image"), ("text", "not an image"), ("JPEG", "truncated"), ("PNG", "truncated")]
 )
 def test_bad_content_is_named(kind, message):
     with pytest.raises(ValueError, match=rf"street: .*{message}"):
@@ -149,11 +149,11 @@ def test_bad_content_is_named(kind, message):
 
 
 def test_content_with_too_many_pixels_or_of_a_wrong_kind():
-    with pytest.raises(PictureTooLargeError, match="street: 3 x 2 pixels are more than the 5 allowed"):
+    with pytest.raises(ImageTooLargeError, match="street: 3 x 2 pixels are more than the 5 allowed"):
         decode_image(as_bytes(Image.fromarray(COLOUR)), "street", max_pixels=5)
-    with pytest.raises(PictureTooLargeError, match="decompression bomb"):
+    with pytest.raises(ImageTooLargeError, match="decompression bomb"):
         decode_image(as_bytes(Image.new("1", (20_000, 10_000))), "street", max_pixels=10**9)
     with pytest.raises(ValueError, match="street: 32-bit float"):
         decode_image(as_bytes(Image.new("F", (2, 2)), "TIFF"), "street", max_pixels=5)
-    with pytest.raises(ValueError, match="street: not a picture"):  # a format that runs Ghostscript
+    with pytest.raises(ValueError, match="street: not an image"):  # a format that runs Ghostscript
         decode_image(as_bytes(Image.fromarray(COLOUR), "EPS"), "street", max_pixels=99)

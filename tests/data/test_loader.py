@@ -25,17 +25,17 @@ def steps(length, batch_size, world_size, epoch=0, skip=0):
     return [list(chain(*parts)) for parts in zip(*shares, strict=True)]
 
 
-def test_two_processes_see_the_pictures_of_one():
+def test_two_processes_see_the_images_of_one():
     assert steps(23, 2, 2) == steps(23, 4, 1)
     assert len(steps(23, 4, 1)) == 5
     assert steps(23, 4, 1, skip=2) == steps(23, 4, 1)[2:]
     assert steps(23, 4, 1, epoch=1) != steps(23, 4, 1)
     assert len({key.index for step in steps(23, 4, 1) for key in step}) == 20
-    counts = [[key.index for key in steps(3, 4, 2)[0]].count(index) for index in range(3)]  # 3 pictures repeated to fill 8
+    counts = [[key.index for key in steps(3, 4, 2)[0]].count(index) for index in range(3)]  # 3 images repeated to fill 8
     assert sorted(counts) == [2, 3, 3]
 
 
-def test_evaluation_visits_every_picture_once():
+def test_evaluation_visits_every_image_once():
     shares = [list(EvaluationSampler(7, rank=rank, world_size=3)) for rank in range(3)]
     assert sorted(chain(*shares)) == list(range(7))
 
@@ -72,12 +72,12 @@ def test_evaluation_loader(scenes):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_named(tmp_path, workers):
+def test_a_damaged_image_is_named(tmp_path, workers):
     root = generate_scenes(tmp_path, train=2, val=1, image_size=48)
-    picture = root / "train" / "000002.png"
-    picture.write_bytes(picture.read_bytes()[:1500])
+    image = root / "train" / "000002.png"
+    image.write_bytes(image.read_bytes()[:1500])
     loader = build_loader(build_dataset(root, "train", CONFIG, training=True), batch_size=2, training=True, num_workers=workers)
-    with pytest.raises(ValueError, match=r"000002\.png: the picture is damaged or truncated"):
+    with pytest.raises(ValueError, match=r"000002\.png: the image is damaged or truncated"):
         next(iter(loader))
 
 

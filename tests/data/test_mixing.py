@@ -101,7 +101,7 @@ def test_pasted_objects_and_what_they_hide():
             inside = mixed.image[0, box[1] : box[3], box[0] : box[2]]
             assert ((inside == 105) | (inside == 125)).any(dim=0).all()
     assert hidden > 3
-    assert ground.image.max() == 140  # the picture that is pasted into is not changed
+    assert ground.image.max() == 140  # the image that is pasted into is not changed
     assert len(paste_objects(ground, scene(20, 20, [])).labels) == 3
 
 
@@ -137,7 +137,7 @@ def test_targets_of_mixed_samples(scenes):
     assert image.shape != unmixed.shape or not torch.equal(image, unmixed)
 
 
-def test_mixing_depends_on_seed_epoch_and_picture_alone(scenes):
+def test_mixing_depends_on_seed_epoch_and_image_alone(scenes):
     config = replace(CONFIG, mosaic=0.5, copy_paste=0.5, mixup=0.5, color_jitter=0.3, scale_jitter=(0.5, 1.5))
     dataset = build_dataset(scenes, "train", config, training=True)
 

@@ -28,10 +28,10 @@ def test_data_set_is_valid_and_reproducible(tmp_path):
 def test_scenes_keep_their_promises():
     counts, longest = set(), []
     for number in range(150):
-        picture, objects = draw_scene(np.random.default_rng(number))
+        image, objects = draw_scene(np.random.default_rng(number))
         counts.add(len(objects))
         for index, (_, (left, top, right, bottom)) in enumerate(objects):
-            assert 0 <= left < right <= picture.shape[1] and 0 <= top < bottom <= picture.shape[0]
+            assert 0 <= left < right <= image.shape[1] and 0 <= top < bottom <= image.shape[0]
             longest.append(max(right - left, bottom - top))
             for _, other in objects[:index]:
                 common = max(min(right, other[2]) - max(left, other[0]), 0) * max(min(bottom, other[3]) - max(top, other[1]), 0)
@@ -51,7 +51,7 @@ def test_boxes_are_tight(shape):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match="at least 1 picture"):
+    with pytest.raises(ValueError, match="at least 1 image"):
         generate_scenes(tmp_path, train=0, val=1)
     with pytest.raises(ValueError, match="at least 32"):
         generate_scenes(tmp_path, train=1, val=1, image_size=8)

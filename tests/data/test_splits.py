@@ -20,7 +20,7 @@ def training_only(scenes, tmp_path):
     return tmp_path
 
 
-def pictures(dataset, split):
+def images(dataset, split):
     return [image["file_name"] for image in json.loads(find_split(dataset, split)[0].read_text())["images"]]
 
 
@@ -34,7 +34,7 @@ def test_sizes(count, expected):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_class_has_its_share(seed):
-    """300 pictures, classes from common to rare, several in a picture; a plain random division leaves the rare one out of val."""
+    """300 images, classes from common to rare, several in an image; a plain random division leaves the rare one out of val."""
     rng = np.random.default_rng(seed)
     labels = [{label for label, share in enumerate((0.7, 0.3, 0.1)) if rng.random() < share} for _ in range(300)]
     for index in range(10):
@@ -48,49 +48,49 @@ def test_every_class_has_its_share(seed):
     assert stratify(labels, {"train": 240, "val": 30, "test": 30}, seed=seed) == chosen
 
 
-def test_a_class_of_one_picture_is_trained_on():
+def test_a_class_of_one_image_is_trained_on():
     chosen = stratify([{0}] * 9 + [{1}], {"train": 8, "val": 1, "test": 1})
     assert chosen[9] == "train"
 
 
 def test_a_division_is_made_once_and_written_down(training_only, caplog):
     with caplog.at_level(logging.INFO):
-        parts = {split: pictures(training_only, split) for split in ("train", "val", "test")}
-        assert pictures(training_only, "valid") == parts["val"]
+        parts = {split: images(training_only, split) for split in ("train", "val", "test")}
+        assert images(training_only, "valid") == parts["val"]
     assert {split: len(names) for split, names in parts.items()} == {"train": 8, "val": 1, "test": 1}
     assert sorted(name for names in parts.values() for name in names) == [f"{number:06d}.png" for number in range(1, 11)]
     assert caplog.text.count("divided: 8 train, 1 val, 1 test (stratified by class, seed 0); written down in") == 1
     written = json.loads((training_only / FOLDER / "splits.json").read_text())
-    assert written == {"annotations/instances_train.json": {"seed": 0, "pictures": parts}}
+    assert written == {"annotations/instances_train.json": {"seed": 0, "images": parts}}
 
 
-def test_new_pictures_are_added_and_old_ones_stay(training_only):
-    before = {split: pictures(training_only, split) for split in ("train", "val", "test")}
+def test_new_images_are_added_and_old_ones_stay(training_only):
+    before = {split: images(training_only, split) for split in ("train", "val", "test")}
     file = training_only / "annotations" / "instances_train.json"
     record = json.loads(file.read_text())
     gone = record["images"].pop(0)
     record["annotations"] = [entry for entry in record["annotations"] if entry["image_id"] != gone["id"]]
     record["images"] += [record["images"][0] | {"id": 100 + number, "file_name": f"new{number}.png"} for number in range(10)]
     file.write_text(json.dumps(record))
-    after = {split: pictures(training_only, split) for split in ("train", "val", "test")}
+    after = {split: images(training_only, split) for split in ("train", "val", "test")}
     for split, names in before.items():
         assert set(names) - {gone["file_name"]} <= set(after[split])
     assert [len(after[split]) for split in ("val", "test")] == [2, 2]
 
 
 def test_a_division_by_hand_is_kept(training_only):
-    moved = pictures(training_only, "train")[0]
+    moved = images(training_only, "train")[0]
     file = training_only / FOLDER / "splits.json"
     written = json.loads(file.read_text())
-    lists = written["annotations/instances_train.json"]["pictures"]
+    lists = written["annotations/instances_train.json"]["images"]
     lists["train"].remove(moved)
     lists["val"].append(moved)
     file.write_text(json.dumps(written))
-    assert moved in pictures(training_only, "val")
-    assert moved not in pictures(training_only, "train")
+    assert moved in images(training_only, "val")
+    assert moved not in images(training_only, "train")
     lists["train"].append(moved)
     file.write_text(json.dumps(written))
-    with pytest.raises(ValueError, match=rf"splits\.json: picture '{moved}' stands in two lists"):
+    with pytest.raises(ValueError, match=rf"splits\.json: image '{moved}' stands in two lists"):
         find_split(training_only, "val")
 
 
@@ -98,7 +98,7 @@ def test_a_test_split_of_its_own_is_kept(training_only, scenes):
     shutil.copy(scenes / "annotations" / "instances_val.json", training_only / "annotations" / "instances_test.json")
     shutil.copytree(scenes / "val", training_only / "test")
     assert find_split(training_only, "test") == (training_only / "annotations" / "instances_test.json", training_only / "test")
-    assert [len(pictures(training_only, split)) for split in ("train", "val")] == [9, 1]
+    assert [len(images(training_only, split)) for split in ("train", "val")] == [9, 1]
 
 
 def test_own_splits_are_left_alone(scenes):
@@ -107,17 +107,17 @@ def test_own_splits_are_left_alone(scenes):
     assert not (scenes / FOLDER).exists()
 
 
-def test_too_few_pictures(training_only):
+def test_too_few_images(training_only):
     file = training_only / "annotations" / "instances_train.json"
     record = json.loads(file.read_text())
     record["images"], record["annotations"] = record["images"][:1], []
     file.write_text(json.dumps(record))
-    assert len(pictures(training_only, "train")) == 1
-    with pytest.raises(FileNotFoundError, match="no split 'val', and 1 pictures are too few to make one"):
+    assert len(images(training_only, "train")) == 1
+    with pytest.raises(FileNotFoundError, match="no split 'val', and 1 images are too few to make one"):
         find_split(training_only, "val")
 
 
 @pytest.mark.parametrize("name", ["YOLO", "Pascal VOC"])
 def test_other_formats_are_divided_too(name, scenes, write_as, tmp_path):
     folder = write_as(name, scenes, tmp_path, ("train",))
-    assert [len(pictures(folder, split)) for split in ("train", "val", "test")] == [8, 1, 1]
+    assert [len(images(folder, split)) for split in ("train", "val", "test")] == [8, 1, 1]

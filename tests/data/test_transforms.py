@@ -96,12 +96,12 @@ def test_crop_clips_boxes_and_removes_what_is_outside(monkeypatch):
     torch.testing.assert_close(target.boxes, torch.tensor([[0.5, 0.5, 1, 1], [0.5, 0.5, 1, 1]]))
 
 
-def test_crop_draws_sides_within_range_and_picture():
+def test_crop_draws_sides_within_range_and_image():
     crop, image = RandomSizeCrop(8, 15), torch.zeros(3, 12, 40)
     sizes = [tuple(crop(image).shape[1:]) for _ in range(300)]
     assert {h for h, _ in sizes} == set(range(8, 13))
     assert {w for _, w in sizes} == set(range(8, 16))
-    assert RandomSizeCrop(50, 60)(image).shape == image.shape  # a small picture stays whole
+    assert RandomSizeCrop(50, 60)(image).shape == image.shape  # a small image stays whole
 
 
 def test_wrong_settings():

@@ -1,4 +1,4 @@
-"""Pictures with detections and truth, written down or drawn at random."""
+"""Images with detections and truth, written down or drawn at random."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def build(detections=(), truth=(), crowd=(), image_id=0):
 
 
 def draw(seed, *, count=20, num_classes=4, crowds=True):
-    """Pictures with every kind of mistake: loose boxes, wrong classes, duplicates, inventions, objects not found."""
+    """Images with every kind of mistake: loose boxes, wrong classes, duplicates, inventions, objects not found."""
     rng = np.random.default_rng(seed)
 
     def box(least, most):
@@ -43,12 +43,12 @@ def draw(seed, *, count=20, num_classes=4, crowds=True):
 
 
 @pytest.fixture
-def picture():
-    """Builds one picture."""
+def evaluated_image():
+    """Builds one image."""
     return build
 
 
 @pytest.fixture
-def random_pictures():
+def random_images():
     """Draws many."""
     return draw

@@ -1,4 +1,4 @@
-"""The analysis as a whole, on two small pictures, and what it advises."""
+"""The analysis as a whole, on two small images, and what it advises."""
 
 import json
 import math
@@ -17,12 +17,12 @@ A, B, C, D = [0, 0, 40, 40], [60, 0, 40, 40], [0, 60, 40, 40], [60, 60, 40, 40] 
 
 @pytest.fixture
 def make(tmp_path):
-    """(truth, detections) per picture → an evaluator that has seen them; labels and categories are cat 3, dog 7 and bird 9."""
+    """(truth, detections) per image → an evaluator that has seen them; labels and categories are cat 3, dog 7 and bird 9."""
 
-    def make(*pictures, crowd=()):
-        rows = [(number, category, box) for number, (truth, _) in enumerate(pictures) for category, box in truth]
+    def make(*images, crowd=()):
+        rows = [(number, category, box) for number, (truth, _) in enumerate(images) for category, box in truth]
         content = {
-            "images": [{"id": number} for number in range(len(pictures))],
+            "images": [{"id": number} for number in range(len(images))],
             "annotations": [
                 {"id": place + 1, "image_id": number, "category_id": category, "bbox": box, "iscrowd": int(place in crowd)}
                 for place, (number, category, box) in enumerate(rows)
@@ -32,7 +32,7 @@ def make(tmp_path):
         path = tmp_path / "truth.json"
         path.write_text(json.dumps(content))
         evaluator = CocoEvaluator(path, MODEL)
-        for number, (_, found) in enumerate(pictures):
+        for number, (_, found) in enumerate(images):
             boxes = torch.tensor([row[2] for row in found], dtype=torch.float32).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             scores, labels = (torch.tensor([row[place] for row in found]) for place in (0, 1))
@@ -44,7 +44,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def evaluator(make):
-    """Two cats (label 2) and a dog (label 1) found; a dog called a cat and a bird not found; the second picture is perfect."""
+    """Two cats (label 2) and a dog (label 1) found; a dog called a cat and a bird not found; the second image is perfect."""
     first = ([(3, A), (7, B), (9, C)], [(0.8, 2, A), (0.6, 2, B), (0.1, 1, D)])
     return make(first, ([(3, A), (7, B)], [(0.9, 2, A), (0.7, 1, B)]))
 
@@ -60,8 +60,8 @@ def test_at_given_thresholds(evaluator):
     assert analysis.counts == {kind: int(kind in (ErrorType.CLASSIFICATION, ErrorType.MISSED)) for kind in ErrorType}
     assert analysis.errors.counts[ErrorType.BACKGROUND] == 1  # below the threshold, but it counts in AP
     assert analysis.errors.ap50 == pytest.approx(analysis.metrics.ap50)
-    assert [picture.image.image_id for picture in analysis.pictures] == [0, 1]
-    assert [picture.mass for picture in analysis.pictures] == [pytest.approx(0.6 + 2), 0]
+    assert [image.image.image_id for image in analysis.images] == [0, 1]
+    assert [image.mass for image in analysis.images] == [pytest.approx(0.6 + 2), 0]
 
 
 def test_at_the_thresholds_of_this_split(evaluator):
@@ -84,7 +84,7 @@ def test_json(evaluator, tmp_path):
     assert bird["precision"] is None and bird["best_threshold"] is None
     assert record["confusion"]["counts"][1] == [1, 1, 0, 0]
     assert set(record["errors"]["gains"]) == {str(kind) for kind in ErrorType}
-    assert record["pictures"] == [{"image_id": 0, "mass": 2.6, "not found": 2, "classification": 1}]
+    assert record["images"] == [{"image_id": 0, "mass": 2.6, "not found": 2, "classification": 1}]
 
 
 def test_another_number_of_thresholds(evaluator):
@@ -118,8 +118,8 @@ def test_crowds(make):
 
 def test_advice_names_what_costs_most(make):
     """The cats are found, all dogs are called cats: AP 1 and 0, and 1 and 1 once they have their right name."""
-    pictures = [([(3, A), (7, B)], [(0.9, 2, A), (0.8, 2, B)]) for _ in range(5)]
-    sentences = advise(analyze(make(*pictures), [0.5, 0.5, 0.5]))
+    images = [([(3, A), (7, B)], [(0.9, 2, A), (0.8, 2, B)]) for _ in range(5)]
+    sentences = advise(analyze(make(*images), [0.5, 0.5, 0.5]))
     assert sentences[0].startswith("Classification errors cost 50.0 points of AP50")
     assert "5 objects of the class “dog” (100 %) were taken for “cat”." in sentences
     assert any("Fewer than 20 objects" in sentence and "cat, dog" in sentence for sentence in sentences)
@@ -133,7 +133,7 @@ def test_advice_to_store_other_thresholds(make):
 
 
 def test_many_detections_of_one_class_count_as_in_coco(make):
-    """COCO looks at the hundred best of each class in a picture."""
+    """COCO looks at the hundred best of each class in an image."""
     boxes = [[float(place), 0, 5, 5] for place in range(150)]
     evaluator = make(([(3, A)], [(1 - place / 200, 2, box) for place, box in enumerate(boxes)] + [(0.001, 1, D)]))
     (image,) = evaluator.images()

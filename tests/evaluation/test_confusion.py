@@ -11,10 +11,10 @@ NAMES = ("cat", "dog", "bird")
 A, B, C, D = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]
 
 
-def test_by_hand(picture):
+def test_by_hand(evaluated_image):
     """A cat found, a cat taken for a dog, a dog not found; a bird where nothing is; a duplicate is background too."""
     found = [(0.9, 0, A), (0.8, 1, B), (0.7, 2, D), (0.6, 0, A)]
-    matrix = confusion_matrix([picture(found, truth=[(0, A), (0, B), (1, C)])], NAMES)
+    matrix = confusion_matrix([evaluated_image(found, truth=[(0, A), (0, B), (1, C)])], NAMES)
     assert matrix.counts.tolist() == [
         [1, 1, 0, 0],
         [0, 0, 0, 1],
@@ -27,19 +27,19 @@ def test_by_hand(picture):
     assert (confusion.truth, confusion.detected, confusion.count, confusion.share) == ("cat", "dog", 1, 0.5)
 
 
-def test_crowds_are_ignored(picture):
-    image = picture([(0.9, 0, A), (0.8, 1, A)], crowd=[(0, A)])
+def test_crowds_are_ignored(evaluated_image):
+    image = evaluated_image([(0.9, 0, A), (0.8, 1, A)], crowd=[(0, A)])
     assert confusion_matrix([image], NAMES).counts.tolist()[-1] == [0, 1, 0, 0]
 
 
-def test_without_pictures_all_is_zero():
+def test_without_images_all_is_zero():
     assert confusion_matrix([], NAMES).counts.tolist() == [[0] * 4] * 4
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_and_columns_add_up(random_pictures, seed):
+def test_rows_and_columns_add_up(random_images, seed):
     """Each object stands once in its row, each detection outside a crowd once in its column; the diagonal as counted one by one."""
-    images = random_pictures(seed)
+    images = random_images(seed)
     counts = confusion_matrix(images, ("a", "b", "c", "d")).counts
     expected = np.zeros((5, 5), dtype=int)
     for image in images:
@@ -63,7 +63,7 @@ def iou(one, other):
     return width * height / (sum(areas) - width * height)
 
 
-def test_as_supervision_where_objects_lie_apart(picture):
+def test_as_supervision_where_objects_lie_apart(evaluated_image):
     """One detection or none for each object, on a grid, so that there is only one way to match."""
     rng = np.random.default_rng(3)
     images = []
@@ -75,7 +75,7 @@ def test_as_supervision_where_objects_lie_apart(picture):
                 truth.append((int(rng.integers(3)), box.tolist()))
             if rng.random() < 0.8:
                 found.append((float(rng.uniform(0.5, 1)), int(rng.integers(3)), (box + rng.uniform(-2, 2, 4)).tolist()))
-        images.append(picture(found, truth))
+        images.append(evaluated_image(found, truth))
     theirs = SupervisionMatrix.from_detections(
         predictions=[sv.Detections(xyxy=i.boxes, confidence=i.scores, class_id=i.labels) for i in images],
         targets=[sv.Detections(xyxy=i.true_boxes, class_id=i.true_labels) for i in images],
@@ -86,11 +86,11 @@ def test_as_supervision_where_objects_lie_apart(picture):
     assert confusion_matrix(images, NAMES).counts.tolist() == theirs.matrix.astype(int).tolist()
 
 
-def test_many_classes_are_cut_down_to_those_with_mistakes(picture):
+def test_many_classes_are_cut_down_to_those_with_mistakes(evaluated_image):
     names = tuple(f"class {label}" for label in range(30))
     truth = [(label, [50 * label, 0, 50 * label + 30, 30]) for label in range(30)]
     found = [(0.9, 7 if label == 3 else label, box) for label, box in truth if label != 20]
-    matrix = confusion_matrix([picture(found, truth)], names)
+    matrix = confusion_matrix([evaluated_image(found, truth)], names)
     small = matrix.largest(4)
     assert small.names == ("class 3", "class 7", "class 20", "27 others")
     assert small.counts.tolist() == [

@@ -17,47 +17,47 @@ LOOSE_A = [4, 0, 14, 10]  # IoU 6 / 14
 FAR = [80, 80, 90, 90]
 
 
-def kinds(picture, *found, truth):
-    return [None if kind is None else str(kind) for kind in classify_errors(picture(found, truth)).kinds]
+def kinds(evaluated_image, *found, truth):
+    return [None if kind is None else str(kind) for kind in classify_errors(evaluated_image(found, truth)).kinds]
 
 
-def test_each_kind(picture):
-    assert kinds(picture, (0.9, 0, A), truth=[(0, A)]) == [None]
-    assert kinds(picture, (0.9, 0, LOOSE_A), truth=[(0, A)]) == ["localisation"]
-    assert kinds(picture, (0.9, 1, A), truth=[(0, A)]) == ["classification"]
-    assert kinds(picture, (0.9, 1, LOOSE_A), truth=[(0, A)]) == ["both"]
-    assert kinds(picture, (0.9, 0, A), (0.8, 0, A), truth=[(0, A)]) == [None, "duplicate"]
-    assert kinds(picture, (0.9, 0, FAR), truth=[(0, A)]) == ["background"]
-    assert kinds(picture, (0.9, 0, FAR), truth=[]) == ["background"]
+def test_each_kind(evaluated_image):
+    assert kinds(evaluated_image, (0.9, 0, A), truth=[(0, A)]) == [None]
+    assert kinds(evaluated_image, (0.9, 0, LOOSE_A), truth=[(0, A)]) == ["localisation"]
+    assert kinds(evaluated_image, (0.9, 1, A), truth=[(0, A)]) == ["classification"]
+    assert kinds(evaluated_image, (0.9, 1, LOOSE_A), truth=[(0, A)]) == ["both"]
+    assert kinds(evaluated_image, (0.9, 0, A), (0.8, 0, A), truth=[(0, A)]) == [None, "duplicate"]
+    assert kinds(evaluated_image, (0.9, 0, FAR), truth=[(0, A)]) == ["background"]
+    assert kinds(evaluated_image, (0.9, 0, FAR), truth=[]) == ["background"]
 
 
-def test_the_first_kind_that_fits(picture):
+def test_the_first_kind_that_fits(evaluated_image):
     """A duplicate that also lies well on an object of another class counts as a wrong class, as in the paper's order."""
-    assert kinds(picture, (0.9, 0, A), (0.8, 0, A), truth=[(0, A), (1, A)]) == [None, "classification"]
-    assert kinds(picture, (0.9, 0, LOOSE_A), truth=[(0, A), (1, LOOSE_A)]) == ["localisation"]
+    assert kinds(evaluated_image, (0.9, 0, A), (0.8, 0, A), truth=[(0, A), (1, A)]) == [None, "classification"]
+    assert kinds(evaluated_image, (0.9, 0, LOOSE_A), truth=[(0, A), (1, LOOSE_A)]) == ["localisation"]
 
 
-def test_missed_is_what_no_other_repair_would_find(picture):
+def test_missed_is_what_no_other_repair_would_find(evaluated_image):
     """Of three objects not found, one is loosely hit and one is named wrongly: only the third is missed."""
-    errors = classify_errors(picture([(0.9, 0, LOOSE_A), (0.8, 1, B)], [(0, A), (0, B), (0, FAR)]))
+    errors = classify_errors(evaluated_image([(0.9, 0, LOOSE_A), (0.8, 1, B)], [(0, A), (0, B), (0, FAR)]))
     assert errors.found.tolist() == [False] * 3
     assert errors.missed.tolist() == [False, False, True]
     assert errors.targets.tolist() == [0, 1]
     assert errors.mass == pytest.approx(0.9 + 0.8 + 3)
 
 
-def test_crowds_are_neither_right_nor_wrong(picture):
-    errors = classify_errors(picture([(0.9, 0, A)], crowd=[(0, A)]))
+def test_crowds_are_neither_right_nor_wrong(evaluated_image):
+    errors = classify_errors(evaluated_image([(0.9, 0, A)], crowd=[(0, A)]))
     assert errors.kinds == (None,) and errors.mass == 0
 
 
-def one_class(picture, *found, truth):
-    return error_types([picture(found, truth)], 1)
+def one_class(evaluated_image, *found, truth):
+    return error_types([evaluated_image(found, truth)], 1)
 
 
-def test_cost_of_localisation(picture):
+def test_cost_of_localisation(evaluated_image):
     """Found at .9, loose at .8: recall 1/2. Put right, both are found."""
-    errors = one_class(picture, (0.9, 0, B), (0.8, 0, LOOSE_A), truth=[(0, A), (0, B)])
+    errors = one_class(evaluated_image, (0.9, 0, B), (0.8, 0, LOOSE_A), truth=[(0, A), (0, B)])
     assert errors.ap50 == pytest.approx(51 / 101)
     assert errors.gains[ErrorType.LOCALISATION] == pytest.approx(50 / 101)
     assert errors.gains[ErrorType.MISSED] == 0
@@ -65,43 +65,43 @@ def test_cost_of_localisation(picture):
     assert errors.false_negative_gain == pytest.approx(50 / 101)
 
 
-def test_an_object_is_gained_only_once(picture):
+def test_an_object_is_gained_only_once(evaluated_image):
     """Two loose boxes on one object: the better one is put right, the other one deleted, and does not become a mistake."""
-    errors = one_class(picture, (0.9, 0, LOOSE_A), (0.8, 0, [5, 0, 15, 10]), truth=[(0, A)])
+    errors = one_class(evaluated_image, (0.9, 0, LOOSE_A), (0.8, 0, [5, 0, 15, 10]), truth=[(0, A)])
     assert errors.ap50 == 0
     assert errors.gains[ErrorType.LOCALISATION] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("kind", "row"), [(ErrorType.DUPLICATE, (0.8, 0, A)), (ErrorType.BACKGROUND, (0.8, 0, FAR))])
-def test_cost_of_what_is_deleted(picture, kind, row):
+def test_cost_of_what_is_deleted(evaluated_image, kind, row):
     """Right, wrong, right: precision 1 up to recall 1/2, then 2/3."""
-    errors = one_class(picture, (0.9, 0, A), row, (0.7, 0, B), truth=[(0, A), (0, B)])
+    errors = one_class(evaluated_image, (0.9, 0, A), row, (0.7, 0, B), truth=[(0, A), (0, B)])
     assert errors.ap50 == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert errors.gains == {other: pytest.approx(50 / 3 / 101 if other is kind else 0) for other in ErrorType}
     assert errors.false_positive_gain == pytest.approx(50 / 3 / 101)
     assert errors.counts[kind] == 1
 
 
-def test_cost_of_classification(picture):
+def test_cost_of_classification(evaluated_image):
     """The cat is called a dog above the real dog: AP 0 and 1/2 (right only in second place); put right, 1 and 1."""
-    errors = error_types([picture([(0.9, 1, A), (0.8, 1, B)], [(0, A), (1, B)])], 2)
+    errors = error_types([evaluated_image([(0.9, 1, A), (0.8, 1, B)], [(0, A), (1, B)])], 2)
     assert errors.ap50 == pytest.approx((0 + 0.5) / 2)
     assert errors.gains[ErrorType.CLASSIFICATION] == pytest.approx(0.75)
 
 
-def test_cost_of_both(picture):
-    errors = error_types([picture([(0.9, 1, LOOSE_A), (0.8, 1, B)], [(0, A), (1, B)])], 2)
+def test_cost_of_both(evaluated_image):
+    errors = error_types([evaluated_image([(0.9, 1, LOOSE_A), (0.8, 1, B)], [(0, A), (1, B)])], 2)
     assert errors.gains[ErrorType.BOTH] == pytest.approx(0.25)
     assert errors.counts == {kind: int(kind in (ErrorType.BOTH, ErrorType.MISSED)) for kind in ErrorType}
 
 
-def test_cost_of_missed(picture):
-    errors = one_class(picture, (0.9, 0, A), truth=[(0, A), (0, B)])
+def test_cost_of_missed(evaluated_image):
+    errors = one_class(evaluated_image, (0.9, 0, A), truth=[(0, A), (0, B)])
     assert errors.gains[ErrorType.MISSED] == pytest.approx(50 / 101)
 
 
-def test_without_objects(picture):
-    errors = error_types([picture([(0.9, 0, A)])], 2)
+def test_without_objects(evaluated_image):
+    errors = error_types([evaluated_image([(0.9, 0, A)])], 2)
     assert math.isnan(errors.ap50)
     assert errors.counts[ErrorType.BACKGROUND] == 1
 
@@ -173,8 +173,8 @@ def slow_ap(points, objects):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_as_a_second_reading_of_the_paper(random_pictures, seed):
-    images = random_pictures(seed, count=15, crowds=False)
+def test_as_a_second_reading_of_the_paper(random_images, seed):
+    images = random_images(seed, count=15, crowds=False)
     detections, objects = slow_records(images)
     labels = [item["label"] for item in objects]
     base = slow_ap([(row["score"], row["label"], row["kind"] == "right") for row in detections], labels)

@@ -55,8 +55,8 @@ def test_equal_scores_stand_or_fall_together():
     assert found.steps[1].tolist() == pytest.approx([4 / 5])
 
 
-def test_classes_without_objects_or_finds_get_the_common_threshold(picture):
-    image = picture([(0.9, 0, A), (0.1, 0, C), (0.8, 1, C), (0.7, 2, B)], truth=[(0, A), (1, B)])
+def test_classes_without_objects_or_finds_get_the_common_threshold(evaluated_image):
+    image = evaluated_image([(0.9, 0, A), (0.1, 0, C), (0.8, 1, C), (0.7, 2, B)], truth=[(0, A), (1, B)])
     curves = score_curves([image], NAMES[:3])
     assert [found.best_threshold() for found in curves] == [pytest.approx(0.5), None, None]
     common = joint_curve(curves).best_threshold()  # .9 alone is right: F1 2/3, with .8 2/4
@@ -64,14 +64,14 @@ def test_classes_without_objects_or_finds_get_the_common_threshold(picture):
     assert class_thresholds(curves) == (pytest.approx(0.5), common, common)
 
 
-def test_nothing_right_at_all(picture):
-    image = picture([(0.9, 0, A)], truth=[(1, A)])
+def test_nothing_right_at_all(evaluated_image):
+    image = evaluated_image([(0.9, 0, A)], truth=[(1, A)])
     assert class_thresholds(score_curves([image], NAMES)) is None
-    assert class_thresholds(score_curves([picture()], NAMES)) is None
+    assert class_thresholds(score_curves([evaluated_image()], NAMES)) is None
 
 
-def test_without_objects_there_are_no_numbers(picture):
-    (found,) = score_curves([picture([(0.9, 0, A)])], ["a"])
+def test_without_objects_there_are_no_numbers(evaluated_image):
+    (found,) = score_curves([evaluated_image([(0.9, 0, A)])], ["a"])
     assert math.isnan(found.average_precision())
     assert math.isnan(found.at(0.5).recall) and found.at(0.5).precision == 0
 
@@ -103,8 +103,8 @@ def slow_counts(images, label, threshold):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_counts_at_any_threshold_as_counted_one_by_one(random_pictures, seed):
-    images = random_pictures(seed)
+def test_counts_at_any_threshold_as_counted_one_by_one(random_images, seed):
+    images = random_images(seed)
     curves = score_curves(images, NAMES)
     for label, found in enumerate(curves):
         best = 0.0
@@ -121,7 +121,7 @@ def test_counts_at_any_threshold_as_counted_one_by_one(random_pictures, seed):
 
 
 def write_coco(path, images):
-    """The truth of pictures as a COCO file; category ids are 10, 20, …"""
+    """The truth of images as a COCO file; category ids are 10, 20, …"""
 
     def entries(image):
         columns = ((image.true_labels, image.true_boxes, 0), (image.crowd_labels, image.crowd_boxes, 1))
@@ -140,9 +140,9 @@ def write_coco(path, images):
 
 
 @pytest.fixture
-def evaluator(tmp_path, random_pictures):
-    """COCO's evaluation of drawn pictures, by a model with the classes in another order, and one more."""
-    images = random_pictures(7, count=40)
+def evaluator(tmp_path, random_images):
+    """COCO's evaluation of drawn images, by a model with the classes in another order, and one more."""
+    images = random_images(7, count=40)
     model = Categories(("other", *reversed(NAMES)), (1, 40, 30, 20, 10))
     evaluator = CocoEvaluator(write_coco(tmp_path / "truth.json", images), model)
     for image in images:
@@ -160,7 +160,7 @@ def test_ap50_is_that_of_coco(evaluator):
         assert (found.num_objects, found.at(entry.threshold).f1) == (entry.num_objects, entry.f1)
 
 
-def test_the_evaluator_gives_its_pictures_back(evaluator):
+def test_the_evaluator_gives_its_images_back(evaluator):
     for found, expected in zip(evaluator[0].images(), evaluator[1], strict=True):
         for name in ("scores", "labels", "boxes", "true_labels", "true_boxes", "crowd_labels", "crowd_boxes"):
             assert getattr(found, name) == pytest.approx(getattr(expected, name)), name

@@ -39,7 +39,7 @@ def small_model() -> Callable[..., DeformableDETR]:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     """Wide, the same at three quarters, and tall."""
     generator = np.random.default_rng(0)
     return [generator.integers(0, 255, (*size, 3), dtype=np.uint8) for size in ((80, 112), (60, 80), (112, 80))]
@@ -47,7 +47,7 @@ def pictures() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def prepared(small_model, tmp_path_factory) -> tuple[DeformableDETR, Path]:
-    """A detector, and its .onnx without GridSample, with the preparation of the pictures and the choice of the best 8 inside."""
+    """A detector, and its .onnx without GridSample, with the preparation of the images and the choice of the best 8 inside."""
     model, path = small_model("single-scale"), tmp_path_factory.mktemp("prepared") / "detector.onnx"
     export_model(model, path, preprocess=True, top_k=8, grid_sample=False)
     return model, path

@@ -13,13 +13,13 @@ from deformable_detr.detector import Detector
 from deformable_detr.export import ParityError, export_model, files, load_exported
 from deformable_detr.inference import Predictor
 
-CANVAS = (80, 112)  # that of the first picture
+CANVAS = (80, 112)  # that of the first image
 
 
-def assert_same_detections(path, model, pictures, runtime=None, top_k=8):
+def assert_same_detections(path, model, images, runtime=None, top_k=8):
     """Float32 in another order of operations: 1e-4 of the canvas is a hundredth of a pixel here."""
-    found = load_exported(path, runtime).predict(pictures, 0.0, batch_size=3, top_k=top_k)
-    expected = Predictor(model, device="cpu").predict(pictures, 0.0, batch_size=3, top_k=top_k)
+    found = load_exported(path, runtime).predict(images, 0.0, batch_size=3, top_k=top_k)
+    expected = Predictor(model, device="cpu").predict(images, 0.0, batch_size=3, top_k=top_k)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-5)
         np.testing.assert_allclose(one.xyxy, other.xyxy, atol=0.02)
@@ -71,11 +71,11 @@ def test_onnx_without_grid_sample(variant, settings, small_model, tmp_path):
     assert_no_dead_weight(path, model)
 
 
-def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, pictures):
+def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, images):
     model = small_model("one-stage", num_feature_levels=2)  # several levels: pieces of one tensor, whose sizes are symbols
     for name in ("detector.pt2", "detector.onnx"):
         export_model(model, tmp_path / name)
-        assert_same_detections(tmp_path / name, model, pictures)
+        assert_same_detections(tmp_path / name, model, images)
     weights = torch.export.load(tmp_path / "detector.pt2").state_dict
     assert sum(tensor.numel() for tensor in weights.values()) == number_of_weights(model) + 2 * batch_norm_channels(model)
     assert_no_dead_weight(tmp_path / "detector.onnx", model)
@@ -89,40 +89,40 @@ def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, pictures)
     assert record["metadata"]["categories"]["ids"] == [7, 3, 90]
 
 
-def test_openvino_with_the_best_inside(small_model, tmp_path, pictures):
+def test_openvino_with_the_best_inside(small_model, tmp_path, images):
     model = small_model("two-stage", num_feature_levels=2, num_decoder_layers=2)
     export_model(model, tmp_path / "detector.xml", size=CANVAS, batch_size=2, top_k=8)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["detector.bin", "detector.xml"]
-    assert_same_detections(tmp_path / "detector.xml", model, pictures[:1])
+    assert_same_detections(tmp_path / "detector.xml", model, images[:1])
     floats = (tmp_path / "detector.bin").stat().st_size / 4
     assert floats == pytest.approx(number_of_weights(model) - batch_norm_channels(model), rel=2e-3)
 
 
-def test_openvino_runs_onnx_files_without_a_mask(small_model, tmp_path, pictures):
+def test_openvino_runs_onnx_files_without_a_mask(small_model, tmp_path, images):
     model = small_model("refine", num_feature_levels=2, num_decoder_layers=2)
     export_model(model, tmp_path / "detector.onnx", size=CANVAS, padding_mask=False, grid_sample=False)
-    assert_same_detections(tmp_path / "detector.onnx", model, pictures[:1], runtime="openvino")
+    assert_same_detections(tmp_path / "detector.onnx", model, images[:1], runtime="openvino")
     assert_no_dead_weight(tmp_path / "detector.onnx", model)
     with pytest.raises(ValueError, match=r"112x80 pixels.*takes 80x112"):
-        load_exported(tmp_path / "detector.onnx").predict(pictures[2])
+        load_exported(tmp_path / "detector.onnx").predict(images[2])
 
 
-def test_preparation_inside(prepared, pictures):
+def test_preparation_inside(prepared, images):
     model, path = prepared
     session = onnxruntime.InferenceSession(path)
-    scores, _, boxes = session.run(None, {"pictures": pictures[1][None]})
-    expected = Predictor(model, device="cpu").predict(pictures[1], 0.0, top_k=8)
+    scores, _, boxes = session.run(None, {"images": images[1][None]})
+    expected = Predictor(model, device="cpu").predict(images[1], 0.0, top_k=8)
     np.testing.assert_allclose(scores[0], expected.confidence, atol=1e-3)  # a pixel may be one grey level off
     assert boxes.shape == (1, 8, 4)
-    with pytest.raises(ValueError, match="prepares pictures by itself"):
+    with pytest.raises(ValueError, match="prepares images by itself"):
         load_exported(path)
 
 
-def test_weights_from_a_file(small_model, tmp_path, pictures):
+def test_weights_from_a_file(small_model, tmp_path, images):
     model = small_model("single-scale-dc5")
     save_weights(tmp_path / "weights.safetensors", model)
     Detector(load_pretrained(tmp_path / "weights.safetensors"), device="cpu").export(tmp_path / "detector.pt2", size=CANVAS)
-    assert_same_detections(tmp_path / "detector.pt2", model, pictures[:1])
+    assert_same_detections(tmp_path / "detector.pt2", model, images[:1])
 
 
 def test_a_file_that_computes_something_else_is_not_kept(small_model, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_products_without_weights_stay_exact():
 
 @pytest.fixture
 def found_by_the_file(prepared, tmp_path):
-    """A copy of the file that takes pictures, and a data set whose objects are what onnxruntime finds with it: its AP is 1."""
+    """A copy of the file that takes images, and a dataset whose objects are what onnxruntime finds with it: its AP is 1."""
     path = shutil.copy(prepared[1], tmp_path / "detector.onnx")
     data = generate_scenes(tmp_path / "data", train=3, val=3, image_size=64)
     session = onnxruntime.InferenceSession(path)
@@ -58,7 +58,7 @@ def found_by_the_file(prepared, tmp_path):
     record["annotations"] = []
     for image in record["images"]:
         pixels = read_image(data / "val" / image["file_name"]).permute(1, 2, 0).numpy()
-        _, labels, boxes = (output[0] for output in session.run(None, {"pictures": pixels[None]}))
+        _, labels, boxes = (output[0] for output in session.run(None, {"images": pixels[None]}))
         for label, box in zip(labels, boxes * np.tile([image["width"], image["height"]], 2), strict=True):
             corner, size = box[:2], box[2:] - box[:2]
             annotation = {"id": len(record["annotations"]) + 1, "image_id": image["id"], "iscrowd": 0, "area": float(size.prod())}
@@ -68,11 +68,11 @@ def found_by_the_file(prepared, tmp_path):
     return path, data
 
 
-def test_a_file_that_takes_pictures_is_measured_with_pictures(found_by_the_file, tmp_path):
+def test_a_file_that_takes_images_is_measured_with_images(found_by_the_file, tmp_path):
     path, data = found_by_the_file
     before = onnx.load(path)
-    result = quantize_onnx(path, data, num_pictures=2)
-    assert result.num_pictures == 3
+    result = quantize_onnx(path, data, num_images=2)
+    assert result.num_images == 3
     assert result.ap_before > 0.99
     assert 0.2 < result.ap_after <= 1
     after = onnx.load(path)
@@ -82,8 +82,8 @@ def test_a_file_that_takes_pictures_is_measured_with_pictures(found_by_the_file,
     assert (tmp_path / "detector.onnx").stat().st_size < 0.5 * len(before.SerializeToString())
     form = ExportedNetwork(path).form
     assert (form.int8, form.preprocess, form.top_k) == (True, True, 8)
-    assert form.details == {"ap_before": result.ap_before, "ap_after": result.ap_after, "pictures": 3}
-    scores, labels, _ = onnxruntime.InferenceSession(path).run(None, {"pictures": np.zeros((2, 50, 70, 3), np.uint8)})
+    assert form.details == {"ap_before": result.ap_before, "ap_after": result.ap_after, "images": 3}
+    scores, labels, _ = onnxruntime.InferenceSession(path).run(None, {"images": np.zeros((2, 50, 70, 3), np.uint8)})
     assert scores.shape == labels.shape == (2, 8)
 
 

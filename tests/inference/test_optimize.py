@@ -65,7 +65,7 @@ def build(**settings):
     return model.eval()
 
 
-def pictures(*sizes):
+def sample_images(*sizes):
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(3, *size, generator=generator) for size in sizes]
 
@@ -88,7 +88,7 @@ def plain(model, images):
 def test_each_switch_alone(switch, variant):
     model = build(**VARIANTS[variant])
     fast = InferenceModel(model, replace(PLAIN, **SWITCHES[switch]))
-    for images in (pictures((96, 120)), pictures((64, 90), (96, 70)), pictures((64, 64), (64, 64))):
+    for images in (sample_images((96, 120)), sample_images((64, 90), (96, 70)), sample_images((64, 64), (64, 64))):
         expected = plain(model, images)
         assert_same(fast(images), expected)
         assert_same(fast(images), expected)  # and once more, with what is kept
@@ -99,27 +99,27 @@ def test_each_switch_alone(switch, variant):
 def test_all_variants(variant):
     model = build(**VARIANTS[variant])
     fast = InferenceModel(model)
-    for images in (pictures((80, 112)), pictures((64, 90), (96, 70), (64, 90))):
+    for images in (sample_images((80, 112)), sample_images((64, 90), (96, 70), (64, 90))):
         assert_same(fast(images), plain(model, images))
 
 
 def test_batches_that_only_have_a_mask():
     model = build(two_stage=True, box_refinement=True)
-    batch = replace(ImageBatch.from_images(pictures((64, 90), (96, 70))), image_sizes=None)
+    batch = replace(ImageBatch.from_images(sample_images((64, 90), (96, 70))), image_sizes=None)
     fast = InferenceModel(model)
     assert_same(fast(batch), plain(model, batch))
     model.separate_images = False
-    batch = ImageBatch.from_images(pictures((64, 90), (96, 70)))
+    batch = ImageBatch.from_images(sample_images((64, 90), (96, 70)))
     assert_same(fast(batch), plain(model, batch))
 
 
 def test_outdated_weights_are_never_used():
     model = build(freeze_batch_norm=False, frozen_backbone_stages=0)
-    fast, images = InferenceModel(model), pictures((64, 80))
+    fast, images = InferenceModel(model), sample_images((64, 80))
     fast(images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     model.train()
-    model(images + pictures((64, 64))).logits.sum().backward()
+    model(images + sample_images((64, 64))).logits.sum().backward()
     optimizer.step()
     assert_same(fast(images), plain(model.eval(), images))
     other = build(freeze_batch_norm=False, frozen_backbone_stages=0)
@@ -135,7 +135,7 @@ def test_outdated_weights_are_never_used():
 
 def test_the_mode_of_the_plain_module_is_kept():
     model = build(dropout=0.5, freeze_batch_norm=False, frozen_backbone_stages=0)
-    fast, images = InferenceModel(model), pictures((64, 80))
+    fast, images = InferenceModel(model), sample_images((64, 80))
     expected, before = plain(model, images), {key: value.clone() for key, value in model.state_dict().items()}
     model.train()
     model.neck.eval()
@@ -152,7 +152,7 @@ def test_few_sizes_are_kept():
     model = build()
     fast = InferenceModel(model, InferenceOptions(constant_sizes=2))
     for size in ((64, 64), (64, 80), (64, 96), (64, 112)):
-        assert_same(fast(pictures(size)), plain(model, pictures(size)))
+        assert_same(fast(sample_images(size)), plain(model, sample_images(size)))
     assert fast._optimized is not None
     assert len(fast._optimized[1].constants.kept()) == 2
 
@@ -163,19 +163,19 @@ def test_threads():
     sizes = [(64, 64), (64, 80), (96, 64)]
 
     def run(size):
-        found[size] = [fast(pictures(size)) for _ in range(4)]
+        found[size] = [fast(sample_images(size)) for _ in range(4)]
 
     threads = [threading.Thread(target=run, args=(size,)) for size in sizes]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for size in sizes:
         for one in found[size]:
-            assert_same(one, plain(model, pictures(size)))
+            assert_same(one, plain(model, sample_images(size)))
 
 
 @pytest.mark.parametrize("variant", ["tiny", "two-stage"])
 def test_bfloat16_is_as_close_as_the_plain_module_in_bfloat16(variant):
-    model, images = build(**VARIANTS[variant]), pictures((96, 120), (64, 90))
+    model, images = build(**VARIANTS[variant]), sample_images((96, 120), (64, 90))
     exact = plain(model, images).logits[-1].sigmoid()
     with torch.autocast("cpu", torch.bfloat16):
         plain_error = (plain(model, images).logits[-1].float().sigmoid() - exact).abs().mean()
@@ -195,7 +195,7 @@ def test_models_of_other_types_run_as_they_are():
             return Predictions(batch.images.flatten(2)[None, :, :2] * self.weight, batch.images.flatten(2)[None, :, :2, :4])
 
     fast = InferenceModel(Mirror())
-    images = pictures((8, 8))
+    images = sample_images((8, 8))
     torch.testing.assert_close(fast(images).logits[0, 0], images[0].flatten(1)[:2])
 
 
@@ -212,7 +212,7 @@ def test_parts_of_other_types_run_as_they_are():
             return hidden * 2, boxes
 
     model.encoder.__class__, model.decoder.__class__ = Loud, Doubled
-    images = pictures((64, 80))
+    images = sample_images((64, 80))
     assert_same(InferenceModel(model)(images), plain(model, images))
 
 
@@ -269,7 +269,7 @@ def test_compile_runs_and_goes_on_without_a_compiler(monkeypatch, caplog):
     assert len(calls) == 1  # not tried again
     assert "C++ compiler is needed" in caplog.text
     model = build()
-    images = pictures((64, 80))
+    images = sample_images((64, 80))
     assert_same(InferenceModel(model, InferenceOptions(compile=True))(images), plain(model, images))
 
 
@@ -277,7 +277,7 @@ def test_predictor_options():
     model = build()
     predictor = Predictor(model, device="cpu")
     assert predictor.model is model
-    images = pictures((64, 80))
+    images = sample_images((64, 80))
     assert_same(predictor.inference_model(images), plain(model, images))
     assert predictor.optimize(chunk_tokens=10, precision="auto") is predictor
     assert predictor.inference_model.options == InferenceOptions(chunk_tokens=10)

@@ -62,7 +62,7 @@ def tiny():
     return Predictor(model, device="cpu")
 
 
-def pictures(count=5, seed=0):
+def sample_images(count=5, seed=0):
     generator = np.random.default_rng(seed)
     sizes = generator.integers(30, 130, (count, 2))
     return [generator.integers(0, 255, (height, width, 3), dtype=np.uint8) for height, width in sizes]
@@ -72,7 +72,7 @@ SIZES_AND_BOXES = [((320, 128), (80, 32, 240, 64)), ((128, 320), (16, 240, 48, 3
 
 
 @pytest.mark.parametrize(("size", "box"), SIZES_AND_BOXES)
-def test_boxes_are_in_the_pixels_of_the_original_picture(finder, size, box):
+def test_boxes_are_in_the_pixels_of_the_original_image(finder, size, box):
     found = finder.predict(rectangle_image(*size, box))
     assert isinstance(found, sv.Detections)
     np.testing.assert_allclose(found.xyxy, [box], atol=max(size) / 64)
@@ -84,7 +84,7 @@ def test_boxes_are_in_the_pixels_of_the_original_picture(finder, size, box):
     assert found.metadata == {}
 
 
-def test_boxes_of_a_turned_picture_are_upright(finder, tmp_path):
+def test_boxes_of_a_turned_image_are_upright(finder, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     Image.fromarray(rectangle_image(200, 100, (0, 0, 100, 100))).save(tmp_path / "turned.jpg", exif=exif, quality=95)
@@ -93,7 +93,7 @@ def test_boxes_of_a_turned_picture_are_upright(finder, tmp_path):
     assert found.metadata == {"path": str(tmp_path / "turned.jpg"), "image_size": (200, 100)}
 
 
-def test_boxes_in_padded_batches_are_those_of_their_own_picture(finder):
+def test_boxes_in_padded_batches_are_those_of_their_own_image(finder):
     boxes = [(10, 10, 60, 60), (100, 40, 200, 80), (0, 100, 50, 300)]
     sizes = [(100, 100), (300, 100), (100, 300)]
     images = [rectangle_image(*size, box) for size, box in zip(sizes, boxes, strict=True)]
@@ -103,7 +103,7 @@ def test_boxes_in_padded_batches_are_those_of_their_own_picture(finder):
     assert finder.model.batch_sizes == [1, 1, 1, 2, 1, 3]
 
 
-def test_boxes_are_clipped_to_the_picture():
+def test_boxes_are_clipped_to_the_image():
     class TooLarge(RectangleFinder):
         def forward(self, batch):
             predictions = super().forward(batch)
@@ -158,8 +158,8 @@ def test_settings_out_of_range(finder, settings, message):
         finder.predict(rectangle_image(64, 64, (10, 10, 50, 50)), **settings)
 
 
-def test_a_batch_gives_what_single_pictures_give(tiny):
-    images = pictures()
+def test_a_batch_gives_what_single_images_give(tiny):
+    images = sample_images()
     single = [tiny.predict(image, 0.0, top_k=10) for image in images]
     for batch_size in (2, 5, 8):
         for one, alone in zip(tiny.predict(images, 0.0, top_k=10, batch_size=batch_size), single, strict=True):
@@ -169,7 +169,7 @@ def test_a_batch_gives_what_single_pictures_give(tiny):
 
 
 def test_folder_file_and_pil_agree(tiny, tmp_path):
-    for index, image in enumerate(pictures(3)):
+    for index, image in enumerate(sample_images(3)):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     from_folder = tiny.predict(tmp_path, 0.0)
     from_glob = tiny.predict(f"{tmp_path}/*.png", 0.0, batch_size=2)
@@ -182,13 +182,13 @@ def test_folder_file_and_pil_agree(tiny, tmp_path):
 def test_detections_work_with_supervision(tiny):
     """Tiling: one callback per slice, merged by supervision."""
     slicer = sv.InferenceSlicer(lambda tile: tiny.predict(tile, 0.0), slice_wh=64, overlap_wh=8, thread_workers=1)
-    found = slicer(pictures(1)[0])
+    found = slicer(sample_images(1)[0])
     assert len(found) > 0
     assert set(found.data) == {"class_name", "category_id"}
 
 
-def test_unreadable_pictures(tiny, tmp_path, caplog):
-    for index, image in enumerate(pictures(3)):
+def test_unreadable_images(tiny, tmp_path, caplog):
+    for index, image in enumerate(sample_images(3)):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"1\.png"):
@@ -198,8 +198,8 @@ def test_unreadable_pictures(tiny, tmp_path, caplog):
     assert [one.metadata["path"] for one in found] == [str(tmp_path / "0.png"), str(tmp_path / "2.png")]
     assert "1.png" in caplog.text
     assert "gone.png" in caplog.text
-    with pytest.raises(FileNotFoundError, match="no such picture"):
-        tiny.predict(tmp_path / "gone.png", on_error="skip")  # a single picture has nothing to go on with
+    with pytest.raises(FileNotFoundError, match="no such image"):
+        tiny.predict(tmp_path / "gone.png", on_error="skip")  # a single image has nothing to go on with
 
 
 def test_a_stream_is_read_only_a_little_ahead_and_its_threads_end(finder):
@@ -223,7 +223,7 @@ def test_a_stream_is_read_only_a_little_ahead_and_its_threads_end(finder):
 
 def test_the_network_is_in_evaluation_mode_and_records_no_gradients(tiny):
     tiny.model.train()
-    image = pictures(1)[0]
+    image = sample_images(1)[0]
     first = tiny.predict(image, 0.0)
     assert not tiny.model.training
     np.testing.assert_array_equal(first.xyxy, tiny.predict(image, 0.0).xyxy)
@@ -231,7 +231,7 @@ def test_the_network_is_in_evaluation_mode_and_records_no_gradients(tiny):
 
 
 def test_half_precision_is_close(tiny):
-    image = pictures(1)[0]
+    image = sample_images(1)[0]
     full = tiny.predict(image, 0.0)
     half = Predictor(tiny.model, device="cpu", precision="bf16").predict(image, 0.0)
     np.testing.assert_allclose(half.confidence, full.confidence, atol=0.01)
@@ -239,7 +239,7 @@ def test_half_precision_is_close(tiny):
         Predictor(tiny.model, device="cpu", precision="fp8")  # type: ignore[arg-type]
 
 
-def test_numbers_that_are_not_finite_are_an_error_with_the_picture(tmp_path):
+def test_numbers_that_are_not_finite_are_an_error_with_the_image(tmp_path):
     class Broken(RectangleFinder):
         def forward(self, batch):
             predictions = super().forward(batch)

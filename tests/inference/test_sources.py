@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.inference.sources import Picture, is_single, list_pictures, open_source
+from deformable_detr.inference.sources import InputImage, is_single, list_images, open_source
 
 
 def save(path, color=(255, 0, 0), size=(8, 6), **options):
@@ -15,14 +15,14 @@ def save(path, color=(255, 0, 0), size=(8, 6), **options):
 
 
 def names(source):
-    return [picture.name for picture in open_source(source)]
+    return [image.name for image in open_source(source)]
 
 
 def test_folder_in_natural_order_without_other_files_and_subfolders(tmp_path):
     for name in ("frame10.png", "frame2.png", "Frame1.PNG", "sub/x.png"):
         save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
-    assert [path.name for path in list_pictures(tmp_path)] == ["Frame1.PNG", "frame2.png", "frame10.png"]
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [path.name for path in list_images(tmp_path)] == ["Frame1.PNG", "frame2.png", "frame10.png"]
     assert not is_single(tmp_path)
     assert not is_single(str(tmp_path))
 
@@ -33,7 +33,7 @@ def test_patterns(tmp_path):
     assert names(f"{tmp_path}/a/*.png") == [str(tmp_path / "a/1.png")]
     assert names(f"{tmp_path}/**/*.png") == [str(tmp_path / "a/1.png"), str(tmp_path / "b/c/3.png")]
     assert not is_single(f"{tmp_path}/a/*.png")
-    with pytest.raises(FileNotFoundError, match="matches no picture"):
+    with pytest.raises(FileNotFoundError, match="matches no image"):
         names(f"{tmp_path}/*.bmp")
 
 
@@ -46,8 +46,8 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
 def test_lists_mix_everything_and_expand_folders(tmp_path):
     first, second = save(tmp_path / "f/1.png"), save(tmp_path / "f/2.png")
     array = np.zeros((4, 5, 3), np.uint8)
-    pictures = list(open_source([str(first), tmp_path / "f", array, torch.zeros(3, 4, 5, dtype=torch.uint8)]))
-    assert [picture.name for picture in pictures] == [str(first), str(first), str(second), "image 2", "image 3"]
+    images = list(open_source([str(first), tmp_path / "f", array, torch.zeros(3, 4, 5, dtype=torch.uint8)]))
+    assert [image.name for image in images] == [str(first), str(first), str(second), "image 2", "image 3"]
     assert not is_single([array])
     assert is_single(array)
 
@@ -68,8 +68,8 @@ def test_every_kind_gives_the_same_upright_rgb_pixels(tmp_path):
     Image.fromarray(array).save(path)
     expected = torch.from_numpy(array).permute(2, 0, 1)
     for source in (path, Image.fromarray(array), array, expected, array[:, ::-1][:, ::-1]):
-        (picture,) = open_source(source)
-        assert torch.equal(picture.read(), expected)
+        (image,) = open_source(source)
+        assert torch.equal(image.read(), expected)
 
 
 def test_exif_orientation_is_followed_in_files_and_pil_images(tmp_path):
@@ -80,8 +80,8 @@ def test_exif_orientation_is_followed_in_files_and_pil_images(tmp_path):
     path = tmp_path / "turned.png"
     Image.fromarray(pixels).save(path, exif=exif)
     for source in (path, Image.open(path)):
-        (picture,) = open_source(source)
-        read = picture.read()
+        (image,) = open_source(source)
+        read = image.read()
         assert read.shape == (3, 8, 4)
         assert read[:, :4].min() == 255
         assert read[:, 4:].max() == 0
@@ -89,14 +89,14 @@ def test_exif_orientation_is_followed_in_files_and_pil_images(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
 def test_other_modes_become_rgb(mode):
-    (picture,) = open_source(Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode))
-    assert picture.read().shape == (3, 4, 5)
-    assert picture.read().dtype == torch.uint8
+    (image,) = open_source(Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode))
+    assert image.read().shape == (3, 4, 5)
+    assert image.read().dtype == torch.uint8
 
 
 def test_grey_arrays():
-    (picture,) = open_source(np.full((4, 5), 7, np.uint8))
-    assert torch.equal(picture.read(), torch.full((3, 4, 5), 7, dtype=torch.uint8))
+    (image,) = open_source(np.full((4, 5), 7, np.uint8))
+    assert torch.equal(image.read(), torch.full((3, 4, 5), 7, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -111,21 +111,21 @@ def test_grey_arrays():
         (Image.new("F", (5, 4)), "mode 'F' has no fixed range"),
     ],
 )
-def test_pictures_that_are_none(content, message):
+def test_images_that_are_none(content, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Picture("image 3", content).read()
+        InputImage("image 3", content).read()
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such picture or folder: .*nowhere\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"no such image or folder: .*nowhere\.jpg"):
         next(open_source(tmp_path / "nowhere.jpg")).read()
-    with pytest.raises(FileNotFoundError, match="download the picture first"):
+    with pytest.raises(FileNotFoundError, match="download the image first"):
         next(open_source("https://example.org/street.jpg")).read()
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         next(open_source(tmp_path / "broken.jpg")).read()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no pictures in the folder"):
+    with pytest.raises(FileNotFoundError, match="no images in the folder"):
         next(open_source(tmp_path / "empty"))
 
 

@@ -15,7 +15,7 @@ VALUES = (255, 170)  # of the two classes
 
 
 def exact_detector(views, largest):
-    """Finds every rectangle of a known value, exactly, but nothing in pictures with a side above `largest`."""
+    """Finds every rectangle of a known value, exactly, but nothing in images with a side above `largest`."""
     for number, view in enumerate(views):
         boxes, labels = [], []
         for label, value in enumerate(VALUES):
@@ -31,7 +31,7 @@ def exact_detector(views, largest):
         yield Result(f"image {number}", view, found)  # parts have higher scores than whole objects: the worst case
 
 
-def picture(height, width, objects):
+def image(height, width, objects):
     pixels = torch.zeros(3, height, width, dtype=torch.uint8)
     for (left, top, right, bottom), label in objects:
         pixels[:, top:bottom, left:right] = VALUES[label]
@@ -63,34 +63,34 @@ def scattered(rng, height, width, count, sizes):
 
 
 def test_every_object_is_found_once():
-    """Objects of half a tile's overlap up to twice a tile, many on seams, in a picture of 6 x 5 tiles."""
+    """Objects of half a tile's overlap up to twice a tile, many on seams, in an image of 6 x 5 tiles."""
     rng = np.random.default_rng(0)
     small = scattered(rng, 400, 520, 60, (6, 24))
-    assert found_in(picture(400, 520, small), Tiling(100, 0.25), largest=100)[0] == small
+    assert found_in(image(400, 520, small), Tiling(100, 0.25), largest=100)[0] == small
     large = scattered(rng, 400, 520, 12, (40, 110))  # wider than the overlap: parts have to be put together
-    assert found_in(picture(400, 520, large), Tiling(100, 0.25), largest=100)[0] == large
-    assert found_in(picture(400, 520, large), Tiling(100, 0.25))[0] == large  # with the whole picture as a tile of its own
+    assert found_in(image(400, 520, large), Tiling(100, 0.25), largest=100)[0] == large
+    assert found_in(image(400, 520, large), Tiling(100, 0.25))[0] == large  # with the whole image as a tile of its own
 
 
 def test_an_object_across_many_tiles_is_one():
     long = [((20, 45, 500, 60), 0), ((20, 140, 500, 156), 1), ((30, 200, 45, 390), 0)]
-    assert found_in(picture(400, 520, long), Tiling(100, 0.25), largest=100)[0] == sorted(long)
+    assert found_in(image(400, 520, long), Tiling(100, 0.25), largest=100)[0] == sorted(long)
 
 
 def test_data_and_order_survive():
-    _, result = found_in(picture(100, 240, [((10, 10, 20, 20), 1), ((150, 10, 155, 15), 0)]), Tiling(100, 0.2), largest=100)
+    _, result = found_in(image(100, 240, [((10, 10, 20, 20), 1), ((150, 10, 155, 15), 0)]), Tiling(100, 0.2), largest=100)
     assert result.detections.data["class_name"].tolist() == ["a", "b"]  # the smaller one has the higher score
     assert result.detections.data["category_id"].tolist() == [7, 3]
     assert result.name == "the image"
     assert result.image_size == (100, 240)
-    nothing, result = found_in(picture(100, 240, []), Tiling(100, 0.2))
+    nothing, result = found_in(image(100, 240, []), Tiling(100, 0.2))
     assert nothing == []
     assert set(result.detections.data) == {"class_name", "category_id"}
 
 
 def test_classes_and_neighbours_are_not_merged():
     objects = [((80, 10, 95, 30), 0), ((80, 34, 95, 60), 0), ((99, 10, 110, 30), 1)]
-    assert found_in(picture(100, 180, objects), Tiling(100, 0.2), largest=100)[0] == sorted(objects)
+    assert found_in(image(100, 180, objects), Tiling(100, 0.2), largest=100)[0] == sorted(objects)
 
 
 def test_the_better_of_two_views_stays():
@@ -111,7 +111,7 @@ def test_a_bad_box_at_an_edge_is_a_part_of_the_whole_one():
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(100, 0.2), (64, 0.0), (97, 0.5)])
-def test_windows_cover_the_picture(size, overlap):
+def test_windows_cover_the_image(size, overlap):
     for height, width in [(400, 520), (97, 300), (101, 40), (64, 64)]:
         windows = Tiling(size, overlap).windows(height, width)
         covered = np.zeros((height, width), dtype=int)
@@ -136,10 +136,10 @@ def test_the_predictor_takes_tiles(tmp_path):
     assert tiled.metadata == {"path": str(path), "image_size": (60, 140)}
     assert (tiled.confidence[:-1] >= tiled.confidence[1:]).all()
     plain = predictor.predict(image, 0.0)
-    assert predictor.predict(image, 0.0, tiles=200).xyxy.tolist() == plain.xyxy.tolist()  # one tile: the picture itself
+    assert predictor.predict(image, 0.0, tiles=200).xyxy.tolist() == plain.xyxy.tolist()  # one tile: the image itself
     (tmp_path / "b.png").write_bytes(b"nothing")
     assert len(predictor.predict([path, tmp_path / "b.png"], tiles=80, on_error="skip")) == 1
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         predictor.predict(tmp_path / "b.png", tiles=80)
     for settings, message in [({"tiles": 8}, "at least 32 pixels"), ({"tiles": 80, "tile_overlap": 1.0}, "tile_overlap")]:
         with pytest.raises(ValueError, match=message):

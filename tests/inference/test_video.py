@@ -15,10 +15,10 @@ from deformable_detr.inference.video import Video, is_video, iterate_video, read
 SIZE = (96, 64)  # width, height
 
 
-def write_video(path, pictures, fps=10.0, codec="MJPG"):
+def write_video(path, images, fps=10.0, codec="MJPG"):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, SIZE)
-    for picture in pictures:
-        writer.write(picture[..., ::-1].copy())
+    for image in images:
+        writer.write(image[..., ::-1].copy())
     writer.release()
     return path
 
@@ -28,11 +28,11 @@ def moving_objects(count):
     return [[(12 + 2 * t, 14), (84 - 2 * t, 34), (48, 54)] for t in range(count)]
 
 
-def picture_of(places):
-    picture = np.zeros((SIZE[1], SIZE[0], 3), dtype=np.uint8)
+def image_of(places):
+    image = np.zeros((SIZE[1], SIZE[0], 3), dtype=np.uint8)
     for (x, y), colour in zip(places, [(255, 0, 0), (255, 0, 0), (0, 255, 0)], strict=True):
-        picture[y - 5 : y + 5, x - 5 : x + 5] = colour
-    return picture
+        image[y - 5 : y + 5, x - 5 : x + 5] = colour
+    return image
 
 
 class ColourDetector:
@@ -62,7 +62,7 @@ class ColourDetector:
 
 @pytest.fixture
 def clip(tmp_path):
-    return write_video(tmp_path / "clip.avi", [picture_of(places) for places in moving_objects(36)])
+    return write_video(tmp_path / "clip.avi", [image_of(places) for places in moving_objects(36)])
 
 
 def test_tracks_are_the_true_identities(clip):
@@ -86,7 +86,7 @@ def test_frames_carry_index_time_and_pixels(clip):
     frames = list(iterate_video(detector, clip, 0.4, every=5, batch_size=3))
     assert [frame.index for frame in frames] == list(range(0, 36, 5))
     assert [frame.time for frame in frames] == pytest.approx([0.5 * i for i in range(8)])
-    expected = picture_of(moving_objects(36)[10]).astype(int)
+    expected = image_of(moving_objects(36)[10]).astype(int)
     assert np.abs(frames[2].image.astype(int) - expected).mean() < 4  # red is red; what is left is the codec's
     assert detector.options == [{"threshold": 0.4, "batch_size": 3}]
     assert frames[0].detections.tracker_id is None

@@ -28,7 +28,7 @@ def build(name: str, **overrides):
     return model.eval()
 
 
-def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
+def sample_images(*sizes: tuple[int, int]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(3, *size, generator=generator) for size in sizes]
 
@@ -37,7 +37,7 @@ def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 def test_shapes_and_ranges(name):
     model = build(name)
     with torch.no_grad():
-        predictions = model(pictures((70, 90), (64, 128)))
+        predictions = model(sample_images((70, 90), (64, 128)))
     assert predictions.logits.shape == (2, 2, 10, 3)
     assert predictions.boxes.shape == (2, 2, 10, 4)
     assert predictions.boxes.dtype == torch.float32
@@ -52,20 +52,20 @@ def test_shapes_and_ranges(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_alone_and_padded_give_the_same_boxes(name):
-    """A picture's answer must not depend on what else is in the batch (users.md: no other implementation tests this)."""
+    """An image's answer must not depend on what else is in the batch (users.md: no other implementation tests this)."""
     model = build(name)
-    small, wide, tall = pictures((61, 83), (64, 150), (131, 70))
+    small, wide, tall = sample_images((61, 83), (64, 150), (131, 70))
     with torch.no_grad():
         together = model([small, wide, tall])
-        for index, picture in enumerate((small, wide, tall)):
-            alone = model([picture])
+        for index, image in enumerate((small, wide, tall)):
+            alone = model([image])
             torch.testing.assert_close(together.logits[:, index], alone.logits[:, 0], rtol=0, atol=2e-5)
             torch.testing.assert_close(together.boxes[:, index], alone.boxes[:, 0], rtol=0, atol=2e-5)
 
 
 def test_more_canvas_changes_nothing():
     model = build("tiny")
-    images = pictures((60, 80))
+    images = sample_images((60, 80))
     with torch.no_grad():
         tight = model(images)
         wide = model(ImageBatch.from_images(images, multiple_of=128))
@@ -76,7 +76,7 @@ def test_more_canvas_changes_nothing():
 def test_padded_canvas_is_the_official_way_in_training():
     """In training, and with separate_images=False, the canvas runs as one: the same numbers from both."""
     model = build("plain", freeze_batch_norm=True)
-    images = pictures((61, 83), (64, 150))
+    images = sample_images((61, 83), (64, 150))
     with torch.no_grad():
         model.separate_images = False
         padded = model(images)
@@ -88,14 +88,14 @@ def test_padded_canvas_is_the_official_way_in_training():
 def test_padding_is_never_a_proposal():
     model = build("tiny")
     with torch.no_grad():
-        predictions = model(pictures((40, 40), (200, 200)))
+        predictions = model(sample_images((40, 40), (200, 200)))
     assert predictions.boxes.shape[2] == 10
     assert torch.isfinite(predictions.boxes).all()
 
 
-def test_picture_with_fewer_positions_than_queries():
+def test_image_with_fewer_positions_than_queries():
     with torch.no_grad():
-        predictions = build("tiny", num_queries=50)(pictures((16, 16)))
+        predictions = build("tiny", num_queries=50)(sample_images((16, 16)))
     assert predictions.boxes.shape == (2, 1, 4 + 1 + 1 + 1, 4)
 
 
@@ -103,7 +103,7 @@ def test_picture_with_fewer_positions_than_queries():
 @pytest.mark.parametrize("name", ["tiny", "plain"])
 def test_autocast(name, dtype):
     model = build(name)
-    images = pictures((64, 96), (64, 64))
+    images = sample_images((64, 96), (64, 64))
     with torch.no_grad():
         expected = model(images)
         with torch.autocast("cpu", dtype=dtype):
@@ -118,7 +118,7 @@ def test_autocast(name, dtype):
 def test_autocast_training_is_finite(dtype):
     model = build("tiny").train()
     with torch.autocast("cpu", dtype=dtype):
-        predictions = model(pictures((64, 96), (40, 64)))
+        predictions = model(sample_images((64, 96), (40, 64)))
         total = predictions.logits.float().sum() + predictions.boxes.sum() + predictions.encoder_logits.float().sum()
     (total + predictions.encoder_boxes.sum()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -128,7 +128,7 @@ def test_autocast_training_is_finite(dtype):
 def test_model_in_half_precision(dtype):
     model = build("tiny").to(dtype)
     with torch.no_grad():
-        predictions = model([image.to(dtype) for image in pictures((64, 96))])
+        predictions = model([image.to(dtype) for image in sample_images((64, 96))])
     assert predictions.boxes.dtype == torch.float32
     assert torch.isfinite(predictions.logits).all()
 
@@ -136,7 +136,7 @@ def test_model_in_half_precision(dtype):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_parameter_learns(name):
     model = build(name).train()
-    predictions = model(pictures((64, 96), (48, 64)))
+    predictions = model(sample_images((64, 96), (48, 64)))
     loss = predictions.logits.square().sum() + predictions.boxes.square().sum()
     if predictions.encoder_logits is not None:
         loss = loss + predictions.encoder_logits.square().sum() + predictions.encoder_boxes.square().sum()
@@ -148,14 +148,14 @@ def test_every_parameter_learns(name):
 def test_reference_is_detached_between_refining_layers():
     """The loss of the second layer must not reach the first layer's box head (Deformable DETR, app. A.4)."""
     model = build("refine").train()
-    model(pictures((64, 96))).boxes[1].sum().backward()
+    model(sample_images((64, 96))).boxes[1].sum().backward()
     assert not model.decoder.box_heads[0].layers[-1].weight.grad.any()
     assert model.decoder.box_heads[1].layers[-1].weight.grad.any()
 
 
 def test_batch_of_tensors_with_one_mask():
     model = build("plain")
-    images = torch.stack(pictures((64, 96), (64, 96)))
+    images = torch.stack(sample_images((64, 96), (64, 96)))
     with torch.no_grad():
         from_batch = model(ImageBatch(images, torch.zeros(2, 64, 96, dtype=torch.bool)))
         from_list = model(list(images))

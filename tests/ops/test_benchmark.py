@@ -6,7 +6,7 @@ from deformable_detr.ops import available_backends, benchmark
 SMALL = {"height": 64, "width": 96}
 
 
-def test_shapes_are_those_of_a_picture():
+def test_shapes_are_those_of_a_image():
     assert benchmark.Case("encoder").shapes == [(100, 167), (50, 84), (25, 42), (13, 21)]
 
 

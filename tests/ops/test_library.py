@@ -66,7 +66,7 @@ def test_export_needs_nothing_of_this_package(problems, error_of, reference):
 
 
 class FromMaps(torch.nn.Module):
-    """Sizes come from the inputs, as in a model exported with a free picture size."""
+    """Sizes come from the inputs, as in a model exported with a free image size."""
 
     def forward(self, high, low, reference, offsets, logits):
         shapes = [tuple(level.shape[-2:]) for level in (high, low)]
@@ -74,7 +74,7 @@ class FromMaps(torch.nn.Module):
         return ms_deform_attn_fused(value, shapes, reference, offsets, logits)
 
 
-def test_export_with_free_picture_sizes(problems, error_of):
+def test_export_with_free_image_sizes(problems, error_of):
     def inputs(shapes):
         p = problems(shapes=shapes, queries=5, heads=2, channels=8)
         maps = [torch.randn(2, 16, h, w) for h, w in shapes]

@@ -92,7 +92,7 @@ def test_nan_stays_where_it_matters():
     assert found[0, :, 4:, 4:].isfinite().all()
 
 
-def test_no_pictures():
+def test_no_images():
     _, weight, *_ = problem()
     assert winograd_convolution(torch.empty(0, 32, 8, 8), transform_weights(weight)).shape == (0, 32, 8, 8)
 

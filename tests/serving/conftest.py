@@ -49,7 +49,7 @@ def predictor(tiny):
 
 
 @pytest.fixture(scope="session")
-def pictures():
+def images():
     """Twelve of different sizes and contents, `[H, W, 3]`."""
     generator = np.random.default_rng(0)
     return [generator.integers(0, 255, (40 + 5 * index, 90 - 4 * index, 3), dtype=np.uint8) for index in range(12)]
@@ -61,8 +61,8 @@ def encoded(pixels, kind="PNG", **options):
     return buffer.getvalue()
 
 
-def form(*pictures):
-    return [("image", (f"{index}.png", encoded(one), "image/png")) for index, one in enumerate(pictures)]
+def form(*images):
+    return [("image", (f"{index}.png", encoded(one), "image/png")) for index, one in enumerate(images)]
 
 
 def raw(content, kind="image/png", accept="*/*"):

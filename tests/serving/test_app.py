@@ -13,14 +13,14 @@ from deformable_detr.serving.app import drawing_format
 
 from .conftest import counted, encoded, form, gauge, raw, wait_until
 
-LIMITS = Limits(max_megabytes=0.2, max_megapixels=0.02, max_pictures=3, max_waiting=8, timeout=120.0)
+LIMITS = Limits(max_megabytes=0.2, max_megapixels=0.02, max_images=3, max_waiting=8, timeout=120.0)
 
 
 @pytest.fixture
 def client(predictor):
     app = create_app(predictor, name="tiny", limits=LIMITS, batch_size=4, max_wait=0.05)
     with TestClient(app, raise_server_exceptions=False) as client:
-        predictor.batches.clear()  # without the picture that warms up
+        predictor.batches.clear()  # without the image that warms up
         yield client
 
 
@@ -33,37 +33,37 @@ def assert_found(entries, expected):
 
 
 @pytest.mark.parametrize("body", [lambda one: {"files": form(one)}, lambda one: raw(encoded(one))])
-def test_detect(client, predictor, pictures, body):
-    answer = client.post("/detect?threshold=0&top_k=5", **body(pictures[1]))
+def test_detect(client, predictor, images, body):
+    answer = client.post("/detect?threshold=0&top_k=5", **body(images[1]))
     assert answer.status_code == 200
     record = answer.json()
     assert record["model"] == "tiny"
-    (picture,) = record["pictures"]
-    assert (picture["width"], picture["height"]) == (86, 45)
-    assert picture["times"]["batch_size"] == 1
-    assert record["total_ms"] > picture["times"]["network_ms"] > 0
-    assert_found(picture["detections"], predictor.predict(pictures[1], 0.0, top_k=5))
+    (image,) = record["images"]
+    assert (image["width"], image["height"]) == (86, 45)
+    assert image["times"]["batch_size"] == 1
+    assert record["total_ms"] > image["times"]["network_ms"] > 0
+    assert_found(image["detections"], predictor.predict(images[1], 0.0, top_k=5))
 
 
-def test_several_pictures_and_classes(client, predictor, pictures):
-    answer = client.post("/detect?threshold=0&top_k=4&classes=bird&classes=cat", files=form(*pictures[:3])).json()
-    assert [picture["name"] for picture in answer["pictures"]] == ["0.png", "1.png", "2.png"]
+def test_several_images_and_classes(client, predictor, images):
+    answer = client.post("/detect?threshold=0&top_k=4&classes=bird&classes=cat", files=form(*images[:3])).json()
+    assert [image["name"] for image in answer["images"]] == ["0.png", "1.png", "2.png"]
     assert predictor.batches == [3]
-    for picture, pixels in zip(answer["pictures"], pictures, strict=False):
-        assert_found(picture["detections"], predictor.predict(pixels, 0.0, top_k=4, classes=["bird", "cat"]))
+    for image, pixels in zip(answer["images"], images, strict=False):
+        assert_found(image["detections"], predictor.predict(pixels, 0.0, top_k=4, classes=["bird", "cat"]))
 
 
-def test_concurrent_requests_share_forward_passes(client, predictor, pictures):
+def test_concurrent_requests_share_forward_passes(client, predictor, images):
     predictor.gate.clear()
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(client.post, "/detect?threshold=0&top_k=5", files=form(one)) for one in pictures[:8]]
-        wait_until(lambda: gauge(client, "inside_pictures") == 8 and gauge(client, "queue_pictures") >= 4)
+        answers = [pool.submit(client.post, "/detect?threshold=0&top_k=5", files=form(one)) for one in images[:8]]
+        wait_until(lambda: gauge(client, "inside_images") == 8 and gauge(client, "queue_images") >= 4)
         predictor.gate.set()
     assert sum(predictor.batches) == 8
     assert len(predictor.batches) < 8
     assert max(predictor.batches) == 4
-    for answer, pixels in zip(answers, pictures, strict=False):
-        assert_found(answer.result().json()["pictures"][0]["detections"], predictor.predict(pixels, 0.0, top_k=5))
+    for answer, pixels in zip(answers, images, strict=False):
+        assert_found(answer.result().json()["images"][0]["detections"], predictor.predict(pixels, 0.0, top_k=5))
 
 
 @pytest.mark.parametrize(("accept", "kind"), [("image/png", "PNG"), ("image/jpeg;q=0.4, image/png;q=0.5", "PNG"), ("*/*", "JPEG")])
@@ -85,24 +85,24 @@ def test_draw(client, accept, kind):
         assert np.asarray(drawn).min() > 250
 
 
-def test_pictures_are_upright_and_of_any_kind(client, predictor):
+def test_images_are_upright_and_of_any_kind(client, predictor):
     pixels = np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
-    (picture,) = client.post("/detect?threshold=0&top_k=5", **raw(encoded(pixels, exif=exif))).json()["pictures"]
-    assert (picture["width"], picture["height"]) == (40, 60)
-    assert_found(picture["detections"], predictor.predict(np.ascontiguousarray(np.rot90(pixels, -1)), 0.0, top_k=5))
+    (image,) = client.post("/detect?threshold=0&top_k=5", **raw(encoded(pixels, exif=exif))).json()["images"]
+    assert (image["width"], image["height"]) == (40, 60)
+    assert_found(image["detections"], predictor.predict(np.ascontiguousarray(np.rot90(pixels, -1)), 0.0, top_k=5))
     grey = pixels[:, :, 0]
     as_rgb = predictor.predict(np.repeat(grey[:, :, None], 3, axis=2), 0.0, top_k=5)
     for content in (encoded(grey), encoded(grey.astype(np.uint16) * 256 + 99), encoded(grey, "TIFF"), encoded(grey, "BMP")):
-        (picture,) = client.post("/detect?threshold=0&top_k=5", **raw(content, "application/octet-stream")).json()["pictures"]
-        assert_found(picture["detections"], as_rgb)
+        (image,) = client.post("/detect?threshold=0&top_k=5", **raw(content, "application/octet-stream")).json()["images"]
+        assert_found(image["detections"], as_rgb)
     rgba = np.dstack((pixels, np.zeros((40, 60), np.uint8)))
-    (picture,) = client.post("/detect?threshold=0&top_k=5", **raw(encoded(rgba))).json()["pictures"]
-    assert_found(picture["detections"], predictor.predict(pixels, 0.0, top_k=5))
+    (image,) = client.post("/detect?threshold=0&top_k=5", **raw(encoded(rgba))).json()["images"]
+    assert_found(image["detections"], predictor.predict(pixels, 0.0, top_k=5))
 
 
-PICTURE = encoded(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+IMAGE = encoded(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
 
 
 def test_another_method(client):
@@ -112,44 +112,44 @@ def test_another_method(client):
 
 def test_a_failure_is_logged_and_hidden(client, predictor):
     predictor.failure = RuntimeError("secret inside")
-    answer = client.post("/detect", **raw(PICTURE))
+    answer = client.post("/detect", **raw(IMAGE))
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed on this request; its log says why"})
     predictor.failure = None
-    assert client.post("/detect", **raw(PICTURE)).status_code == 200
+    assert client.post("/detect", **raw(IMAGE)).status_code == 200
     assert counted(client, "POST", "/detect", 500) == 1
     assert counted(client, "POST", "/detect", 200) == 1
-    assert gauge(client, "inside_pictures") == 0
+    assert gauge(client, "inside_images") == 0
 
 
-def test_a_picture_that_the_detector_does_not_take(client, predictor):
-    predictor.failure = ValueError("a picture of 99x9 pixels does not go into the file")
-    answer = client.post("/detect", **raw(PICTURE))
-    assert (answer.status_code, answer.json()) == (422, {"error": "a picture of 99x9 pixels does not go into the file"})
+def test_a_image_that_the_detector_does_not_take(client, predictor):
+    predictor.failure = ValueError("an image of 99x9 pixels does not go into the file")
+    answer = client.post("/detect", **raw(IMAGE))
+    assert (answer.status_code, answer.json()) == (422, {"error": "an image of 99x9 pixels does not go into the file"})
 
 
-def test_a_full_server_turns_away(client, predictor, pictures):
+def test_a_full_server_turns_away(client, predictor, images):
     predictor.gate.clear()
     with ThreadPoolExecutor(4) as pool:
-        taken = [pool.submit(client.post, "/detect", files=form(*pictures[:2])) for _ in range(4)]
-        wait_until(lambda: gauge(client, "inside_pictures") == 8)
-        refused = client.post("/detect", **raw(PICTURE))
+        taken = [pool.submit(client.post, "/detect", files=form(*images[:2])) for _ in range(4)]
+        wait_until(lambda: gauge(client, "inside_images") == 8)
+        refused = client.post("/detect", **raw(IMAGE))
         predictor.gate.set()
     assert refused.status_code == 503
     assert 1 <= int(refused.headers["retry-after"]) <= 60
-    assert "busy with 8 pictures; try again in" in refused.json()["error"]
+    assert "busy with 8 images; try again in" in refused.json()["error"]
     assert [answer.result().status_code for answer in taken] == [200] * 4
-    assert client.post("/detect", **raw(PICTURE)).status_code == 200
+    assert client.post("/detect", **raw(IMAGE)).status_code == 200
 
 
-def test_no_answer_in_time(predictor, pictures):
+def test_no_answer_in_time(predictor, images):
     app = create_app(predictor, limits=Limits(timeout=0.3), max_wait=0.0)
     with TestClient(app) as client:
         predictor.gate.clear()
-        answer = client.post("/detect", **raw(PICTURE))
+        answer = client.post("/detect", **raw(IMAGE))
         predictor.gate.set()
         assert answer.status_code == 504
         assert answer.headers["retry-after"]
-        assert gauge(client, "inside_pictures") == 0
+        assert gauge(client, "inside_images") == 0
 
 
 def test_health_page_and_description(client):
@@ -164,15 +164,15 @@ def test_health_page_and_description(client):
     assert set(paths["/detect"]["post"]["requestBody"]["content"]) == {"multipart/form-data", "image/jpeg", "image/png"}
 
 
-def test_metrics(client, pictures):
-    client.post("/detect", files=form(*pictures[:3]))
+def test_metrics(client, images):
+    client.post("/detect", files=form(*images[:3]))
     client.post("/detect", **raw(b"x"))
     client.request("BREW", "/coffee")
     families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
     assert counted(client, "POST", "/detect", 200) == 1
     assert counted(client, "POST", "/detect", 422) == 1
     assert counted(client, "other", "other", 404) == 1
-    assert families["deformable_detr_pictures"].samples[0].value == 3
+    assert families["deformable_detr_images"].samples[0].value == 3
     sizes = {
         sample.labels["le"]: sample.value for sample in families["deformable_detr_batch_size"].samples if "le" in sample.labels
     }
@@ -189,7 +189,7 @@ def test_drawing_format(accept, kind):
     assert drawing_format(accept) == kind
 
 
-@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"max_megabytes": float("nan")}, {"max_pictures": 9, "max_waiting": 8}])
+@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"max_megabytes": float("nan")}, {"max_images": 9, "max_waiting": 8}])
 def test_impossible_limits(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Limits(**wrong)

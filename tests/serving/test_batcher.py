@@ -29,46 +29,46 @@ def assert_same(found, expected):
     assert found.data["class_name"].tolist() == expected.data["class_name"].tolist()
 
 
-def test_pictures_share_forward_passes_and_get_what_they_get_alone(batcher, predictor, pictures):
+def test_images_share_forward_passes_and_get_what_they_get_alone(batcher, predictor, images):
     settings = [
         {"threshold": 0.0, "top_k": 5},
         {"threshold": 0.0, "top_k": 100, "classes": ["bird"]},
         {"threshold": 0.0, "top_k": 2, "classes": ["dog", "cat"]},
         {"threshold": 0.012, "top_k": 100},
     ] * 2
-    futures = [batcher.submit(as_tensor(one), **chosen) for one, chosen in zip(pictures, settings, strict=False)]
+    futures = [batcher.submit(as_tensor(one), **chosen) for one, chosen in zip(images, settings, strict=False)]
     answers = [future.result(30) for future in futures]
     assert predictor.batches == [4, 4] == batcher.sizes
     assert [answer.batch_size for answer in answers] == [4] * 8
-    for one, chosen, answer in zip(pictures, settings, answers, strict=False):
+    for one, chosen, answer in zip(images, settings, answers, strict=False):
         assert_same(answer.detections, predictor.predict(one, **chosen))
     assert [len(answer.detections) for answer in answers[:3]] == [5, 10, 2]
     assert 0 < len(answers[3].detections) < 30
 
 
-def test_a_lone_picture_does_not_wait_for_ever(predictor, pictures):
+def test_a_lone_image_does_not_wait_for_ever(predictor, images):
     batcher = Batcher(predictor, batch_size=4, max_wait=0.01)
-    answer = batcher.submit(as_tensor(pictures[0]), threshold=0.0, top_k=1).result(30)
+    answer = batcher.submit(as_tensor(images[0]), threshold=0.0, top_k=1).result(30)
     assert answer.batch_size == 1
     assert answer.wait_seconds >= 0.01
     batcher.close()
 
 
-def test_one_failing_picture_leaves_its_neighbours_alone(batcher, predictor, pictures):
+def test_one_failing_image_leaves_its_neighbours_alone(batcher, predictor, images):
     broken = torch.zeros(3, 0, 5, dtype=torch.uint8)
     futures = [
-        batcher.submit(one, threshold=0.0, top_k=3) for one in (as_tensor(pictures[0]), broken, *map(as_tensor, pictures[1:3]))
+        batcher.submit(one, threshold=0.0, top_k=3) for one in (as_tensor(images[0]), broken, *map(as_tensor, images[1:3]))
     ]
     with pytest.raises(ValueError, match="shape"):
         futures[1].result(30)
     for index, future in zip((0, 1, 2), (futures[0], *futures[2:]), strict=True):
-        assert_same(future.result(30).detections, predictor.predict(pictures[index], 0.0, top_k=3))
+        assert_same(future.result(30).detections, predictor.predict(images[index], 0.0, top_k=3))
 
 
-def test_cancelled_pictures_are_not_run(batcher, predictor, pictures):
+def test_cancelled_images_are_not_run(batcher, predictor, images):
     predictor.gate.clear()
-    first = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in pictures[:4]]
-    later = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in pictures[4:8]]
+    first = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in images[:4]]
+    later = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in images[4:8]]
     assert all(future.cancel() for future in later[:3])
     predictor.gate.set()
     assert later[3].result(30).batch_size == 1
@@ -78,10 +78,10 @@ def test_cancelled_pictures_are_not_run(batcher, predictor, pictures):
     assert predictor.batches == [4, 1]
 
 
-def test_closing_finishes_what_waits(predictor, pictures):
+def test_closing_finishes_what_waits(predictor, images):
     batcher = Batcher(predictor, batch_size=2, max_wait=60.0)
     predictor.gate.clear()
-    futures = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in pictures[:5]]
+    futures = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in images[:5]]
     closing = threading.Thread(target=batcher.close)
     closing.start()
     predictor.gate.set()
@@ -89,7 +89,7 @@ def test_closing_finishes_what_waits(predictor, pictures):
     assert not closing.is_alive()
     assert [future.result(0).batch_size for future in futures] == [2, 2, 2, 2, 1]
     with pytest.raises(RuntimeError, match="shutting down"):
-        batcher.submit(as_tensor(pictures[0]), threshold=0.0, top_k=3)
+        batcher.submit(as_tensor(images[0]), threshold=0.0, top_k=3)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_wait": -1.0}])
@@ -98,17 +98,17 @@ def test_impossible_settings(predictor, options):
         Batcher(predictor, **options)
 
 
-def test_thresholds_of_the_model_where_none_is_asked_for(batcher, predictor, pictures):
-    thresholds = predictor.predict(pictures[0], 0.0, top_k=30)
+def test_thresholds_of_the_model_where_none_is_asked_for(batcher, predictor, images):
+    thresholds = predictor.predict(images[0], 0.0, top_k=30)
     middle = float(np.median(thresholds.confidence))
     metadata = predictor.model.metadata
     try:
         predictor.model.metadata = replace(metadata, thresholds=(middle, 1.0, 0.0))
         settings = [{"threshold": None, "top_k": 100}, {"threshold": middle, "top_k": 100}]
-        futures = [batcher.submit(as_tensor(pictures[0]), **chosen) for chosen in settings]
+        futures = [batcher.submit(as_tensor(images[0]), **chosen) for chosen in settings]
         answers = [future.result(30).detections for future in futures]
         for answer, chosen in zip(answers, settings, strict=True):
-            assert_same(answer, predictor.predict(pictures[0], **chosen))
+            assert_same(answer, predictor.predict(images[0], **chosen))
         assert set(answers[0].class_id) == {0, 2}
         assert (answers[0].class_id == 2).sum() == 10 and 1 in answers[1].class_id
     finally:

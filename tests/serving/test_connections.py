@@ -44,21 +44,21 @@ def body(content, more=False):
 GONE = {"type": "http.disconnect"}
 
 
-def test_a_body_that_does_not_end(app, predictor, pictures):
+def test_a_body_that_does_not_end(app, predictor, images):
     with TestClient(app) as client:
-        assert post(app, body(encoded(pictures[0])[:50], more=True)) == 408
-        assert gauge(client, "inside_pictures") == 0
+        assert post(app, body(encoded(images[0])[:50], more=True)) == 408
+        assert gauge(client, "inside_images") == 0
 
 
-def test_a_client_that_leaves_within_the_body(app, pictures):
+def test_a_client_that_leaves_within_the_body(app, images):
     with TestClient(app) as client:
-        assert post(app, body(encoded(pictures[0])[:50], more=True), GONE) == 400
-        assert gauge(client, "inside_pictures") == 0
+        assert post(app, body(encoded(images[0])[:50], more=True), GONE) == 400
+        assert gauge(client, "inside_images") == 0
 
 
-def test_the_picture_of_a_client_that_has_left_is_not_run(app, predictor, pictures):
+def test_the_image_of_a_client_that_has_left_is_not_run(app, predictor, images):
     with TestClient(app) as client:
         predictor.batches.clear()
-        assert post(app, body(encoded(pictures[0])), GONE) == 499
-        assert gauge(client, "inside_pictures") == 0
+        assert post(app, body(encoded(images[0])), GONE) == 499
+        assert gauge(client, "inside_images") == 0
     assert predictor.batches == []

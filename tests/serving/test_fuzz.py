@@ -10,12 +10,12 @@ from deformable_detr.data.images import decode_image
 from deformable_detr.serving import Limits, create_app
 
 from .conftest import CountingPredictor
-from .fuzz_pictures import pictures
+from .fuzz_images import images
 
 
 @pytest.fixture(scope="module")
 def app(tiny):
-    app = create_app(CountingPredictor(tiny), limits=Limits(max_pictures=3, max_megabytes=0.1), max_wait=0.0)
+    app = create_app(CountingPredictor(tiny), limits=Limits(max_images=3, max_megabytes=0.1), max_wait=0.0)
     with TestClient(app):  # runs its threads
         yield app
 
@@ -32,15 +32,15 @@ def test_the_server_keeps_to_its_description(app, operation, mode):
     @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(description[path][method].as_strategy(generation_mode=mode))
     def send(case):
-        # A damaged picture is of the right form, and refused all the same.
+        # A damaged image is of the right form, and refused all the same.
         case.call_and_validate(excluded_checks=[schemathesis.checks.positive_data_acceptance])
 
     send()
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@given(pictures())
-def test_a_damaged_picture_is_read_or_refused(content):
+@given(images())
+def test_a_damaged_image_is_read_or_refused(content):
     try:
         pixels = decode_image(content, "sent", max_pixels=1000)
     except ValueError as error:

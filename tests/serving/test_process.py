@@ -33,7 +33,7 @@ def server(tiny, tmp_path):
     process.stderr.close()
 
 
-def test_a_request_under_way_is_finished(server, pictures):
+def test_a_request_under_way_is_finished(server, images):
     process, lines = server
     deadline = time.monotonic() + 120
     while "Application startup complete." not in "".join(lines):
@@ -45,18 +45,18 @@ def test_a_request_under_way_is_finished(server, pictures):
     answers = []
 
     def ask():
-        request = urllib.request.Request(f"{address}/detect", encoded(pictures[0]), {"Content-Type": "image/png"})
+        request = urllib.request.Request(f"{address}/detect", encoded(images[0]), {"Content-Type": "image/png"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             answers.append((answer.status, answer.read()))
 
     asking = threading.Thread(target=ask)
     asking.start()
-    wait_until(lambda: b"inside_pictures 1.0" in urllib.request.urlopen(f"{address}/metrics", timeout=30).read())
+    wait_until(lambda: b"inside_images 1.0" in urllib.request.urlopen(f"{address}/metrics", timeout=30).read())
     process.send_signal(signal.SIGTERM)
-    assert not answers  # the picture still waits for company
+    assert not answers  # the image still waits for company
     asking.join(60)
     assert answers[0][0] == 200
-    assert b'"pictures":[{"name":"image 0"' in answers[0][1]
+    assert b'"images":[{"name":"image 0"' in answers[0][1]
     assert process.wait(60) == -signal.SIGTERM  # ended as it was asked to, after all was done
     wait_until(lambda: "Application shutdown complete." in "".join(lines))
     with pytest.raises(ConnectionRefusedError):

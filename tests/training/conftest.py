@@ -1,4 +1,4 @@
-"""A data set of eight pictures with coloured rectangles, and a run small enough for a test."""
+"""A dataset of eight images with coloured rectangles, and a run small enough for a test."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ COLORS = {7: (220, 40, 40), 3: (40, 40, 220)}  # by category id
 
 
 def write_split(root: Path, split: str, count: int, size: int = 64, seed: int = 0) -> None:
-    """Pictures with two rectangles each, one per quarter of the picture, and their COCO file."""
+    """Images with two rectangles each, one per quarter of the image, and their COCO file."""
     rng = np.random.default_rng(seed)
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)

@@ -28,12 +28,12 @@ def test_the_largest_that_fits_is_found(most: int) -> None:
         assert len(tried) <= 2 * most.bit_length() + 1
 
 
-def run_with_memory(config: RunConfig, folder: Path, pictures: int, monkeypatch: pytest.MonkeyPatch, **settings) -> RunConfig:
-    """Train an epoch on a machine that seems to have room for so many pictures; the config that was used."""
+def run_with_memory(config: RunConfig, folder: Path, images: int, monkeypatch: pytest.MonkeyPatch, **settings) -> RunConfig:
+    """Train an epoch on a machine that seems to have room for so many images; the config that was used."""
     kept = 10_000_000.0
     monkeypatch.setattr(memory.Trial, "_kept_by", lambda self, size: kept * size)
     weights = 3 * 4 * sum(value.numel() for value in build_model(config.model).parameters() if value.requires_grad)
-    free = (weights + memory.WORKING_SHARE * kept * (pictures + 0.5)) / memory.SHARE_OF_MEMORY
+    free = (weights + memory.WORKING_SHARE * kept * (images + 0.5)) / memory.SHARE_OF_MEMORY
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
     settings = {"batch_size": "auto", "accumulate": 1, "epochs": 1} | settings
     run = replace(config, output_dir=str(folder), train=replace(config.train, **settings))

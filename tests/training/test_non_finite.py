@@ -55,7 +55,7 @@ def test_broken_weights_are_named_before_anything_is_computed(model: DeformableD
     assert f"0 NaN and 1 infinite of {weight.numel()} values" in str(found)
 
 
-def test_broken_pictures_are_named(model: DeformableDETR) -> None:
+def test_broken_images_are_named(model: DeformableDETR) -> None:
     images, targets = make_batch()
     images.images[1, 0, 3, 3] = float("nan")
     found = diagnose(model, SetCriterion(2), [(images, targets)], CPU)

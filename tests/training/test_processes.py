@@ -19,7 +19,7 @@ from deformable_detr.training.trainer import train
 
 
 def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tmp_path: Path) -> None:
-    """The same pictures make each step, gradients and box counts are averaged, both share the evaluation."""
+    """The same images make each step, gradients and box counts are averaged, both share the evaluation."""
     config = replace(
         config,
         # all that depends on the composition of a batch: statistics, dropout, padding; Adam would amplify rounding at lr 1e-3

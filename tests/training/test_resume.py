@@ -36,7 +36,7 @@ def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
     return train(same_run(config, tmp_path_factory.mktemp("runs") / "whole")).output_dir
 
 
-# 8 pictures in batches of 2: an epoch is 4 steps; 3 is in the middle of an epoch, 4 at its end
+# 8 images in batches of 2: an epoch is 4 steps; 3 is in the middle of an epoch, 4 at its end
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path, uninterrupted: Path, step: int) -> None:
     folder = tmp_path / "interrupted"

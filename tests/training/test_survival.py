@@ -1,4 +1,4 @@
-"""Runs that meet what long runs meet: a worker that dies, a picture that cannot be read, a full disk, a kill, no progress."""
+"""Runs that meet what long runs meet: a worker that dies, an image that cannot be read, a full disk, a kill, no progress."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ from deformable_detr.training.state import latest_state, load_state
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, marker: Path, times: int) -> None:
-    """Let the process that reads the third picture be killed, so many times."""
+    """Let the process that reads the third image be killed, so many times."""
     original = CocoDataset.image
 
     def image(self: CocoDataset, index: int) -> torch.Tensor:
@@ -59,16 +59,16 @@ def test_workers_that_die_again_and_again_end_the_run(config: RunConfig, tmp_pat
         train(config)
 
 
-def test_an_unreadable_picture(config: RunConfig, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_image(config: RunConfig, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = shutil.copytree(dataset, tmp_path / "set")
-    picture = broken / "train" / "3.png"
-    picture.write_bytes(picture.read_bytes()[:60])
+    image = broken / "train" / "3.png"
+    image.write_bytes(image.read_bytes()[:60])
     config = replace(config, dataset=str(broken), train=replace(config.train, epochs=1, evaluate_every=0))
-    with pytest.raises(ValueError, match=r"3\.png: the picture is damaged"):
+    with pytest.raises(ValueError, match=r"3\.png: the image is damaged"):
         train(replace(config, output_dir=str(tmp_path / "stops")))
     skipping = replace(config, data=replace(config.data, on_bad_image="skip"), output_dir=str(tmp_path / "goes on"))
     assert train(skipping).steps == 4
-    assert any("3.png" in record.getMessage() and "next picture" in record.getMessage() for record in caplog.records)
+    assert any("3.png" in record.getMessage() and "next image" in record.getMessage() for record in caplog.records)
 
 
 @contextmanager

@@ -30,18 +30,18 @@ def model() -> DeformableDETR:
 
 
 def make_batch(counts: list[int], seed: int = 0) -> tuple[ImageBatch, list[Target]]:
-    """Pictures of one size with so many objects each."""
+    """Images of one size with so many objects each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(len(counts), 3, 64, 64, generator=generator, dtype=torch.float64)
     targets = [
-        Target(0.2 + 0.3 * torch.rand(count, 4, generator=generator), torch.arange(count) % 3, f"picture-{index}")
+        Target(0.2 + 0.3 * torch.rand(count, 4, generator=generator), torch.arange(count) % 3, f"image-{index}")
         for index, count in enumerate(counts)
     ]
     return ImageBatch.from_images(list(images), [target.image_id for target in targets]), targets
 
 
 def split(batch: tuple[ImageBatch, list[Target]]) -> list[tuple[ImageBatch, list[Target]]]:
-    """One batch of one picture each."""
+    """One batch of one image each."""
     images, targets = batch
     return [(ImageBatch.from_images([image]), [target]) for image, target in zip(images.images, targets, strict=True)]
 
@@ -86,12 +86,12 @@ def test_clipping_can_be_switched_off(model: DeformableDETR, accelerator: Accele
     assert moved.norm().item() == pytest.approx(losses["grad_norm"], rel=1e-5)
 
 
-def test_a_broken_picture_stops_and_is_named(model: DeformableDETR, accelerator: Accelerator) -> None:
+def test_a_broken_image_stops_and_is_named(model: DeformableDETR, accelerator: Accelerator) -> None:
     images, targets = make_batch([1, 2])
     images.images[1, 0, 5, 5] = float("nan")
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    with pytest.raises(NonFiniteLossError, match=r"picture-1.*learning rate"):
+    with pytest.raises(NonFiniteLossError, match=r"image-1.*learning rate"):
         train_step(model.train(), SetCriterion(num_classes=3), optimizer, [(images, targets)], accelerator)
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
@@ -104,9 +104,9 @@ class NanLoss(SetCriterion):
         return losses | {"loss_giou_0": losses["loss_giou_0"] * float("inf")}
 
 
-def test_a_broken_loss_stops_and_names_the_term_and_the_pictures(model: DeformableDETR, accelerator: Accelerator) -> None:
+def test_a_broken_loss_stops_and_names_the_term_and_the_images(model: DeformableDETR, accelerator: Accelerator) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    with pytest.raises(NonFiniteLossError, match=r"loss_giou_0=inf.*'picture-0', 'picture-1'"):
+    with pytest.raises(NonFiniteLossError, match=r"loss_giou_0=inf.*'image-0', 'image-1'"):
         train_step(model.train(), NanLoss(num_classes=3), optimizer, [make_batch([1, 2])], accelerator)
 
 
@@ -115,7 +115,7 @@ def test_a_broken_gradient_stops_before_the_weights_are_changed(model: Deformabl
     weight.register_hook(lambda gradient: gradient * float("nan"))
     before = weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    with pytest.raises(NonFiniteLossError, match=r"gradient is not, for 1 parameters: neck.*picture-0"):
+    with pytest.raises(NonFiniteLossError, match=r"gradient is not, for 1 parameters: neck.*image-0"):
         train_step(model.train(), SetCriterion(num_classes=3), optimizer, [make_batch([1])], accelerator)
     assert torch.equal(before, weight)
 

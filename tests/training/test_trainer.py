@@ -44,8 +44,8 @@ def test_the_run_folder_is_complete(run: tuple[TrainResult, list[Path]]) -> None
     }
     assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 1
     for name in ("loss.png", "ap.png"):
-        with Image.open(folder / name) as picture:
-            assert picture.width > 500
+        with Image.open(folder / name) as image:
+            assert image.width > 500
     assert drawn == [folder / "samples"] * 2
     assert (result.steps, result.best_weights, result.last_weights) == (
         *(8, folder / "weights" / "best.safetensors", folder / "weights" / "last.safetensors"),
@@ -136,7 +136,7 @@ def test_more_epochs_can_be_asked_for(run: tuple[TrainResult, list[Path]], confi
 
 
 def test_steps_are_counted_over_epochs_and_states_saved_between(config: RunConfig, tmp_path: Path) -> None:
-    """6 steps of 2 batches of 1 picture: epochs of 4 steps, the last one cut short; state every 3 steps."""
+    """6 steps of 2 batches of 1 image: epochs of 4 steps, the last one cut short; state every 3 steps."""
     seen, states = [], []
     folder = tmp_path / "run"
 
@@ -196,7 +196,7 @@ def test_numbers_that_make_no_sense(config: RunConfig, tmp_path: Path, name: str
 
 @pytest.fixture(scope="module")
 def learned(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """Four pictures, listed 20 times for training and once for the evaluation; no augmentation."""
+    """Four images, listed 20 times for training and once for the evaluation; no augmentation."""
     from .conftest import write_split
 
     root = tmp_path_factory.mktemp("learned")
@@ -219,7 +219,7 @@ def learned(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Trai
 
 
 def repeated(record: dict, times: int) -> dict:
-    """A COCO record with every picture and its boxes so many times, under ids of their own."""
+    """A COCO record with every image and its boxes so many times, under ids of their own."""
     offsets = [1000 * copy for copy in range(times)]
     images = [image | {"id": image["id"] + offset} for offset in offsets for image in record["images"]]
     annotations = [
@@ -230,8 +230,8 @@ def repeated(record: dict, times: int) -> dict:
     return record | {"images": images, "annotations": annotations}
 
 
-def test_four_pictures_are_learned_by_heart(learned: TrainResult) -> None:
-    """Evaluated on the pictures it trains on, a detector without augmentation gets everything right."""
+def test_four_images_are_learned_by_heart(learned: TrainResult) -> None:
+    """Evaluated on the images it trains on, a detector without augmentation gets everything right."""
     last = [record for record in RunFolder(learned.output_dir).read_log() if record["kind"] == "train"][-1]
     assert last["loss_class"] < 0.02
     assert last["loss_bbox"] < 0.05

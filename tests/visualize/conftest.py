@@ -32,5 +32,5 @@ def one_stage():
 
 
 @pytest.fixture(scope="session")
-def picture():
+def photo():
     return torch.randint(0, 255, (3, 120, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

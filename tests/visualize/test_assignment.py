@@ -1,4 +1,4 @@
-"""The matching of one picture against costs worked out by hand and a search through all assignments."""
+"""The matching of one image against costs worked out by hand and a search through all assignments."""
 
 import math
 from dataclasses import replace
@@ -17,11 +17,11 @@ TARGETS, LABELS = [[0.3, 0.5, 0.2, 0.2], [0.7, 0.5, 0.2, 0.4], [0.2, 0.5, 0.3, 0
 
 
 @pytest.fixture
-def made(two_stage, picture):
+def made(two_stage, photo):
     """Four queries written by hand as the last layer's answer; the layer before it says the opposite."""
     logits, boxes = torch.tensor(SCORES).logit()[None, None], torch.tensor(BOXES)[None, None]
     both = Predictions(torch.cat((logits.flip(2), logits)), torch.cat((boxes.flip(2), boxes)))
-    return replace(look_inside(two_stage, picture, encoder=False), predictions=both)
+    return replace(look_inside(two_stage, photo, encoder=False), predictions=both)
 
 
 def target(count=3):

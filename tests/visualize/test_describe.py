@@ -1,4 +1,4 @@
-"""The journey of a picture: the numbers against hand-computed ones, and no traces left in the model."""
+"""The journey of an image: the numbers against hand-computed ones, and no traces left in the model."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def model(built):
     built.metadata = metadata
 
 
-def picture(height: int, width: int) -> torch.Tensor:
+def photo(height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 255, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,11 +38,11 @@ def small(model, short_side: int):
 
 
 def test_shapes_of_every_stage(model):
-    description = describe(small(model, 64), picture(96, 128))  # resized to 64 x 85
+    description = describe(small(model, 64), photo(96, 128))  # resized to 64 x 85
     rows = {(row.part, row.name): row.shape for row in description.rows}
     levels = [(8, 11), (4, 6), (2, 3), (1, 2)]
     total = sum(h * w for h, w in levels)
-    assert rows["picture", "resized, normalised"] == (1, 3, 64, 85)
+    assert rows["image", "resized, normalised"] == (1, 3, 64, 85)
     assert [rows["neck", f"level {index}"] for index in range(4)] == [(1, 256, h, w) for h, w in levels]
     assert rows["backbone", "C5"] == (1, 2048, 2, 3)
     assert rows["flatten", "features"] == rows["encoder", "memory"] == (1, total, 256)
@@ -54,7 +54,7 @@ def test_shapes_of_every_stage(model):
 
 
 def test_parameters_and_multiply_adds(model):
-    description = describe(small(model, 64), picture(64, 64))
+    description = describe(small(model, 64), photo(64, 64))
     costs = {cost.part: cost for cost in description.costs}
     assert sum(cost.trainable_parameters for cost in description.costs) == sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
@@ -69,7 +69,7 @@ def test_parameters_and_multiply_adds(model):
 
 
 def test_detections_are_those_of_the_network(model):
-    image = picture(64, 64)
+    image = photo(64, 64)
     found = describe(small(model, 64), image, num_detections=3).detections
     batch = [
         (image.float() / 255 - torch.tensor(model.metadata.mean)[:, None, None]) / torch.tensor(model.metadata.std)[:, None, None]
@@ -83,25 +83,25 @@ def test_detections_are_those_of_the_network(model):
 def test_the_model_is_left_as_it_was(model):
     model = small(model.train(), 64)
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    describe(model, picture(64, 64))
+    describe(model, photo(64, 64))
     assert model.training
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == learning
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_command(tmp_path, capsys):
-    Image.fromarray(picture(48, 64).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    Image.fromarray(photo(48, 64).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     model = small(build_model("tiny", num_classes=2), 64)
     weights = save_weights(tmp_path / "weights.safetensors", model)
     assert main(["describe", str(tmp_path / "a.png"), "--weights", str(weights), "--json", str(tmp_path / "a.json")]) == 0
     shown = capsys.readouterr().out
-    assert "The journey of the picture" in shown
+    assert "The journey of the image" in shown
     assert "proposal logits" in shown
     record = json.loads((tmp_path / "a.json").read_text())
     assert set(record) == {"steps", "rows", "costs", "detections"}
     assert len(record["detections"]) == 5
 
 
-def test_missing_picture(capsys):
+def test_missing_image(capsys):
     assert main(["describe", "nowhere.png", "--preset", "tiny"]) == 2
     assert "nowhere.png" in capsys.readouterr().err

@@ -18,8 +18,8 @@ def detections(boxes, labels=None, names=None, scores=None):
     )
 
 
-def close_to(picture, color, tolerance=25):
-    return (np.abs(picture.astype(int) - np.array(color.as_rgb())) <= tolerance).all(axis=-1)
+def close_to(photo, color, tolerance=25):
+    return (np.abs(photo.astype(int) - np.array(color.as_rgb())) <= tolerance).all(axis=-1)
 
 
 @pytest.mark.parametrize("ground", [0, 128, 255])
@@ -45,12 +45,12 @@ def test_a_label_at_the_top_border_goes_inside():
     assert close_to(drawn, class_color(0))[4:20, 104:130].mean() > 0.4
 
 
-def test_no_detections_leave_the_picture_unchanged():
+def test_no_detections_leave_the_image_unchanged():
     image = np.random.default_rng(0).integers(0, 255, (500, 600, 3), dtype=np.uint8)
     np.testing.assert_array_equal(draw_detections(image, sv.Detections.empty()), image)
 
 
-def test_small_pictures_are_enlarged_by_a_whole_factor():
+def test_small_images_are_enlarged_by_a_whole_factor():
     image = np.zeros((96, 128, 3), np.uint8)
     found = detections([[10, 20, 60, 80]], names=["star"], scores=[0.5])
     drawn = draw_detections(image, found)
@@ -98,7 +98,7 @@ def test_class_colors_are_stable_and_differ():
 def test_grid():
     red, green = np.full((100, 200, 3), (255, 0, 0), np.uint8), np.full((200, 100, 3), (0, 255, 0), np.uint8)
     sheet = draw_grid([red, green, red], 2, gap=10)
-    assert sheet.shape == (10 + 267 + 10 + 100 + 10, 10 + 200 + 10 + 200 + 10, 3)  # upright pictures: at most 4/3 as high as wide
+    assert sheet.shape == (10 + 267 + 10 + 100 + 10, 10 + 200 + 10 + 200 + 10, 3)  # upright images: at most 4/3 as high as wide
     assert sheet[5, 5].tolist() == [255, 255, 255]
     assert sheet[143, 110].tolist() == [255, 0, 0]  # centred in the first row
     assert sheet[80, 110].tolist() == [255, 255, 255]

@@ -18,7 +18,7 @@ BOXES = {1: [10, 20, 30, 40], 2: [60, 50, 20, 20]}
 
 @pytest.fixture
 def page(tmp_path):
-    """One grey picture of 100 x 80 with a sound box and one of a category that is not listed."""
+    """One grey image of 100 x 80 with a sound box and one of a category that is not listed."""
     folder = tmp_path / "data"
     (folder / "annotations").mkdir(parents=True)
     (folder / "train").mkdir()

@@ -13,7 +13,7 @@ def test_pixels_are_those_before_normalisation():
     assert torch.equal(denormalised((pixels / 255 - mean) / std, data), pixels)
 
 
-def test_padding_is_striped_and_boxes_belong_to_the_picture():
+def test_padding_is_striped_and_boxes_belong_to_the_image():
     data = DataConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     batch = ImageBatch.from_images([torch.zeros(3, 240, 480), torch.zeros(3, 480, 600)])
     target = Target(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([0]))

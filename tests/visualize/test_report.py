@@ -26,7 +26,7 @@ NASTY = 'a <b>bold</b> "class" & more'
 
 
 def make_report(folder: Path, num_classes: int, *, num_images: int = 6, worst: int = 2) -> Report:
-    """Pictures with two objects each; every third detection has the wrong class."""
+    """Images with two objects each; every third detection has the wrong class."""
     generator = np.random.default_rng(0)
     names = [f"class {label}" for label in range(num_classes - 1)] + [NASTY]
     images, annotations, results = [], [], []
@@ -61,11 +61,11 @@ def test_everything_is_written(tmp_path):
     figures = {"pr_curves.png", "f1_curves.png", "confusion.png", "error_types.png"}
     assert {name for name in files if not name.startswith("worst")} == {"report.html", "report.json", *figures}
     worst = sorted(name for name in files if name.startswith("worst"))
-    ids = [picture.image.image_id for picture in report.analysis.pictures[:2]]
+    ids = [image.image.image_id for image in report.analysis.images[:2]]
     assert worst == [f"worst/01-{ids[0]}.png", f"worst/02-{ids[1]}.png"]
     for name in (*figures, *worst):
-        with Image.open(page.parent / name) as picture:
-            assert min(picture.size) > 200
+        with Image.open(page.parent / name) as image:
+            assert min(image.size) > 200
     assert json.loads((page.parent / "report.json").read_text())["confusion"]["names"][2] == NASTY
     text = page.read_text()
     assert "http" not in text and "<b>bold</b>" not in text

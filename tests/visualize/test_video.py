@@ -37,7 +37,7 @@ def test_every_frame_is_written_in_order(tmp_path):
     frames, fps = read(path)
     assert (len(frames), fps) == (25, 10.0)
     assert frames[0].shape == (320, 484, 3)  # enlarged five times; even sides
-    levels = [np.median(picture) for picture in frames]
+    levels = [np.median(image) for image in frames]
     assert levels == pytest.approx([30 + index for index in range(25)], abs=5)  # codecs are not exact
     assert np.diff(levels).mean() == pytest.approx(1, abs=0.1)
     assert [item.name for item in path.parent.iterdir()] == ["a.mp4"]
@@ -65,8 +65,8 @@ def test_a_camera_s_film_lasts_as_long_as_it_took(tmp_path):
 def test_traces_have_the_colour_of_their_class():
     traces = sv.TraceAnnotator(sv.ColorPalette([sv.Color(250, 20, 30)]), trace_length=20, thickness=6)
     for index in range(0, 12, 2):
-        picture = draw_frame(frame(index, number=4, size=(480, 480)), traces)
-    trace = picture[28, 38]  # between the centres (35, 25) and (45, 35)
+        image = draw_frame(frame(index, number=4, size=(480, 480)), traces)
+    trace = image[28, 38]  # between the centres (35, 25) and (45, 35)
     assert np.abs(trace.astype(int) - [250, 20, 30]).max() < 40
 
 

@@ -47,7 +47,7 @@ def aimed(one_stage):
             parameter.zero_()  # sigmoid(0): the middle
         for layer in model.decoder.layers:
             attention = layer.cross_attn
-            sizes = torch.tensor([[16.0, 12], [8, 6], [4, 3], [2, 2]])  # (w, h) of the levels of a picture of 96 x 128
+            sizes = torch.tensor([[16.0, 12], [8, 6], [4, 3], [2, 2]])  # (w, h) of the levels of an image of 96 x 128
             offsets = (torch.tensor([-0.25, 0.25]) * sizes)[None, :, None].expand(attention.num_heads, -1, attention.num_points, -1)
             attention.sampling_offsets.weight.zero_()
             attention.sampling_offsets.bias.copy_(offsets.flatten())
@@ -94,8 +94,8 @@ def test_points_are_drawn_where_they_are(aimed, split):
         assert has_color(pixels, "#7dff6a")[int(row) - 2 : int(row) + 3, int(column) - 2 : int(column) + 3].any()
 
 
-def test_sampling_of_an_encoder_position(two_stage, picture):
-    inside = look_inside(two_stage, picture)
+def test_sampling_of_an_encoder_position(two_stage, photo):
+    inside = look_inside(two_stage, photo)
     position = inside.position_at(75, 65, 1)
     view = view_sampling(inside, position=position, layers=[-1], levels=[0, 1])
     assert view.layers == (0,)
@@ -105,8 +105,8 @@ def test_sampling_of_an_encoder_position(two_stage, picture):
     torch.testing.assert_close(view.points[0], places * torch.tensor([160.0, 120.0]))
 
 
-def test_sampling_says_what_is_wrong(two_stage, picture):
-    inside = look_inside(two_stage, picture, encoder=False)
+def test_sampling_says_what_is_wrong(two_stage, photo):
+    inside = look_inside(two_stage, photo, encoder=False)
     for arguments, message in (
         ({}, "either a query"),
         ({"query": 1, "position": 1}, "either a query"),
@@ -120,8 +120,8 @@ def test_sampling_says_what_is_wrong(two_stage, picture):
             view_sampling(inside, **arguments)
 
 
-def test_refinement(two_stage, picture):
-    inside = look_inside(two_stage, picture)
+def test_refinement(two_stage, photo):
+    inside = look_inside(two_stage, photo)
     boxes = torch.tensor([[[[0.5, 0.5, 0.5, 0.5]]], [[[0.5, 0.5, 0.25, 0.5]]]])  # the last one is half of the first
     made = replace(inside, predictions=Predictions(torch.zeros(2, 1, 1, 3), boxes))
     view = view_refinement(made, 0)
@@ -130,14 +130,14 @@ def test_refinement(two_stage, picture):
     assert view.scores.tolist() == [[0.5] * 3] * 2
 
 
-def test_proposals(two_stage, one_stage, picture):
-    inside = look_inside(two_stage, picture)
+def test_proposals(two_stage, one_stage, photo):
+    inside = look_inside(two_stage, photo)
     view = view_proposals(inside)
     starts = torch.tensor(inside.level_start_index)
     assert view.levels.tolist() == [int((starts <= position).sum()) - 1 for position in view.proposals.taken.tolist()]
     assert len(view.figure.axes) >= 5
     with pytest.raises(ValueError, match="learned queries"):
-        view_proposals(look_inside(one_stage, picture, encoder=False))
+        view_proposals(look_inside(one_stage, photo, encoder=False))
 
 
 def test_attention_per_level(aimed):
@@ -154,10 +154,10 @@ def test_attention_per_level(aimed):
         view_level_attention(aimed, [GREY], threshold=1.0)
 
 
-def test_query_usage(two_stage, picture):
-    pictures = [picture, GREY]
-    view = view_query_usage(two_stage, pictures, threshold=0.01, num_queries=4)
-    expected = [look_inside(two_stage, image).predictions for image in pictures]
+def test_query_usage(two_stage, photo):
+    images = [photo, GREY]
+    view = view_query_usage(two_stage, images, threshold=0.01, num_queries=4)
+    expected = [look_inside(two_stage, image).predictions for image in images]
     torch.testing.assert_close(view.boxes, torch.stack([item.boxes[-1, 0] for item in expected]))
     scores = torch.stack([item.logits[-1, 0].sigmoid().amax(-1) for item in expected])
     assert view.usage.tolist() == ((scores >= 0.01).float().mean(0)).tolist()
@@ -276,8 +276,8 @@ def test_colors_of_features():
     torch.testing.assert_close(principal_colors(features + 3), colors)
 
 
-def test_journey(one_stage, picture, tmp_path):
-    inside = look_inside(one_stage, picture)
+def test_journey(one_stage, photo, tmp_path):
+    inside = look_inside(one_stage, photo)
     path = view_journey(inside).save(tmp_path / "new" / "journey.png", dpi=40)
     with Image.open(path) as drawn:
         assert drawn.size[1] > drawn.size[0] == 480

@@ -1,4 +1,4 @@
-"""The classes of COCO in both layouts, and other names by which data sets call them."""
+"""The classes of COCO in both layouts, and other names by which datasets call them."""
 
 from deformable_detr.structures import Categories
 

@@ -119,9 +119,9 @@ WRITERS: dict[str, Callable[[Path, dict[str, Tensor], Metadata, Report], None]] 
 
 @torch.inference_mode()
 def _effect_of_neck_bias(model: DeformableDETR) -> str:
-    """How far the outputs move on a picture of noise when the biases go."""
-    picture = torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(0))
-    batch = ImageBatch(picture, torch.zeros(1, 256, 320, dtype=torch.bool))
+    """How far the outputs move on an image of noise when the biases go."""
+    image = torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(0))
+    batch = ImageBatch(image, torch.zeros(1, 256, 320, dtype=torch.bool))
     other = copy.deepcopy(model).eval()
     before = other(batch)
     for name in mmdet.neck_bias_names(other.state_dict()):
@@ -129,7 +129,7 @@ def _effect_of_neck_bias(model: DeformableDETR) -> str:
     after = other(batch)
     scores = (after.logits[-1].sigmoid() - before.logits[-1].sigmoid()).abs().max()
     boxes = (after.boxes[-1] - before.boxes[-1]).abs().max()
-    return f"on a picture of noise, scores change by up to {scores:.2g}, boxes by up to {100 * boxes:.2g} % of the picture"
+    return f"on an image of noise, scores change by up to {scores:.2g}, boxes by up to {100 * boxes:.2g} % of the image"
 
 
 def _joined(loaded: LoadedCheckpoint, written: Report) -> Report:

@@ -179,7 +179,7 @@ def _what_it_may_be(file: TensorFile) -> str:
 
 
 def describe(weights: Weights, settings: dict[str, Any], origin: str) -> Metadata:
-    """Settings, classes and picture sizes of the network in a checkpoint."""
+    """Settings, classes and image sizes of the network in a checkpoint."""
     config = infer_config(weights, settings)
     if weights.metadata is not None:
         return replace(weights.metadata, model=config)

@@ -43,7 +43,7 @@ def _summary(metadata: Metadata) -> str:
     return (
         f"Deformable DETR (`{variant_name(config)}`{', ' + ', '.join(parts) if parts else ''}): backbone {config.backbone}, "
         f"{config.num_feature_levels} feature level{'s' * (config.num_feature_levels > 1)}, {config.num_queries} queries, "
-        f"{config.num_classes} classes. Pictures are resized to a short side of {metadata.eval_short_side} pixels, "
+        f"{config.num_classes} classes. Images are resized to a short side of {metadata.eval_short_side} pixels, "
         f"a long side of at most {metadata.max_long_side}.\n"
     )
 
@@ -79,5 +79,5 @@ def _use(name: str) -> str:
     return (
         "## How to use it\n\n```python\nimport deformable_detr as dd\n\n"
         f'detector = dd.Detector.load("path/to/{name}")  # or the name of this model on the hub\n'
-        'detections = detector.predict("picture.jpg", threshold=0.5)\n```\n'
+        'detections = detector.predict("image.jpg", threshold=0.5)\n```\n'
     )

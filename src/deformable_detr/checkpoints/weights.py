@@ -32,7 +32,7 @@ class Weights:
     """Settings of the network (names of `ModelConfig`) that the file states beside its tensors."""
 
     details: dict[str, Any] = field(default_factory=dict)
-    """Other fields of `Metadata` that the file states: categories, picture sizes, …"""
+    """Other fields of `Metadata` that the file states: categories, image sizes, …"""
 
     metadata: Metadata | None = None
     """All of it, where the file is one of ours or keeps our header."""

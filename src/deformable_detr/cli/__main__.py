@@ -12,14 +12,14 @@ Command = Callable[[list[str]], int | None]
 
 
 def doctor(argv: list[str]) -> int | None:
-    """Examine a data set before training: what is wrong, where, what to do; --fix repairs a copy."""
+    """Examine a dataset before training: what is wrong, where, what to do; --fix repairs a copy."""
     from deformable_detr.cli.doctor import main as run
 
     return run(argv)
 
 
 def train(argv: list[str]) -> int | None:
-    """Train on your pictures: COCO, YOLO or Pascal VOC."""
+    """Train on your images: COCO, YOLO or Pascal VOC."""
     from deformable_detr.cli.train import main as run
 
     return run(argv)
@@ -33,14 +33,14 @@ def evaluate(argv: list[str]) -> int | None:
 
 
 def predict(argv: list[str]) -> int | None:
-    """Find objects in pictures; draw them, write them as JSON."""
+    """Find objects in images; draw them, write them as JSON."""
     from deformable_detr.cli.predict import main as run
 
     return run(argv)
 
 
 def preview(argv: list[str]) -> int | None:
-    """Draw what the network sees in training: augmented pictures with their boxes."""
+    """Draw what the network sees in training: augmented images with their boxes."""
     from deformable_detr.cli.preview import main as run
 
     return run(argv)
@@ -54,14 +54,14 @@ def replay(argv: list[str]) -> int | None:
 
 
 def serve(argv: list[str]) -> int | None:
-    """Answer pictures over HTTP with JSON or drawings."""
+    """Answer images over HTTP with JSON or drawings."""
     from deformable_detr.cli.serve import main as run
 
     return run(argv)
 
 
 def describe(argv: list[str]) -> int | None:
-    """Show the way of one picture through the network, stage by stage."""
+    """Show the way of one image through the network, stage by stage."""
     from deformable_detr.cli.describe import main as run
 
     return run(argv)
@@ -82,14 +82,14 @@ def explore(argv: list[str]) -> int | None:
 
 
 def demo(argv: list[str]) -> int | None:
-    """Generate pictures, train a small detector on them, evaluate, draw: all in a few minutes."""
+    """Generate images, train a small detector on them, evaluate, draw: all in a few minutes."""
     from deformable_detr.cli.demo import main as run
 
     return run(argv)
 
 
 def benchmark(argv: list[str]) -> int | None:
-    """Time the operator, the network, a training step or reading pictures on this machine, beside peers."""
+    """Time the operator, the network, a training step or reading images on this machine, beside peers."""
     from deformable_detr.cli.benchmark import main as run
 
     return run(argv)
@@ -132,7 +132,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, NotImplemen
 HELP = """\
 usage: deformable-detr COMMAND [arguments]     (the same: python -m deformable_detr COMMAND …)
 
-Deformable DETR: train an object detector on your own pictures, see how good it is, use it.
+Deformable DETR: train an object detector on your own images, see how good it is, use it.
 
 commands:
 {commands}

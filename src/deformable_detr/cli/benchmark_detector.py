@@ -1,4 +1,4 @@
-"""`deformable-detr benchmark model|train|data`: the whole detector beside its peers, and whether pictures come fast enough."""
+"""`deformable-detr benchmark model|train|data`: the whole detector beside its peers, and whether images come fast enough."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         height, width = _size(size)
         if options.what == "data":
             found = measure_data(
-                pictures=options.pictures, height=height, width=width, preset=options.preset, rounds=options.rounds
+                images=options.images, height=height, width=width, preset=options.preset, rounds=options.rounds
             )
         else:
             case = Case(options.what, height, width, options.batch or {"model": 1, "train": 2}[options.what])
@@ -55,12 +55,12 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deformable-detr benchmark", description=__doc__)
-    parser.add_argument("what", choices=["model", "train", "data"], help="a forward pass, a training step, or reading pictures")
-    parser.add_argument("--size", action="append", metavar="HxW", help="of the pictures, such as 480x640 (repeatable)")
-    parser.add_argument("--batch", type=int, help="pictures at once (default: 1, for training 2)")
+    parser.add_argument("what", choices=["model", "train", "data"], help="a forward pass, a training step, or reading images")
+    parser.add_argument("--size", action="append", metavar="HxW", help="of the images, such as 480x640 (repeatable)")
+    parser.add_argument("--batch", type=int, help="images at once (default: 1, for training 2)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved runs; the median counts")
-    parser.add_argument("--pictures", type=int, default=24, help="for data: how many")
+    parser.add_argument("--images", type=int, default=24, help="for data: how many")
     parser.add_argument("--preset", default="demo", help="for data: whose network (default: demo)")
     parser.add_argument("--compile", action="store_true", help="for model: measure the compiled network as well")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
@@ -81,7 +81,7 @@ def _table(results: list[Measurement]) -> Table:
     columns: dict[str, Callable[[Measurement], str]] = {
         "seconds": lambda result: f"{result.seconds:.3f}",
         "ratio": lambda result: "–" if result.ratio is None else f"{result.ratio:.2f}x",
-        "images/s": lambda result: f"{result.pictures_per_second:.2f}",
+        "images/s": lambda result: f"{result.images_per_second:.2f}",
         "first, s": lambda result: f"{result.first_call:.2f}",
     }
     if any(result.memory is not None for result in results):

@@ -1,4 +1,4 @@
-"""`deformable-detr demo`: pictures, training, evaluation, drawings: the whole product in a few minutes, from nothing."""
+"""`deformable-detr demo`: images, training, evaluation, drawings: the whole product in a few minutes, from nothing."""
 
 import shutil
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from deformable_detr.training import TrainResult
 
 DESCRIPTION = """\
-Draw pictures of coloured shapes as a COCO data set, train a small Deformable DETR on them from random weights, evaluate
-it on pictures that it has not seen, and draw what it finds. This is the code path of a real run, only smaller: two-stage
+Draw images of coloured shapes as a COCO dataset, train a small Deformable DETR on them from random weights, evaluate
+it on images that it has not seen, and draw what it finds. This is the code path of a real run, only smaller: two-stage
 with box refinement, on 128 pixels. Needs no network and no GPU."""
 
 EXAMPLES = """\
@@ -25,7 +25,7 @@ examples:
   deformable-detr predict demo/run demo/data/val --output demo/more
 """
 
-TRAIN_PICTURES, VAL_PICTURES = 2000, 250
+TRAIN_IMAGES, VAL_IMAGES = 2000, 250
 EXPECTED_AP50 = 0.80
 
 
@@ -34,13 +34,13 @@ class DemoOptions:
     """Options of the command."""
 
     output_dir: str = "demo"
-    """Gets data/ (the pictures) and run/ (weights, curves, drawings); both are replaced."""
+    """Gets data/ (the images) and run/ (weights, curves, drawings); both are replaced."""
 
     steps: int = 2150
-    """Optimiser steps, each on 4 pictures."""
+    """Optimiser steps, each on 4 images."""
 
     seed: int = 0
-    """Of the pictures, the weights and the order."""
+    """Of the images, the weights and the order."""
 
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
@@ -62,14 +62,14 @@ def main(argv: Sequence[str]) -> int:
     log_to_screen()
     console = Console(highlight=False)
     data, run = demo_folders(options.output_dir)
-    console.print(f"drawing {TRAIN_PICTURES} pictures to train on and {VAL_PICTURES} to evaluate on", markup=False)
+    console.print(f"drawing {TRAIN_IMAGES} images to train on and {VAL_IMAGES} to evaluate on", markup=False)
     result = train_demo(options.output_dir, steps=options.steps, seed=options.seed, device=options.device)
     ap50 = result.metrics["ap50"] or 0.0
     lines = [
-        f"On {VAL_PICTURES} pictures that it has not seen (AP over IoU .50 to .95: {result.metrics['ap'] or 0:.3f}):",
+        f"On {VAL_IMAGES} images that it has not seen (AP over IoU .50 to .95: {result.metrics['ap'] or 0:.3f}):",
         f"AP50: {ap50:.3f}",
         "",
-        f"pictures   {run / 'samples' / 'overview.png'}   (found beside truth)",
+        f"images   {run / 'samples' / 'overview.png'}   (found beside truth)",
         f"curves     {run / 'loss.png'}, {run / 'ap.png'}",
         f"weights    {result.best_weights}",
         "next       deformable-detr predict " + f"{run} {data / 'val'} --output {Path(options.output_dir) / 'predictions'}",
@@ -82,17 +82,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def demo_folders(output_dir: str | Path) -> tuple[Path, Path]:
-    """Where the demo keeps its pictures and its run."""
+    """Where the demo keeps its images and its run."""
     return Path(output_dir) / "data", Path(output_dir) / "run"
 
 
 def train_demo(output_dir: str | Path, *, steps: int, seed: int = 0, device: str = "auto") -> "TrainResult":
-    """Draw the pictures and train the small detector on them; both folders of :func:`demo_folders` are replaced.
+    """Draw the images and train the small detector on them; both folders of :func:`demo_folders` are replaced.
 
     Args:
         output_dir: gets the two folders.
         steps: optimiser steps.
-        seed: of the pictures, the weights and the order.
+        seed: of the images, the weights and the order.
         device: `auto`, `cpu`, `cuda` or `mps`.
     """
     from deformable_detr.data.scenes import generate_scenes
@@ -103,7 +103,7 @@ def train_demo(output_dir: str | Path, *, steps: int, seed: int = 0, device: str
     data, run = demo_folders(output_dir)
     for folder in (data, run):
         shutil.rmtree(folder, ignore_errors=True)
-    generate_scenes(data, train=TRAIN_PICTURES, val=VAL_PICTURES, seed=seed)
+    generate_scenes(data, train=TRAIN_IMAGES, val=VAL_IMAGES, seed=seed)
     config = demo_run(str(data), str(run))
     config = replace(config, train=replace(config.train, steps=steps, seed=seed, device=device))
     return train(config, draw_samples=draw_samples)

@@ -7,29 +7,29 @@ from pathlib import Path
 
 from deformable_detr.cli.demo import demo_folders, train_demo
 from deformable_detr.data.cache import user_cache
-from deformable_detr.inference.sources import list_pictures
+from deformable_detr.inference.sources import list_images
 
 logger = logging.getLogger(__name__)
 
 FIRST_STEPS = 1200
 """Of the training on first use: enough to find most of the shapes."""
 
-MOST_PICTURES = 24
+MOST_IMAGES = 24
 
 
 def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
-    """A run folder and some pictures: of `demo/` here, else of the cache; where there is none, it is trained first.
+    """A run folder and some images: of `demo/` here, else of the cache; where there is none, it is trained first.
 
     Args:
         device: to train on.
 
     Returns:
-        The run folder, and pictures that the detector has not been trained on.
+        The run folder, and images that the detector has not been trained on.
     """
     for folder in (Path("demo"), cache_folder()):
         data, run = demo_folders(folder)
         if (run / "weights" / "best.safetensors").is_file():
-            return run, list_pictures(data / "val")[:MOST_PICTURES] if (data / "val").is_dir() else []
+            return run, list_images(data / "val")[:MOST_IMAGES] if (data / "val").is_dir() else []
     from deformable_detr.training import TrainingInterrupted  # brings torch, which the help does without
 
     folder = cache_folder()

@@ -1,4 +1,4 @@
-"""`deformable-detr describe`: the journey of one picture through the network, as tables."""
+"""`deformable-detr describe`: the journey of one image through the network, as tables."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 from deformable_detr.cli.options import log_to_screen, parse_options
 
 DESCRIPTION = """\
-Show the way of one picture through the network, stage by stage, with the real shapes: backbone levels, neck, padding
+Show the way of one image through the network, stage by stage, with the real shapes: backbone levels, neck, padding
 mask, positions, the flattened sequence, sampling offsets, attention weights and places, memory, queries, the boxes of
 every decoder layer; and what each part costs in parameters and multiply-adds.
 
@@ -22,7 +22,7 @@ examples:
   deformable-detr describe street.jpg --weights runs/first
   deformable-detr describe street.jpg --preset r50-two-stage        the shapes of a variant, with random weights
   deformable-detr describe street.jpg --weights runs/first --json journey.json
-  deformable-detr describe street.jpg --weights runs/first --figure journey.png     all stages as pictures
+  deformable-detr describe street.jpg --weights runs/first --figure journey.png     all stages as images
 """
 
 
@@ -31,7 +31,7 @@ class DescribeOptions:
     """Options of the command."""
 
     image: str = ""
-    """The picture."""
+    """The image."""
 
     weights: str | None = None
     """A run folder or a weights file. Without it: a network of --preset with random weights."""
@@ -49,7 +49,7 @@ class DescribeOptions:
     """Write everything to this JSON file, too."""
 
     figure: str | None = None
-    """Draw the journey to this file (.png, .svg or .pdf): the picture, feature maps, positions, memory, points, boxes."""
+    """Draw the journey to this file (.png, .svg or .pdf): the image, feature maps, positions, memory, points, boxes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         usage="IMAGE [--weights WEIGHTS | --preset NAME] [options]",
         description=DESCRIPTION,
         examples=EXAMPLES,
-        arguments={"image": {"help": "The picture."}},
+        arguments={"image": {"help": "The image."}},
     )
 
     from deformable_detr.checkpoints import load_pretrained
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _journey(description) -> Table:
-    table = Table("part", "what", "shape", "note", title="The journey of the picture", title_justify="left")
+    table = Table("part", "what", "shape", "note", title="The journey of the image", title_justify="left")
     previous = ""
     for row in description.rows:
         if previous and row.part != previous:
@@ -106,7 +106,7 @@ def _journey(description) -> Table:
 
 
 def _costs(description) -> Table:
-    table = Table("part", title="What the parts cost (multiply-adds for this picture)", title_justify="left")
+    table = Table("part", title="What the parts cost (multiply-adds for this image)", title_justify="left")
     for heading in ("trainable parameters", "frozen parameters", "GMACs", "share"):
         table.add_column(heading, justify="right")
     total = sum(cost.gmacs for cost in description.costs)

@@ -1,4 +1,4 @@
-"""`deformable-detr doctor`: what is wrong with a data set, on the screen, as a page, as JSON; and a repaired copy."""
+"""`deformable-detr doctor`: what is wrong with a dataset, on the screen, as a page, as JSON; and a repaired copy."""
 
 import json
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from deformable_detr.data.doctor.examine import Examination
 
 DESCRIPTION = """\
-Examine a data set before it is trained on: COCO, YOLO or Pascal VOC. Reads all annotations and all pictures, and tells what
-is wrong, where, and what to do; what the data set holds; and which settings suit it. Nothing is changed.
+Examine a dataset before it is trained on: COCO, YOLO or Pascal VOC. Reads all annotations and all images, and tells what
+is wrong, where, and what to do; what the dataset holds; and which settings suit it. Nothing is changed.
 
 Exit status: 0 no errors, 1 errors were found (with --strict: or warnings), 2 the examination itself failed."""
 
 EXAMPLES = """\
 examples:
   deformable-detr doctor my_data
-  deformable-detr doctor my_data --html doctor.html              with pictures of the worst cases
+  deformable-detr doctor my_data --html doctor.html              with images of the worst cases
   deformable-detr doctor my_data/data.yaml --json doctor.json --strict
   deformable-detr doctor my_data --fix my_data_repaired          a repaired copy, in COCO format
 """
@@ -38,13 +38,13 @@ class DoctorOptions:
     """Options of the command."""
 
     dataset: str = ""
-    """The data set."""
+    """The dataset."""
 
     split: str | None = None
-    """Only this split; by default all that the data set has."""
+    """Only this split; by default all that the dataset has."""
 
     html: str | None = None
-    """Write a page with pictures of the worst cases to this file."""
+    """Write a page with images of the worst cases to this file."""
 
     json: str | None = None
     """Write everything to this JSON file."""
@@ -53,7 +53,7 @@ class DoctorOptions:
     """Write a repaired copy to this folder, which must be empty or new. The original stays as it is."""
 
     num_queries: int = 300
-    """Queries of the network that is to be trained: pictures with more objects are reported."""
+    """Queries of the network that is to be trained: images with more objects are reported."""
 
     examples: int = 3
     """Cases that are shown per finding."""
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         examples=EXAMPLES,
         arguments={
-            "dataset": {"help": "Folder of the data set, a YOLO data.yaml, or one COCO .json."},
+            "dataset": {"help": "Folder of the dataset, a YOLO data.yaml, or one COCO .json."},
             "--strict": {"action": "store_true", "help": "Warnings, too, make the exit status 1."},
         },
     )
@@ -93,11 +93,11 @@ def main(argv: Sequence[str]) -> int:
         check_output(Path(options.fix), Path(options.dataset))
     console = Console(highlight=False)
     bar = Progress(
-        TextColumn("reading pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True),
+        TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True),
         transient=True,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("reading pictures", total=None)
+        task = bar.add_task("reading images", total=None)
         examination = examine(
             options.dataset,
             [options.split] if options.split else [],
@@ -151,11 +151,11 @@ def _show(examination: "Examination", examples: int, console: Console) -> None:
 def _overview(examination: "Examination") -> Table:
     table = Table(title=f"{examination.dataset} ({examination.format})", title_justify="left")
     table.add_column("split")
-    for name in ("pictures", "empty", "boxes", "most in one", "S/M/L %", "usual size"):
+    for name in ("images", "empty", "boxes", "most in one", "S/M/L %", "usual size"):
         table.add_column(name, justify="right")
     for name, found in examination.statistics.items():
         table.add_row(
-            *(name, str(found.pictures), str(found.empty_pictures), str(found.boxes), str(found.most_objects)),
+            *(name, str(found.images), str(found.empty_images), str(found.boxes), str(found.most_objects)),
             "/".join(f"{100 * found.shares[size]:.0f}" for size in ("small", "medium", "large")),
             f"{found.median_size[0]} x {found.median_size[1]}",
         )

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Measure how good a detector is: average precision (AP) and recall (AR) as COCO defines them, over all classes and for
-each of them, and the score threshold with the best F1. The classes of the detector and of the data set are matched by their
-names. --report writes a page that explains what is wrong: curves, confusions, kinds of mistakes, the worst pictures."""
+each of them, and the score threshold with the best F1. The classes of the detector and of the dataset are matched by their
+names. --report writes a page that explains what is wrong: curves, confusions, kinds of mistakes, the worst images."""
 
 EXAMPLES = """\
 examples:
@@ -27,7 +27,7 @@ examples:
   deformable-detr evaluate runs/first my_data --split test --json test.json
   deformable-detr evaluate r50_deformable_detr.pth coco --batch_size 8 --precision bf16
   deformable-detr evaluate runs/first my_data --results boxes.json --curves pr.png
-  torchrun --nproc-per-node 4 -m deformable_detr evaluate runs/first coco     the pictures shared out over 4 GPUs
+  torchrun --nproc-per-node 4 -m deformable_detr evaluate runs/first coco     the images shared out over 4 GPUs
 """
 
 
@@ -39,13 +39,13 @@ class EvaluateOptions(DetectorOptions):
     """The detector."""
 
     dataset: str = ""
-    """The data set."""
+    """The dataset."""
 
     split: str = "val"
-    """Part of the data set: annotations/instances_<split>.json."""
+    """Part of the dataset: annotations/instances_<split>.json."""
 
     num_workers: int = 2
-    """Processes that read pictures. 0 reads in the main process."""
+    """Processes that read images. 0 reads in the main process."""
 
     json: str | None = None
     """Write the numbers to this JSON file."""
@@ -57,10 +57,10 @@ class EvaluateOptions(DetectorOptions):
     """Draw precision over recall to this PNG file."""
 
     report: str | None = None
-    """Write report.html (complete in itself), report.json, the figures and the worst pictures to this folder."""
+    """Write report.html (complete in itself), report.json, the figures and the worst images to this folder."""
 
     worst: int = 12
-    """How many of the worst pictures the report shows."""
+    """How many of the worst images the report shows."""
 
     save_thresholds: bool = False
     """Store the best threshold of each class in the weights file (one of our own), where `predict` finds them."""
@@ -154,6 +154,6 @@ def parse_evaluate_options(argv: Sequence[str]) -> EvaluateOptions:
         examples=EXAMPLES,
         arguments={
             "weights": {"help": "A run folder (its best weights), or a weights file of any known format."},
-            "dataset": {"help": "Folder of a data set, as for training."},
+            "dataset": {"help": "Folder of a dataset, as for training."},
         },
     )

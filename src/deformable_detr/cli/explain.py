@@ -1,4 +1,4 @@
-"""`deformable-detr explain`: why a box came out, as a page or a picture."""
+"""`deformable-detr explain`: why a box came out, as a page or an image."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from rich.console import Console
 from deformable_detr.cli.options import log_to_screen, parse_options
 
 DESCRIPTION = """\
-Explain one detection of a picture: what it is and how sure, where its query came from, how its box and its class scores
+Explain one detection of an image: what it is and how sure, where its query came from, how its box and its class scores
 changed from layer to layer, and at which places each layer, head and level looked for it, with which weight.
 
 Which detection: that of a query by its number, the one whose box overlaps most with --box, the one at a --point; without
-any of these the strongest one. The page is one HTML file with its pictures inside; a suffix such as .png or .svg gives one
+any of these the strongest one. The page is one HTML file with its images inside; a suffix such as .png or .svg gives one
 figure instead."""
 
 EXAMPLES = """\
@@ -31,7 +31,7 @@ class ExplainOptions:
     """Options of the command."""
 
     image: str = ""
-    """The picture."""
+    """The image."""
 
     weights: str = ""
     """A run folder (its best weights), or a weights file of any known format."""
@@ -46,7 +46,7 @@ class ExplainOptions:
     """X,Y in pixels: the query whose object lies there, the smallest one of several."""
 
     output: str | None = None
-    """The file: .html for a page, .png, .svg or .pdf for a figure. By default runs/explain/PICTURE-query-NUMBER.html."""
+    """The file: .html for a page, .png, .svg or .pdf for a figure. By default runs/explain/IMAGE-query-NUMBER.html."""
 
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         usage="IMAGE --weights WEIGHTS [--query N | --box X,Y,X,Y | --point X,Y] [--output FILE]",
         description=DESCRIPTION,
         examples=EXAMPLES,
-        arguments={"image": {"help": "The picture."}},
+        arguments={"image": {"help": "The image."}},
     )
     if not options.weights:
         raise ValueError("which detector? give --weights with a run folder or a weights file (deformable-detr explain --help)")

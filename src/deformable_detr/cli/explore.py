@@ -13,7 +13,7 @@ from deformable_detr.cli.demo_detector import demo_detector
 from deformable_detr.cli.options import log_to_screen, parse_options
 
 DESCRIPTION = """\
-Look inside a detector, in the browser: click a box, and its sampling points appear on the picture, by layer, head and
+Look inside a detector, in the browser: click a box, and its sampling points appear on the image, by layer, head and
 level; a slider follows the boxes through the decoder layers; a click on any place shows where the encoder looks from there.
 The shapes of every stage stand beside it, and what is shown can be saved as PNG, SVG or JSON.
 
@@ -22,9 +22,9 @@ minutes. The page is served by this machine for this machine alone (--host), and
 
 EXAMPLES = """\
 examples:
-  deformable-detr explore                             the demo's detector and its pictures
-  deformable-detr explore street.jpg                  the demo's detector on a picture of yours
-  deformable-detr explore runs/first photos/          your own detector and pictures
+  deformable-detr explore                             the demo's detector and its images
+  deformable-detr explore street.jpg                  the demo's detector on an image of yours
+  deformable-detr explore runs/first photos/          your own detector and images
   deformable-detr explore runs/first street.jpg --port 8000
 """
 
@@ -37,7 +37,7 @@ class ExploreOptions:
     """The detector."""
 
     images: list[str] = field(default_factory=list)
-    """The pictures."""
+    """The images."""
 
     host: str = "127.0.0.1"
     """Address to listen on. The default is reached from this machine alone; `0.0.0.0` lets the whole network in."""
@@ -72,20 +72,20 @@ def main(argv: Sequence[str]) -> int:
         raise ImportError('the explorer needs gradio: pip install "deformable-detr[explorer]"') from error
 
     from deformable_detr.detector import Detector
-    from deformable_detr.inference.sources import PICTURE_SUFFIXES, list_pictures
+    from deformable_detr.inference.sources import IMAGE_SUFFIXES, list_images
     from deformable_detr.visualize.explorer.views import Views
 
     log_to_screen()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is up
     weights, images = options.weights, options.images
-    if weights is not None and Path(weights).suffix.lower() in PICTURE_SUFFIXES:
+    if weights is not None and Path(weights).suffix.lower() in IMAGE_SUFFIXES:
         weights, images = None, [weights, *images]
-    pictures = [path for source in images for path in list_pictures(source)]
+    paths = [path for source in images for path in list_images(source)]
     if weights is None:
-        weights, demo_pictures = demo_detector(options.device)
-        pictures = pictures or demo_pictures
+        weights, demo_paths = demo_detector(options.device)
+        paths = paths or demo_paths
     detector = Detector.load(weights, device=options.device)
-    page = Page(Views(detector, pictures), f"detector: {weights}")
+    page = Page(Views(detector, paths), f"detector: {weights}")
     address = serve(page, options.host, options.port, open_browser=options.browser)
     Console().print(f"The explorer is at {address}   (Ctrl-C ends it)", highlight=False, markup=False, soft_wrap=True)
     try:

@@ -24,7 +24,7 @@ class DetectorOptions:
     """Where and how the network runs."""
 
     batch_size: int = 1
-    """Pictures per forward pass. Larger is faster on a GPU; the results are the same."""
+    """Images per forward pass. Larger is faster on a GPU; the results are the same."""
 
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1` or `mps`."""
@@ -36,13 +36,13 @@ class DetectorOptions:
     """Run the network in its fast form. `false`: the plain module, to compare with."""
 
     compile: bool = False
-    """Compile the network: a minute for each size of picture, then a little faster. Needs a C++ compiler, on a GPU Triton."""
+    """Compile the network: a minute for each size of image, then a little faster. Needs a C++ compiler, on a GPU Triton."""
 
     nms_iou: float | None = None
     """Drop detections that overlap a better one of their class by more than this IoU. Default: as stored with the weights."""
 
     top_k: int = 100
-    """At most this many detections per picture, the best ones."""
+    """At most this many detections per image, the best ones."""
 
     dilation: bool = False
     """The weights are those of a DC5 model: official files do not say so themselves. Our own files do."""

@@ -1,4 +1,4 @@
-"""`deformable-detr predict`: objects in pictures, drawn and as COCO-format JSON; in videos, see `predict_video`."""
+"""`deformable-detr predict`: objects in images, drawn and as COCO-format JSON; in videos, see `predict_video`."""
 
 import json
 import os
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from deformable_detr.structures import Categories
 
 DESCRIPTION = """\
-Find objects in pictures. Each picture is written with boxes and labels drawn on it, and predictions.json holds all
+Find objects in images. Each image is written with boxes and labels drawn on it, and predictions.json holds all
 detections in COCO's format: images, categories, and annotations with bbox (x, y, width, height in pixels) and score.
 
-Also in films, cameras and network streams: drawn to NAME.mp4, with NAME.json beside it. Ctrl-C ends both properly."""
+Also in videos, cameras and network streams: drawn to NAME.mp4, with NAME.json beside it. Ctrl-C ends both properly."""
 
 EXAMPLES = """\
 examples:
   deformable-detr predict runs/first street.jpg                            drawn to runs/predict/street.jpg
-  deformable-detr predict runs/first photos/ --batch_size 8                all pictures of a folder
+  deformable-detr predict runs/first photos/ --batch_size 8                all images of a folder
   deformable-detr predict runs/first "photos/**/*.jpg" --threshold 0.3     a pattern, with subfolders
   deformable-detr predict runs/first a.jpg b.jpg --classes person dog --output found
   deformable-detr predict runs/first photos/ --draw false                  the JSON alone
   deformable-detr predict detector.onnx photos/ --runtime onnx             an exported file, in onnxruntime
-  deformable-detr predict runs/first aerial.tif --tiles 640                small objects in a large picture
-  deformable-detr predict runs/first clip.mp4 --track                      a film: boxes, numbers, traces
+  deformable-detr predict runs/first aerial.tif --tiles 640                small objects in a large image
+  deformable-detr predict runs/first clip.mp4 --track                      a video: boxes, numbers, traces
   deformable-detr predict runs/first 0                                     a camera, until Ctrl-C; also rtsp://…
-  torchrun --nproc-per-node 4 -m deformable_detr predict runs/first photos/     the pictures shared out over 4 GPUs
+  torchrun --nproc-per-node 4 -m deformable_detr predict runs/first photos/     the images shared out over 4 GPUs
 """
 
 
@@ -52,7 +52,7 @@ class PredictOptions(DetectorOptions):
     """What runs the network. All but `torch` take a file of `deformable-detr export`, and build no PyTorch model."""
 
     source: list[str] = field(default_factory=list)
-    """The pictures."""
+    """The images."""
 
     threshold: float | None = None
     """Smallest score of a detection, in [0, 1]; lower finds more, and more that is wrong. Left out: for each class the one that is
@@ -62,19 +62,19 @@ class PredictOptions(DetectorOptions):
     """Only objects of these classes: their names, one after the other."""
 
     output: str = "runs/predict"
-    """Folder for the drawn pictures and predictions.json; what stands there under the same names is replaced."""
+    """Folder for the drawn images and predictions.json; what stands there under the same names is replaced."""
 
     json: str | None = None
     """The JSON file, if it is not to be predictions.json in the output folder."""
 
     draw: bool = True
-    """Write the pictures with boxes. `false`: the JSON alone."""
+    """Write the images with boxes. `false`: the JSON alone."""
 
     on_error: Literal["raise", "skip"] = "raise"
-    """What an unreadable picture does: end with an error that names it, or be left out with a warning."""
+    """What an unreadable image does: end with an error that names it, or be left out with a warning."""
 
     tiles: int | None = None
-    """For pictures far larger than the network's input: divide them into squares of so many pixels and merge what is found."""
+    """For images far larger than the network's input: divide them into squares of so many pixels and merge what is found."""
 
     tile_overlap: float = 0.2
     """Share of a tile's side that neighbouring tiles have in common."""
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
 
     from deformable_detr.detector import join_processes
     from deformable_detr.inference.predictor import choose_device
-    from deformable_detr.inference.sources import list_pictures
+    from deformable_detr.inference.sources import list_images
     from deformable_detr.inference.video import is_video
 
     log_to_screen()
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         from deformable_detr.cli.predict_video import predict_videos
 
         return predict_videos(options)
-    paths = [path for source in options.source for path in list_pictures(source)]
+    paths = [path for source in options.source for path in list_images(source)]
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]
@@ -146,13 +146,13 @@ def load_detector(options: PredictOptions) -> "Predictor":
     return options.set_up(load_exported(options.weights, options.runtime))
 
 
-def _finish(options: PredictOptions, collected: "CocoPredictions", num_pictures: int, seconds: float) -> None:
+def _finish(options: PredictOptions, collected: "CocoPredictions", num_images: int, seconds: float) -> None:
     """Write the JSON, and say what was found and where everything is."""
     json_path = Path(options.json) if options.json else Path(options.output) / "predictions.json"
     collected.save(json_path)
     console = Console()
-    console.print(collected.table(num_pictures, seconds))
-    written = [f"pictures: {options.output}"] if options.draw else []
+    console.print(collected.table(num_images, seconds))
+    written = [f"images: {options.output}"] if options.draw else []
     console.print("\n".join([*written, f"detections: {json_path}"]), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -169,7 +169,7 @@ def parse_predict_options(argv: Sequence[str]) -> PredictOptions:
             "weights": {"help": "A run folder (its best weights), a weights file of any known format, or an exported file."},
             "source": {
                 "nargs": "+",
-                "help": "Files, folders (the pictures directly in them), patterns in quotes; or videos, camera numbers, addresses.",
+                "help": "Files, folders (the images directly in them), patterns in quotes; or videos, camera numbers, addresses.",
             },
             "--track": {"action": "store_true", "help": "Videos: give each object a number, and draw where it came from."},
             "--classes": {"nargs": "+", "default": None, "help": "Only objects of these classes: their names."},
@@ -178,10 +178,10 @@ def parse_predict_options(argv: Sequence[str]) -> PredictOptions:
 
 
 def drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """Where each picture is drawn: its own name in the output folder, with a number where several have the same.
+    """Where each image is drawn: its own name in the output folder, with a number where several have the same.
 
     Raises:
-        ValueError: a drawing would replace one of the pictures themselves.
+        ValueError: a drawing would replace one of the images themselves.
     """
     originals = {path.resolve() for path in paths}
     targets: dict[Path, Path] = {}
@@ -195,7 +195,7 @@ def drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
         taken.add(name.casefold())
         targets[path] = output / name
         if targets[path].resolve() in originals:
-            raise ValueError(f"the drawing of {path} would replace a picture in {output}; choose another --output")
+            raise ValueError(f"the drawing of {path} would replace an image in {output}; choose another --output")
     return targets
 
 
@@ -204,10 +204,10 @@ class CocoPredictions:
 
     def __init__(self, categories: "Categories") -> None:
         self.categories = categories
-        self.pictures: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+        self.images: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
 
     def add(self, result: "Result") -> None:
-        """Take in one picture with its detections."""
+        """Take in one image with its detections."""
         height, width = result.image_size
         found = result.detections
         scores = found.confidence if found.confidence is not None else []
@@ -223,27 +223,27 @@ class CocoPredictions:
                 found.xyxy.tolist(), scores, found.data["category_id"], strict=True
             )
         ]
-        self.pictures.append(({"file_name": result.name, "width": width, "height": height}, annotations))
+        self.images.append(({"file_name": result.name, "width": width, "height": height}, annotations))
 
     def merge_processes(self, names: Sequence[str]) -> None:
         """Share among all processes of `torch.distributed`; every process must call it. `names` gives the order."""
         from accelerate.utils import gather_object
 
         place = {name: index for index, name in enumerate(names)}
-        self.pictures = sorted(gather_object(self.pictures), key=lambda picture: place[picture[0]["file_name"]])
+        self.images = sorted(gather_object(self.images), key=lambda entry: place[entry[0]["file_name"]])
 
     def record(self) -> dict[str, Any]:
         """Images, annotations (both numbered from 1) and categories, for JSON.
 
-        File names are relative to `image_dir` of `info`: the folder that all pictures lie in, here or deeper.
+        File names are relative to `image_dir` of `info`: the folder that all images lie in, here or deeper.
         """
-        paths = [Path(image["file_name"]).absolute() for image, _ in self.pictures]
+        paths = [Path(image["file_name"]).absolute() for image, _ in self.images]
         image_dir = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path.cwd()
         images = [
             {"id": number, **image, "file_name": path.relative_to(image_dir).as_posix()}
-            for number, (path, (image, _)) in enumerate(zip(paths, self.pictures, strict=True), 1)
+            for number, (path, (image, _)) in enumerate(zip(paths, self.images, strict=True), 1)
         ]
-        found = [{"image_id": number, **entry} for number, (_, entries) in enumerate(self.pictures, 1) for entry in entries]
+        found = [{"image_id": number, **entry} for number, (_, entries) in enumerate(self.images, 1) for entry in entries]
         annotations = [{"id": number, **entry} for number, entry in enumerate(found, 1)]
         categories = [{"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)]
         return {"info": {"image_dir": str(image_dir)}, "images": images, "annotations": annotations, "categories": categories}
@@ -253,29 +253,29 @@ class CocoPredictions:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.record(), ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def table(self, num_pictures: int, seconds: float) -> Table:
-        """Objects and pictures per class, most frequent first.
+    def table(self, num_images: int, seconds: float) -> Table:
+        """Objects and images per class, most frequent first.
 
         Args:
-            num_pictures: how many there were, the unreadable ones too.
+            num_images: how many there were, the unreadable ones too.
             seconds: how long it took.
         """
         names = dict(zip(self.categories.ids, self.categories.names, strict=True))
-        objects = Counter(entry["category_id"] for _, entries in self.pictures for entry in entries)
-        pictures = Counter(i for _, entries in self.pictures for i in {entry["category_id"] for entry in entries})
-        skipped = num_pictures - len(self.pictures)
-        title = f"{len(self.pictures)} pictures" + (f" ({skipped} skipped)" if skipped else "")
-        table = Table(title=f"{title}, {len(self.pictures) / seconds:.1f} per second", title_justify="left", show_footer=True)
+        objects = Counter(entry["category_id"] for _, entries in self.images for entry in entries)
+        images = Counter(i for _, entries in self.images for i in {entry["category_id"] for entry in entries})
+        skipped = num_images - len(self.images)
+        title = f"{len(self.images)} images" + (f" ({skipped} skipped)" if skipped else "")
+        table = Table(title=f"{title}, {len(self.images) / seconds:.1f} per second", title_justify="left", show_footer=True)
         table.add_column("class", "all")
         table.add_column("objects", str(objects.total()), justify="right")
-        table.add_column("in pictures", str(sum(bool(entries) for _, entries in self.pictures)), justify="right")
+        table.add_column("in images", str(sum(bool(entries) for _, entries in self.images)), justify="right")
         for category_id, count in objects.most_common():
-            table.add_row(names[category_id], str(count), str(pictures[category_id]))
+            table.add_row(names[category_id], str(count), str(images[category_id]))
         return table
 
 
 class Drawing:
-    """Draws and writes pictures in threads while the network goes on; a few wait at most."""
+    """Draws and writes images in threads while the network goes on; a few wait at most."""
 
     def __init__(self, num_threads: int = 2) -> None:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="draw")
@@ -286,14 +286,14 @@ class Drawing:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait for all pictures, and raise what went wrong with one."""
+        """Wait for all images, and raise what went wrong with one."""
         with self._pool:
             while self._pending and error[0] is None:
                 self._pending.popleft().result()
             self._pool.shutdown(cancel_futures=True)
 
     def draw(self, result: "Result", path: Path) -> None:
-        """Draw the detections of a picture and write it to `path`."""
+        """Draw the detections of an image and write it to `path`."""
         from deformable_detr.visualize.detections import draw_detections, save_drawing
 
         self._pending.append(self._pool.submit(lambda: save_drawing(path, draw_detections(result.image, result.detections))))

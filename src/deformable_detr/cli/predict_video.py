@@ -1,4 +1,4 @@
-"""`deformable-detr predict` on films, cameras and streams: a drawn film and JSON, frame by frame."""
+"""`deformable-detr predict` on videos, cameras and streams: a drawn video and JSON, frame by frame."""
 
 import json
 import math
@@ -28,13 +28,13 @@ def predict_videos(options: PredictOptions) -> int:
         The exit status.
 
     Raises:
-        ValueError: pictures among the videos, or an option that does not go with videos.
+        ValueError: images among the videos, or an option that does not go with videos.
     """
     from deformable_detr.inference.video import is_video
 
-    pictures = [source for source in options.source if not is_video(source)]
-    if pictures:
-        raise ValueError(f"pictures and videos cannot go together; leave out {', '.join(pictures)}, or call predict for it alone")
+    images = [source for source in options.source if not is_video(source)]
+    if images:
+        raise ValueError(f"images and videos cannot go together; leave out {', '.join(images)}, or call predict for it alone")
     if options.every < 1:
         raise ValueError(f"every must be at least 1, not {options.every}")
     if options.json is not None and len(options.source) > 1:

@@ -13,9 +13,9 @@ from deformable_detr.cli.train import canonical, parse_config
 from deformable_detr.config import DataConfig, RunConfig
 
 DESCRIPTION = """\
-Draw what the network sees in training: augmented, resized and padded pictures with their boxes and class names.
+Draw what the network sees in training: augmented, resized and padded images with their boxes and class names.
 
-The pictures are the first ones of the training that `deformable-detr train` would do with the same options (it takes all of
+The images are the first ones of the training that `deformable-detr train` would do with the same options (it takes all of
 them, also --config, --seed and --batch_size). What is striped is padding of the batch."""
 
 EXAMPLES = """\
@@ -36,22 +36,22 @@ class PreviewOptions:
     """Options of the command."""
 
     dataset: str = ""
-    """The data set."""
+    """The dataset."""
 
     split: str | None = None
-    """Which part of the data set. All but that of --train_split (the default) are shown as in evaluation: not augmented."""
+    """Which part of the dataset. All but that of --train_split (the default) are shown as in evaluation: not augmented."""
 
     output: str = "runs/preview"
     """Folder for the drawings; what stands there under the same names is replaced."""
 
     num: int = 16
-    """How many pictures; with --each, how many per row (4 unless given)."""
+    """How many images; with --each, how many per row (4 unless given)."""
 
     each: bool = False
     """Show every augmentation for itself, one row each, and the settings as a whole in the last row."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """Pictures and augmentation, as for `train`"""
+    """Images and augmentation, as for `train`"""
 
 
 OWN = tuple(item.name for item in fields(PreviewOptions) if item.name not in ("dataset", "data"))
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options, config = parse_preview_options(argv)
     drawn = _draw_each(options, config) if options.each else _draw_first(options, config)
-    Console().print(f"{drawn} pictures, and {Path(options.output) / 'overview.png'} with all of them", soft_wrap=True, markup=False)
+    Console().print(f"{drawn} images, and {Path(options.output) / 'overview.png'} with all of them", soft_wrap=True, markup=False)
     return 0
 
 
@@ -88,12 +88,12 @@ def parse_preview_options(argv: Sequence[str]) -> tuple[PreviewOptions, RunConfi
         description=DESCRIPTION,
         examples=EXAMPLES,
         arguments={
-            "dataset": {"nargs": "?", "help": "The folder of the data set."},
+            "dataset": {"nargs": "?", "help": "The folder of the dataset."},
             "--each": {"action": "store_true", "help": "Show every augmentation for itself, one row each; in the last row all."},
         },
     )
     if parsed.num < 1:
-        raise ValueError(f"num must be at least 1 picture, not {parsed.num}")
+        raise ValueError(f"num must be at least 1 image, not {parsed.num}")
     config = parse_config(rest)
     num = COLUMNS if parsed.each and not any(argument.startswith("--num") for argument in own) else parsed.num
     return replace(parsed, dataset=config.dataset, num=num, data=config.data), config
@@ -116,26 +116,26 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _draw_first(options: PreviewOptions, config: RunConfig) -> int:
-    """Draw the first pictures of the training; returns how many."""
+    """Draw the first images of the training; returns how many."""
     from deformable_detr.visualize.detections import draw_grid, save_drawing
 
-    drawings = _pictures(options, config, options.data)
-    for number, (name, picture) in enumerate(drawings):
-        save_drawing(Path(options.output) / f"{number:03d}-{Path(name).stem}.png", picture)
-    pictures = [picture for _, picture in drawings]
+    drawings = _images(options, config, options.data)
+    for number, (name, image) in enumerate(drawings):
+        save_drawing(Path(options.output) / f"{number:03d}-{Path(name).stem}.png", image)
+    images = [image for _, image in drawings]
     titles = [name for name, _ in drawings]
-    save_drawing(Path(options.output) / "overview.png", draw_grid(pictures, COLUMNS, titles=titles, cell_width=CELL_WIDTH))
-    return len(pictures)
+    save_drawing(Path(options.output) / "overview.png", draw_grid(images, COLUMNS, titles=titles, cell_width=CELL_WIDTH))
+    return len(images)
 
 
 def _draw_each(options: PreviewOptions, config: RunConfig) -> int:
-    """Draw the same pictures with one augmentation after the other; returns how many."""
+    """Draw the same images with one augmentation after the other; returns how many."""
     from deformable_detr.visualize.detections import draw_grid, save_drawing
     from deformable_detr.visualize.preview import choices
 
     cells, titles = [], []
     for number, (title, data) in enumerate(choices(options.data).items()):
-        row = [picture for _, picture in _pictures(options, config, data)]
+        row = [image for _, image in _images(options, config, data)]
         name = "-".join(re.findall(r"[a-z_]+", title))
         save_drawing(Path(options.output) / f"{number:02d}-{name}.png", draw_grid(row, len(row), cell_width=CELL_WIDTH))
         cells += row
@@ -144,15 +144,15 @@ def _draw_each(options: PreviewOptions, config: RunConfig) -> int:
     return len(cells)
 
 
-def _pictures(options: PreviewOptions, config: RunConfig, data: DataConfig) -> list[tuple[str, np.ndarray]]:
+def _images(options: PreviewOptions, config: RunConfig, data: DataConfig) -> list[tuple[str, np.ndarray]]:
     from deformable_detr.data.loader import build_dataset
-    from deformable_detr.visualize.preview import draw_training_pictures
+    from deformable_detr.visualize.preview import draw_training_images
 
     split = options.split or data.train_split
     training = split == data.train_split
     dataset = build_dataset(options.dataset, split, data, training=training)
     return list(
-        draw_training_pictures(
+        draw_training_images(
             dataset,
             data,
             batch_size=options.num if config.train.batch_size == "auto" else config.train.batch_size,

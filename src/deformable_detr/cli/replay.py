@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Do a training step again that broke off with NaN or infinity, and say where the first such number arises: in which
-layer, loss or gradient. Training keeps such steps, with weights and pictures, in the folder non_finite of its run.
+layer, loss or gradient. Training keeps such steps, with weights and images, in the folder non_finite of its run.
 The step is done in fp32. Exit status: 1 when it breaks again, 0 when it is sound this time."""
 
 EXAMPLES = """\
 examples:
   deformable-detr replay runs/first/non_finite/step-00001234.pt
   deformable-detr replay runs/first/non_finite/step-00001234.pt --device cuda
-  deformable-detr replay runs/first/non_finite/step-00001234.pt --pictures broken      the pictures as the network saw them
+  deformable-detr replay runs/first/non_finite/step-00001234.pt --images broken      the images as the network saw them
 """
 
 
@@ -35,8 +35,8 @@ class ReplayOptions:
     device: str = "cpu"
     """Where to compute: `cpu`, `cuda`, `mps`."""
 
-    pictures: str | None = None
-    """Folder to draw the pictures of the step into, each with its boxes and their classes; broken pixels are magenta."""
+    images: str | None = None
+    """Folder to draw the images of the step into, each with its boxes and their classes; broken pixels are magenta."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         ReplayOptions,
         argv,
         command="replay",
-        usage="FILE [--device NAME] [--pictures FOLDER]",
+        usage="FILE [--device NAME] [--images FOLDER]",
         description=DESCRIPTION,
         examples=EXAMPLES,
         arguments={"file": {"help": "A file of the folder non_finite of a run."}},
@@ -62,16 +62,16 @@ def main(argv: Sequence[str]) -> int:
 
     log_to_screen()
     step, found = replay(options.file, options.device)
-    pictures = [target.image_id for _, targets in step.batches for target in targets]
-    lines = [f"Then: {step.message}", "", f"Now ({found.where}): {found}", "", f"Pictures: {pictures}"]
-    if options.pictures is not None:
-        lines.append(f"Drawn to: {draw_pictures(step, Path(options.pictures))}")
+    images = [target.image_id for _, targets in step.batches for target in targets]
+    lines = [f"Then: {step.message}", "", f"Now ({found.where}): {found}", "", f"Images: {images}"]
+    if options.images is not None:
+        lines.append(f"Drawn to: {draw_images(step, Path(options.images))}")
     Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     return int(found.where != "nowhere")
 
 
-def draw_pictures(step: "KeptStep", folder: Path) -> Path:
-    """Draw the pictures of a kept step as the network got them, with the boxes and classes of their targets.
+def draw_images(step: "KeptStep", folder: Path) -> Path:
+    """Draw the images of a kept step as the network got them, with the boxes and classes of their targets.
 
     Args:
         step: as :func:`~deformable_detr.training.non_finite.replay` gives it.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Serve a detector over HTTP. POST /detect answers pictures with JSON, POST /draw with the drawn picture; pictures of several
+Serve a detector over HTTP. POST /detect answers images with JSON, POST /draw with the drawn image; images of several
 requests go through the network together. GET /health, /metrics (for Prometheus) and /docs (a page to try it on)."""
 
 EXAMPLES = """\
@@ -39,10 +39,10 @@ class ServeOptions(DetectorOptions):
     """The detector."""
 
     batch_size: int = 4
-    """At most this many pictures, of all requests, per forward pass. The results are the same for any."""
+    """At most this many images, of all requests, per forward pass. The results are the same for any."""
 
     max_wait_ms: float = 5.0
-    """Milliseconds that a picture waits for others to share its forward pass, at most."""
+    """Milliseconds that an image waits for others to share its forward pass, at most."""
 
     host: str = "127.0.0.1"
     """Address to listen on. The default is reachable from this machine only."""
@@ -54,19 +54,19 @@ class ServeOptions(DetectorOptions):
     """Largest body of a request."""
 
     max_megapixels: float = 25.0
-    """Largest picture, in millions of pixels."""
+    """Largest image, in millions of pixels."""
 
-    max_pictures: int = 8
-    """Pictures per request."""
+    max_images: int = 8
+    """Images per request."""
 
     max_waiting: int = 32
-    """Pictures taken in and not yet answered; further requests get status 503 and a time to come back."""
+    """Images taken in and not yet answered; further requests get status 503 and a time to come back."""
 
     timeout: float = 60.0
     """Seconds until a request is given up."""
 
     threads: int = 2
-    """Threads that decode and draw pictures."""
+    """Threads that decode and draw images."""
 
     access_log: bool = True
     """A log line for each request."""
@@ -135,7 +135,7 @@ def build_app(options: ServeOptions) -> "FastAPI":
     limits = Limits(
         max_megabytes=options.max_megabytes,
         max_megapixels=options.max_megapixels,
-        max_pictures=options.max_pictures,
+        max_images=options.max_images,
         max_waiting=options.max_waiting,
         timeout=options.timeout,
     )

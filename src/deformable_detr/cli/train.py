@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 USAGE = "deformable-detr train DATASET [--preset NAME] [--config FILE] [--output_dir FOLDER] [options]"
 
 DESCRIPTION = """\
-Train Deformable DETR on a data set of your own: COCO, YOLO or Pascal VOC, recognised by itself.
+Train Deformable DETR on a dataset of your own: COCO, YOLO or Pascal VOC, recognised by itself.
 
-In COCO's form DATASET is a folder with annotations/instances_train.json and annotations/instances_val.json, and the pictures in
+In COCO's form DATASET is a folder with annotations/instances_train.json and annotations/instances_val.json, and the images in
 train/ and val/. COCO itself (with years in the names) and exports of Roboflow work as they are.
 
 Everything goes to --output_dir: weights/best.safetensors and weights/last.safetensors, config.yaml, log.jsonl,
-metrics.csv, TensorBoard events, curves and sample pictures, and the state to resume from.
+metrics.csv, TensorBoard events, curves and sample images, and the state to resume from.
 
 Settings are taken, each overriding the one before, from the defaults below, --preset (settings of the network),
 --config (a YAML file; the config.yaml of a run folder repeats that run), and the options."""
@@ -48,9 +48,9 @@ short forms:
 examples:
   deformable-detr train my_data --preset r50-two-stage --epochs 50 --output_dir runs/first
   deformable-detr train my_data --weights r50_deformable_detr.pth --epochs 12 --lr 1e-4      from official weights
-  deformable-detr train my_data --recipe small-data                          a few hundred pictures, ImageNet backbone
+  deformable-detr train my_data --recipe small-data                          a few hundred images, ImageNet backbone
   deformable-detr train my_data --recipe finetune --weights r50_two_stage.pth     the same, from a trained detector
-  deformable-detr train my_data --batch_size auto                            as many pictures at once as fit
+  deformable-detr train my_data --batch_size auto                            as many images at once as fit
   deformable-detr train my_data --batch_size 1 --accumulate 8 --precision bf16               little GPU memory
   deformable-detr train my_data --config configs/own-data.yaml --num_queries 100             a recipe, one value changed
   deformable-detr train --resume --output_dir runs/first                                     after Ctrl-C or a crash

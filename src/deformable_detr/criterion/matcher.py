@@ -159,7 +159,7 @@ def _check_finite(finite: dict[str, np.ndarray], targets: Sequence[Target], sour
             found.append(f"{kind} of {names} (layers {sorted({*layers.tolist()})})")
     if found:
         raise FloatingPointError(
-            f"the {source} predicted NaN or infinity: {'; '.join(found)}; the pictures may be broken, or training has diverged"
+            f"the {source} predicted NaN or infinity: {'; '.join(found)}; the images may be broken, or training has diverged"
         )
 
 

@@ -1,1 +1,1 @@
-"""From files to batches: pictures, COCO annotations, augmentation, collation, loading, and generated scenes."""
+"""From files to batches: images, COCO annotations, augmentation, collation, loading, and generated scenes."""

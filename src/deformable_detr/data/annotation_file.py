@@ -90,7 +90,7 @@ def _read(path: Path, version: str) -> AnnotationFile:
     if found.annotated:
         _save_arrays(kept, found)
         counts = len(found.image_ids), len(found.boxes)
-        logger.info("%s: %d pictures, %d annotations; the next start takes them from %s", path, *counts, kept)
+        logger.info("%s: %d images, %d annotations; the next start takes them from %s", path, *counts, kept)
     return found
 
 

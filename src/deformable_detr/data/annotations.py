@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a data set keeps of its annotation file. Arrays, so that forked workers share them without copying."""
+    """What a dataset keeps of its annotation file. Arrays, so that forked workers share them without copying."""
 
     image_ids: tuple[ImageId, ...]
     """The ids as they stand in the file, in its order."""

@@ -1,6 +1,6 @@
-"""Augmentations of single pictures that the official recipe does not have: colour, and large-scale jitter.
+"""Augmentations of single images that the official recipe does not have: colour, and large-scale jitter.
 
-torchvision v2 transforms, placed by `train_transform`. Those that mix several pictures are in `data/mixing.py`.
+torchvision v2 transforms, placed by `train_transform`. Those that mix several images are in `data/mixing.py`.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def build_color_jitter(strength: ColorStrength) -> v2.Transform:
 
 
 class HueJitter(v2.Transform):
-    """Turn the hue of a uint8 picture by up to `strength` of the colour circle, through OpenCV's HSV.
+    """Turn the hue of a uint8 image by up to `strength` of the colour circle, through OpenCV's HSV.
 
     torchvision's own takes five times as long; see docs/augmentation.md.
     """
@@ -68,12 +68,12 @@ class HueJitter(v2.Transform):
 class ScaleJitter(v2.Transform):
     """Resize to a random multiple of the usual size; then cut to that size, or lay on a canvas of that size.
 
-    Large-scale jitter (Ghiasi et al. 2021, section 3.1) for pictures of any aspect ratio. A picture is resampled only once.
+    Large-scale jitter (Ghiasi et al. 2021, section 3.1) for images of any aspect ratio. An image is resampled only once.
 
     Args:
         resize: gives the usual size: its `make_params` names it `size`.
         scale_range: smallest and largest multiple.
-        fill: RGB in 0 … 255 of the canvas around a picture that became smaller.
+        fill: RGB in 0 … 255 of the canvas around an image that became smaller.
     """
 
     def __init__(self, resize: v2.Transform, scale_range: tuple[float, float], fill: Sequence[float]) -> None:
@@ -84,7 +84,7 @@ class ScaleJitter(v2.Transform):
         self.resize, self.low, self.high, self.fill = resize, low, high, list(fill)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the window that is cut out of the picture, the size it is resized to, and what is laid around it."""
+        """Draw the window that is cut out of the image, the size it is resized to, and what is laid around it."""
         height, width = v2.query_size(flat_inputs)
         new_height, new_width = self.resize.make_params(flat_inputs)["size"]
         scale = self.low + (self.high - self.low) * float(torch.rand(()))

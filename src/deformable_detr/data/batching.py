@@ -1,4 +1,4 @@
-"""Samples of a data set → one padded batch and its targets."""
+"""Samples of a dataset → one padded batch and its targets."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Files derived from a data set: in `.deformable-detr` inside it, else in the user's cache; written whole or not at all."""
+"""Files derived from a dataset: in `.deformable-detr` inside it, else in the user's cache; written whole or not at all."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def user_cache() -> Path:
 
 
 def derived_folder(root: Path) -> Path:
-    """The folder for files derived from a data set; made where needed, in the user's cache where the data set is read-only."""
+    """The folder for files derived from a dataset; made where needed, in the user's cache where the dataset is read-only."""
     folder = root / FOLDER
     try:
         folder.mkdir(exist_ok=True)

@@ -22,16 +22,16 @@ Transform = Callable[[Tensor, Target | None], tuple[Tensor, Target | None]]
 
 
 class SampleKey(NamedTuple):
-    """Which picture, and the seed of everything random that is done to it."""
+    """Which image, and the seed of everything random that is done to it."""
 
     index: int
     seed: int
     mix: bool = False
-    """Whether other pictures may be mixed into it."""
+    """Whether other images may be mixed into it."""
 
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
-    """Pictures with boxes, from a COCO annotation file and a folder.
+    """Images with boxes, from a COCO annotation file and a folder.
 
     Category ids become labels 0 … K−1, in the order of the ids. Crowd regions are no targets, boxes are clipped to the image,
     images without objects are kept.
@@ -40,15 +40,15 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         annotation_file: COCO JSON.
         image_dir: the folder that `file_name` is relative to.
         transform: takes and gives (image, target), such as `train_transform(...)`.
-        mixing: mixes other pictures into those whose key asks for it, before `transform`. None: never.
+        mixing: mixes other images into those whose key asks for it, before `transform`. None: never.
         categories: the classes to map to, by name (by id where not one name is known): a validation set must use those of the
             training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
-        on_bad_image: `skip` replaces a picture that cannot be read by the next one and says so in the log. Only for training: an
-            evaluation must not leave a picture out.
+        on_bad_image: `skip` replaces an image that cannot be read by the next one and says so in the log. Only for training: an
+            evaluation must not leave an image out.
 
     Raises:
-        FileNotFoundError: the file, the folder, or the first picture is missing.
+        FileNotFoundError: the file, the folder, or the first image is missing.
         ValueError: the file is damaged; see `read_annotations`.
     """
 
@@ -73,7 +73,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             raise FileNotFoundError(f"{image_dir}: no such image folder")
         if not self.image_path(0).is_file():
             raise FileNotFoundError(
-                f"{self.image_path(0)}: the first picture of {annotation_file} is missing; is this the right image folder?"
+                f"{self.image_path(0)}: the first image of {annotation_file} is missing; is this the right image folder?"
             )
 
     @property
@@ -83,27 +83,27 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     @property
     def image_ids(self) -> tuple[ImageId, ...]:
-        """The ids of all pictures, in the order of the data set."""
+        """The ids of all images, in the order of the dataset."""
         return self._annotations.image_ids
 
     def image_path(self, index: int) -> Path:
-        """The file of a picture."""
+        """The file of an image."""
         return self.image_dir / str(self._annotations.file_names[index])
 
     def image_sizes(self) -> np.ndarray:
-        """`[I, 2]` (height, width) of all pictures, as the annotation file says."""
+        """`[I, 2]` (height, width) of all images, as the annotation file says."""
         return self._annotations.image_sizes
 
     def objects_per_image(self) -> np.ndarray:
-        """`[I]` how many boxes each picture has."""
+        """`[I]` how many boxes each image has."""
         return np.diff(self._annotations.first_box)
 
     def boxes(self) -> np.ndarray:
-        """`[A, 4]` all boxes, xyxy in pixels, picture by picture."""
+        """`[A, 4]` all boxes, xyxy in pixels, image by image."""
         return self._annotations.boxes
 
     def target(self, index: int) -> Target:
-        """What is to be found in a picture, before any transform."""
+        """What is to be found in an image, before any transform."""
         found = self._annotations
         height, width = (int(side) for side in found.image_sizes[index])
         rows = slice(int(found.first_box[index]), int(found.first_box[index + 1]))
@@ -111,7 +111,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         return Target(xyxy_to_cxcywh(boxes), torch.from_numpy(found.labels[rows].copy()), found.image_ids[index], (height, width))
 
     def image(self, index: int) -> Tensor:
-        """A picture `[3, H, W]` uint8, in the orientation that its annotations were made in.
+        """An image `[3, H, W]` uint8, in the orientation that its annotations were made in.
 
         Raises:
             ValueError: its size is not the one in the annotation file.
@@ -122,9 +122,9 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             image = read_image(path, upright=False)  # annotated without regard to the EXIF orientation, as some of COCO is
         if tuple(image.shape[1:]) != size:
             raise ValueError(
-                f"{path}: the picture is {image.shape[2]} x {image.shape[1]} pixels (width x height), but image "
+                f"{path}: the image is {image.shape[2]} x {image.shape[1]} pixels (width x height), but image "
                 f"{self.image_ids[index]!r} of {self.annotation_file} is {size[1]} x {size[0]}; its boxes would not fit: "
-                "correct the file or the picture"
+                "correct the file or the image"
             )
         return image
 
@@ -141,19 +141,19 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     def _sample(self, index: int, mix: bool) -> tuple[Tensor, Target]:
         mixing = self.mixing if mix else None
-        image, target = self._picture(index) if mixing is None else mixing(index, len(self), self._picture)
+        image, target = self._image(index) if mixing is None else mixing(index, len(self), self._image)
         image, target = self.transform(image, target)
         if target is None:
-            raise TypeError("the transform of a data set must give back the target")
+            raise TypeError("the transform of a dataset must give back the target")
         return image, target
 
-    def _picture(self, index: int) -> tuple[Tensor, Target]:
-        """A picture with its target; with `on_bad_image="skip"` the next one that can be read."""
+    def _image(self, index: int) -> tuple[Tensor, Target]:
+        """An image with its target; with `on_bad_image="skip"` the next one that can be read."""
         if self.on_bad_image == "stop":
             return self.image(index), self.target(index)
         for candidate in [*range(index, len(self)), *range(index)]:
             try:
                 return self.image(candidate), self.target(candidate)
             except (OSError, ValueError) as error:
-                logger.warning("left out, the next picture takes its place: %s", error)
-        raise ValueError(f"{self.annotation_file}: not one picture can be read")
+                logger.warning("left out, the next image takes its place: %s", error)
+        raise ValueError(f"{self.annotation_file}: not one image can be read")

@@ -1,4 +1,4 @@
-"""COCO data sets on the disk: which annotation file and which image folder belong to a split."""
+"""COCO datasets on the disk: which annotation file and which image folder belong to a split."""
 
 import json
 import mmap
@@ -8,18 +8,18 @@ from typing import Self
 
 from deformable_detr.data.layout import SPLIT_NAMES, Layout
 
-FIRST_PICTURE = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+FIRST_IMAGE = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 class CocoLayout(Layout):
-    """Annotation files in COCO's JSON, each with its folder of pictures.
+    """Annotation files in COCO's JSON, each with its folder of images.
 
     Known are `annotations/instances_<split>.json` with `<split>/`, `images/<split>/` or `images/`, where a year may follow the
-    split's name; Roboflow's `<split>/_annotations.coco.json` beside the pictures; and else the JSON files of `annotations/` or
+    split's name; Roboflow's `<split>/_annotations.coco.json` beside the images; and else the JSON files of `annotations/` or
     of the folder itself, each a split of its name.
 
     Args:
-        root: the folder of the data set.
+        root: the folder of the dataset.
         annotation_files: the JSON file of each split.
     """
 
@@ -71,13 +71,13 @@ class CocoLayout(Layout):
         """The annotation file and the image folder of one of :meth:`splits`.
 
         Raises:
-            FileNotFoundError: no folder that could have its pictures.
+            FileNotFoundError: no folder that could have its images.
         """
         file = self.annotation_files[name]
         return file, self._image_dir(name, file)
 
     def _image_dir(self, name: str, file: Path) -> Path:
-        """The folder that the first picture of an annotation file lies in; else the first one with a fitting name."""
+        """The folder that the first image of an annotation file lies in; else the first one with a fitting name."""
         if file.name == "_annotations.coco.json":
             return file.parent
         root, plain = self.root, re.sub(r"(?<=\D)[0-9].*$", "", name)
@@ -90,7 +90,7 @@ class CocoLayout(Layout):
         ]
         candidates.append(root / "images")
         present = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
-        first = _first_picture(file)
+        first = _first_image(file)
         for folder in (*present, root / "data", root, file.parent):
             if first and (folder / first).is_file():
                 return folder
@@ -109,10 +109,10 @@ def _looks_like_coco(file: Path) -> bool:
         return all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
-def _first_picture(file: Path) -> str | None:
+def _first_image(file: Path) -> str | None:
     """The first `file_name` of an annotation file that may be too large to be parsed for that."""
     if file.stat().st_size == 0:
         return None
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        found = FIRST_PICTURE.search(text)
+        found = FIRST_IMAGE.search(text)
         return json.loads(found.group(1)) if found else None

@@ -1,4 +1,4 @@
-"""What every format of data sets has in common: named splits, and a COCO record for each of them."""
+"""What every format of datasets has in common: named splits, and a COCO record for each of them."""
 
 import os
 from abc import ABC, abstractmethod
@@ -31,10 +31,10 @@ class Fault(NamedTuple):
 
 
 class Layout(ABC):
-    """A data set on the disk, in one format.
+    """A dataset on the disk, in one format.
 
     Args:
-        root: the folder that picture names are relative to, and that derived files are kept in.
+        root: the folder that image names are relative to, and that derived files are kept in.
         source: the file or folder that the splits come from, as people know it.
     """
 
@@ -46,10 +46,10 @@ class Layout(ABC):
 
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """The names of the parts that the data set has of its own."""
+        """The names of the parts that the dataset has of its own."""
 
     def own_split(self, split: str) -> str | None:
-        """The name under which the data set has a split: `valid` for `val`; None if it has none."""
+        """The name under which the dataset has a split: `valid` for `val`; None if it has none."""
         return next((name for name in SPLIT_NAMES.get(split, (split,)) if name in self.splits()), None)
 
 
@@ -80,7 +80,7 @@ def relative_name(path: Path, root: Path) -> str:
 
 
 def read_sizes(paths: Iterable[Path]) -> list[tuple[int, int] | Exception]:
-    """(height, width) of many upright pictures, from their headers; the error in place of one that cannot be read."""
+    """(height, width) of many upright images, from their headers; the error in place of one that cannot be read."""
 
     def size(path: Path) -> tuple[int, int] | Exception:
         try:
@@ -121,5 +121,5 @@ def empty_record(names: Mapping[int, str]) -> Record:
 
 
 def add_image(record: Record, name: str, size: tuple[int, int]) -> None:
-    """Add a picture of (height, width) to a record."""
+    """Add an image of (height, width) to a record."""
     record["images"].append({"id": len(record["images"]) + 1, "file_name": name, "height": size[0], "width": size[1]})

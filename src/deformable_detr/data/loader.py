@@ -1,9 +1,9 @@
-"""Data set → batches: which pictures, in which order, on which process; the only file of `data` that sees a config.
+"""Dataset → batches: which images, in which order, on which process; the only file of `data` that sees a config.
 
-The order depends on (seed, epoch) alone, and what is done to a picture (also which others are mixed into it) on (seed, epoch,
-picture) alone: not on the number of workers, nor on where in the epoch one starts. Step s of W processes with B pictures each
-takes the pictures [s·W·B, (s+1)·W·B) of the epoch's order, B to each process: the same pictures as one process with W·B. The
-samplers do this themselves, so the loader must not be passed through `accelerator.prepare`, which would divide the pictures again.
+The order depends on (seed, epoch) alone, and what is done to an image (also which others are mixed into it) on (seed, epoch,
+image) alone: not on the number of workers, nor on where in the epoch one starts. Step s of W processes with B images each
+takes the images [s·W·B, (s+1)·W·B) of the epoch's order, B to each process: the same images as one process with W·B. The
+samplers do this themselves, so the loader must not be passed through `accelerator.prepare`, which would divide the images again.
 """
 
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ from deformable_detr.structures import Categories
 def build_dataset(
     dataset: str | Path, split: str, config: DataConfig, training: bool, categories: Categories | None = None
 ) -> CocoDataset:
-    """Open one split of a data set folder, with augmentation for training and plain resizing else.
+    """Open one split of a dataset folder, with augmentation for training and plain resizing else.
 
     Args:
         dataset: the folder; see `find_split` for its layouts.
         split: such as `train`, `val`, `val2017`.
         config: sizes, augmentation, normalisation.
-        training: whether the pictures are augmented.
+        training: whether the images are augmented.
         categories: the classes to map to: those of the training set or the model. None takes the file's own.
 
     Raises:
-        FileNotFoundError: folder, split, annotation file or pictures are missing.
+        FileNotFoundError: folder, split, annotation file or images are missing.
         ValueError: the annotation file is damaged, or has categories that `categories` lacks.
     """
     annotation_file, image_dir = find_split(dataset, split)
@@ -79,16 +79,16 @@ def build_loader(
     world_size: int | None = None,
     pad_size_divisor: int = 1,
 ) -> DataLoader:
-    """Batches of a data set for this process: `(ImageBatch, list[Target])`.
+    """Batches of a dataset for this process: `(ImageBatch, list[Target])`.
 
     For training, call `loader.sampler.set_epoch(epoch, skip_batches=0, mixing=True)` before each epoch; `len(loader)` is the number
-    of batches of a whole epoch. For evaluation every picture comes exactly once, so processes may differ by a picture or a batch.
+    of batches of a whole epoch. For evaluation every image comes exactly once, so processes may differ by an image or a batch.
 
     Args:
         dataset: what to read.
-        batch_size: pictures per batch of this process.
-        training: shuffled whole batches; else the data set's order, to the last picture.
-        num_workers: processes that read pictures; 0 reads in this process.
+        batch_size: images per batch of this process.
+        training: shuffled whole batches; else the dataset's order, to the last image.
+        num_workers: processes that read images; 0 reads in this process.
         seed: of the order and the augmentation.
         rank: this process, from torch.distributed when None.
         world_size: number of processes, from torch.distributed when None.
@@ -120,9 +120,9 @@ def build_loader(
 
 
 class TrainingSampler(Sampler[SampleKey]):
-    """This process's share of a shuffled epoch, with a seed for each picture.
+    """This process's share of a shuffled epoch, with a seed for each image.
 
-    The pictures that do not fill the last batch of all processes are left out: other ones in every epoch. A data set smaller
+    The images that do not fill the last batch of all processes are left out: other ones in every epoch. A dataset smaller
     than one such batch is repeated until it fills it.
     """
 
@@ -140,7 +140,7 @@ class TrainingSampler(Sampler[SampleKey]):
         Args:
             epoch: from 0.
             skip_batches: so many of its first batches are left out without reading them.
-            mixing: whether the data set may mix several pictures into one, where it is set to.
+            mixing: whether the dataset may mix several images into one, where it is set to.
 
         Raises:
             ValueError: the epoch has fewer batches than are to be left out.
@@ -163,7 +163,7 @@ class TrainingSampler(Sampler[SampleKey]):
 
 
 class EvaluationSampler(Sampler[int]):
-    """Every `world_size`-th picture, beginning with number `rank`: together each picture exactly once."""
+    """Every `world_size`-th image, beginning with number `rank`: together each image exactly once."""
 
     def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size:

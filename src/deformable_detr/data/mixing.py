@@ -1,7 +1,7 @@
-"""Augmentations that mix several pictures of a data set into one: mosaic, copy-paste, mixup.
+"""Augmentations that mix several images of a dataset into one: mosaic, copy-paste, mixup.
 
-They work on pictures as they are read, before `train_transform`. Everything random, the partner pictures too, comes from torch's
-global generator, which the data set seeds per picture.
+They work on images as they are read, before `train_transform`. Everything random, the partner images too, comes from torch's
+global generator, which the dataset seeds per image.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,32 +17,32 @@ from deformable_detr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from deformable_detr.data.augmentations import SMALLEST_SHARE, kept_share
 from deformable_detr.structures import Target
 
-ReadPicture = Callable[[int], tuple[Tensor, Target]]
-"""Index → picture `[3, H, W]` uint8 with its target, as read."""
+ReadImage = Callable[[int], tuple[Tensor, Target]]
+"""Index → image `[3, H, W]` uint8 with its target, as read."""
 
-MIDDLE = (0.3, 0.7)  # of each side: where the four pictures of a mosaic may meet
-MIXUP_SHAPE = 8.0  # both parameters of the beta distribution of the first picture's share: mostly 0.3 … 0.7
+MIDDLE = (0.3, 0.7)  # of each side: where the four images of a mosaic may meet
+MIXUP_SHAPE = 8.0  # both parameters of the beta distribution of the first image's share: mostly 0.3 … 0.7
 MOST_PASTED = 4
-PASTE_SCALE = (0.6, 1.5)  # of the size that the object has in its own picture
-LARGEST_PASTED = 0.6  # of a side of the picture that is pasted into
+PASTE_SCALE = (0.6, 1.5)  # of the size that the object has in its own image
+LARGEST_PASTED = 0.6  # of a side of the image that is pasted into
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture with its boxes in pixels."""
+    """An image with its boxes in pixels."""
 
     image: Tensor
     """`[3, H, W]` uint8."""
 
     boxes: Tensor
-    """`[T, 4]` float, xyxy in pixels of the picture."""
+    """`[T, 4]` float, xyxy in pixels of the image."""
 
     labels: Tensor
     """`[T]` int64."""
 
     @classmethod
     def from_target(cls, image: Tensor, target: Target) -> Self:
-        """The picture of a data set, whose target has boxes in [0, 1]."""
+        """The image of a dataset, whose target has boxes in [0, 1]."""
         return cls(image, cxcywh_to_xyxy(target.boxes).reshape(-1, 4) * _scale(image), target.labels)
 
     @property
@@ -67,16 +67,16 @@ class Mixing:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, in [0, 1], not {getattr(self, name)}")
 
-    def __call__(self, index: int, length: int, read: ReadPicture) -> tuple[Tensor, Target]:
-        """Read a picture and, perhaps, mix others into it.
+    def __call__(self, index: int, length: int, read: ReadImage) -> tuple[Tensor, Target]:
+        """Read an image and, perhaps, mix others into it.
 
         Args:
-            index: which picture.
+            index: which image.
             length: how many there are to draw partners from.
             read: reads one.
 
         Returns:
-            The picture `[3, H, W]` uint8 and its target, whose `image_id` is that of picture `index`.
+            The image `[3, H, W]` uint8 and its target, whose `image_id` is that of image `index`.
         """
 
         def partner() -> Scene:
@@ -97,9 +97,9 @@ class Mixing:
 
 
 def make_mosaic(scenes: Sequence[Scene]) -> Scene:
-    """Four pictures around a random point of a canvas that has the size of the first one.
+    """Four images around a random point of a canvas that has the size of the first one.
 
-    Each fills its quarter: a window of it, at a scale between the whole picture just covering its quarter and just covering the
+    Each fills its quarter: a window of it, at a scale between the whole image just covering its quarter and just covering the
     canvas (Bochkovskiy et al. 2020, section 3.3, has the idea).
 
     Args:
@@ -120,7 +120,7 @@ def make_mosaic(scenes: Sequence[Scene]) -> Scene:
 
 
 def mix_up(scene: Scene, other: Scene) -> Scene:
-    """Two pictures blended, with the objects of both (Zhang et al. 2019, "Bag of freebies", section 3.1).
+    """Two images blended, with the objects of both (Zhang et al. 2019, "Bag of freebies", section 3.1).
 
     The second one is resized to cover the first and cut to its size. The first one's share comes from Beta(8, 8).
     """
@@ -133,14 +133,14 @@ def mix_up(scene: Scene, other: Scene) -> Scene:
 
 
 def paste_objects(scene: Scene, other: Scene) -> Scene:
-    """Paste some objects of another picture at random places (after Ghiasi et al. 2021, with boxes in place of masks).
+    """Paste some objects of another image at random places (after Ghiasi et al. 2021, with boxes in place of masks).
 
-    An object is what lies in its box, about as large in proportion to the picture as in its own. What it hides of earlier objects
+    An object is what lies in its box, about as large in proportion to the image as in its own. What it hides of earlier objects
     is cut off from their boxes.
     """
     count = min(len(other.labels), 1 + int(torch.randint(MOST_PASTED, ())))
     image, places = scene.image.clone(), []
-    layers = torch.zeros(scene.size, dtype=torch.uint8)  # [H, W] which pasted object is on top; 0: the picture itself
+    layers = torch.zeros(scene.size, dtype=torch.uint8)  # [H, W] which pasted object is on top; 0: the image itself
     chosen = torch.randperm(len(other.labels))[:count]
     for number, index in enumerate(chosen.tolist(), 1):
         left, top, right, bottom = _whole_pixels(other.boxes[index])
@@ -155,7 +155,7 @@ def paste_objects(scene: Scene, other: Scene) -> Scene:
 
 
 def _placed(scene: Scene, other: Scene, crop: Tensor) -> tuple[int, int, Tensor]:
-    """Where an object `[3, h, w]` of another picture goes, (x, y) of its corner, and the object at its new size."""
+    """Where an object `[3, h, w]` of another image goes, (x, y) of its corner, and the object at its new size."""
     factor = min(side / of for side, of in zip(scene.size, other.size, strict=True)) * _uniform(*PASTE_SCALE)
     factor = min(factor, *(LARGEST_PASTED * room / side for room, side in zip(scene.size, crop.shape[1:], strict=True)))
     height, width = (max(1, round(side * factor)) for side in crop.shape[1:])
@@ -191,9 +191,9 @@ def _whole_pixels(box: Tensor) -> list[int]:
 
 
 def _window(scene: Scene, size: tuple[int, int], factor: float) -> Scene:
-    """A random window of the picture at `factor` times its scale, as a picture of `size` (height, width).
+    """A random window of the image at `factor` times its scale, as an image of `size` (height, width).
 
-    The factor must be large enough for the picture to fill `size`; it may be off by the rounding to whole pixels.
+    The factor must be large enough for the image to fill `size`; it may be off by the rounding to whole pixels.
     """
     window = [min(room, max(1, round(side / factor))) for room, side in zip(scene.size, size, strict=True)]
     top, left = (int(torch.randint(room - side + 1, ())) for room, side in zip(scene.size, window, strict=True))

@@ -1,6 +1,6 @@
-"""Generated pictures with known objects, as a COCO-format data set: for the demo and for trying things out.
+"""Generated images with known objects, as a COCO-format dataset: for the demo and for trying things out.
 
-Shape and hue together make the class. Every picture depends only on (seed, split, number), so more pictures can be had without
+Shape and hue together make the class. Every image depends only on (seed, split, number), so more images can be had without
 changing the earlier ones.
 """
 
@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 SUPERSAMPLING = 4
 LARGEST_OVERLAP = 0.4  # of the smaller box
 MOST_OBJECTS, MOST_LINES = 5, 3
-SIZE_RANGE = (12, 76)  # pixels, in pictures of 128
+SIZE_RANGE = (12, 76)  # pixels, in images of 128
 EMPTY_SHARE = 0.08
 
 
@@ -48,26 +48,26 @@ SHAPES = (  # ids with gaps, as in real data
 
 
 def generate_scenes(output_dir: str | Path, *, train: int, val: int, image_size: int = 128, seed: int = 0) -> Path:
-    """Draw a data set of scenes with a few shapes each, and write it in COCO format.
+    """Draw a dataset of scenes with a few shapes each, and write it in COCO format.
 
-    Pictures measure about `image_size` on either side (± 1/8) and hold up to five objects of about a tenth to six tenths of
+    Images measure about `image_size` on either side (± 1/8) and hold up to five objects of about a tenth to six tenths of
     that, which may overlap; some are empty. Boxes are exact: the outermost pixels of each drawn object, hidden or not.
 
     Args:
         output_dir: written to: `annotations/instances_{train,val}.json`, `train/`, `val/`. Files of that name are replaced.
-        train: number of training pictures.
-        val: number of validation pictures.
-        image_size: usual side of a picture in pixels.
-        seed: the same seed draws the same pictures.
+        train: number of training images.
+        val: number of validation images.
+        image_size: usual side of an image in pixels.
+        seed: the same seed draws the same images.
 
     Returns:
-        The folder of the data set.
+        The folder of the dataset.
 
     Raises:
-        ValueError: fewer than one picture in a split, or pictures too small to draw in.
+        ValueError: fewer than one image in a split, or images too small to draw in.
     """
     if train < 1 or val < 1:
-        raise ValueError(f"train and val must each be at least 1 picture, not {train} and {val}")
+        raise ValueError(f"train and val must each be at least 1 image, not {train} and {val}")
     if image_size < 32:
         raise ValueError(f"image_size must be at least 32 pixels, not {image_size}")
     root = Path(output_dir)
@@ -80,14 +80,14 @@ def generate_scenes(output_dir: str | Path, *, train: int, val: int, image_size:
 
 
 def _write_split(folder: Path, count: int, image_size: int, seeds: tuple[int, int]) -> dict[str, list[dict]]:
-    """Draw and save the pictures of one split; returns its COCO record."""
+    """Draw and save the images of one split; returns its COCO record."""
     images, annotations = [], []
     for image_id in range(1, count + 1):
-        picture, objects = draw_scene(np.random.default_rng((*seeds, image_id)), image_size)
+        image, objects = draw_scene(np.random.default_rng((*seeds, image_id)), image_size)
         name = f"{image_id:06d}.png"
-        if not cv2.imwrite(str(folder / name), picture[:, :, ::-1]):
-            raise OSError(f"{folder / name}: the picture could not be written")
-        images.append({"id": image_id, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})
+        if not cv2.imwrite(str(folder / name), image[:, :, ::-1]):
+            raise OSError(f"{folder / name}: the image could not be written")
+        images.append({"id": image_id, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
         for shape, (left, top, right, bottom) in objects:
             width, height = right - left, bottom - top
             annotations.append(
@@ -108,7 +108,7 @@ def draw_scene(rng: Generator, image_size: int = 128) -> tuple[np.ndarray, list[
     """Draw one scene.
 
     Returns:
-        The picture `[H, W, 3]` uint8 RGB, and its objects from back to front with their boxes.
+        The image `[H, W, 3]` uint8 RGB, and its objects from back to front with their boxes.
     """
     height, width = (round(image_size * factor) for factor in rng.uniform(0.875, 1.125, size=2))
     canvas = _background(rng, height, width)
@@ -116,7 +116,7 @@ def draw_scene(rng: Generator, image_size: int = 128) -> tuple[np.ndarray, list[
         _draw_line(canvas, rng, image_size)
     objects: list[tuple[Shape, Box]] = []
     wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, MOST_OBJECTS + 1)
-    for _ in range(8 * wanted):  # attempts: a crowded picture may end with fewer
+    for _ in range(8 * wanted):  # attempts: a crowded image may end with fewer
         if len(objects) == wanted:
             break
         shape = SHAPES[rng.integers(len(SHAPES))]

@@ -1,6 +1,6 @@
-"""Picture and boxes → what the network sees: the official augmentation, resizing, normalisation (torchvision transforms v2).
+"""Image and boxes → what the network sees: the official augmentation, resizing, normalisation (torchvision transforms v2).
 
-Randomness comes from torch's global generator, which the data set seeds per picture.
+Randomness comes from torch's global generator, which the dataset seeds per image.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def train_transform(
 
     Args:
         train_short_sides: the short side becomes one of these (pixels).
-        crop_short_sides: every second picture is resized to one of these and cropped before that; empty: never.
+        crop_short_sides: every second image is resized to one of these and cropped before that; empty: never.
         crop_range: smallest and largest side of the crop (pixels).
         max_long_side: the long side never exceeds this (pixels).
         mean: of the RGB channels, in [0, 1].
@@ -66,7 +66,7 @@ def train_transform(
 
 
 def eval_transform(short_side: int, max_long_side: int, mean: Triple, std: Triple) -> "DetectionTransform":
-    """The preparation of a picture for evaluation and prediction: resize and normalise, nothing random.
+    """The preparation of an image for evaluation and prediction: resize and normalise, nothing random.
 
     Args:
         short_side: the short side becomes this (pixels) …
@@ -84,14 +84,14 @@ def eval_transform(short_side: int, max_long_side: int, mean: Triple, std: Tripl
 class DetectionTransform:
     """A chain of v2 transforms that takes and gives an image with its :class:`Target`.
 
-    Boxes are clipped to what is left of the picture, and those that nothing is left of are removed with their labels.
+    Boxes are clipped to what is left of the image, and those that nothing is left of are removed with their labels.
     """
 
     def __init__(self, *steps: v2.Transform) -> None:
         self.steps = v2.Compose(list(steps))
 
     def __call__(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
-        """Transform one picture.
+        """Transform one image.
 
         Args:
             image: `[3, H, W]` uint8.
@@ -123,7 +123,7 @@ def _xyxy_scale(size: Sequence[int]) -> Tensor:
 
 
 def resized_size(height: int, width: int, short_side: int, max_long_side: int | None = None) -> tuple[int, int]:
-    """The (height, width) that a picture is resized to; the official rounding.
+    """The (height, width) that an image is resized to; the official rounding.
 
     The short side becomes `short_side`. Where the long side would then exceed `max_long_side`, the short side becomes the
     nearest whole number that belongs to that long side instead. The long side follows the aspect ratio, rounded down.
@@ -162,7 +162,7 @@ class ResizeShortSide(v2.Transform):
 
 
 class RandomSizeCrop(v2.Transform):
-    """Cut out a window whose width and height are drawn on their own from [smallest, largest], as far as the picture goes."""
+    """Cut out a window whose width and height are drawn on their own from [smallest, largest], as far as the image goes."""
 
     def __init__(self, smallest: int, largest: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pascal VOC data sets: one XML file of boxes per picture, and lists of names for the splits."""
+"""Pascal VOC datasets: one XML file of boxes per image, and lists of names for the splits."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 from xml.etree import ElementTree
 
-from deformable_detr.data.images import PICTURE_SUFFIXES
+from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.data.layout import (
     SPLIT_WORDS,
     Fault,
@@ -26,10 +26,10 @@ Box = tuple[float, float, float, float]
 
 
 class VocLayout(ForeignLayout):
-    """A Pascal VOC data set: `Annotations/`, `JPEGImages/` and `ImageSets/Main/`, or XML files beside their pictures.
+    """A Pascal VOC dataset: `Annotations/`, `JPEGImages/` and `ImageSets/Main/`, or XML files beside their images.
 
     Args:
-        root: the folder of the data set.
+        root: the folder of the dataset.
         parts: the XML files of each split.
     """
 
@@ -60,20 +60,20 @@ class VocLayout(ForeignLayout):
         return tuple(self.parts)
 
     def files(self) -> Iterator[Path]:
-        """All XML files, lists and pictures."""
+        """All XML files, lists and images."""
         yield from self.root.glob("ImageSets/Main/*.txt")
         yield from {file for files in self.parts.values() for file in files if file.is_file()}
-        yield from self._picture_of.values()
+        yield from self._image_of.values()
 
     def read(self, split: str) -> tuple[Record, list[Fault]]:
         """The COCO record of a split, without what is faulty in it, and the faults; the classes are those of all splits."""
         ids = {name: number for number, name in enumerate(self.class_names)}
         record, faults = empty_record({number: name for name, number in ids.items()}), []
         files = self.parts[split]
-        pictures = [self.picture(file) for file in files]
-        for file, picture, size in zip(files, pictures, read_sizes(pictures), strict=True):
+        images = [self.image(file) for file in files]
+        for file, image, size in zip(files, images, read_sizes(images), strict=True):
             if isinstance(size, Exception):
-                faults.append(Fault(str(file), f"its picture {size}"))
+                faults.append(Fault(str(file), f"its image {size}"))
                 continue
             try:
                 tree = _parse(file)
@@ -81,7 +81,7 @@ class VocLayout(ForeignLayout):
             except ValueError as error:
                 faults.append(Fault(str(file), str(error)))
                 continue
-            add_image(record, relative_name(picture, self.root), size)
+            add_image(record, relative_name(image, self.root), size)
             for number, element in enumerate(tree.iter("object"), 1):
                 try:
                     name, box, difficult = _read_object(element)
@@ -102,20 +102,20 @@ class VocLayout(ForeignLayout):
                 continue
         return tuple(sorted(names - {""}))
 
-    def picture(self, file: Path) -> Path:
-        """The picture of an XML file: the one of the same name, in `JPEGImages` or beside it."""
+    def image(self, file: Path) -> Path:
+        """The image of an XML file: the one of the same name, in `JPEGImages` or beside it."""
         folder = file.parent if self.source == self.root else self.root / "JPEGImages"
-        return self._picture_of.get(folder / file.stem, folder / f"{file.stem}.jpg")
+        return self._image_of.get(folder / file.stem, folder / f"{file.stem}.jpg")
 
     @cached_property
-    def _picture_of(self) -> dict[Path, Path]:
-        """All pictures, by their path without suffix."""
+    def _image_of(self) -> dict[Path, Path]:
+        """All images, by their path without suffix."""
         folder = self.root if self.source == self.root else self.root / "JPEGImages"
-        return {path.with_suffix(""): path for path in walk_files(folder, PICTURE_SUFFIXES)}
+        return {path.with_suffix(""): path for path in walk_files(folder, IMAGE_SUFFIXES)}
 
 
 def _stems(file: Path) -> list[str]:
-    """The picture names of a list; what follows a name in a line is not part of it."""
+    """The image names of a list; what follows a name in a line is not part of it."""
     return [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

@@ -1,4 +1,4 @@
-"""YOLO data sets: a data.yaml with the classes, and one text file of boxes per picture, in shares of the picture's size."""
+"""YOLO datasets: a data.yaml with the classes, and one text file of boxes per image, in shares of the image's size."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import yaml
 
-from deformable_detr.data.images import PICTURE_SUFFIXES
+from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.data.layout import (
     SPLIT_WORDS,
     Fault,
@@ -28,13 +28,13 @@ Box = tuple[float, float, float, float]
 
 
 class YoloLayout(ForeignLayout):
-    """A YOLO data set.
+    """A YOLO dataset.
 
     Args:
         root: the folder of the data.yaml.
         source: the data.yaml, or the folder `images/` where there is only a classes.txt.
         names: the classes by their numbers.
-        parts: of each split, its folders of pictures and its .txt lists of pictures.
+        parts: of each split, its folders of images and its .txt lists of images.
     """
 
     format = "YOLO"
@@ -79,7 +79,7 @@ class YoloLayout(ForeignLayout):
         base = _base_folder(file, settings.get("path"))
         parts = {SPLIT_WORDS[key]: [_resolve(base, str(part)) for part in _listed(settings[key])] for key in keys}
         if "test" in parts and not any(part.exists() for part in parts["test"]):
-            del parts["test"]  # exporters write the line whether there are test pictures or not
+            del parts["test"]  # exporters write the line whether there are test images or not
         return cls(file.parent, file, _class_names(settings["names"], file), parts)
 
     def splits(self) -> tuple[str, ...]:
@@ -87,40 +87,40 @@ class YoloLayout(ForeignLayout):
         return tuple(self.parts)
 
     def files(self) -> Iterator[Path]:
-        """The yaml or class list, the lists, the pictures, and the label files that there are."""
+        """The yaml or class list, the lists, the images, and the label files that there are."""
         yield self.source if self.source.is_file() else self.root / "classes.txt"
         for split, parts in self.parts.items():
             yield from (part for part in parts if part.is_file())
-            for picture in self._pictures(split):
-                yield from (file for file in (picture, label_file(picture)) if file.is_file())
+            for image in self._images(split):
+                yield from (file for file in (image, label_file(image)) if file.is_file())
 
     def read(self, split: str) -> tuple[Record, list[Fault]]:
         """The COCO record of a split, without what is faulty in it, and the faults.
 
         Raises:
-            FileNotFoundError: a folder or list that the data.yaml names is missing, or has no pictures.
+            FileNotFoundError: a folder or list that the data.yaml names is missing, or has no images.
         """
-        pictures = self._pictures(split)
-        if not pictures:
-            raise FileNotFoundError(f"{self.source}: no pictures for {split!r} in {', '.join(map(str, self.parts[split]))}")
+        images = self._images(split)
+        if not images:
+            raise FileNotFoundError(f"{self.source}: no images for {split!r} in {', '.join(map(str, self.parts[split]))}")
         record, faults = empty_record(self.names), []
-        for picture, size in zip(pictures, read_sizes(pictures), strict=True):
+        for image, size in zip(images, read_sizes(images), strict=True):
             if isinstance(size, Exception):
-                faults.append(Fault(str(picture), str(size).removeprefix(f"{picture}: ")))
+                faults.append(Fault(str(image), str(size).removeprefix(f"{image}: ")))
                 continue
-            add_image(record, relative_name(picture, self.root), size)
-            boxes, wrong = read_labels(label_file(picture), self.names)
+            add_image(record, relative_name(image, self.root), size)
+            boxes, wrong = read_labels(label_file(image), self.names)
             faults += wrong
             for label, (left, top, right, bottom) in boxes:
                 annotation(record, label, (left * size[1], top * size[0], right * size[1], bottom * size[0]))
         return record, faults
 
-    def _pictures(self, split: str) -> list[Path]:
+    def _images(self, split: str) -> list[Path]:
         found: dict[Path, None] = {}
         for part in self.parts[split]:
             if not part.exists():
                 raise FileNotFoundError(f"{self.source}: {split!r} names {part}, which is not there; correct the path")
-            found |= dict.fromkeys(walk_files(part, PICTURE_SUFFIXES) if part.is_dir() else _read_list(part, self.root))
+            found |= dict.fromkeys(walk_files(part, IMAGE_SUFFIXES) if part.is_dir() else _read_list(part, self.root))
         return list(found)
 
 
@@ -132,7 +132,7 @@ def read_labels(file: Path, names: dict[int, str]) -> tuple[list[tuple[int, Box]
         names: the known classes.
 
     Returns:
-        Class numbers with (left, top, right, bottom) in shares of the picture, and what is wrong, by line.
+        Class numbers with (left, top, right, bottom) in shares of the image, and what is wrong, by line.
     """
     if not file.is_file():
         return [], []
@@ -160,7 +160,7 @@ def _read_line(line: str, names: dict[int, str]) -> tuple[int, Box]:
     shares = values[1:]
     if not all(-TOLERANCE <= share <= 1 + TOLERANCE for share in shares):  # false for NaN, too
         hint = "; they look like pixels" if max(shares) > 2 else ""
-        raise ValueError(f"{' '.join(words[1:])}: positions and sizes must be shares of the picture in [0, 1]{hint}")
+        raise ValueError(f"{' '.join(words[1:])}: positions and sizes must be shares of the image in [0, 1]{hint}")
     if len(shares) == 4:
         cx, cy, w, h = shares
         if w < 0 or h < 0:
@@ -169,9 +169,9 @@ def _read_line(line: str, names: dict[int, str]) -> tuple[int, Box]:
     return int(values[0]), (min(shares[::2]), min(shares[1::2]), max(shares[::2]), max(shares[1::2]))
 
 
-def label_file(picture: Path) -> Path:
-    """Where the boxes of a picture stand: `labels` in place of the last `images` of its path, else beside it."""
-    parts = list(picture.parts)
+def label_file(image: Path) -> Path:
+    """Where the boxes of an image stand: `labels` in place of the last `images` of its path, else beside it."""
+    parts = list(image.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":
             parts[index] = "labels"
@@ -205,10 +205,10 @@ def _resolve(base: Path, part: str) -> Path:
 
 
 def _read_list(file: Path, root: Path) -> list[Path]:
-    """The pictures of a .txt list, relative to the list or to the data set."""
-    pictures = []
+    """The images of a .txt list, relative to the list or to the dataset."""
+    images = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if name := line.strip():
             places = [folder / name for folder in (file.parent, root)]
-            pictures.append(next((place for place in places if place.is_file()), places[0]))
-    return pictures
+            images.append(next((place for place in places if place.is_file()), places[0]))
+    return images

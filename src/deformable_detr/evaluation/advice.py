@@ -19,12 +19,12 @@ MEANING: dict[ErrorType, str] = {
     "same way in all annotations? If so, more examples of the confused classes help most.",
     ErrorType.DUPLICATE: "objects are detected more than once. Longer training usually cures it (the queries learn to divide "
     "the work); also check that no object is annotated twice.",
-    ErrorType.BACKGROUND: "things are detected where nothing is annotated. Look at the worst pictures first: often the objects are "
-    "there and the annotation is missing. Otherwise add pictures of such background without objects.",
+    ErrorType.BACKGROUND: "things are detected where nothing is annotated. Look at the worst images first: often the objects are "
+    "there and the annotation is missing. Otherwise add images of such background without objects.",
     ErrorType.BOTH: "boxes lie roughly on objects of another class. This goes with short training; train longer before anything "
     "else.",
     ErrorType.MISSED: "objects are not seen at all. Are they small or rare? Then a larger input size (data.eval_short_side and "
-    "data.train_short_sides) or more examples help; crowded pictures may need more queries (model.num_queries).",
+    "data.train_short_sides) or more examples help; crowded images may need more queries (model.num_queries).",
 }
 
 
@@ -72,7 +72,7 @@ def _classes(analysis: Analysis) -> Iterator[str]:
         yield f"Never detected: {_listed(never)}. Are they in the training split, and under the same name?"
     weak = [entry.name for entry in classes if 0 < entry.ap50 < 0.6 * analysis.errors.ap50]
     if weak:
-        yield f"Far below the others: {_listed(weak)}. Look at their rows, their confusions and their pictures."
+        yield f"Far below the others: {_listed(weak)}. Look at their rows, their confusions and their images."
     few = [entry.name for entry in classes if entry.num_objects < FEW_OBJECTS]
     if few:
         yield f"Fewer than {FEW_OBJECTS} objects here, so that chance moves the numbers by many points: {_listed(few)}."

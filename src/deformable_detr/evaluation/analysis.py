@@ -1,4 +1,4 @@
-"""A closer look at an evaluation than AP: curves, thresholds, confusions, kinds of mistakes, worst pictures; all as data."""
+"""A closer look at an evaluation than AP: curves, thresholds, confusions, kinds of mistakes, worst images; all as data."""
 
 import json
 import math
@@ -42,8 +42,8 @@ class Analysis:
     errors: ErrorTypes
     """What each kind of mistake costs; over all detections, as AP itself."""
 
-    pictures: tuple[ImageErrors, ...]
-    """At the thresholds, the picture with the most error mass first."""
+    images: tuple[ImageErrors, ...]
+    """At the thresholds, the image with the most error mass first."""
 
     @property
     def joint_curve(self) -> ScoreCurve:
@@ -65,8 +65,8 @@ class Analysis:
     @property
     def counts(self) -> dict[ErrorType, int]:
         """How many mistakes of each kind there are at the thresholds."""
-        kinds = Counter(kind for picture in self.pictures for kind in picture.kinds)
-        missed = sum(int(picture.missed.sum()) for picture in self.pictures)
+        kinds = Counter(kind for image in self.images for kind in image.kinds)
+        missed = sum(int(image.missed.sum()) for image in self.images)
         return {kind: kinds[kind] for kind in ErrorType} | {ErrorType.MISSED: missed}
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,10 +88,10 @@ class Analysis:
                 "counts": {str(kind): count for kind, count in self.errors.counts.items()},
                 "counts_at_thresholds": {str(kind): count for kind, count in self.counts.items()},
             },
-            "pictures": [
-                {"image_id": picture.image.image_id, "mass": round(picture.mass, 4), **mistakes_of(picture)}
-                for picture in self.pictures
-                if picture.mass > 0
+            "images": [
+                {"image_id": image.image.image_id, "mass": round(image.mass, 4), **mistakes_of(image)}
+                for image in self.images
+                if image.mass > 0
             ],
         }
 
@@ -127,14 +127,14 @@ def analyze(evaluator: CocoEvaluator, thresholds: Sequence[float] | None = None)
         thresholds_from=origin,
         confusion=confusion_matrix(shown, names),
         errors=error_types(images, len(names)),
-        pictures=tuple(sorted(map(classify_errors, shown), key=lambda picture: -picture.mass)),
+        images=tuple(sorted(map(classify_errors, shown), key=lambda image: -image.mass)),
     )
 
 
-def mistakes_of(picture: ImageErrors) -> dict[str, int]:
-    """How many objects of a picture were not found, and how many detections are wrong in which way; counts above 0."""
-    kinds = Counter(picture.kinds)
-    counts = {"not found": int((~picture.found).sum())} | {str(kind): kinds[kind] for kind in ErrorType}
+def mistakes_of(image: ImageErrors) -> dict[str, int]:
+    """How many objects of an image were not found, and how many detections are wrong in which way; counts above 0."""
+    kinds = Counter(image.kinds)
+    counts = {"not found": int((~image.found).sum())} | {str(kind): kinds[kind] for kind in ErrorType}
     return {name: count for name, count in counts.items() if count}
 
 

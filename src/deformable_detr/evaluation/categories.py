@@ -9,9 +9,9 @@ logger = logging.getLogger(__name__)
 
 
 def match_categories(model: Categories, dataset: Categories) -> dict[int, int]:
-    """Label of the model → category id of the data set, by name; by id only where not a single name fits.
+    """Label of the model → category id of the dataset, by name; by id only where not a single name fits.
 
-    Names are compared without regard to upper and lower case. Classes of the model that the data set does not have are left
+    Names are compared without regard to upper and lower case. Classes of the model that the dataset does not have are left
     out: what is detected of them is not evaluated.
 
     Args:
@@ -19,7 +19,7 @@ def match_categories(model: Categories, dataset: Categories) -> dict[int, int]:
         dataset: the categories of the annotation file.
 
     Returns:
-        For each label that fits, the category id. Categories of the data set that no label leads to are logged: they count
+        For each label that fits, the category id. Categories of the dataset that no label leads to are logged: they count
         as never detected.
 
     Raises:

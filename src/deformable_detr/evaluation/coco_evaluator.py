@@ -72,7 +72,7 @@ class CocoEvaluator:
 
         Args:
             images: the targets of a batch, or only the ids.
-            results: for each image `scores` `[D]`, `labels` `[D]` and `boxes` `[D, 4]` (xyxy, pixels of the original picture).
+            results: for each image `scores` `[D]`, `labels` `[D]` and `boxes` `[D, 4]` (xyxy, pixels of the original image).
 
         Raises:
             ValueError: an image without id or unknown to the annotation file, or labels beyond the classes.

@@ -37,10 +37,10 @@ class ErrorType(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class ImageErrors:
-    """The mistakes in one picture; D detections, T objects."""
+    """The mistakes in one image; D detections, T objects."""
 
     image: EvaluatedImage
-    """The picture."""
+    """The image."""
 
     matched: np.ndarray
     """`[D]` the object that a right detection found, else -1."""
@@ -59,7 +59,7 @@ class ImageErrors:
 
     @property
     def mass(self) -> float:
-        """How bad the picture is: the scores of all wrong detections, and 1 for each object that was not found."""
+        """How bad the image is: the scores of all wrong detections, and 1 for each object that was not found."""
         wrong = np.array([kind is not None for kind in self.kinds], dtype=bool)
         return float(self.image.scores[wrong].sum() + (~self.found).sum())
 
@@ -157,15 +157,15 @@ class _Ledger:
     """`[K]`"""
 
     @classmethod
-    def of(cls, pictures: Sequence[ImageErrors], num_classes: int) -> "_Ledger":
+    def of(cls, images: Sequence[ImageErrors], num_classes: int) -> "_Ledger":
         columns: list[tuple[np.ndarray, ...]] = [(np.zeros(0), *(np.zeros(0, dtype=np.int64),) * 3)]
         totals = np.zeros((3, num_classes), dtype=np.int64)
-        for picture in pictures:
-            image = picture.image
-            kinds = np.array([-1 if kind is None else _KINDS.index(kind) for kind in picture.kinds], dtype=np.int64)
-            counted = (kinds >= 0) | (picture.matched >= 0)
-            columns.append(tuple(column[counted] for column in (image.scores, image.labels, kinds, _fixed_labels(picture))))
-            for row, chosen in enumerate((slice(None), picture.found, picture.missed)):
+        for errors in images:
+            image = errors.image
+            kinds = np.array([-1 if kind is None else _KINDS.index(kind) for kind in errors.kinds], dtype=np.int64)
+            counted = (kinds >= 0) | (errors.matched >= 0)
+            columns.append(tuple(column[counted] for column in (image.scores, image.labels, kinds, _fixed_labels(errors))))
+            for row, chosen in enumerate((slice(None), errors.found, errors.missed)):
                 totals[row] += np.bincount(image.true_labels[chosen], minlength=num_classes)
         arrays = [np.concatenate(column) for column in zip(*columns, strict=True)]
         order = np.argsort(-arrays[0], kind="stable")
@@ -199,12 +199,12 @@ class _Ledger:
         return found | {ErrorType.MISSED: int(self.num_missed.sum())}
 
 
-def _fixed_labels(picture: ImageErrors) -> np.ndarray:
+def _fixed_labels(image: ImageErrors) -> np.ndarray:
     """`[D]` the class that a mistake has once it is put right, -1 where it is deleted: an object can be gained only once."""
-    fixed = np.full(len(picture.targets), -1, dtype=np.int64)
-    gained = picture.found.copy()
-    for row in np.flatnonzero(picture.targets >= 0):  # best score first
-        target = picture.targets[row]
+    fixed = np.full(len(image.targets), -1, dtype=np.int64)
+    gained = image.found.copy()
+    for row in np.flatnonzero(image.targets >= 0):  # best score first
+        target = image.targets[row]
         if not gained[target]:
-            fixed[row], gained[target] = picture.image.true_labels[target], True
+            fixed[row], gained[target] = image.image.true_labels[target], True
     return fixed

@@ -18,7 +18,7 @@ MATCH_IOU = 0.5
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedImage:
-    """One picture: what was detected in it, and what is there. Labels count the categories of the annotation file from 0.
+    """One image: what was detected in it, and what is there. Labels count the categories of the annotation file from 0.
 
     D detections, T objects, R crowd regions; boxes are xyxy in pixels, float64.
     """
@@ -67,7 +67,7 @@ class EvaluatedImage:
         return (inside & (self.labels[:, None] == self.crowd_labels)).any(axis=1)
 
     def above(self, thresholds: np.ndarray) -> Self:
-        """The same picture with the detections that reach the threshold of their class.
+        """The same image with the detections that reach the threshold of their class.
 
         Args:
             thresholds: `[K]`, one per class.

@@ -44,9 +44,9 @@ def export_model(
             beside it). An existing file is replaced.
         padding_mask: give the network a second input that says where a batch is padded. False: one input.
         size: fix the canvas to this (height, width). None: any size.
-        batch_size: fix the number of pictures per run. None: any number.
+        batch_size: fix the number of images per run. None: any number.
         grid_sample: False writes the operator as gather and arithmetic, for runtimes whose GridSample is slow or wrong.
-        preprocess: put resizing and normalisation inside: decoded pictures `[B, H, W, 3]` uint8 RGB in, no mask. Not for .pt2.
+        preprocess: put resizing and normalisation inside: decoded images `[B, H, W, 3]` uint8 RGB in, no mask. Not for .pt2.
         top_k: put the choice of the best detections inside. None: logits and boxes of all queries out.
 
     Returns:
@@ -61,7 +61,7 @@ def export_model(
     smallest = smallest_side(model.metadata.model)
     _check(path, size, batch_size, top_k, smallest)
     if preprocess and (size is not None or suffix == ".pt2"):
-        raise ValueError("preprocess is for .onnx and .xml, and the pictures decide the size: leave out size")
+        raise ValueError("preprocess is for .onnx and .xml, and the images decide the size: leave out size")
     padding_mask = padding_mask and not preprocess
     form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, top_k=top_k, smallest_side=smallest)
     plain = PlainNetwork(model)

@@ -16,22 +16,22 @@ class ExportForm:
     """The interface of one exported file."""
 
     metadata: Metadata
-    """Classes, category ids, mean and deviation, picture sizes, variant."""
+    """Classes, category ids, mean and deviation, image sizes, variant."""
 
     padding_mask: bool = True
-    """A second input says where a batch of different pictures is padded. False: the pictures of a batch all fill the canvas."""
+    """A second input says where a batch of different images is padded. False: the images of a batch all fill the canvas."""
 
     size: tuple[int, int] | None = None
     """(height, width) of the canvas, if it is fixed. None: any from `smallest_side` on."""
 
     batch_size: int | None = None
-    """Pictures per run, if it is fixed. None: any number."""
+    """Images per run, if it is fixed. None: any number."""
 
     grid_sample: bool = True
     """False: gather and arithmetic stand in place of GridSample."""
 
     preprocess: bool = False
-    """The input is `pictures` `[B, H, W, 3]` uint8 RGB as decoded; resizing and normalisation are inside."""
+    """The input is `images` `[B, H, W, 3]` uint8 RGB as decoded; resizing and normalisation are inside."""
 
     top_k: int | None = None
     """The outputs are the best `scores`, `labels` and `boxes`. None: `logits` and `boxes` of all queries."""
@@ -49,7 +49,7 @@ class ExportForm:
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs, in order."""
         if self.preprocess:
-            return ("pictures",)
+            return ("images",)
         return ("images", "padding_mask") if self.padding_mask else ("images",)
 
     @property
@@ -94,7 +94,7 @@ def smallest_side(config: ModelConfig) -> int:
 
 
 def level_strides(config: ModelConfig) -> tuple[int, ...]:
-    """Pixels of the picture per pixel of each of the L levels."""
+    """Pixels of the image per pixel of each of the L levels."""
     last = 16 if config.dilation else 32
     strides = [8, 16, last][-min(config.num_feature_levels, 3) :]
     while len(strides) < config.num_feature_levels:

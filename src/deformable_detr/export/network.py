@@ -60,9 +60,9 @@ class ExportableNetwork(nn.Module):
             padding_mask: `[B, H, W]` bool, True where there is padding.
 
         Returns:
-            `logits` `[B, Q, K]` before the sigmoid, and `boxes` `[B, Q, 4]` cxcywh in [0, 1] of each picture without padding.
+            `logits` `[B, Q, K]` before the sigmoid, and `boxes` `[B, Q, 4]` cxcywh in [0, 1] of each image without padding.
         """
-        levels, masks = padded_pyramid(lambda pictures: self.neck(self.backbone(pictures)), ImageBatch(images, padding_mask))
+        levels, masks = padded_pyramid(lambda images: self.neck(self.backbone(images)), ImageBatch(images, padding_mask))
         flat = self.flatten(levels, masks)
         memory = self.encoder(flat)
         hidden, boxes = self.decoder(self.query_source(memory, flat), memory, flat)
@@ -81,7 +81,7 @@ class LastLayer(nn.Module):
         self.layers, self.box_heads, self.box_refinement = decoder.layers, decoder.box_heads, decoder.box_refinement
 
     def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> tuple[list[Tensor], list[Tensor]]:
-        """The queries `[B, Q, C]` and their boxes `[B, Q, 4]`, cxcywh in [0, 1] of each picture; of one layer."""
+        """The queries `[B, Q, C]` and their boxes `[B, Q, 4]`, cxcywh in [0, 1] of each image; of one layer."""
         query, boxes = run_to_last_layer(self, queries, memory, flat)
         return [query], [boxes]
 
@@ -101,7 +101,7 @@ class BestProposals(nn.Module):
         self.class_head, self.box_head = _first_channel(source.class_head), source.box_head
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
-        """The best Q proposals of each picture, see `EncoderProposals`."""
+        """The best Q proposals of each image, see `EncoderProposals`."""
         proposals, can_propose = proposal_logits(flat)
         features = self.memory_norm(self.memory_proj(memory.masked_fill(~can_propose, 0.0)))  # [B, S, C]
         objectness = self.class_head(features)[..., 0].masked_fill(flat.padding_mask, float("-inf"))
@@ -123,7 +123,7 @@ def _first_channel(head: nn.Module) -> nn.Module:
 
 
 class MaskFree(nn.Module):
-    """The same for pictures that fill the canvas: no second input.
+    """The same for images that fill the canvas: no second input.
 
     Args:
         network: an :class:`ExportableNetwork`.
@@ -143,7 +143,7 @@ class TopDetections(nn.Module):
 
     Args:
         network: gives logits and boxes.
-        top_k: how many detections are given per picture; all Q * K where there are fewer.
+        top_k: how many detections are given per image; all Q * K where there are fewer.
     """
 
     def __init__(self, network: nn.Module, top_k: int) -> None:

@@ -15,7 +15,7 @@ from deformable_detr.export.form import ExportForm
 from deformable_detr.structures import ImageBatch
 
 TOLERANCE = 1e-4
-"""Largest difference of a score (in [0, 1]) or a box coordinate (share of the picture): 0.1 pixel of 1000."""
+"""Largest difference of a score (in [0, 1]) or a box coordinate (share of the image): 0.1 pixel of 1000."""
 
 Answer = tuple[Tensor, Tensor]  # logits [B, Q, K], boxes [B, Q, 4] cxcywh
 Detections = tuple[Tensor, Tensor, Tensor]  # scores [B, k], labels [B, k], boxes [B, k, 4] xyxy
@@ -27,16 +27,16 @@ class ParityError(FloatingPointError):
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest ones over all pictures."""
+    """The largest ones over all images."""
 
     score: float
     """Of the scores, in [0, 1]."""
 
     box: float
-    """Of the box coordinates, as a share of the picture's side."""
+    """Of the box coordinates, as a share of the image's side."""
 
     def __str__(self) -> str:
-        return f"scores differ by at most {self.score:.1e}, boxes by {self.box:.1e} of the picture's side"
+        return f"scores differ by at most {self.score:.1e}, boxes by {self.box:.1e} of the image's side"
 
     def largest(self, other: "Difference") -> "Difference":
         """The worse of both, number by number."""
@@ -54,7 +54,7 @@ def assert_parity(
     Args:
         candidate: the exported one: logits and boxes, or scores, labels and boxes of the best.
         model: the PyTorch model: images `[B, 3, H, W]` and padding mask `[B, H, W]` → logits and boxes.
-        batches: the pictures.
+        batches: the images.
         what: the name of the file in the message.
 
     Returns:
@@ -123,15 +123,15 @@ def parity_batches(form: ExportForm) -> list[ImageBatch]:
 
 
 def _batch(sizes: Sequence[tuple[int, int]], form: ExportForm, seed: int) -> ImageBatch:
-    pictures = list(_pictures(sizes, form, seed))
-    batch = ImageBatch.from_images(pictures)
+    images = list(_images(sizes, form, seed))
+    batch = ImageBatch.from_images(images)
     if form.size is not None:
         right, bottom = form.size[1] - batch.images.shape[3], form.size[0] - batch.images.shape[2]
         batch = ImageBatch(F.pad(batch.images, (0, right, 0, bottom)), F.pad(batch.padding_mask, (0, right, 0, bottom), value=True))
     return replace(batch, image_sizes=None)  # the model, too, is to see the padded canvas
 
 
-def _pictures(sizes: Sequence[tuple[int, int]], form: ExportForm, seed: int) -> Iterator[Tensor]:
+def _images(sizes: Sequence[tuple[int, int]], form: ExportForm, seed: int) -> Iterator[Tensor]:
     mean, std = (torch.tensor(values)[:, None, None] for values in (form.metadata.mean, form.metadata.std))
     for index, size in enumerate(sizes):
         scene, _ = draw_scene(np.random.default_rng((7, seed, index)))

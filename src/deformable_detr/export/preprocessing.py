@@ -16,20 +16,20 @@ from deformable_detr.export.sessions import Session
 if TYPE_CHECKING:
     import onnx
 
-INPUT, OUTPUT = "pictures", "prepared"
+INPUT, OUTPUT = "images", "prepared"
 
 # The triangle filter of a bilinear resize with antialias is a matrix: one row per new pixel, whose weights fall off linearly
 # with the distance and add up to 1. As in the 8-bit resize of Pillow and torchvision, rows come first and both results are
 # rounded, halves up.
 _GRAPH = """
 <ir_version: 10, opset_import: ["" : 20]>
-preprocess (uint8[batch, picture_height, picture_width, 3] pictures) => (float[batch, 3, height, width] prepared) {{
+preprocess (uint8[batch, image_height, image_width, 3] images) => (float[batch, 3, height, width] prepared) {{
     zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
     two = Constant <value_int = 2> ()
     short_side = Constant <value_int = {short_side}> ()
     max_long_side = Constant <value_int = {max_long_side}> ()
-    shape = Shape (pictures)
+    shape = Shape (images)
     old_height = Gather (shape, one)
     old_width = Gather (shape, two)
     short = Min (old_height, old_width)
@@ -58,7 +58,7 @@ preprocess (uint8[batch, picture_height, picture_width, 3] pictures) => (float[b
     new_width = Where (is_tall, new_short, new_long)
     {rows}
     {columns}
-    decoded = Cast <to = 1> (pictures)
+    decoded = Cast <to = 1> (images)
     planes = Transpose <perm = [0, 3, 1, 2]> (decoded)
     darkest = Constant <value_float = 0.0> ()
     brightest = Constant <value_float = 255.0> ()
@@ -103,7 +103,7 @@ GREY_LEVELS = 1.01
 
 
 def preprocessing_graph(metadata: Metadata) -> "onnx.ModelProto":
-    """Decoded pictures `[B, H, W, 3]` uint8 RGB → normalised ones `[B, 3, h, w]`, as `eval_transform` makes them."""
+    """Decoded images `[B, H, W, 3]` uint8 RGB → normalised ones `[B, 3, h, w]`, as `eval_transform` makes them."""
     import onnx
     from onnx import numpy_helper, parser
 
@@ -129,7 +129,7 @@ def preprocessing_graph(metadata: Metadata) -> "onnx.ModelProto":
 
 
 def put_in_front(model: "onnx.ModelProto", metadata: Metadata) -> "onnx.ModelProto":
-    """The network (one input, `images`) with the preparation of the pictures before it."""
+    """The network (one input, `images`) with the preparation of the images before it."""
     from onnx import compose
 
     graph = compose.add_prefix(preprocessing_graph(metadata), "preprocess/", rename_inputs=False)
@@ -145,11 +145,11 @@ def assert_preparation(
     """Check the preparation against `eval_transform`, and the file with it against the network alone, on drawn scenes.
 
     Args:
-        whole: the file, taking pictures.
+        whole: the file, taking images.
         network: the same without preparation, taking images (and compared with the model before).
         form: of the file without preparation.
         what: the name of the file in the message.
-        sizes: (height, width) of the pictures.
+        sizes: (height, width) of the images.
 
     Raises:
         ParityError: a pixel is off by more than one grey level, or the outputs differ; the message has the numbers.
@@ -160,17 +160,17 @@ def assert_preparation(
     std = np.array(form.metadata.std, np.float32).reshape(3, 1, 1)
     for seed, (height, width) in enumerate(sizes):
         scene, _ = draw_scene(np.random.default_rng((11, seed)), 2 * max(height, width))
-        pictures = np.repeat(np.ascontiguousarray(scene[:height, :width])[None], form.batch_size or 2, axis=0)
-        images: np.ndarray = graph.run(None, {INPUT: pictures})[0]  # type: ignore[assignment]
-        levels = float(np.abs((images - prepared(pictures[0], form.metadata).numpy()) * std).max() * 255)
+        pixels = np.repeat(np.ascontiguousarray(scene[:height, :width])[None], form.batch_size or 2, axis=0)
+        images: np.ndarray = graph.run(None, {INPUT: pixels})[0]  # type: ignore[assignment]
+        levels = float(np.abs((images - prepared(pixels[0], form.metadata).numpy()) * std).max() * 255)
         if levels > GREY_LEVELS:
             raise ParityError(f"{what}: its preparation differs by {levels:.2f} grey levels from that of the detector")
-        gap = float(np.abs(whole([pictures])[0] - network([images])[0]).max())
+        gap = float(np.abs(whole([pixels])[0] - network([images])[0]).max())
         if not gap <= 10 * TOLERANCE:  # logits, or scores: both follow from everything before them
             raise ParityError(f"{what} computes something else with its preparation inside: {form.outputs[0]} differ by {gap:.1e}")
 
 
-def prepared(picture: np.ndarray, metadata: Metadata) -> torch.Tensor:
-    """What the network should see of one picture `[H, W, 3]`: `[1, 3, h, w]`."""
+def prepared(image: np.ndarray, metadata: Metadata) -> torch.Tensor:
+    """What the network should see of one image `[H, W, 3]`: `[1, 3, h, w]`."""
     transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
-    return transform(torch.from_numpy(picture).permute(2, 0, 1).contiguous())[0][None]
+    return transform(torch.from_numpy(image).permute(2, 0, 1).contiguous())[0][None]

@@ -31,60 +31,60 @@ class Quantised:
     """COCO AP of the float32 file."""
 
     ap_after: float
-    """COCO AP of the int8 file, on the same pictures."""
+    """COCO AP of the int8 file, on the same images."""
 
-    num_pictures: int
+    num_images: int
     """How many were evaluated."""
 
     def __str__(self) -> str:
         change = self.ap_after - self.ap_before
-        return f"int8: AP {self.ap_before:.4f} -> {self.ap_after:.4f} ({change:+.4f}) on {self.num_pictures} pictures"
+        return f"int8: AP {self.ap_before:.4f} -> {self.ap_after:.4f} ({change:+.4f}) on {self.num_images} images"
 
 
-def quantize_onnx(path: str | Path, dataset: str | Path, *, num_pictures: int = 64) -> Quantised:
+def quantize_onnx(path: str | Path, dataset: str | Path, *, num_images: int = 64) -> Quantised:
     """Replace an exported .onnx by its int8 form, and measure both on the validation split.
 
-    The ranges of the activations come from training pictures, run one at a time at their own size. Convolutions and linear
+    The ranges of the activations come from training images, run one at a time at their own size. Convolutions and linear
     maps of the backbone, the neck, the encoder and the decoder become 8-bit, weights with a scale per channel; what says where
     to look and where things are (offsets, attention weights, box heads, class heads) stays float32, and so does the preparation
-    of the pictures. A file that has it inside is given decoded pictures throughout, as its users give them.
+    of the images. A file that has it inside is given decoded images throughout, as its users give them.
 
     Args:
-        path: an .onnx of `export_model`, with or without the preparation of the pictures and the choice of the best inside.
-        dataset: folder of a data set, as for training, with the splits `train` and `val`.
-        num_pictures: training pictures that the ranges are taken from; all where there are fewer.
+        path: an .onnx of `export_model`, with or without the preparation of the images and the choice of the best inside.
+        dataset: folder of a dataset, as for training, with the splits `train` and `val`.
+        num_images: training images that the ranges are taken from; all where there are fewer.
 
     Returns:
         AP before and after; they stand in the file's record, too.
 
     Raises:
-        FileNotFoundError: the data set or a split is missing.
+        FileNotFoundError: the dataset or a split is missing.
         ImportError: onnx or onnxruntime is missing.
-        ValueError: fewer than one picture, or classes that do not fit.
+        ValueError: fewer than one image, or classes that do not fit.
     """
-    if num_pictures < 1:
-        raise ValueError(f"the ranges need at least 1 picture, not {num_pictures}")
+    if num_images < 1:
+        raise ValueError(f"the ranges need at least 1 image, not {num_images}")
     path = Path(path)
     network = ExportedNetwork(path, "onnx")
-    pictures = islice(build_loader(_split(dataset, "train", network.form), batch_size=1, training=False), num_pictures)
+    images = islice(build_loader(_split(dataset, "train", network.form), batch_size=1, training=False), num_images)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         partial = Path(folder) / path.name
-        _quantize(path, partial, [network.arrays(batch.images) for batch, _ in pictures])
+        _quantize(path, partial, [network.arrays(batch.images) for batch, _ in images])
         before, count = _average_precision(network, dataset)
         after, _ = _average_precision(ExportedNetwork(partial, "onnx"), dataset)
         result = Quantised(before, after, count)
         _write_record(
-            partial, replace(network.form, int8=True, details={"ap_before": before, "ap_after": after, "pictures": count})
+            partial, replace(network.form, int8=True, details={"ap_before": before, "ap_after": after, "images": count})
         )
         partial.replace(path)
     return result
 
 
 def check_dataset(dataset: str | Path, metadata: Metadata) -> None:
-    """Find out whether a data set will do for :func:`quantize_onnx`, before minutes go into an export.
+    """Find out whether a dataset will do for :func:`quantize_onnx`, before minutes go into an export.
 
     Raises:
-        FileNotFoundError: the data set or a split is missing.
+        FileNotFoundError: the dataset or a split is missing.
         ValueError: an annotation file is damaged.
     """
     for split in ("train", "val"):
@@ -92,15 +92,15 @@ def check_dataset(dataset: str | Path, metadata: Metadata) -> None:
 
 
 def _split(dataset: str | Path, split: str, form: ExportForm) -> CocoDataset:
-    """The pictures of a split as the file takes them."""
+    """The images of a split as the file takes them."""
     metadata = form.metadata
     config = DataConfig(
         eval_short_side=metadata.eval_short_side, max_long_side=metadata.max_long_side, mean=metadata.mean, std=metadata.std
     )
-    pictures = build_dataset(dataset, split, config, training=False)
+    images = build_dataset(dataset, split, config, training=False)
     if form.preprocess:
-        pictures.transform = _as_decoded
-    return pictures
+        images.transform = _as_decoded
+    return images
 
 
 def _as_decoded(image: Tensor, target: Target | None) -> tuple[Tensor, Target | None]:
@@ -108,11 +108,11 @@ def _as_decoded(image: Tensor, target: Target | None) -> tuple[Tensor, Target | 
 
 
 def _average_precision(network: ExportedNetwork, dataset: str | Path) -> tuple[float, int]:
-    pictures = _split(dataset, "val", network.form)
-    loader = build_loader(pictures, batch_size=1, training=False)
+    images = _split(dataset, "val", network.form)
+    loader = build_loader(images, batch_size=1, training=False)
     num_classes = network.metadata.model.num_classes
     categories = network.metadata.categories or Categories.from_names([f"class {label}" for label in range(num_classes)])
-    metrics = evaluate(network, loader, categories, pictures.annotation_file, device="cpu")
+    metrics = evaluate(network, loader, categories, images.annotation_file, device="cpu")
     return metrics.ap, metrics.num_images
 
 
@@ -153,7 +153,7 @@ def _quantize(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> Non
 def exact_nodes(proto: "onnx.ModelProto") -> list[str]:
     """Names of the products that stay float32: geometry, prediction heads, and all that multiply no weights.
 
-    Without weights are those of the self-attention and of the preparation of the pictures. The translator renames weights when it
+    Without weights are those of the self-attention and of the preparation of the images. The translator renames weights when it
     transposes them, but not the biases that are added after them.
     """
     exact = ("sampling_offsets.", "attention_weights.", "box_head", "class_head", "reference_points.")

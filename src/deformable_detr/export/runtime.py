@@ -24,12 +24,12 @@ def load_exported(path: str | Path, runtime: str | None = None) -> Predictor:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: the runtime is not installed.
-        ValueError: an unknown runtime, a file that it cannot run, or one that prepares pictures by itself.
+        ValueError: an unknown runtime, a file that it cannot run, or one that prepares images by itself.
     """
     network = ExportedNetwork(path, runtime)
     if network.form.preprocess:
         raise ValueError(
-            f"{network.path.name} prepares pictures by itself: hand decoded pictures to {network.runtime} directly "
+            f"{network.path.name} prepares images by itself: hand decoded images to {network.runtime} directly "
             "(docs/deploying.md shows how), or export once more without --preprocess"
         )
     return Predictor(network, device="cpu")
@@ -38,8 +38,8 @@ def load_exported(path: str | Path, runtime: str | None = None) -> Predictor:
 class ExportedNetwork(nn.Module):
     """An exported file as a callable like the model: an `ImageBatch` in, `Predictions` (of one layer) out.
 
-    Pictures of different sizes in a batch run one size after the other, so that padding has no influence: as in the model. A file
-    that prepares pictures by itself takes decoded ones, `[B, 3, H, W]` from 0 to 255, in the place of normalised ones.
+    Images of different sizes in a batch run one size after the other, so that padding has no influence: as in the model. A file
+    that prepares images by itself takes decoded ones, `[B, 3, H, W]` from 0 to 255, in the place of normalised ones.
 
     Args:
         path: a .pt2, .onnx or .xml (OpenVINO).
@@ -67,7 +67,7 @@ class ExportedNetwork(nn.Module):
         """Find the objects of a batch.
 
         Raises:
-            ValueError: a picture that the file's fixed or smallest size does not allow.
+            ValueError: an image that the file's fixed or smallest size does not allow.
         """
         sizes = images.image_sizes or _sizes_of(images.padding_mask)
         logits: list[Tensor] = [torch.empty(0)] * len(sizes)
@@ -82,20 +82,20 @@ class ExportedNetwork(nn.Module):
         return Predictions(torch.stack(logits)[None], torch.stack(boxes)[None])
 
     def _detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures of one size, `[B, 3, h, w]` → logits and boxes."""
+        """Images of one size, `[B, 3, h, w]` → logits and boxes."""
         outputs = self._run(self.arrays(images))
         return self._as_predictions(*(torch.from_numpy(output[: len(images)]) for output in outputs))
 
     def arrays(self, images: Tensor) -> list[np.ndarray]:
-        """The file's inputs for pictures of one size, `[B, 3, h, w]`.
+        """The file's inputs for images of one size, `[B, 3, h, w]`.
 
         Raises:
             ValueError: a size that the file does not allow.
         """
         missing = (self.form.batch_size or len(images)) - len(images)
-        images = torch.cat((images, images[:1].expand(missing, -1, -1, -1)))  # a fixed batch: copies of its first picture
+        images = torch.cat((images, images[:1].expand(missing, -1, -1, -1)))  # a fixed batch: copies of its first image
         if self.form.preprocess:
-            tensors = {"pictures": images.permute(0, 2, 3, 1).to(torch.uint8)}
+            tensors = {"images": images.permute(0, 2, 3, 1).to(torch.uint8)}
         else:
             images, mask = self._on_canvas(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
             tensors = {"images": images, "padding_mask": mask}
@@ -111,7 +111,7 @@ class ExportedNetwork(nn.Module):
         if right < 0 or bottom < 0 or not self.form.padding_mask:
             allowed = "x".join(map(str, self.form.size)) if self.form.size else f"at least {smallest} pixels on each side"
             raise ValueError(
-                f"a picture of {height}x{width} pixels after resizing does not go into {self.path.name}, which takes {allowed}"
+                f"an image of {height}x{width} pixels after resizing does not go into {self.path.name}, which takes {allowed}"
             )
         return F.pad(images, (0, right, 0, bottom)), F.pad(mask, (0, right, 0, bottom), value=True)
 

@@ -1,4 +1,4 @@
-"""Prediction for people with pictures: from files to `supervision.Detections`."""
+"""Prediction for people with images: from files to `supervision.Detections`."""
 
 from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.inference.options import InferenceOptions

@@ -1,4 +1,4 @@
-"""The whole detector beside its peers, taking turns in one process: inference, a training step, memory, and reading pictures."""
+"""The whole detector beside its peers, taking turns in one process: inference, a training step, memory, and reading images."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.inference.options import InferenceOptions
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.inference.sources import Picture
+from deformable_detr.inference.sources import InputImage
 from deformable_detr.structures import Target
 
 Run = Callable[[], Any]
@@ -57,7 +57,7 @@ class Measurement:
     implementation: str
     seconds: float
     first_call: float
-    pictures_per_second: float
+    images_per_second: float
     ratio: float | None = None
     memory: int | None = None
     error: float | None = None
@@ -85,7 +85,7 @@ def save_peer(folder: str | Path) -> Path:
 
 
 def build(name: str, case: Case, weights: Path) -> Run:
-    """One forward pass, which gives scores, or one training step of an implementation on a random picture."""
+    """One forward pass, which gives scores, or one training step of an implementation on a random image."""
     torch.manual_seed(0)
     images = torch.randn(case.batch, 3, case.height, case.width)
     if name == PEER:
@@ -170,7 +170,7 @@ def measure(case: Case, names: Sequence[str], *, rounds: int = 3, memory: bool =
                 times[name].append(_clock(run)[0])
         for result, output in zip(results, outputs, strict=True):
             result.seconds = statistics.median(times[result.implementation])
-            result.pictures_per_second = case.batch / result.seconds
+            result.images_per_second = case.batch / result.seconds
             result.ratio = results[0].seconds / result.seconds
             if case.kind == "model":
                 result.error = float((output.sigmoid() - outputs[0].sigmoid()).abs().max())
@@ -213,15 +213,15 @@ def _status(field: str) -> int:
 
 
 def measure_data(
-    *, pictures: int = 24, height: int = 480, width: int = 640, preset: str = "demo", num_threads: int = 2, rounds: int = 3
+    *, images: int = 24, height: int = 480, width: int = 640, preset: str = "demo", num_threads: int = 2, rounds: int = 3
 ) -> list[Measurement]:
-    """Do pictures come fast enough? The network alone, `predict` on a folder of JPEG files, and reading them alone.
+    """Do images come fast enough? The network alone, `predict` on a folder of JPEG files, and reading them alone.
 
     All at the official sizes: the short side 800 pixels for prediction, the official augmentation for training. What `predict`
     takes beyond the network alone is what reading costs it; on a CPU both share the cores.
 
     Args:
-        pictures: how many files are made, of noise.
+        images: how many files are made, of noise.
         height: of each, in pixels.
         width: of each, in pixels.
         preset: whose network is used; the small `demo` is the hardest case for the reader.
@@ -235,14 +235,14 @@ def measure_data(
     transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = _write_noise(folder, pictures, height, width)
-        ready = [transform(Picture(str(path), path).read(), None)[0] for path in paths[:1]]
+        paths = _write_noise(folder, images, height, width)
+        ready = [transform(InputImage(str(path), path).read(), None)[0] for path in paths[:1]]
         dataset = build_dataset(folder, "train", DataConfig(), training=True)
         loader = build_loader(dataset, batch_size=1, training=True, num_workers=num_threads)
         runs: dict[str, Run] = {
             "network alone": lambda: [predictor.inference_model(ready) for _ in paths],
             "predict on the folder": lambda: predictor.predict(folder / "train", num_threads=num_threads),
-            "reading, one thread": lambda: [transform(Picture(str(path), path).read(), None) for path in paths],
+            "reading, one thread": lambda: [transform(InputImage(str(path), path).read(), None) for path in paths],
             f"for training, {num_threads} workers": lambda: list(loader),
         }
         first = {name: _clock(run)[0] for name, run in runs.items()}
@@ -250,24 +250,24 @@ def measure_data(
         for _ in range(rounds):
             for name, run in runs.items():
                 times[name].append(_clock(run)[0])
-    title = f"data, {pictures} pictures of {height} x {width}, {preset}"
-    seconds = {name: statistics.median(found) / pictures for name, found in times.items()}
+    title = f"data, {images} images of {height} x {width}, {preset}"
+    seconds = {name: statistics.median(found) / images for name, found in times.items()}
     alone = seconds["network alone"]
     return [Measurement(title, name, s, first[name], 1 / s, alone / s) for name, s in seconds.items()]
 
 
-def _write_noise(folder: Path, pictures: int, height: int, width: int) -> list[Path]:
-    """A COCO data set of JPEG files, with one object each, in its split `train`."""
+def _write_noise(folder: Path, images: int, height: int, width: int) -> list[Path]:
+    """A COCO dataset of JPEG files, with one object each, in its split `train`."""
     generator = np.random.default_rng(0)
     (folder / "train").mkdir()
-    paths = [folder / "train" / f"{index}.jpg" for index in range(pictures)]
+    paths = [folder / "train" / f"{index}.jpg" for index in range(images)]
     for path in paths:
         coarse = generator.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((width, height)).save(path, quality=90)
     box = [width / 4, height / 4, width / 2, height / 2]
     record = {
         "images": [{"id": i, "file_name": path.name, "width": width, "height": height} for i, path in enumerate(paths)],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": box, "iscrowd": 0} for i in range(pictures)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": box, "iscrowd": 0} for i in range(images)],
         "categories": [{"id": 1, "name": "noise"}],
     }
     (folder / "train" / "_annotations.coco.json").write_text(json.dumps(record))

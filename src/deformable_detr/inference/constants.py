@@ -1,4 +1,4 @@
-"""What depends on the sizes of pictures alone and not on their content: computed once per size, kept for the last few sizes."""
+"""What depends on the sizes of images alone and not on their content: computed once per size, kept for the last few sizes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from deformable_detr.structures import FlatFeatures, ImageBatch
 
 @dataclass(frozen=True)
 class Constants:
-    """Everything of a batch that its picture sizes decide. B is 1 where no picture is padded."""
+    """Everything of a batch that its image sizes decide. B is 1 where no image is padded."""
 
     positions: Tensor
     """`[B, S, C]` sine position plus level embedding."""
@@ -52,9 +52,9 @@ class ConstantsCache:
         """The constants of a batch.
 
         Args:
-            batch: of pictures.
+            batch: of images.
             levels: its maps, `[B, C, h, w]`.
-            padding_masks: of the levels, `[B, h, w]`; None where no picture is padded.
+            padding_masks: of the levels, `[B, h, w]`; None where no image is padded.
         """
         shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
         dtype, device = levels[0].dtype, levels[0].device

@@ -55,7 +55,7 @@ def optimized_backbone(
 ) -> Callable[[Tensor], list[Tensor]]:
     """`body` in its fastest form for inference; `body` itself where there is no graph of it.
 
-    The new form is run against the old one on a small random picture before it is given away.
+    The new form is run against the old one on a small random image before it is given away.
 
     Args:
         body: a timm model with `features_only`.
@@ -235,9 +235,9 @@ def _set_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module) 
 def _agrees(run: Callable[[Tensor], list[Tensor]], body: nn.Module) -> bool:
     weight = next(body.parameters())
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator).to(weight)
+    image = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator).to(weight)
     with torch.inference_mode():
-        pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(run(picture.clone()), body(picture), strict=True))
+        pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(run(image.clone()), body(image), strict=True))
     differences = [float((new - old).abs().amax() / old.abs().amax().clamp(min=1e-12)) for new, old in pairs]
     if all(difference < TOLERANCE for difference in differences):
         return True

@@ -15,7 +15,7 @@ WARM_UPS = 3
 @dataclass(frozen=True)
 class _Recording:
     graph: torch.cuda.CUDAGraph
-    place: ImageBatch  # where it reads its pictures
+    place: ImageBatch  # where it reads its images
     predictions: Predictions  # where it writes
     constants: list[Constants]  # what it reads besides; kept, as the cache may let go of them
 
@@ -31,7 +31,7 @@ class CudaGraphs:
     def __init__(self, network: InferenceNetwork, most_shapes: int = 4) -> None:
         self.network, self.most_shapes = network, most_shapes
         self._recorded: dict[tuple, _Recording] = {}
-        self._lock = threading.Lock()  # a recorded graph has one place for its pictures
+        self._lock = threading.Lock()  # a recorded graph has one place for its images
 
     def __call__(self, batch: ImageBatch) -> Predictions:
         """Predictions in memory of their own."""

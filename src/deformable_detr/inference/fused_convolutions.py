@@ -21,7 +21,7 @@ MAX_WEIGHTS = 4_000_000
 class FusedConvolution(nn.Module):
     """A convolution that adds another tensor and applies ReLU while its output is still in cache (oneDNN post-operations).
 
-    The weights are not packed into oneDNN's own layout: packed for one picture size, they were up to ten times slower at another.
+    The weights are not packed into oneDNN's own layout: packed for one image size, they were up to ten times slower at another.
 
     Args:
         convolution: with constant weights; float32, on the CPU.

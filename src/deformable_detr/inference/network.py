@@ -77,7 +77,7 @@ class InferenceNetwork:
         return Predictions(model.class_heads[-1](hidden)[None], boxes[None])
 
     def _pyramid(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor] | None]:
-        """The levels, and their masks where a picture is padded."""
+        """The levels, and their masks where an image is padded."""
         if self.constants is not None and batch.image_sizes is not None and not _is_padded(batch):
             return self._levels(batch.images), None
         return (separate_pyramid if self.model.separate_images else padded_pyramid)(self._levels, batch)
@@ -164,7 +164,7 @@ def run_to_last_layer(decoder: Any, queries: Queries, memory: Tensor, flat: Flat
         flat: the sequence that `memory` belongs to.
 
     Returns:
-        The queries `[B, Q, C]` and boxes `[B, Q, 4]`, cxcywh in [0, 1] of each picture.
+        The queries `[B, Q, C]` and boxes `[B, Q, 4]`, cxcywh in [0, 1] of each image.
     """
     query, boxes = queries.query, queries.reference_points
     reference, last = boxes, len(decoder.layers) - 1

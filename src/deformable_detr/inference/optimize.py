@@ -45,7 +45,7 @@ class InferenceModel(nn.Module):
 
     @property
     def metadata(self) -> Metadata:
-        """Classes, picture sizes and origin of the model."""
+        """Classes, image sizes and origin of the model."""
         return self.model.metadata  # pyright: ignore[reportReturnType]
 
     def train(self, mode: bool = True) -> Self:
@@ -54,10 +54,10 @@ class InferenceModel(nn.Module):
         return self
 
     def forward(self, images: ImageBatch | Sequence[Tensor]) -> Predictions:
-        """Find the objects of a batch of pictures.
+        """Find the objects of a batch of images.
 
         Args:
-            images: normalised float pictures `[3, h, w]` of any sizes, or an `ImageBatch`.
+            images: normalised float images `[3, h, w]` of any sizes, or an `ImageBatch`.
 
         Returns:
             With `options.answer_only` the last decoder layer alone, `logits` `[1, B, Q, K]` and `boxes` `[1, B, Q, 4]`; else as

@@ -39,13 +39,13 @@ class InferenceOptions:
     """On a CPU: the encoder works on this many tokens at a time, in cache. None: the model's own encoder."""
 
     constant_sizes: int = 4
-    """For so many picture sizes, positions, masks and reference points are kept. 0: computed each time."""
+    """For so many image sizes, positions, masks and reference points are kept. 0: computed each time."""
 
     answer_only: bool = True
     """Give the last decoder layer alone, `[1, B, Q, …]`, and no encoder proposals: what training needs is not computed."""
 
     compile: bool = False
-    """Compile backbone and encoder with inductor: once per picture size, a minute each; needs a C++ compiler (or Triton)."""
+    """Compile backbone and encoder with inductor: once per image size, a minute each; needs a C++ compiler (or Triton)."""
 
     cuda_graphs: bool = False
     """On a CUDA GPU: record the kernels of each batch shape once and replay them; costs memory per shape."""

@@ -1,4 +1,4 @@
-"""A model for people with pictures: files, folders or arrays in, `supervision.Detections` in the pictures' own pixels out.
+"""A model for people with images: files, folders or arrays in, `supervision.Detections` in the images' own pixels out.
 
 The model itself takes prepared tensors; what lies between — reading, resizing, batching, scores, class names — is here.
 """
@@ -23,7 +23,7 @@ from deformable_detr.config import DEFAULT_THRESHOLD, Metadata
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.inference.options import PLAIN, InferenceOptions, Precision, fastest_precision
-from deformable_detr.inference.sources import Picture, Source, is_single, open_source
+from deformable_detr.inference.sources import InputImage, Source, is_single, open_source
 from deformable_detr.inference.tiles import Tiling, iterate_tiled
 from deformable_detr.ops.cpu import use_one_core_here
 from deformable_detr.postprocessing import postprocess
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What :meth:`Predictor.iterate` yields for each picture."""
+    """What :meth:`Predictor.iterate` yields for each image."""
 
     name: str
-    """The path, or `image 3` for the fourth picture of a list."""
+    """The path, or `image 3` for the fourth image of a list."""
 
     pixels: Tensor
     """`[3, H, W]` uint8 RGB, upright: the pixels that the boxes refer to."""
@@ -60,19 +60,19 @@ class Result:
 
 
 class Predictor:
-    """Runs a detector on pictures.
+    """Runs a detector on images.
 
     ```python
-    predictor.predict("street.jpg")                          # one picture → supervision.Detections
+    predictor.predict("street.jpg")                          # one image → supervision.Detections
     predictor.predict("photos/", threshold=0.3, batch_size=8)  # many → a list
     for result in predictor.iterate("photos/**/*.jpg"):      # very many → one after the other
         print(result.name, result.detections.data["class_name"])
-    for frame in iterate_video(predictor, "street.mp4"): ...  # of inference.video: a film, a camera
-    predictor.predict("aerial.tif", tiles=640)               # small objects in a large picture: tile by tile
+    for frame in iterate_video(predictor, "street.mp4"): ...  # of inference.video: a video, a camera
+    predictor.predict("aerial.tif", tiles=640)               # small objects in a large image: tile by tile
     ```
 
     Args:
-        model: a detector with `.metadata` (class names, picture sizes); it is moved to `device` and set to evaluation mode.
+        model: a detector with `.metadata` (class names, image sizes); it is moved to `device` and set to evaluation mode.
         device: `auto` takes a GPU where there is one; else any torch device.
         precision: arithmetic of the network: `fp32`, or `bf16`/`fp16` autocast; `auto` measures what is fastest here.
         options: how the network is made fast; see :meth:`optimize`.
@@ -124,14 +124,14 @@ class Predictor:
 
     @property
     def inference_model(self) -> InferenceModel:
-        """The optimised network: an `ImageBatch` or a list of pictures in, `Predictions` of the last layer out."""
+        """The optimised network: an `ImageBatch` or a list of images in, `Predictions` of the last layer out."""
         if self._inference_model.model is not self.model:  # another model was put in its place
             self._inference_model = InferenceModel(self.model, self._inference_model.options, self.precision)
         return self._inference_model
 
     @property
     def metadata(self) -> Metadata:
-        """Classes, picture sizes and origin of the model."""
+        """Classes, image sizes and origin of the model."""
         return self.model.metadata  # pyright: ignore[reportReturnType]
 
     @property
@@ -153,32 +153,32 @@ class Predictor:
         tiles: int | None = None,
         tile_overlap: float = 0.2,
     ) -> Any:
-        """Detect objects in one picture or in many.
+        """Detect objects in one image or in many.
 
         Args:
             source: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, **RGB**: for OpenCV's BGR pass `image[..., ::-1]`) or a
-                torch tensor (uint8 `[3, H, W]`, RGB) for one picture; a folder, a glob pattern or an iterable for many.
+                torch tensor (uint8 `[3, H, W]`, RGB) for one image; a folder, a glob pattern or an iterable for many.
             threshold: keep detections whose score is at least this, in [0, 1]. None: the thresholds that are stored with the
                 weights, one per class (`metadata.thresholds`), else 0.5.
-            batch_size: how many pictures go through the network at once.
-            top_k: at most this many detections per picture.
+            batch_size: how many images go through the network at once.
+            top_k: at most this many detections per image.
             classes: only objects of these classes (names). None: all.
-            on_error: with many pictures, what an unreadable one does: `raise` ends with an error that names it, `skip` leaves it
+            on_error: with many images, what an unreadable one does: `raise` ends with an error that names it, `skip` leaves it
                 out of the list and logs a warning.
-            num_threads: threads that read and resize the next pictures meanwhile.
-            tiles: for pictures far larger than the network's input: divide them into squares of so many pixels, and merge what is
+            num_threads: threads that read and resize the next images meanwhile.
+            tiles: for images far larger than the network's input: divide them into squares of so many pixels, and merge what is
                 found in them (docs/video.md). `batch_size` then counts tiles.
             tile_overlap: share of a tile's side that neighbours have in common.
 
         Returns:
-            `supervision.Detections` for one picture, a list of them (in the order of the pictures) for many. `xyxy` are pixels of
-            the upright picture, clipped to it; `confidence` the scores, highest first; `class_id` the network's **label** 0 … K−1;
-            `data["class_name"]` the name; `data["category_id"]` the id in the data set that the detector was trained on. For files
+            `supervision.Detections` for one image, a list of them (in the order of the images) for many. `xyxy` are pixels of
+            the upright image, clipped to it; `confidence` the scores, highest first; `class_id` the network's **label** 0 … K−1;
+            `data["class_name"]` the name; `data["category_id"]` the id in the dataset that the detector was trained on. For files
             `metadata` holds `path` and `image_size` (height, width).
 
         Raises:
-            FileNotFoundError: a path, folder or pattern leads to no picture.
-            ValueError: an unreadable picture, an unknown class, a setting out of range.
+            FileNotFoundError: a path, folder or pattern leads to no image.
+            ValueError: an unreadable image, an unknown class, a setting out of range.
         """
         single = is_single(source)
         results = self.iterate(
@@ -208,9 +208,9 @@ class Predictor:
         tiles: int | None = None,
         tile_overlap: float = 0.2,
     ) -> Iterator[Result]:
-        """Like :meth:`predict`, one :class:`Result` after the other: for very many pictures, or an endless stream.
+        """Like :meth:`predict`, one :class:`Result` after the other: for very many images, or an endless stream.
 
-        The next pictures are read and resized by threads while the network works; only a few are in memory at a time.
+        The next images are read and resized by threads while the network works; only a few are in memory at a time.
         """
         limits = self.score_limits(threshold)
         for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
@@ -252,30 +252,30 @@ class Predictor:
                 for item, detections in zip(batch, found, strict=True):
                     yield self._result(item, detections, limits)
 
-    def _prepare(self, pictures: Iterable[Picture], on_error: str, window: int, num_threads: int) -> Iterator["_Prepared"]:
-        """Read and resize in threads, `window` pictures ahead, in order."""
+    def _prepare(self, sources: Iterable[InputImage], on_error: str, window: int, num_threads: int) -> Iterator["_Prepared"]:
+        """Read and resize in threads, `window` sources ahead, in order."""
         metadata = self.metadata
         transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
 
-        def prepare(picture: Picture) -> _Prepared:
-            pixels = picture.read()
-            return _Prepared(picture, pixels, transform(pixels, None)[0])
+        def prepare(source: InputImage) -> _Prepared:
+            pixels = source.read()
+            return _Prepared(source, pixels, transform(pixels, None)[0])
 
-        pending: deque[tuple[Picture, Future[_Prepared]]] = deque()
-        pictures = iter(pictures)
+        pending: deque[tuple[InputImage, Future[_Prepared]]] = deque()
+        sources = iter(sources)
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read", initializer=use_one_core_here)
         try:
             while True:
-                pending.extend((picture, pool.submit(prepare, picture)) for picture in islice(pictures, window - len(pending)))
+                pending.extend((source, pool.submit(prepare, source)) for source in islice(sources, window - len(pending)))
                 if not pending:
                     return
-                picture, future = pending.popleft()
+                source, future = pending.popleft()
                 try:
                     item = future.result()
                 except (OSError, ValueError) as error:
                     if on_error == "raise":
                         raise
-                    logger.warning("skipped %s: %s", picture.name, error)
+                    logger.warning("skipped %s: %s", source.name, error)
                     continue
                 yield item
         finally:
@@ -283,9 +283,9 @@ class Predictor:
 
     @torch.inference_mode()
     def _detect(self, batch: Sequence["_Prepared"], top_k: int, labels: list[int] | None) -> list[dict[str, Tensor]]:
-        """Scores, labels and boxes (xyxy, pixels of the original picture) of one batch, on the CPU."""
+        """Scores, labels and boxes (xyxy, pixels of the original image) of one batch, on the CPU."""
         self.model.eval()
-        names = [item.picture.name for item in batch]
+        names = [item.source.name for item in batch]
         images = ImageBatch.from_images([item.image for item in batch], names).to(self.device)
         predictions = self.inference_model(images)
         if labels is not None:
@@ -304,7 +304,7 @@ class Predictor:
         height, width = item.pixels.shape[1:]
         keep = found["scores"] >= limits[found["labels"]]
         labels = found["labels"][keep].numpy()
-        path = item.picture.path
+        path = item.source.path
         detections = sv.Detections(
             xyxy=found["boxes"][keep].numpy(),
             confidence=found["scores"][keep].numpy(),
@@ -315,7 +315,7 @@ class Predictor:
             },
             metadata={"path": str(path), "image_size": (height, width)} if path else {},
         )
-        return Result(item.picture.name, item.pixels, detections, path)
+        return Result(item.source.name, item.pixels, detections, path)
 
     def _labels_of(self, classes: str | Sequence[str] | None) -> list[int] | None:
         if classes is None:
@@ -330,7 +330,7 @@ class Predictor:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    picture: Picture
+    source: InputImage
     pixels: Tensor  # [3, H, W] uint8, as read
     image: Tensor  # [3, h, w] float, resized and normalised
 

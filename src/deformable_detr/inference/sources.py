@@ -1,6 +1,6 @@
-"""What can be predicted on: files, folders, patterns, PIL images, arrays and tensors, as one stream of pictures.
+"""What can be predicted on: files, folders, patterns, PIL images, arrays and tensors, as one stream of images.
 
-First step of prediction: a :class:`Picture` knows its name and gives its pixels, upright and RGB, when asked.
+First step of prediction: a :class:`InputImage` knows its name and gives its pixels, upright and RGB, when asked.
 """
 
 import glob
@@ -14,15 +14,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from deformable_detr.data.images import PICTURE_SUFFIXES, read_image
+from deformable_detr.data.images import IMAGE_SUFFIXES, read_image
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 Source = ImageLike | Iterable[ImageLike]
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """One picture to predict on, not yet read."""
+class InputImage:
+    """One image to predict on, not yet read."""
 
     name: str
     """Its name in messages: the path, or `image 3` for the fourth of a list."""
@@ -40,7 +40,7 @@ class Picture:
 
         Raises:
             FileNotFoundError: the file is not there (any more).
-            ValueError: the file cannot be decoded, or the array or tensor is not a uint8 picture; the message names it.
+            ValueError: the file cannot be decoded, or the array or tensor is not a uint8 image; the message names it.
         """
         if isinstance(self.content, Path):
             _check_exists(self.content)
@@ -53,32 +53,32 @@ class Picture:
 
 
 def is_single(source: Source) -> bool:
-    """Whether `source` is one picture (and not a folder, a pattern or several pictures)."""
+    """Whether `source` is one image (and not a folder, a pattern or several images)."""
     if isinstance(source, (str, Path)):
         return not Path(source).is_dir() and not _is_pattern(source)
     return isinstance(source, (Image.Image, np.ndarray, Tensor))
 
 
-def open_source(source: Source) -> Iterator[Picture]:
-    """The pictures of `source`, one after the other; nothing is read yet.
+def open_source(source: Source) -> Iterator[InputImage]:
+    """The images of `source`, one after the other; nothing is read yet.
 
     Args:
-        source: a file, a folder (the pictures directly in it, in natural order: 2 before 10), a glob pattern (`**` goes into
+        source: a file, a folder (the images directly in it, in natural order: 2 before 10), a glob pattern (`**` goes into
             subfolders), a PIL image, a numpy array (uint8 `[H, W, 3]` RGB, or `[H, W]` grey), a torch tensor
             (uint8 `[3, H, W]` RGB), or any iterable of these. An iterator is consumed lazily, so it may be endless.
 
     Raises:
-        FileNotFoundError: a path or pattern leads nowhere, or a folder has no picture.
+        FileNotFoundError: a path or pattern leads nowhere, or a folder has no image.
         TypeError: something that is no source.
     """
     if isinstance(source, (str, Path)):
-        yield from (Picture(str(path), path) for path in list_pictures(source))
+        yield from (InputImage(str(path), path) for path in list_images(source))
     elif isinstance(source, (Image.Image, np.ndarray, Tensor)):
-        yield Picture("the image", source)
+        yield InputImage("the image", source)
     elif isinstance(source, Iterable) and not isinstance(source, (bytes, dict)):
         for index, item in enumerate(source):
             if isinstance(item, (Image.Image, np.ndarray, Tensor)):
-                yield Picture(f"image {index}", item)
+                yield InputImage(f"image {index}", item)
             elif isinstance(item, (str, Path)):
                 yield from open_source(item)
             else:
@@ -87,27 +87,27 @@ def open_source(source: Source) -> Iterator[Picture]:
         raise TypeError(f"cannot predict on a {type(source).__name__}; {_EXPECTED}")
 
 
-def list_pictures(source: str | Path) -> list[Path]:
+def list_images(source: str | Path) -> list[Path]:
     """The files that a path, a folder or a glob pattern stands for, in natural order (`frame2.jpg` before `frame10.jpg`).
 
     A path that is neither a folder nor a pattern stands for itself, whether there is such a file or not.
 
     Raises:
-        FileNotFoundError: the pattern matches no picture, or the folder has none.
+        FileNotFoundError: the pattern matches no image, or the folder has none.
     """
     path = Path(source)
     if path.is_dir():
-        found = [item for item in path.iterdir() if item.is_file() and item.suffix.lower() in PICTURE_SUFFIXES]
+        found = [item for item in path.iterdir() if item.is_file() and item.suffix.lower() in IMAGE_SUFFIXES]
         if not found:
             raise FileNotFoundError(
-                f"no pictures in the folder {path} (looked for {', '.join(sorted(PICTURE_SUFFIXES))}); "
-                f"for pictures in subfolders use the pattern '{path}/**/*.jpg'"
+                f"no images in the folder {path} (looked for {', '.join(sorted(IMAGE_SUFFIXES))}); "
+                f"for images in subfolders use the pattern '{path}/**/*.jpg'"
             )
     elif _is_pattern(source):
         matches = (Path(match) for match in glob.glob(str(source), recursive=True))  # noqa: PTH207 (takes absolute patterns too)
-        found = [match for match in matches if match.is_file() and match.suffix.lower() in PICTURE_SUFFIXES]
+        found = [match for match in matches if match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES]
         if not found:
-            raise FileNotFoundError(f"the pattern {str(source)!r} matches no picture")
+            raise FileNotFoundError(f"the pattern {str(source)!r} matches no image")
     else:
         found = [path]
     return sorted(found, key=natural_key)
@@ -133,8 +133,8 @@ def _check_exists(path: Path) -> None:
     if path.exists():
         return
     if re.match(r"[a-z]+:/", str(path)):
-        raise FileNotFoundError(f"{path} is an address, not a file: download the picture first")
-    raise FileNotFoundError(f"no such picture or folder: {path}")
+        raise FileNotFoundError(f"{path} is an address, not a file: download the image first")
+    raise FileNotFoundError(f"no such image or folder: {path}")
 
 
 def _from_pil(image: Image.Image) -> Tensor:

@@ -1,6 +1,6 @@
-"""Pictures far larger than the network's input: tile by tile, and the detections of all tiles merged into one answer.
+"""Images far larger than the network's input: tile by tile, and the detections of all tiles merged into one answer.
 
-Two tiles overlap, so both see a strip of the picture. Two of their detections are the same object if they say the same about that
+Two tiles overlap, so both see a strip of the image. Two of their detections are the same object if they say the same about that
 strip. This holds for objects that a tile's edge cuts, too, where the overlap of the whole boxes says little.
 """
 
@@ -18,7 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from deformable_detr.inference.sources import Picture
+from deformable_detr.inference.sources import InputImage
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +29,21 @@ PART_SHARE = 0.7
 """A box that is cut is also a part of another tile's whole one that has this share of its area within it."""
 
 EDGE = 0.02
-"""A box that comes nearer than this share of the tile's side to an edge within the picture may be cut there."""
+"""A box that comes nearer than this share of the tile's side to an edge within the image may be cut there."""
 
-Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the picture
+Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture is divided.
+    """How an image is divided.
 
     Raises:
         ValueError: tiles smaller than 32 pixels, or an overlap outside [0, 0.9].
     """
 
     size: int
-    """Side of a tile in pixels of the picture."""
+    """Side of a tile in pixels of the image."""
 
     overlap: float = 0.2
     """Share of a tile's side that its neighbour sees too, at least."""
@@ -55,7 +55,7 @@ class Tiling:
             raise ValueError(f"tile_overlap must lie in [0, 0.9], not {self.overlap}")
 
     def windows(self, height: int, width: int) -> list[Window]:
-        """The tiles of a picture, row by row; before them the picture as a whole, for objects larger than a tile."""
+        """The tiles of an image, row by row; before them the image as a whole, for objects larger than a tile."""
         tiles = [
             (left, top, min(left + self.size, width), min(top + self.size, height))
             for top in self._starts(height)
@@ -64,7 +64,7 @@ class Tiling:
         return [(0, 0, width, height), *tiles] if len(tiles) > 1 else tiles
 
     def _starts(self, side: int) -> list[int]:
-        """Where tiles begin along a side: evenly spread, the last one ending with the picture."""
+        """Where tiles begin along a side: evenly spread, the last one ending with the image."""
         room = side - self.size
         if room <= 0:
             return [0]
@@ -74,61 +74,61 @@ class Tiling:
 
 def iterate_tiled(
     iterate: Callable[[Iterator[Tensor]], Iterator[Any]],
-    pictures: Iterable[Picture],
+    images: Iterable[InputImage],
     tiling: Tiling,
     *,
     on_error: str,
     top_k: int,
 ) -> Iterator[Any]:
-    """Predict on pictures tile by tile.
+    """Predict on images tile by tile.
 
     Args:
         iterate: gives one `Result` per tile, such as `Predictor.iterate`, which batches them and prepares the next ones meanwhile.
-        pictures: what to predict on.
+        images: what to predict on.
         tiling: how they are divided.
-        on_error: `raise` or `skip` unreadable pictures.
-        top_k: most detections per picture.
+        on_error: `raise` or `skip` unreadable images.
+        top_k: most detections per image.
 
     Yields:
-        One `Result` per picture.
+        One `Result` per image.
     """
-    waiting: deque[tuple[Picture, Tensor, list[Window]]] = deque()
+    waiting: deque[tuple[InputImage, Tensor, list[Window]]] = deque()
 
     def views() -> Iterator[Tensor]:
-        for picture in pictures:
+        for image in images:
             try:
-                pixels = picture.read()
+                pixels = image.read()
             except (OSError, ValueError) as error:
                 if on_error == "raise":
                     raise
-                logger.warning("skipped %s: %s", picture.name, error)
+                logger.warning("skipped %s: %s", image.name, error)
                 continue
             windows = tiling.windows(*pixels.shape[1:])
-            waiting.append((picture, pixels, windows))
+            waiting.append((image, pixels, windows))
             yield from (pixels[:, top:bottom, left:right] for left, top, right, bottom in windows)
 
     results = iterate(views())
     for first in results:
-        picture, pixels, windows = waiting.popleft()
+        image, pixels, windows = waiting.popleft()
         parts = [first, *islice(results, len(windows) - 1)]
         found: sv.Detections = merge_tiles([part.detections for part in parts], windows)[:top_k]  # pyright: ignore
-        if picture.path:
-            found.metadata = {"path": str(picture.path), "image_size": tuple(pixels.shape[1:])}
-        yield replace(first, name=picture.name, pixels=pixels, detections=found, path=picture.path)
+        if image.path:
+            found.metadata = {"path": str(image.path), "image_size": tuple(pixels.shape[1:])}
+        yield replace(first, name=image.name, pixels=pixels, detections=found, path=image.path)
 
 
 def merge_tiles(parts: Sequence[sv.Detections], windows: Sequence[Window]) -> sv.Detections:
-    """Detections of tiles → detections of the picture, each object once.
+    """Detections of tiles → detections of the image, each object once.
 
     Of an object that some tile sees whole, the whole box with the highest score stays. Of one that every tile cuts, the parts
     are put together to the box around them. Only detections of the same class and of different tiles are compared.
 
     Args:
         parts: of each tile, in pixels of the tile.
-        windows: where the tiles lie in the picture.
+        windows: where the tiles lie in the image.
 
     Returns:
-        Highest score first, in pixels of the picture.
+        Highest score first, in pixels of the image.
     """
     boxes = np.concatenate([part.xyxy + np.tile(window[:2], 2) for part, window in zip(parts, windows, strict=True)])
     tile = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -181,7 +181,7 @@ def _cut_to(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def _is_cut(boxes: np.ndarray, windows: np.ndarray, all_windows: Sequence[Window]) -> np.ndarray:
-    """`[N]` whether a box touches an edge of its tile that lies within the picture."""
+    """`[N]` whether a box touches an edge of its tile that lies within the image."""
     width, height = (max(window[axis] for window in all_windows) for axis in (2, 3))
     margin = np.tile(EDGE * (windows[:, 2:] - windows[:, :2]), 2)
     near = np.abs(boxes - windows) < margin

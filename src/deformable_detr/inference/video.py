@@ -1,4 +1,4 @@
-"""Films, cameras and network streams as pictures to predict on: decoded ahead by a thread, a few frames in memory at a time."""
+"""Videos, cameras and network streams as images to predict on: decoded ahead by a thread, a few frames in memory at a time."""
 
 import logging
 import queue
@@ -29,7 +29,7 @@ DEFAULT_FPS = 25.0
 """For cameras and streams that do not say how fast they are."""
 
 MISSING_SHARE = 0.02
-"""A film that ends with more of its frames missing than this is reported; headers are often off by a frame or two."""
+"""A video that ends with more of its frames missing than this is reported; headers are often off by a frame or two."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Frame:
     """One frame and what was found in it."""
 
     index: int
-    """Its number in the film, from 0; for a camera, how many had been read before it."""
+    """Its number in the video, from 0; for a camera, how many had been read before it."""
 
     time: float
     """Seconds since the first frame."""
@@ -50,7 +50,7 @@ class Frame:
 
 
 class Video:
-    """An opened film, camera or stream; a context manager.
+    """An opened video, camera or stream; a context manager.
 
     Args:
         source: a file, the number of a camera (`"0"`), or an address that begins with `rtsp://`, `rtmp://`, `http://` or `https://`.
@@ -112,7 +112,7 @@ def iterate_video(
     tracker: Tracker | None = None,
     **options: Any,
 ) -> Generator[Frame, None, None]:
-    """Detect objects in a film, a camera's pictures or a stream, frame by frame.
+    """Detect objects in a video, a camera's images or a stream, frame by frame.
 
     Decoding, resizing and the network work at the same time. Of a camera the newest frames are taken.
 
@@ -196,7 +196,7 @@ def read_ahead(items: Iterator[Item], size: int = 8, newest: bool = False) -> Ge
 
 
 def is_video(source: str | Path) -> bool:
-    """Whether this is a film, a camera or a stream, and not a picture, a folder or a pattern; files by their suffix."""
+    """Whether this is a video, a camera or a stream, and not an image, a folder or a pattern; files by their suffix."""
     return is_camera(str(source)) or is_address(str(source)) or Path(source).suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -206,7 +206,7 @@ def is_camera(source: str) -> bool:
 
 
 def is_address(source: str) -> bool:
-    """Something on the network, other than a picture."""
+    """Something on the network, other than an image."""
     return re.match(r"(rtsp|rtmp|https?)://", source, re.IGNORECASE) is not None
 
 

@@ -1,4 +1,4 @@
-"""Pictures → feature maps C3, C4, C5 at strides 8, 16 and 32, by any timm model (paper, section 4.1 and app. A.2)."""
+"""Images → feature maps C3, C4, C5 at strides 8, 16 and 32, by any timm model (paper, section 4.1 and app. A.2)."""
 
 import logging
 import math

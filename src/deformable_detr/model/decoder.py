@@ -63,7 +63,7 @@ class DeformableDecoder(nn.Module):
         """Run all layers.
 
         Returns:
-            The queries after each layer, `[N, B, Q, C]`, and their boxes, `[N, B, Q, 4]` cxcywh in [0, 1] of each picture.
+            The queries after each layer, `[N, B, Q, C]`, and their boxes, `[N, B, Q, 4]` cxcywh in [0, 1] of each image.
         """
         query, reference = queries.query, queries.reference_points
         hidden, boxes = [], []
@@ -82,5 +82,5 @@ class DeformableDecoder(nn.Module):
 
 
 def on_padded_levels(reference: Tensor, valid_ratios: Tensor) -> Tensor:
-    """References in the frame of the picture, `[B, Q, 2 | 4]`, in the frame of each padded level: `[B, Q, L, 2 | 4]`."""
+    """References in the frame of the image, `[B, Q, 2 | 4]`, in the frame of each padded level: `[B, Q, L, 2 | 4]`."""
     return reference[:, :, None] * valid_ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]

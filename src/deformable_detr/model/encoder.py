@@ -107,6 +107,6 @@ def encoder_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ra
     for level, ((height, width), centres) in enumerate(
         zip(spatial_shapes, pixel_centres(spatial_shapes, valid_ratios.device), strict=True)
     ):
-        size = torch.stack((valid_ratios[:, level, 0] * width, valid_ratios[:, level, 1] * height), dim=-1)  # [B, 2] of the picture
+        size = torch.stack((valid_ratios[:, level, 0] * width, valid_ratios[:, level, 1] * height), dim=-1)  # [B, 2] of the image
         places.append(centres[None] / size[:, None])
     return torch.cat(places, dim=1)[:, :, None] * valid_ratios[:, None]

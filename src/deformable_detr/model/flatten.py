@@ -43,7 +43,7 @@ class FlattenLevels(nn.Module):
 
 
 def valid_ratio(padding_mask: Tensor) -> Tensor:
-    """`[B, h, w]` → `[B, 2]` float32 (x, y): the share of the width and height that is picture and not padding."""
+    """`[B, h, w]` → `[B, 2]` float32 (x, y): the share of the width and height that is image and not padding."""
     height, width = padding_mask.shape[1:]
     valid_y = (~padding_mask[:, :, 0]).sum(1, dtype=torch.float32) / height
     valid_x = (~padding_mask[:, 0, :]).sum(1, dtype=torch.float32) / width

@@ -61,10 +61,10 @@ def apply_box_delta(delta: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         delta: `[..., 4]`.
-        reference: `[..., 2]` (x, y) or `[..., 4]` (cx, cy, w, h), in [0, 1] of the picture.
+        reference: `[..., 2]` (x, y) or `[..., 4]` (cx, cy, w, h), in [0, 1] of the image.
 
     Returns:
-        `[..., 4]` cxcywh in [0, 1] of the picture, float32.
+        `[..., 4]` cxcywh in [0, 1] of the image, float32.
     """
     logits = inverse_sigmoid(reference.float())
     if reference.shape[-1] == 2:

@@ -13,7 +13,7 @@ def sine_embedding(coordinates: Tensor, num_features: int) -> Tensor:
     """Sines and cosines of each coordinate at `num_features / 2` frequencies.
 
     Args:
-        coordinates: `[..., A]`, already in radians (a share of the picture times 2π).
+        coordinates: `[..., A]`, already in radians (a share of the image times 2π).
         num_features: features per coordinate, even.
 
     Returns:
@@ -26,7 +26,7 @@ def sine_embedding(coordinates: Tensor, num_features: int) -> Tensor:
 
 
 class SinePositionEncoding(nn.Module):
-    """Encodes where on the picture a position lies, relative to the picture's own size and not the padded canvas.
+    """Encodes where on the image a position lies, relative to the image's own size and not the padded canvas.
 
     Args:
         hidden_dim: C; half of it goes to y, half to x.
@@ -39,7 +39,7 @@ class SinePositionEncoding(nn.Module):
     def forward(self, padding_mask: Tensor) -> Tensor:
         """`[B, h, w]` bool (True = padding) → `[B, h, w, C]` float32, first the features of y, then those of x."""
         inside = ~padding_mask
-        y = inside.cumsum(1, dtype=torch.float32)  # [B, h, w]: 1, 2, … down the picture
+        y = inside.cumsum(1, dtype=torch.float32)  # [B, h, w]: 1, 2, … down the image
         x = inside.cumsum(2, dtype=torch.float32)
         y = (y - 0.5) / (y[:, -1:, :] + 1e-6) * SCALE
         x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * SCALE

@@ -1,8 +1,8 @@
 """ImageBatch → neck levels and their masks: the one place that knows how padding meets convolutions and GroupNorm.
 
 In training the padded canvas goes through backbone and neck as one (official). There the padding is felt: convolutions see
-it at the picture's edge and GroupNorm counts it in. For a trained model that would make a picture's boxes depend on its
-neighbours in the batch; so outside training every picture runs at its own size, and the maps are padded afterwards.
+it at the image's edge and GroupNorm counts it in. For a trained model that would make an image's boxes depend on its
+neighbours in the batch; so outside training every image runs at its own size, and the maps are padded afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def padded_pyramid(pyramid: Pyramid, batch: ImageBatch) -> Levels:
 
 
 def separate_pyramid(pyramid: Pyramid, batch: ImageBatch) -> Levels:
-    """Run pictures of equal size together and pad the maps afterwards: the same result, without influence of the padding."""
+    """Run images of equal size together and pad the maps afterwards: the same result, without influence of the padding."""
     sizes = batch.image_sizes
     if sizes is None or set(sizes) == {tuple(batch.images.shape[-2:])}:
         return padded_pyramid(pyramid, batch)

@@ -10,7 +10,7 @@ from deformable_detr.model.position_encoding import SCALE, sine_embedding
 from deformable_detr.structures import FlatFeatures
 
 PROPOSAL_SIZE = 0.05
-"""Side of a proposal on the finest level, as a share of the picture; it doubles with every level."""
+"""Side of a proposal on the finest level, as a share of the image; it doubles with every level."""
 
 NO_PROPOSAL_LOGIT = 20.0
 """Box logit of a position that cannot propose: its sigmoid is 1 and its gradient 0, as for the original's infinity."""
@@ -27,7 +27,7 @@ class Queries:
     """`[B, Q, C]` position, added before each attention."""
 
     reference_points: Tensor
-    """`[B, Q, 2]` (x, y) or `[B, Q, 4]` (cx, cy, w, h), in [0, 1] of each picture; float32."""
+    """`[B, Q, 2]` (x, y) or `[B, Q, 4]` (cx, cy, w, h), in [0, 1] of each image; float32."""
 
     encoder_logits: Tensor | None = None
     """`[B, S, K]`, see `Predictions`."""
@@ -37,7 +37,7 @@ class Queries:
 
 
 class LearnedQueries(nn.Module):
-    """The same queries for every picture; a linear map of the position gives the reference point.
+    """The same queries for every image; a linear map of the position gives the reference point.
 
     Args:
         num_queries: Q.
@@ -52,7 +52,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
-        """The queries, once for each picture of the batch."""
+        """The queries, once for each image of the batch."""
         del flat
         query_pos, query = self.query_embed.weight[None].expand(memory.shape[0], -1, -1).chunk(2, dim=-1)
         return Queries(query, query_pos, self.reference_points(query_pos).float().sigmoid())
@@ -85,7 +85,7 @@ class EncoderProposals(nn.Module):
         nn.init.xavier_uniform_(self.query_proj.weight)
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
-        """The best Q proposals of each picture (all of them where a picture has fewer positions)."""
+        """The best Q proposals of each image (all of them where an image has fewer positions)."""
         proposals, can_propose = proposal_logits(flat)
         features = self.memory_norm(self.memory_proj(memory.masked_fill(~can_propose, 0.0)))  # [B, S, C]
         logits = self.class_head(features)
@@ -102,14 +102,14 @@ def proposal_logits(flat: FlatFeatures) -> tuple[Tensor, Tensor]:
     """The box that each position stands for, before any correction.
 
     Returns:
-        `[B, S, 4]` logits of cxcywh in the frame of the picture (any finite number where there is no proposal), float32, and
-        `[B, S, 1]` bool: True for positions inside the picture whose box stays between 0.01 and 0.99.
+        `[B, S, 4]` logits of cxcywh in the frame of the image (any finite number where there is no proposal), float32, and
+        `[B, S, 1]` bool: True for positions inside the image whose box stays between 0.01 and 0.99.
     """
     batch, boxes = flat.padding_mask.shape[0], []
     centres = pixel_centres(flat.spatial_shapes, flat.padding_mask.device)
     for level, ((height, width), points) in enumerate(zip(flat.spatial_shapes, centres, strict=True)):
         ratios = flat.valid_ratios[:, level]
-        valid = torch.stack((ratios[:, 0] * width, ratios[:, 1] * height), dim=-1)  # [B, 2]: pixels of the picture
+        valid = torch.stack((ratios[:, 0] * width, ratios[:, 1] * height), dim=-1)  # [B, 2]: pixels of the image
         centre = points[None] / valid[:, None]
         boxes.append(torch.cat((centre, torch.full_like(centre, PROPOSAL_SIZE * 2.0**level)), dim=-1).expand(batch, -1, -1))
     proposals = torch.cat(boxes, dim=1)  # [B, S, 4]

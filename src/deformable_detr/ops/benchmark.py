@@ -28,7 +28,7 @@ CLASSIC = "classic"
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: a picture of `height` x `width` at strides 8 to 64, and the tokens themselves or some queries looking at it."""
+    """One problem: an image of `height` x `width` at strides 8 to 64, and the tokens themselves or some queries looking at it."""
 
     name: str
     batch: int = 1

@@ -26,8 +26,8 @@ def multi_scale_deformable_attn_gather(
     """
     batch, tokens, heads, channels = value.shape
     rows = value.reshape(batch * tokens * heads, channels)
-    picture = torch.arange(batch, device=value.device)[:, None] * (tokens * heads) + torch.arange(heads, device=value.device)
-    picture = picture[:, None, :, None, None]  # [B, 1, M, 1, 1]: the row of each picture's and head's first pixel
+    image = torch.arange(batch, device=value.device)[:, None] * (tokens * heads) + torch.arange(heads, device=value.device)
+    image = image[:, None, :, None, None]  # [B, 1, M, 1, 1]: the row of each image's and head's first pixel
     sizes, first = _levels(spatial_shapes, sampling_locations)
     places = sampling_locations * sizes - 0.5  # in pixels, 0 at the centre of the first
     before = places.floor()
@@ -36,7 +36,7 @@ def multi_scale_deformable_attn_gather(
     for column, share_x in _one_axis(before[..., 0], fraction[..., 0], sizes[..., 0]):
         for line, share_y in _one_axis(before[..., 1], fraction[..., 1], sizes[..., 1]):
             pixel = first + line * sizes[..., 0] + column  # [B, Q, M, L, P], exact below 2**24
-            picked = rows.index_select(0, (picture + pixel.to(torch.int64) * heads).flatten())
+            picked = rows.index_select(0, (image + pixel.to(torch.int64) * heads).flatten())
             picked = picked.view(*pixel.shape[:3], -1, channels)  # [B, Q, M, L * P, D]
             weights = (attention_weights * share_x * share_y).flatten(3)[..., None, :]  # [B, Q, M, 1, L * P]
             output = output + weights @ picked

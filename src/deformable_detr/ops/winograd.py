@@ -70,7 +70,7 @@ def _others(root: float) -> float:
 
 
 def num_tiles(shape: torch.Size) -> int:
-    """Of `[B, C, H, W]`: how many 4 × 4 tiles its pictures have together."""
+    """Of `[B, C, H, W]`: how many 4 × 4 tiles its images have together."""
     batch, _, height, width = shape
     return batch * -(-height // 4) * -(-width // 4)
 

@@ -1,4 +1,4 @@
-"""A detector behind HTTP: uploads in, JSON or drawn pictures out, many requests in one batch. Needs the extra `serve`."""
+"""A detector behind HTTP: uploads in, JSON or drawn images out, many requests in one batch. Needs the extra `serve`."""
 
 from deformable_detr.serving.app import create_app
 from deformable_detr.serving.limits import Limits

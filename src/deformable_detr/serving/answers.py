@@ -8,7 +8,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.serving.batcher import Answer
 from deformable_detr.version import __version__
 
-Pixels = Annotated[float, Field(description="Pixels of the upright picture.")]
+Pixels = Annotated[float, Field(description="Pixels of the upright image.")]
 
 
 class Settings(BaseModel):
@@ -19,7 +19,7 @@ class Settings(BaseModel):
     threshold: float | None = Field(
         None, ge=0, le=1, description="Smallest score of a detection. Left out: the model's own one per class, else 0.5."
     )
-    top_k: int = Field(100, ge=1, le=1000, description="At most this many detections per picture, the best ones.")
+    top_k: int = Field(100, ge=1, le=1000, description="At most this many detections per image, the best ones.")
     classes: list[str] | None = Field(None, description="Only objects of these classes, as in classes=dog&classes=cat.")
 
 
@@ -33,30 +33,30 @@ class Detection(BaseModel):
     box: tuple[Pixels, Pixels, Pixels, Pixels] = Field(description="Left, top, right, bottom.")
 
 
-class PictureTimes(BaseModel):
-    """Milliseconds that one picture took."""
+class ImageTimes(BaseModel):
+    """Milliseconds that one image took."""
 
     decode_ms: float
     wait_ms: float = Field(description="For its batch to begin.")
     network_ms: float = Field(description="That its batch took, resizing and scores included.")
-    batch_size: int = Field(description="Pictures in that batch, of this and of other requests.")
+    batch_size: int = Field(description="Images in that batch, of this and of other requests.")
 
 
-class PictureAnswer(BaseModel):
-    """One picture."""
+class ImageAnswer(BaseModel):
+    """One image."""
 
     name: str = Field(description="The file's name as sent.")
-    width: int = Field(description="Of the upright picture, in pixels.")
-    height: int = Field(description="Of the upright picture, in pixels.")
+    width: int = Field(description="Of the upright image, in pixels.")
+    height: int = Field(description="Of the upright image, in pixels.")
     detections: list[Detection] = Field(description="Highest score first.")
-    times: PictureTimes
+    times: ImageTimes
 
 
 class DetectAnswer(BaseModel):
     """The answer of /detect."""
 
     model: str
-    pictures: list[PictureAnswer] = Field(description="In the order in which they were sent.")
+    images: list[ImageAnswer] = Field(description="In the order in which they were sent.")
     total_ms: float = Field(description="From the request's first byte to this answer.")
 
 
@@ -78,12 +78,12 @@ class ErrorAnswer(BaseModel):
     error: str = Field(description="What was wrong, and what to do.")
 
 
-def picture_answer(name: str, size: tuple[int, int], answer: Answer, decode_seconds: float) -> PictureAnswer:
-    """The JSON of one picture.
+def image_answer(name: str, size: tuple[int, int], answer: Answer, decode_seconds: float) -> ImageAnswer:
+    """The JSON of one image.
 
     Args:
         name: of the file.
-        size: (height, width) of the upright picture.
+        size: (height, width) of the upright image.
         answer: of the batcher.
         decode_seconds: that reading the pixels took.
     """
@@ -99,18 +99,18 @@ def picture_answer(name: str, size: tuple[int, int], answer: Answer, decode_seco
         )  # type: ignore[arg-type]
         for name, label, category_id, score, box in zip(*(column.tolist() for column in columns), strict=True)  # type: ignore[union-attr]
     ]
-    times = PictureTimes(
+    times = ImageTimes(
         decode_ms=_milliseconds(decode_seconds),
         wait_ms=_milliseconds(answer.wait_seconds),
         network_ms=_milliseconds(answer.network_seconds),
         batch_size=answer.batch_size,
     )
-    return PictureAnswer(name=name, width=size[1], height=size[0], detections=detections, times=times)
+    return ImageAnswer(name=name, width=size[1], height=size[0], detections=detections, times=times)
 
 
-def detect_answer(model: str, pictures: list[PictureAnswer], seconds: float) -> DetectAnswer:
+def detect_answer(model: str, images: list[ImageAnswer], seconds: float) -> DetectAnswer:
     """The JSON of a request."""
-    return DetectAnswer(model=model, pictures=pictures, total_ms=_milliseconds(seconds))
+    return DetectAnswer(model=model, images=images, total_ms=_milliseconds(seconds))
 
 
 def health(predictor: Predictor, name: str, batch_size: int, ready: bool) -> Health:

@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.serving.answers import DetectAnswer, ErrorAnswer, Health, Settings, detect_answer, health, picture_answer
+from deformable_detr.serving.answers import DetectAnswer, ErrorAnswer, Health, Settings, detect_answer, health, image_answer
 from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.metrics import CountRequests
 from deformable_detr.serving.service import DetectionService
@@ -23,13 +23,13 @@ from deformable_detr.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = "Finds objects in pictures. Send one as the body of the request, or one or more in a form."
+_DESCRIPTION = "Finds objects in images. Send one as the body of the request, or one or more in a form."
 _ERRORS = {
     400: "The body is broken.",
     408: "The body came too slowly.",
-    413: "Too many bytes, pixels or pictures.",
-    415: "The body is of a type that cannot be a picture.",
-    422: "Not a picture, a damaged one, or a wrong setting.",
+    413: "Too many bytes, pixels or images.",
+    415: "The body is of a type that cannot be an image.",
+    422: "Not an image, a damaged one, or a wrong setting.",
     500: "The server failed; its log says why.",
     503: "The server is busy; Retry-After says when to come again.",
     504: "No answer in time.",
@@ -42,7 +42,7 @@ _FORM = {
     "additionalProperties": False,
 }
 _BODY = {
-    "description": f"A picture, of these or any other image type; or a form with one or more files in the field `{FIELD}`.",
+    "description": f"An image, of these or any other image type; or a form with one or more files in the field `{FIELD}`.",
     "required": True,
     "content": {"multipart/form-data": {"schema": _FORM}, "image/jpeg": _BINARY, "image/png": _BINARY},
 }
@@ -63,8 +63,8 @@ def create_app(
         predictor: the detector; nothing else may use it while the server runs.
         name: of the model, as the answers give it.
         limits: what clients may ask for.
-        batch_size: pictures per forward pass, at most.
-        max_wait: seconds that a picture waits for company in its batch, at most.
+        batch_size: images per forward pass, at most.
+        max_wait: seconds that an image waits for company in its batch, at most.
         num_threads: threads that decode and draw.
     """
     service = DetectionService(
@@ -100,24 +100,24 @@ def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
 
     @app.post("/detect", response_model=DetectAnswer, responses={200: found, **errors}, openapi_extra=body)
     async def detect(request: Request, settings: Annotated[Settings, Query()]) -> Response:
-        """Find the objects in one picture or in several, as JSON."""
+        """Find the objects in one image or in several, as JSON."""
         began = time.perf_counter()
         served = await service.detect(request, settings)
 
         def answer() -> str:
-            pictures = [picture_answer(one.name, one.image_size, one.answer, one.decode_seconds) for one in served]
-            return detect_answer(name, pictures, time.perf_counter() - began).model_dump_json()
+            images = [image_answer(one.name, one.image_size, one.answer, one.decode_seconds) for one in served]
+            return detect_answer(name, images, time.perf_counter() - began).model_dump_json()
 
         return Response(await service.in_thread(answer), media_type="application/json")
 
-    drawn = {"description": "The picture with boxes and labels.", "content": {"image/jpeg": _BINARY, "image/png": _BINARY}}
+    drawn = {"description": "The image with boxes and labels.", "content": {"image/jpeg": _BINARY, "image/png": _BINARY}}
     unacceptable = {"model": ErrorAnswer, "description": "The Accept header allows neither JPEG nor PNG."}
 
     @app.post("/draw", response_class=Response, responses={200: drawn, 406: unacceptable, **errors}, openapi_extra=body)
     async def draw(request: Request, settings: Annotated[Settings, Query()]) -> Response:
-        """Find the objects in one picture and draw them on it: as JPEG, or as PNG where the Accept header prefers that.
+        """Find the objects in one image and draw them on it: as JPEG, or as PNG where the Accept header prefers that.
 
-        One picture per request. If its longer side is below 480 pixels, it is enlarged by a whole factor, so that its labels can
+        One image per request. If its longer side is below 480 pixels, it is enlarged by a whole factor, so that its labels can
         be read.
         """
         kind = drawing_format(request.headers.get("accept", "*/*"))

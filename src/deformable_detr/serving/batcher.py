@@ -1,4 +1,4 @@
-"""Dynamic batching: pictures of many requests go through the network together, on one thread of their own."""
+"""Dynamic batching: images of many requests go through the network together, on one thread of their own."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from deformable_detr.inference.predictor import Predictor
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What has been found in one picture, and how long it took."""
+    """What has been found in one image, and how long it took."""
 
     detections: sv.Detections
     """Highest score first."""
@@ -28,7 +28,7 @@ class Answer:
     """That the batch took, resizing and scores included."""
 
     batch_size: int
-    """Pictures in the batch."""
+    """Images in the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +42,15 @@ class _Job:
 
 
 class Batcher:
-    """Gathers pictures and detects on them in batches.
+    """Gathers images and detects on them in batches.
 
-    A batch begins when `batch_size` pictures wait, or when the oldest has waited `max_wait` seconds. Pictures of different settings
+    A batch begins when `batch_size` images wait, or when the oldest has waited `max_wait` seconds. Images of different settings
     share a batch; each gets exactly what it would get alone.
 
     Args:
         predictor: the detector; only the worker thread calls it.
-        batch_size: at most this many pictures per forward pass.
-        max_wait: seconds that a picture waits for company at most. 0: take what is there.
+        batch_size: at most this many images per forward pass.
+        max_wait: seconds that an image waits for company at most. 0: take what is there.
         on_batch: called by the worker with the size and the seconds of each batch.
     """
 
@@ -78,7 +78,7 @@ class Batcher:
     def submit(
         self, pixels: Tensor, *, threshold: float | None, top_k: int, classes: Sequence[str] | None = None
     ) -> Future[Answer]:
-        """Put a picture in the queue; cancel the future to take it out again.
+        """Put an image in the queue; cancel the future to take it out again.
 
         Args:
             pixels: `[3, H, W]` uint8 RGB.
@@ -99,7 +99,7 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Pictures whose batch has not begun."""
+        """Images whose batch has not begun."""
         return len(self._waiting)
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Batcher:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
                 return
-            for job in jobs:  # one picture must not spoil the answers of its neighbours
+            for job in jobs:  # one image must not spoil the answers of its neighbours
                 self._run([job])
             return
         self.last_seconds = time.perf_counter() - began
@@ -141,7 +141,7 @@ class Batcher:
             job.future.set_result(Answer(detections, began - job.submitted, self.last_seconds, len(jobs)))
 
     def _detect(self, jobs: list[_Job]) -> list[sv.Detections]:
-        """One forward pass with the most generous of all settings, cut down to those of each picture."""
+        """One forward pass with the most generous of all settings, cut down to those of each image."""
         top_k = max(job.top_k for job in jobs)
         if any(job.classes is not None for job in jobs):  # a class's best can stand anywhere in the ranking of all classes
             model = self.predictor.metadata.model

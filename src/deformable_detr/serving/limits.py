@@ -5,19 +5,19 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on requests. Memory for pictures stays below `max_waiting * (max_megabytes + 3 * max_megapixels)` MB."""
+    """Bounds on requests. Memory for images stays below `max_waiting * (max_megabytes + 3 * max_megapixels)` MB."""
 
     max_megabytes: float = 20.0
     """Largest body of a request, in megabytes (10^6 bytes); counted while it is read."""
 
     max_megapixels: float = 25.0
-    """Largest picture, in millions of pixels; looked up in its header, before it is decoded."""
+    """Largest image, in millions of pixels; looked up in its header, before it is decoded."""
 
-    max_pictures: int = 8
-    """Pictures per request."""
+    max_images: int = 8
+    """Images per request."""
 
     max_waiting: int = 32
-    """Pictures that the server has taken in and not yet answered; more are turned away with status 503."""
+    """Images that the server has taken in and not yet answered; more are turned away with status 503."""
 
     timeout: float = 60.0
     """Seconds until a request is given up: 408 while its body is still coming, else 504."""
@@ -26,10 +26,10 @@ class Limits:
         for item in fields(self):
             if not getattr(self, item.name) > 0:
                 raise ValueError(f"{item.name} must be positive, not {getattr(self, item.name)}")
-        if self.max_pictures > self.max_waiting:
+        if self.max_images > self.max_waiting:
             raise ValueError(
-                f"max_pictures ({self.max_pictures}) must not exceed max_waiting ({self.max_waiting}): "
-                "a request of so many pictures could never be taken in"
+                f"max_images ({self.max_images}) must not exceed max_waiting ({self.max_waiting}): "
+                "a request of so many images could never be taken in"
             )
 
     @property

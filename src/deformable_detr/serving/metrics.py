@@ -15,7 +15,7 @@ class ServerMetrics:
 
     Args:
         num_waiting: gives the length of the queue.
-        num_inside: gives the number of pictures taken in and not yet answered.
+        num_inside: gives the number of images taken in and not yet answered.
     """
 
     def __init__(self, num_waiting: Callable[[], int], num_inside: Callable[[], int]) -> None:
@@ -25,17 +25,17 @@ class ServerMetrics:
         self.latency = Histogram(
             _PREFIX + "request_seconds", "From the first byte to the last.", ["path"], buckets=_SECONDS, registry=registry
         )
-        self.pictures = Counter(_PREFIX + "pictures", "Pictures that went through the network.", registry=registry)
+        self.images = Counter(_PREFIX + "images", "Images that went through the network.", registry=registry)
         self.batch_sizes = Histogram(
-            _PREFIX + "batch_size", "Pictures per forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            _PREFIX + "batch_size", "Images per forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
         self.network = Histogram(_PREFIX + "batch_seconds", "Duration of a batch.", buckets=_SECONDS, registry=registry)
-        Gauge(_PREFIX + "queue_pictures", "Pictures that wait for their batch.", registry=registry).set_function(num_waiting)
-        Gauge(_PREFIX + "inside_pictures", "Pictures taken in and not yet answered.", registry=registry).set_function(num_inside)
+        Gauge(_PREFIX + "queue_images", "Images that wait for their batch.", registry=registry).set_function(num_waiting)
+        Gauge(_PREFIX + "inside_images", "Images taken in and not yet answered.", registry=registry).set_function(num_inside)
 
     def count_batch(self, size: int, seconds: float) -> None:
         """Take in one forward pass."""
-        self.pictures.inc(size)
+        self.images.inc(size)
         self.batch_sizes.observe(size)
         self.network.observe(seconds)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.requests import Request
 from torch import Tensor
 
-from deformable_detr.data.images import PictureTooLargeError, decode_image
+from deformable_detr.data.images import ImageTooLargeError, decode_image
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.serving.answers import Settings
 from deformable_detr.serving.batcher import Answer, Batcher
@@ -30,7 +30,7 @@ DrawingFormat = Literal["jpeg", "png"]
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """One picture with what was found in it."""
+    """One image with what was found in it."""
 
     name: str
     pixels: Tensor  # [3, H, W] uint8 RGB, upright
@@ -49,8 +49,8 @@ class DetectionService:
     Args:
         predictor: the detector.
         limits: what clients may ask for.
-        batch_size: pictures per forward pass, at most.
-        max_wait: seconds that a picture waits for company in its batch, at most.
+        batch_size: images per forward pass, at most.
+        max_wait: seconds that an image waits for company in its batch, at most.
         num_threads: threads that decode and draw.
     """
 
@@ -70,8 +70,8 @@ class DetectionService:
         return self._batcher is not None
 
     async def __aenter__(self) -> "DetectionService":
-        """Start the threads, and run one grey picture through the network, so that the first client does not wait for it."""
-        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="pictures")
+        """Start the threads, and run one grey image through the network, so that the first client does not wait for it."""
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="images")
         side = self.predictor.metadata.eval_short_side
         blank = torch.full((3, side, side * 4 // 3), 128, dtype=torch.uint8)
         await asyncio.to_thread(self.predictor.predict, blank)
@@ -88,7 +88,7 @@ class DetectionService:
         self._pool.shutdown()
 
     async def detect(self, request: Request, settings: Settings) -> list[Served]:
-        """Read a request's pictures and detect on them.
+        """Read a request's images and detect on them.
 
         Raises:
             RefusedError: the reason why there is no answer.
@@ -97,10 +97,10 @@ class DetectionService:
             return await self._serve(request, settings, admission)
 
     async def draw(self, request: Request, settings: Settings, kind: DrawingFormat) -> bytes:
-        """Read a request's picture and draw what is found in it: the content of a PNG or JPEG file.
+        """Read a request's image and draw what is found in it: the content of a PNG or JPEG file.
 
         Raises:
-            RefusedError: the reason why there is no answer, such as more pictures than one.
+            RefusedError: the reason why there is no answer, such as more images than one.
         """
         with _Admission(self) as admission:
             served = await self._serve(request, settings, admission, most=1)
@@ -114,7 +114,7 @@ class DetectionService:
         """Status 503, with a guess of when to come again: when what is inside now should be done."""
         seconds = (self._batcher.last_seconds if self._batcher else 1.0) * self._inside / self.batch_size
         wait = str(min(60, max(1, math.ceil(seconds))))
-        return RefusedError(503, f"the server is busy with {self._inside} pictures; try again in {wait} s", {"Retry-After": wait})
+        return RefusedError(503, f"the server is busy with {self._inside} images; try again in {wait} s", {"Retry-After": wait})
 
     def _check_classes(self, classes: list[str] | None) -> None:
         known = self.predictor.categories.names
@@ -127,14 +127,14 @@ class DetectionService:
         deadline = asyncio.get_running_loop().time() + self.limits.timeout
         uploads = await _until(deadline, read_uploads(request, self.limits), RefusedError(408, "the body came too slowly"))
         if most is not None and len(uploads) > most:
-            raise RefusedError(422, f"one picture is drawn per request, not {len(uploads)}; /detect takes several")
+            raise RefusedError(422, f"one image is drawn per request, not {len(uploads)}; /detect takes several")
         admission.extend(len(uploads))
         late = RefusedError(504, f"no answer within {self.limits.timeout:g} s; the server is too busy", {"Retry-After": "10"})
         work = asyncio.ensure_future(self._detect(uploads, settings))
         return await _until(deadline, _unless_gone(request, work), late)
 
     async def _detect(self, uploads: list[Upload], settings: Settings) -> list[Served]:
-        """All pictures are decoded before the first is submitted: one that is bad costs no work of the network."""
+        """All images are decoded before the first is submitted: one that is bad costs no work of the network."""
         decoded = await asyncio.gather(*(self.in_thread(partial(_decode, upload, self.limits)) for upload in uploads))
         batcher = self._batcher
         if batcher is None:
@@ -154,7 +154,7 @@ class DetectionService:
 
 
 class _Admission:
-    """Counts a request's pictures as inside the server for as long as it is worked on; only the event loop touches it."""
+    """Counts a request's images as inside the server for as long as it is worked on; only the event loop touches it."""
 
     def __init__(self, service: DetectionService) -> None:
         self._service = service
@@ -184,7 +184,7 @@ def _decode(upload: Upload, limits: Limits) -> tuple[Tensor, float]:
     began = time.perf_counter()
     try:
         pixels = decode_image(upload.content, upload.name, max_pixels=limits.max_pixels)
-    except PictureTooLargeError as error:
+    except ImageTooLargeError as error:
         raise RefusedError(413, str(error)) from None
     except ValueError as error:
         raise RefusedError(422, str(error)) from None

@@ -9,9 +9,9 @@ from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.multipart import BrokenFormError, FormReader, Part, TooManyPartsError
 
 FIELD = "image"
-"""Name of the form field that holds pictures."""
+"""Name of the form field that holds images."""
 
-_HOW = f"send a picture as the body (Content-Type: image/jpeg, image/png, …) or as form field {FIELD!r} of multipart/form-data"
+_HOW = f"send an image as the body (Content-Type: image/jpeg, image/png, …) or as form field {FIELD!r} of multipart/form-data"
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Upload:
 
 
 async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
-    """Read the pictures of a request, still encoded: a raw `image/*` body, or a form with one or more files.
+    """Read the images of a request, still encoded: a raw `image/*` body, or a form with one or more files.
 
     Raises:
-        RefusedError: 400 a broken body or form, 413 too many bytes or files, 415 another media type, 422 no picture in it.
+        RefusedError: 400 a broken body or form, 413 too many bytes or files, 415 another media type, 422 no image in it.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = _limited(request, limits)
     if kind == "multipart/form-data":
         return await _form_uploads(request, body, limits)
-    if not _can_be_picture(kind):
+    if not _can_be_image(kind):
         what = f"a body of type {printable(kind)}" if kind else "a body without Content-Type"
         raise RefusedError(415, f"cannot take {what}: {_HOW}")
     content = b"".join([chunk async for chunk in body])
@@ -63,12 +63,12 @@ async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
 
 async def _form_uploads(request: Request, body: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
     try:
-        form = FormReader(request.headers["content-type"], limits.max_pictures)
+        form = FormReader(request.headers["content-type"], limits.max_images)
         async for chunk in body:
             form.feed(chunk)
         parts = form.parts()
     except TooManyPartsError:
-        raise RefusedError(413, f"more than the {limits.max_pictures} pictures allowed in one request; split it") from None
+        raise RefusedError(413, f"more than the {limits.max_images} images allowed in one request; split it") from None
     except BrokenFormError as error:
         raise RefusedError(400, f"the form cannot be read: {error}") from None
     if not parts:
@@ -83,7 +83,7 @@ def _form_upload(index: int, part: Part) -> Upload:
         raise RefusedError(422, f"form field {FIELD!r} holds text where a file is expected: {_HOW}")
     name = printable(part.filename) or f"image {index}"
     kind = part.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and not _can_be_picture(kind):
+    if kind and not _can_be_image(kind):
         raise RefusedError(415, f"{name}: cannot take a file of type {printable(kind)}: {_HOW}")
     if not part.content:
         raise RefusedError(422, f"{name}: the file is empty")
@@ -95,5 +95,5 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
-def _can_be_picture(kind: str) -> bool:
+def _can_be_image(kind: str) -> bool:
     return kind.startswith("image/") or kind == "application/octet-stream"

@@ -15,13 +15,13 @@ MOST_RESTARTS = 3
 """So many dead workers within one epoch are borne."""
 
 ADVICE = (
-    "A worker that reads pictures was ended from outside, mostly because memory ran out: lower data.num_workers or the sizes of "
-    "the pictures; in a container give /dev/shm more room"
+    "A worker that reads images was ended from outside, mostly because memory ran out: lower data.num_workers or the sizes of "
+    "the images; in a container give /dev/shm more room"
 )
 
 
 class DeadWorkerError(RuntimeError):
-    """The workers that read pictures die again and again; the message says what helps."""
+    """The workers that read images die again and again; the message says what helps."""
 
 
 def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mixing: bool = True) -> Iterator[list[Batch]]:
@@ -31,7 +31,7 @@ def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mix
         loader: of the training split.
         position: where the run stands; it must be moved on between two groups, as a restart goes on from there.
         accumulate: batches per optimiser step.
-        mixing: whether pictures of this epoch may be mixed from several.
+        mixing: whether images of this epoch may be mixed from several.
 
     Raises:
         DeadWorkerError: more than :data:`MOST_RESTARTS` times.

@@ -1,4 +1,4 @@
-"""The curves of a run as pictures: losses over the steps, average precision over the evaluations."""
+"""The curves of a run as images: losses over the steps, average precision over the evaluations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +61,7 @@ def draw_metrics_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Draw without a display and without matplotlib's global state; replace the picture in one go."""
+    """Draw without a display and without matplotlib's global state; replace the image in one go."""
     partial = path.with_name(path.name + ".partial")
     FigureCanvasAgg(figure).print_figure(partial, dpi=110, format="png")
     partial.replace(path)

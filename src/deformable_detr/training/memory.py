@@ -1,4 +1,4 @@
-"""How many pictures fit: the search behind `batch_size: auto`, and advice where memory runs out."""
+"""How many images fit: the search behind `batch_size: auto`, and advice where memory runs out."""
 
 import gc
 import logging
@@ -36,12 +36,12 @@ def out_of_memory(config: RunConfig, images: ImageBatch | None, error: BaseExcep
     train, data = config.train, config.data
     ways = []
     if train.batch_size != 1:
-        ways.append("--batch_size auto (finds what fits and keeps the pictures per step by accumulation)")
+        ways.append("--batch_size auto (finds what fits and keeps the images per step by accumulation)")
     if not train.gradient_checkpointing:
         ways.append("--gradient_checkpointing true (less is kept, a slower step)")
     if train.precision == "fp32":
         ways.append("--precision bf16 (on a GPU)")
-    ways.append(f"smaller pictures (--max_long_side below {data.max_long_side}, --train_short_sides), or a smaller --preset")
+    ways.append(f"smaller images (--max_long_side below {data.max_long_side}, --train_short_sides), or a smaller --preset")
     size = f" of {len(images)} x {images.images.shape[-2]} x {images.images.shape[-1]} pixels" if images is not None else ""
     return OutOfMemoryError(
         f"a training step with a batch{size} does not fit into memory ({str(error).splitlines()[0]}). What helps, best first: "
@@ -57,7 +57,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def choose_batch_size(network: DeformableDETR, config: RunConfig, dataset: CocoDataset, accelerator: Accelerator) -> RunConfig:
-    """Settle `batch_size: auto`: as many pictures of the largest training size as fit, and `accumulate` to go with it.
+    """Settle `batch_size: auto`: as many images of the largest training size as fit, and `accumulate` to go with it.
 
     Args:
         network: on its device.
@@ -66,7 +66,7 @@ def choose_batch_size(network: DeformableDETR, config: RunConfig, dataset: CocoD
         accelerator: the smallest result of all processes counts.
 
     Raises:
-        OutOfMemoryError: not even one picture fits.
+        OutOfMemoryError: not even one image fits.
     """
     if config.train.batch_size != "auto":
         return config
@@ -77,17 +77,17 @@ def choose_batch_size(network: DeformableDETR, config: RunConfig, dataset: CocoD
     fitting = largest_fitting(trial.fits if accelerator.device.type == "cuda" else trial.fits_by_estimate, most)
     fitting = min(gather_object([fitting]))
     if fitting == 0:
-        raise out_of_memory(config, trial.batch(1)[0], MemoryError("tried with one picture"))
+        raise out_of_memory(config, trial.batch(1)[0], MemoryError("tried with one image"))
     accumulate = max(1, round(config.train.target_batch_size / (fitting * processes)))
     logger.info(
-        "batch_size auto: %d pictures of up to %d x %d pixels per pass, %d passes per step: %d pictures per step",
+        "batch_size auto: %d images of up to %d x %d pixels per pass, %d passes per step: %d images per step",
         *(fitting, height, width, accumulate, fitting * accumulate * processes),
     )
     return replace(config, train=replace(config.train, batch_size=fitting, accumulate=accumulate))
 
 
 def largest_canvas(config: RunConfig, dataset: CocoDataset) -> tuple[int, int]:
-    """(height, width) of the largest padded batch that training can meet: pictures of both orientations in one."""
+    """(height, width) of the largest padded batch that training can meet: images of both orientations in one."""
     short, long, divisor = max(config.data.train_short_sides), config.data.max_long_side, config.data.pad_size_divisor
     shapes = {(int(height), int(width)) for height, width in dataset.image_sizes()}
     if config.data.transpose:
@@ -110,13 +110,13 @@ def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
 
 
 class Trial:
-    """Forward and backward passes on made-up pictures, which leave network and random numbers as they were.
+    """Forward and backward passes on made-up images, which leave network and random numbers as they were.
 
     Args:
         network: on its device.
         config: the run.
-        canvas: (height, width) of the pictures.
-        num_objects: in each picture.
+        canvas: (height, width) of the images.
+        num_objects: in each image.
         accelerator: gives device and precision.
     """
 
@@ -128,7 +128,7 @@ class Trial:
         self._kept_for_one: float | None = None
 
     def batch(self, size: int) -> tuple[ImageBatch, list[Target]]:
-        """So many grey pictures, each with as many objects as the fullest of the data set."""
+        """So many grey images, each with as many objects as the fullest of the dataset."""
         device = self.accelerator.device
         boxes = torch.full((self.num_objects, 4), 0.5, device=device)
         labels = torch.zeros(self.num_objects, dtype=torch.int64, device=device)
@@ -152,7 +152,7 @@ class Trial:
         return True
 
     def fits_by_estimate(self, size: int) -> bool:
-        """The same from the memory that one picture keeps for the backward pass: where memory runs out, systems end programs."""
+        """The same from the memory that one image keeps for the backward pass: where memory runs out, systems end programs."""
         if self._kept_for_one is None:
             self._kept_for_one = self._kept_by(1)
         weights = 3 * sum(value.numel() * value.element_size() for value in self.network.parameters() if value.requires_grad)

@@ -1,4 +1,4 @@
-"""When numbers go wrong: which layer broke first, for which pictures, and the step kept in a file to be looked at again."""
+"""When numbers go wrong: which layer broke first, for which images, and the step kept in a file to be looked at again."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from deformable_detr.training.train_step import Batch, Criterion, is_broken
 logger = logging.getLogger(__name__)
 
 MOST_SAVED = 5
-"""So many steps of a run are kept at most: each holds the weights and the pictures."""
+"""So many steps of a run are kept at most: each holds the weights and the images."""
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,16 @@ class KeptStep:
     """What went wrong."""
 
     metadata: Metadata
-    """Of the network: its classes, and how pictures were normalised."""
+    """Of the network: its classes, and how images were normalised."""
 
     batches: list[Batch]
-    """Pictures as the network got them, and what was to be found in them."""
+    """Images as the network got them, and what was to be found in them."""
 
 
 def save_step(
     folder: Path, step: int, message: str, batches: Sequence[Batch], model: DeformableDETR, loss: LossConfig
 ) -> Path | None:
-    """Keep a broken step for :func:`replay`: pictures, targets and weights, tensors and plain values only.
+    """Keep a broken step for :func:`replay`: images, targets and weights, tensors and plain values only.
 
     Args:
         folder: made when missing; at most :data:`MOST_SAVED` steps are kept there.

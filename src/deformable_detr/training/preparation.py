@@ -39,7 +39,7 @@ FREE_TO_CHANGE = {
 
 @dataclass(frozen=True)
 class RunData:
-    """The opened splits of a data set."""
+    """The opened splits of a dataset."""
 
     train: CocoDataset
     val: CocoDataset | None
@@ -89,10 +89,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def open_data(config: RunConfig) -> RunData:
-    """Open both splits; a data set without a validation split is trained on without evaluation, and a warning says so.
+    """Open both splits; a dataset without a validation split is trained on without evaluation, and a warning says so.
 
     Raises:
-        FileNotFoundError: no training split, or its pictures are missing.
+        FileNotFoundError: no training split, or its images are missing.
         ValueError: a damaged annotation file, or one that a quick check finds at fault; see `deformable-detr doctor`.
     """
     train = build_dataset(config.dataset, config.data.train_split, config.data, training=True)
@@ -111,15 +111,15 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def _check_data(config: RunConfig, splits: Mapping[str, CocoDataset]) -> None:
-    """Log what is doubtful about the data set, and stop at what would spoil the training."""
+    """Log what is doubtful about the dataset, and stop at what would spoil the training."""
     errors = []
     files = {name: (dataset.annotation_file, dataset.image_dir) for name, dataset in splits.items()}
     for finding in quick_check(files, config.model.num_queries):
-        borne = config.data.on_bad_image == "skip" and finding.code in ("picture-missing", "picture-damaged", "picture-size")
+        borne = config.data.on_bad_image == "skip" and finding.code in ("image-missing", "image-damaged", "image-size")
         if finding.severity == "error" and not borne:
             errors.append(str(finding))
         else:
-            logger.warning("data set: %s; %s", finding, finding.kind.advice)
+            logger.warning("dataset: %s; %s", finding, finding.kind.advice)
     if errors:
         raise ValueError(f"{'; '.join(errors)}. `deformable-detr doctor {config.dataset}` shows all of it and can repair a copy")
 
@@ -146,7 +146,7 @@ def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) ->
 
 
 def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -> DeformableDETR:
-    """The network with as many classes as the data set has, fresh or from `config.weights`.
+    """The network with as many classes as the dataset has, fresh or from `config.weights`.
 
     Args:
         config: the run.
@@ -188,7 +188,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
     Args:
         config: of the run that is to go on.
         saved: the state that was read.
-        data: the opened data set.
+        data: the opened dataset.
         processes: how many train together now.
 
     Raises:
@@ -205,7 +205,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
     if saved["processes"] != processes:
         differing.append(f"the number of processes was {saved['processes']}, is {processes}")
     if saved["dataset"] != describe_data(data):
-        differing.append(f"the data set was {saved['dataset']}, is {describe_data(data)}")
+        differing.append(f"the dataset was {saved['dataset']}, is {describe_data(data)}")
     if differing:
         raise ValueError(
             f"the run in {config.output_dir} cannot go on exactly with other settings: {'; '.join(differing)}. "
@@ -215,7 +215,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
 
 def describe_data(data: RunData) -> dict[str, Any]:
     """What must be the same in a resumed run."""
-    return {"training pictures": len(data.train), "classes": list(data.train.categories.names)}
+    return {"training images": len(data.train), "classes": list(data.train.categories.names)}
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

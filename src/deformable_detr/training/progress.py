@@ -73,7 +73,7 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{self.total_epochs}", text=text)
 
     def evaluating(self, done: int, total: int) -> None:
-        """Show how far an evaluation has come, in pictures of this process."""
+        """Show how far an evaluation has come, in images of this process."""
         if self._bar is not None:
             self._bar.update(self._task, text=f"evaluating {done}/{total}")
 

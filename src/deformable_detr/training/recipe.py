@@ -1,4 +1,4 @@
-"""A recipe applied to the data set and batch size of a run."""
+"""A recipe applied to the dataset and batch size of a run."""
 
 import os
 from typing import Any
@@ -14,11 +14,11 @@ def settings_of_recipe(config: RunConfig) -> dict[str, Any]:
     """What the recipe of a run chooses, by the settings' full names; whatever was set otherwise stands above it.
 
     Args:
-        config: with a recipe; data set, weights and the numbers that make the batch are looked at.
+        config: with a recipe; dataset, weights and the numbers that make the batch are looked at.
 
     Raises:
         ValueError: `finetune` without weights, or a damaged annotation file.
-        FileNotFoundError: no such data set or split.
+        FileNotFoundError: no such dataset or split.
     """
     if config.recipe == "finetune" and config.weights is None:
         raise ValueError(

@@ -62,7 +62,7 @@ def train(
 
     Raises:
         FileExistsError: `output_dir` holds a run and `resume` is not set.
-        FileNotFoundError: data set, weights, or the state to resume from are missing.
+        FileNotFoundError: dataset, weights, or the state to resume from are missing.
         ValueError: settings that make no sense or do not fit the run that is resumed.
         NonFiniteLossError: the loss became NaN or infinite.
         OutOfMemoryError: a step does not fit into memory.
@@ -151,7 +151,7 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
         if self.show_progress:
             logger.info(
-                "%s %s (%.1f M parameters) on %d pictures of %s, %d classes; %d steps on %s; everything goes to %s",
+                "%s %s (%.1f M parameters) on %d images of %s, %d classes; %d steps on %s; everything goes to %s",
                 f"going on after step {self.position.step} with" if self.position.step else "training",
                 *(self.config.preset, parameters / 1e6, len(self.data.train), self.config.dataset),
                 *(len(self.data.train.categories), self.total_steps, self.accelerator.device, self.folder.root),
@@ -200,10 +200,10 @@ class Trainer:
             return
         self.recent.add(losses)
         self.over_epoch.add(losses)
-        began, pictures = self._clock
-        pictures += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
-        self._clock = (began, pictures)
-        seen = (self.position.step, self.position.epoch + 1, losses, lr, pictures / max(1e-9, time.monotonic() - began))
+        began, count = self._clock
+        count += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
+        self._clock = (began, count)
+        seen = (self.position.step, self.position.epoch + 1, losses, lr, count / max(1e-9, time.monotonic() - began))
         self.progress.step(*seen)
         if self.position.step % self.config.train.log_every == 0 or self.position.step == self.total_steps:
             self._log_losses(lr, seen[-1])

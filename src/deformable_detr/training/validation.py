@@ -21,7 +21,7 @@ from deformable_detr.structures import Categories
 from deformable_detr.training.progress import ProgressDisplay
 
 DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
-"""Draws predictions for some pictures of a data set into a folder; visualization stands beside training, so it is handed in."""
+"""Draws predictions for some images of a dataset into a folder; visualization stands beside training, so it is handed in."""
 
 BEST_METRIC = "ap"
 
@@ -30,11 +30,11 @@ class Validation:
     """Measures a network on the validation split, in the form in which `predict` runs it, and keeps the results.
 
     Args:
-        loader: this process's share of the split; None where the data set has none: then no evaluation is ever due.
+        loader: this process's share of the split; None where the dataset has none: then no evaluation is ever due.
         categories: what the network's labels mean.
         config: how often, with which precision, suppression and patience.
         accelerator: gives the device and the other processes.
-        draw_samples: called by the first process after every evaluation with the network, the data set and `samples`.
+        draw_samples: called by the first process after every evaluation with the network, the dataset and `samples`.
         samples: folder for the drawings, made where needed.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures with boxes, and everything that happens inside the network on the way to them.
+"""Images with boxes, and everything that happens inside the network on the way to them.
 
 `look_inside` gives the data of one forward pass; each `view_…` function gives data with a figure (`.figure`, `.save(path)`).
 """

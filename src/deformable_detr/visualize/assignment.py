@@ -1,4 +1,4 @@
-"""The Hungarian matching of one picture: what every query would cost each target, of which parts, and which one it is given to.
+"""The Hungarian matching of one image: what every query would cost each target, of which parts, and which one it is given to.
 
 Paper, section 4; DETR, section 3.1. `matching.py` follows the same assignments through layers, checkpoints and epochs.
 """
@@ -18,7 +18,7 @@ from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.criterion.matcher import HungarianMatcher
 from deformable_detr.criterion.targets import FlatTargets
 from deformable_detr.structures import Target
-from deformable_detr.visualize.figures import View, draw_box, new_figure, panels, show_picture
+from deformable_detr.visualize.figures import View, draw_box, new_figure, panels, show_image
 from deformable_detr.visualize.inside import Inside
 from deformable_detr.visualize.matching import UNMATCHED
 
@@ -32,7 +32,7 @@ RIVALS = 3
 
 @dataclass(frozen=True, eq=False)
 class AssignmentView(View):
-    """T targets of one picture and Q queries."""
+    """T targets of one image and Q queries."""
 
     queries: Tensor
     """`[T]` int64: the query that each target is given to; -1 where there are more targets than queries."""
@@ -50,7 +50,7 @@ def view_assignment(
     num_targets: int = 6,
     num_queries: int = 20,
 ) -> AssignmentView:
-    """Draw which query each target of a picture is given to, and what that costs beside the other queries.
+    """Draw which query each target of an image is given to, and what that costs beside the other queries.
 
     ```python
     dataset = build_dataset("my_data", "val", DataConfig(), training=False, categories=detector.metadata.categories)
@@ -58,18 +58,18 @@ def view_assignment(
     ```
 
     Args:
-        inside: the picture's pass, from :func:`look_inside`.
-        target: what is really there, boxes cxcywh in [0, 1] of the whole picture, labels as the network counts them.
+        inside: the image's pass, from :func:`look_inside`.
+        target: what is really there, boxes cxcywh in [0, 1] of the whole image, labels as the network counts them.
         matcher: as in training. None: with the official costs.
         layer: which decoder layer's predictions.
         num_targets: at most so many are drawn, the first ones.
         num_queries: at most so many columns of the table of costs: the queries that are cheapest for one of the targets.
 
     Raises:
-        ValueError: the picture has no targets, or unsound ones.
+        ValueError: the image has no targets, or unsound ones.
     """
     if len(target) == 0:
-        raise ValueError("this picture has no targets, so nothing is matched; take one with objects")
+        raise ValueError("this image has no targets, so nothing is matched; take one with objects")
     matcher = matcher or HungarianMatcher()
     logits, boxes = (values[layer][None].float() for values in (inside.predictions.logits, inside.predictions.boxes))
     chosen, objects = matcher(logits, boxes, [target]).of_image(0)
@@ -89,7 +89,7 @@ def _alone(matcher: HungarianMatcher, part: str) -> HungarianMatcher:
 
 
 def _draw(inside: Inside, target: Target, queries: Tensor, costs: Tensor, layer: int, num_targets: int, num_queries: int) -> Figure:
-    """The picture beside the table of costs; below, for each target the parts of the cheapest queries."""
+    """The image beside the table of costs; below, for each target the parts of the cheapest queries."""
     count, total = min(len(target), num_targets), costs.sum(0)
     names = [f"{inside.categories.names[label]} {number}" for number, label in enumerate(target.labels[:count].tolist())]
     rows = -(-count // 3)
@@ -97,8 +97,8 @@ def _draw(inside: Inside, target: Target, queries: Tensor, costs: Tensor, layer:
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.0, 1.9 * rows))[:, 0]
     number = range(len(inside.decoder))[layer] + 1
     figure.suptitle(f"Which query each target is given to, by decoder layer {number}", fontsize=11, fontweight="bold")
-    picture, table = top.subplots(1, 2, width_ratios=(1, 2.2))
-    _draw_pairs(picture, inside, target, queries[:count], layer)
+    image, table = top.subplots(1, 2, width_ratios=(1, 2.2))
+    _draw_pairs(image, inside, target, queries[:count], layer)
     _draw_costs(table, names, queries[:count], total[:count], _columns(queries[:count], total[:count], num_queries))
     axes = panels(bottom, count, 3)
     for index, place in enumerate(axes):
@@ -119,8 +119,8 @@ def _columns(queries: Tensor, total: Tensor, count: int) -> list[int]:
 
 def _draw_pairs(axes: Axes, inside: Inside, target: Target, queries: Tensor, layer: int) -> None:
     """The truth dashed, the box of the query that it is given to solid, in one colour for each target."""
-    show_picture(axes, inside.image, fade=0.6)
-    height, width = inside.picture_size
+    show_image(axes, inside.image, fade=0.6)
+    height, width = inside.image_size
     limits = torch.tensor([width, height, width, height])
     boxes = inside.predictions.boxes[layer, 0].float()
     for index, query in enumerate(queries.tolist()):

@@ -1,4 +1,4 @@
-"""The journey of one picture through the network: every stage with its real shapes, and what each part costs.
+"""The journey of one image through the network: every stage with its real shapes, and what each part costs.
 
 Nothing is captured unless this module asks for it, see `capture.py`; `journey.py` draws what is found here.
 """
@@ -64,7 +64,7 @@ class FollowedDetection:
     score: float
     query: int
     boxes: tuple[tuple[float, float, float, float], ...]
-    """N times xyxy in pixels of the original picture, first layer first."""
+    """N times xyxy in pixels of the original image, first layer first."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Description:
 
 
 def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -> Description:
-    """Send one picture through the network and note every stage.
+    """Send one image through the network and note every stage.
 
     Args:
         model: any variant, on any device.
@@ -157,8 +157,8 @@ def _rows(
     model: DeformableDETR, calls: dict[nn.Module, Call], image: Tensor, batch: ImageBatch, predictions: Predictions
 ) -> Iterator[Row]:
     flat: FlatFeatures = calls[model.flatten].output
-    yield Row("picture", "as read", tuple(image.shape), "uint8 RGB, upright")
-    yield Row("picture", "resized, normalised", tuple(batch.images.shape), f"short side {model.metadata.eval_short_side}")
+    yield Row("image", "as read", tuple(image.shape), "uint8 RGB, upright")
+    yield Row("image", "resized, normalised", tuple(batch.images.shape), f"short side {model.metadata.eval_short_side}")
     backbone: Any = model.backbone
     levels = calls[model.backbone].output
     for index, (level, stride) in enumerate(zip(levels, backbone.strides, strict=True)):
@@ -171,7 +171,7 @@ def _rows(
     yield Row("flatten", "features", tuple(flat.features.shape), f"S = {lengths}")
     yield Row("flatten", "level start index", (len(flat.spatial_shapes),), starts)
     yield Row("flatten", "padding mask", tuple(flat.padding_mask.shape), f"{flat.padding_mask.float().mean():.1%} padding")
-    yield Row("flatten", "valid ratios", tuple(flat.valid_ratios.shape), "share of each level that is picture (x, y)")
+    yield Row("flatten", "valid ratios", tuple(flat.valid_ratios.shape), "share of each level that is image (x, y)")
     yield Row("flatten", "positions", tuple(flat.positions.shape), "sine encoding of (y, x) + level embedding")
     yield from _attention_rows("encoder, layer 1", calls, model.encoder.layers[0].self_attn)  # type: ignore[index, union-attr]
     memory = calls[model.encoder].output
@@ -201,7 +201,7 @@ def _attention_rows(part: str, calls: dict[nn.Module, Call], attention: MultiSca
     yield Row(part, "reference points", tuple(reference_points.shape), "in [0, 1] of each padded level")
     yield Row(part, "sampling offsets", tuple(offsets.shape), f"mean length {offsets.norm(dim=-1).mean():.2f} ({unit})")
     yield Row(part, "attention weights", tuple(weights.shape), f"sum to 1 over L·P; the largest is {weights.max():.2f}")
-    yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the picture and count as zero")
+    yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the image and count as zero")
 
 
 def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCounterMode) -> Iterator[PartCost]:

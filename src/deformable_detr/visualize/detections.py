@@ -1,4 +1,4 @@
-"""Pictures with boxes: detections or truth drawn on an image, and sheets of several pictures.
+"""Images with boxes: detections or truth drawn on an image, and sheets of several images.
 
 All pixels here are RGB uint8. Nothing is shown on screen; :func:`save_drawing` writes a file.
 """
@@ -31,7 +31,7 @@ _MAX_COVERED = 0.15
 
 
 def class_color(label: int) -> sv.Color:
-    """The colour of a class: the same in every picture, twelve hand-picked ones and then ever new hues."""
+    """The colour of a class: the same in every image, twelve hand-picked ones and then ever new hues."""
     if label < len(_FIRST_COLORS):
         return sv.Color.from_hex(_FIRST_COLORS[label])
     red, green, blue = colorsys.hsv_to_rgb((label * 0.618034) % 1, 0.55 + 0.3 * (label % 2), 0.95 - 0.2 * (label % 3 == 0))
@@ -48,22 +48,22 @@ def draw_detections(
 ) -> np.ndarray:
     """Draw boxes with labels such as `dog 0.87`.
 
-    Lines and text are sized to the picture; labels keep clear of each other, and one that finds no place is left out (its box
+    Lines and text are sized to the image; labels keep clear of each other, and one that finds no place is left out (its box
     stays, and the colour tells the class).
 
     Args:
         image: `[H, W, 3]` uint8 RGB, a `[3, H, W]` uint8 tensor, or a PIL image (turned upright); it stays as it is.
         detections: boxes in pixels of `image`. Labels come from `data["class_name"]`, else from `class_id`.
         scores: write the score beside the name, where there is one.
-        min_side: a picture whose longer side is smaller is enlarged by a whole factor first, so that labels can be read.
-            0 keeps every picture's size.
+        min_side: an image whose longer side is smaller is enlarged by a whole factor first, so that labels can be read.
+            0 keeps every image's size.
         colors: one for each detection. None: those of the classes.
 
     Returns:
-        `[H', W', 3]` uint8 RGB, a new array; H' and W' are H and W unless the picture was enlarged.
+        `[H', W', 3]` uint8 RGB, a new array; H' and W' are H and W unless the image was enlarged.
 
     Raises:
-        ValueError: `image` is not an RGB uint8 picture.
+        ValueError: `image` is not an RGB uint8 image.
     """
     canvas = _to_pil(image)
     factor = max(1, -(-min_side // max(canvas.size)))
@@ -82,13 +82,13 @@ def draw_detections(
 def draw_grid(
     images: Sequence[Drawable], columns: int = 4, *, titles: Sequence[str] = (), cell_width: int | None = None, gap: int = 10
 ) -> np.ndarray:
-    """A sheet of pictures, row by row, each fitted into a cell of the same size.
+    """A sheet of images, row by row, each fitted into a cell of the same size.
 
     Args:
-        images: pictures of any sizes, as in :func:`draw_detections`.
-        columns: pictures per row.
-        titles: a heading for each picture; empty: none. Fewer titles than pictures: they head the first ones (column headings).
-        cell_width: width of a cell in pixels. None: that of the widest picture.
+        images: images of any sizes, as in :func:`draw_detections`.
+        columns: images per row.
+        titles: a heading for each image; empty: none. Fewer titles than images: they head the first ones (column headings).
+        cell_width: width of a cell in pixels. None: that of the widest image.
         gap: pixels between the cells and around the sheet.
 
     Returns:
@@ -99,34 +99,34 @@ def draw_grid(
     """
     if not images or columns < 1:
         raise ValueError(f"a grid needs at least one image and one column, not {len(images)} images in {columns} columns")
-    pictures = [_to_pil(image) for image in images]
-    columns = min(columns, len(pictures))
-    width = cell_width or max(picture.width for picture in pictures)
-    pictures = [_fit(picture, width) for picture in pictures]
+    cells = [_to_pil(image) for image in images]
+    columns = min(columns, len(cells))
+    width = cell_width or max(cell.width for cell in cells)
+    cells = [_fit(cell, width) for cell in cells]
     font = _font(max(12, round(width / 26)))
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     headings = [0 if row * columns >= len(titles) else round(font.size * 1.9) for row in range(len(rows))]
-    heights = [max(picture.height for picture in row) for row in rows]
+    heights = [max(cell.height for cell in row) for row in rows]
     size = (columns * (width + gap) + gap, sum(heights) + sum(headings) + gap * (len(rows) + 1))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     top = gap
     for index, (row, heading, height) in enumerate(zip(rows, headings, heights, strict=True)):
-        for column, picture in enumerate(row):
+        for column, cell in enumerate(row):
             left = gap + column * (width + gap)
             if index * columns + column < len(titles):
                 middle = (left + width / 2, top + heading * 0.45)
                 draw.text(middle, titles[index * columns + column], font=font, fill=(40, 44, 52), anchor="mm")
-            sheet.paste(picture, (left + (width - picture.width) // 2, top + heading + (height - picture.height) // 2))
+            sheet.paste(cell, (left + (width - cell.width) // 2, top + heading + (height - cell.height) // 2))
         top += heading + height + gap
     return np.array(sheet)
 
 
 def truth_detections(target: Target, categories: Categories) -> sv.Detections:
-    """The annotated boxes of a picture in the form of detections, without scores.
+    """The annotated boxes of an image in the form of detections, without scores.
 
     Args:
-        target: its `image_size` says how large the picture is that is drawn on.
+        target: its `image_size` says how large the image is that is drawn on.
         categories: the names and ids of the labels.
 
     Raises:
@@ -148,14 +148,14 @@ def truth_detections(target: Target, categories: Categories) -> sv.Detections:
 
 
 def save_drawing(path: str | Path, image: Drawable) -> Path:
-    """Write a picture as PNG or JPEG (by the suffix), making the folder where needed."""
+    """Write an image as PNG or JPEG (by the suffix), making the folder where needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = _to_pil(image)
+    drawing = _to_pil(image)
     if path.suffix.lower() in (".jpg", ".jpeg"):
-        picture.save(path, quality=92, subsampling=0)
+        drawing.save(path, quality=92, subsampling=0)
     else:
-        picture.save(path)
+        drawing.save(path)
     return path
 
 
@@ -165,15 +165,15 @@ def _to_pil(image: Drawable) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB").copy()
     array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"expected a uint8 RGB picture [H, W, 3] to draw on, not {array.dtype} {list(array.shape)}")
+        raise ValueError(f"expected a uint8 RGB image [H, W, 3] to draw on, not {array.dtype} {list(array.shape)}")
     return Image.fromarray(np.array(array, order="C"))
 
 
-def _fit(picture: Image.Image, width: int) -> Image.Image:
-    """Resize to the cell's width; upright pictures to a height of 4/3 of it at most."""
-    factor = min(width / picture.width, width * 4 / 3 / picture.height)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
+def _fit(image: Image.Image, width: int) -> Image.Image:
+    """Resize to the cell's width; upright images to a height of 4/3 of it at most."""
+    factor = min(width / image.width, width * 4 / 3 / image.height)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _draw_boxes(canvas: Image.Image, boxes: np.ndarray, colors: list[sv.Color]) -> Image.Image:

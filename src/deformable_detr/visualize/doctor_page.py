@@ -1,4 +1,4 @@
-"""The examination of a data set as one HTML file: numbers, findings, and pictures of the worst cases with their boxes."""
+"""The examination of a dataset as one HTML file: numbers, findings, and images of the worst cases with their boxes."""
 
 import base64
 import io
@@ -17,14 +17,14 @@ from deformable_detr.data.doctor.statistics import SplitStatistics
 from deformable_detr.data.images import read_image
 from deformable_detr.visualize.explanation_page import STYLE
 
-PICTURES = 6
+IMAGES = 6
 """Per finding."""
 
 LISTED = 12
 """Cases per finding in words."""
 
 WIDTH = 340
-"""Pixels of a picture on the page."""
+"""Pixels of an image on the page."""
 
 FAULTY, OTHER = (255, 59, 48), (64, 156, 255)
 
@@ -32,7 +32,7 @@ MORE_STYLE = """
 .chip { display: inline-block; border-radius: 999px; padding: 1px 10px; font-size: 13px; font-weight: 600; margin-right: 8px; }
 .error { background: #ffd9d6; color: #8c1d13; } .warning { background: #ffedc2; color: #6b4700; }
 .note { background: #dbeafe; color: #1e3f7a; }
-.pictures { display: flex; flex-wrap: wrap; gap: 12px; } .pictures figure { width: 340px; max-width: 100%; }
+.images { display: flex; flex-wrap: wrap; gap: 12px; } .images figure { width: 340px; max-width: 100%; }
 figcaption { font-size: 13px; color: var(--soft); overflow-wrap: anywhere; margin-top: 4px; }
 ul { margin: 0 0 10px; padding-left: 20px; font-size: 14px; overflow-wrap: anywhere; }
 .bar { display: inline-block; height: 10px; background: #4c8dff; border-radius: 3px; vertical-align: middle; min-width: 1px; }
@@ -47,7 +47,7 @@ def write_doctor_page(examination: Examination, path: str | Path) -> Path:
         path: the HTML file; its folder is made where needed.
     """
     splits = {data.name: data for data in examination.splits}
-    title = f"{examination.dataset.resolve().name}: data set examined"
+    title = f"{examination.dataset.resolve().name}: dataset examined"
     body = [_overview(examination), *(_finding(finding, splits) for finding in examination.findings)]
     body += [_classes(examination.statistics), _suggestions(examination)]
     page = f"""<!doctype html>
@@ -79,10 +79,10 @@ def _lead(examination: Examination) -> str:
 
 
 def _overview(examination: Examination) -> str:
-    columns = ("split", "pictures", "without boxes", "boxes", "per picture", "at most", "small", "medium", "large", "usual size")
+    columns = ("split", "images", "without boxes", "boxes", "per image", "at most", "small", "medium", "large", "usual size")
     rows = [
         (
-            *(name, str(found.pictures), str(found.empty_pictures), str(found.boxes), f"{found.mean_objects:.1f}"),
+            *(name, str(found.images), str(found.empty_images), str(found.boxes), f"{found.mean_objects:.1f}"),
             *(str(found.most_objects), *(f"{found.shares[size]:.0%}" for size in ("small", "medium", "large"))),
             f"{found.median_size[0]} × {found.median_size[1]}",
         )
@@ -121,32 +121,32 @@ def _finding(finding: Finding, splits: dict[str, SplitData]) -> str:
     words = "".join(f"<li>{escape(item.text)}</li>" for item in finding.items[:LISTED])
     if finding.count > LISTED:
         words += f"<li>… and {finding.count - LISTED} more</li>"
-    pictures = "" if finding.severity == "note" else "".join(_figures(finding, splits))
+    images = "" if finding.severity == "note" else "".join(_figures(finding, splits))
     return (
         f"<section><h2>{heading}</h2><p>{escape(finding.kind.advice)}</p><ul>{words}</ul>"
-        f'<div class="pictures">{pictures}</div></section>\n'
+        f'<div class="images">{images}</div></section>\n'
     )
 
 
 def _figures(finding: Finding, splits: dict[str, SplitData]) -> list[str]:
-    """Pictures of the first cases, one per picture; of a look-alike, its other picture as well."""
+    """Images of the first cases, one per image; of a look-alike, its other image as well."""
     by_image: dict[int, list[Item]] = {}
     for item in finding.items:
-        if item.image is not None and (len(by_image) < PICTURES or item.image in by_image):
+        if item.image is not None and (len(by_image) < IMAGES or item.image in by_image):
             by_image.setdefault(item.image, []).append(item)
     figures = []
     for image, items in by_image.items():
         data = splits[finding.split]
         rows = {item.annotation for item in items if item.annotation is not None}
         figures.append(_figure(data, image, rows, f"{finding.split}/{data.file_name(image)}"))
-        if finding.code in ("picture-leak", "picture-copy", "picture-alike"):
+        if finding.code in ("image-leak", "image-copy", "image-alike"):
             other, position = items[0].value
             figures.append(_figure(splits[other], position, set(), f"{other}/{splits[other].file_name(position)}"))
     return figures
 
 
 def _figure(data: SplitData, image: int, rows: set[int], caption: str) -> str:
-    """One picture, small, with its boxes; empty where the picture cannot be read."""
+    """One image, small, with its boxes; empty where the image cannot be read."""
     size = tuple(int(side) for side in data.sizes[image])
     try:
         pixels = read_image(data.path(image))
@@ -154,16 +154,16 @@ def _figure(data: SplitData, image: int, rows: set[int], caption: str) -> str:
             pixels = read_image(data.path(image), upright=False)
     except (OSError, ValueError):
         return ""
-    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    scale = WIDTH / picture.width
-    picture = picture.resize((WIDTH, max(1, round(picture.height * scale))), Image.Resampling.BOX)
+    thumbnail = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    scale = WIDTH / thumbnail.width
+    thumbnail = thumbnail.resize((WIDTH, max(1, round(thumbnail.height * scale))), Image.Resampling.BOX)
     chosen = np.flatnonzero(data.images == image)
     in_question = np.isin(data.rows[chosen], list(rows))
-    _draw(picture, data.boxes[chosen[~in_question]] * scale, OTHER, 2)
-    _draw(picture, data.boxes[chosen[in_question]] * scale, FAULTY, 3)
-    _draw(picture, _unusable(data, rows) * scale, FAULTY, 3)
+    _draw(thumbnail, data.boxes[chosen[~in_question]] * scale, OTHER, 2)
+    _draw(thumbnail, data.boxes[chosen[in_question]] * scale, FAULTY, 3)
+    _draw(thumbnail, _unusable(data, rows) * scale, FAULTY, 3)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    thumbnail.save(buffer, "JPEG", quality=80)
     source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     alternative = escape(caption, quote=True)
     return f'<figure><img alt="{alternative}" src="{source}"><figcaption>{escape(caption)}</figcaption></figure>'
@@ -181,10 +181,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _draw(picture: Image.Image, boxes: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
+def _draw(image: Image.Image, boxes: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
     """Rectangles of boxes `[n, 4]` left, top, width, height; what lies outside is drawn at the edge."""
-    canvas = ImageDraw.Draw(picture)
-    right_limit, bottom_limit = picture.width - 1, picture.height - 1
+    canvas = ImageDraw.Draw(image)
+    right_limit, bottom_limit = image.width - 1, image.height - 1
     for left, top, width, height in boxes.tolist():
         x = [min(max(value, 0), right_limit) for value in (left, left + width)]
         y = [min(max(value, 0), bottom_limit) for value in (top, top + height)]

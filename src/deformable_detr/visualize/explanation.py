@@ -1,4 +1,4 @@
-"""Why a box came out: everything about one detection of one picture, as data, as one figure or as a page."""
+"""Why a box came out: everything about one detection of one image, as data, as one figure or as a page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class SamplingPoint:
     level: int
     point: int
     x: float
-    """Pixels of the picture."""
+    """Pixels of the image."""
     y: float
     weight: float
     """Of all points of its head in this layer, which sum to 1."""
@@ -90,7 +90,7 @@ class Explanation:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write a page (`.html`: one file, pictures inside it, no network needed) or a picture (`.png`, `.svg`, `.pdf`).
+        """Write a page (`.html`: one file, images inside it, no network needed) or an image (`.png`, `.svg`, `.pdf`).
 
         Raises:
             ValueError: another suffix.
@@ -156,7 +156,7 @@ def origin_of(inside: Inside, query: int) -> str:
     reference = inside.boxes_per_layer(query)[0]
     if inside.proposals is None:
         point = f"({reference[0]:.0f}, {reference[1]:.0f})"
-        return f"Query {query} of {inside.num_queries} was learned; in every picture it starts at the same point, here {point}."
+        return f"Query {query} of {inside.num_queries} was learned; in every image it starts at the same point, here {point}."
     position = int(inside.proposals.taken[query])
     level, row, column = inside.level_and_cell(position)
     left, top, right, bottom = reference.tolist()
@@ -169,7 +169,7 @@ def origin_of(inside: Inside, query: int) -> str:
 
 def _strongest(inside: Inside, query: int, count: int) -> tuple[SamplingPoint, ...]:
     last = inside.decoder[-1]
-    weights, places = last.attention_weights[0, query].float(), inside.points_in_picture(last, query)
+    weights, places = last.attention_weights[0, query].float(), inside.points_in_image(last, query)
     _, num_levels, num_points = weights.shape
     best = weights.flatten().topk(min(count, weights.numel()))
     points = []

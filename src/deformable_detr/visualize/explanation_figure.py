@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deformable_detr.visualize.figures import draw_box, level_legend, new_figure, show_picture
+from deformable_detr.visualize.figures import draw_box, level_legend, new_figure, show_image
 from deformable_detr.visualize.inside import Detection, Inside
 from deformable_detr.visualize.refinement import draw_refinement, draw_scores
 from deformable_detr.visualize.sampling import draw_layer
@@ -15,8 +15,8 @@ MOST_LAYERS = 6
 
 
 def draw_found(axes: Axes, inside: Inside, detection: Detection, *, threshold: float = 0.3) -> None:
-    """The picture with all detections, the explained one emphasised."""
-    show_picture(axes, inside.image)
+    """The image with all detections, the explained one emphasised."""
+    show_image(axes, inside.image)
     for other in inside.detections(threshold):
         if other.query != detection.query:
             draw_box(axes, other.box, "#d0d7de", width=1.1)
@@ -25,7 +25,7 @@ def draw_found(axes: Axes, inside: Inside, detection: Detection, *, threshold: f
 
 def found_figure(inside: Inside, detection: Detection) -> Figure:
     """:func:`draw_found` alone."""
-    height, width = (value * 5.0 / max(inside.picture_size) for value in inside.picture_size)
+    height, width = (value * 5.0 / max(inside.image_size) for value in inside.image_size)
     figure = new_figure(width + 0.1, height + 0.1)
     draw_found(figure.subplots(), inside, detection)
     return figure
@@ -34,7 +34,7 @@ def found_figure(inside: Inside, detection: Detection) -> Figure:
 def summary_figure(
     inside: Inside, detection: Detection, title: str, origin: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> Figure:
-    """Picture, refinement and scores; below, where the layers looked; at the bottom a table.
+    """Image, refinement and scores; below, where the layers looked; at the bottom a table.
 
     Args:
         inside: from :func:`look_inside`.
@@ -45,7 +45,7 @@ def summary_figure(
         rows: its rows.
     """
     layers = list(range(len(inside.decoder)))[-MOST_LAYERS:]
-    share = min(max(inside.picture_size[0] / inside.picture_size[1], 0.6), 1.0)
+    share = min(max(inside.image_size[0] / inside.image_size[1], 0.6), 1.0)
     figure = new_figure(12.6, 4.0 * share + 12.6 / max(len(layers), 3) + 0.21 * len(rows) + 2.3)
     figure.suptitle(f"{title}\n", fontsize=14, fontweight="bold")
     heights = (4.0 * share, min(12.6 / max(len(layers), 3), 3.9), 0.21 * len(rows) + 0.4)

@@ -1,4 +1,4 @@
-"""A page of figures and tables as one HTML file: pictures and style are inside it, nothing is fetched from anywhere."""
+"""A page of figures and tables as one HTML file: images and style are inside it, nothing is fetched from anywhere."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Feature maps as pictures: the three strongest directions of all channels become red, green and blue.
+"""Feature maps as images: the three strongest directions of all channels become red, green and blue.
 
 Like colours are like features; the colours themselves mean nothing.
 """
@@ -34,8 +34,8 @@ def principal_colors(features: Tensor, basis_of: Tensor | None = None) -> Tensor
     return torch.nn.functional.pad(colors, (0, 3 - colors.shape[1]), value=0.5)
 
 
-def level_pictures(levels: Sequence[Tensor]) -> list[np.ndarray]:
-    """Maps `[1, C, h, w]` of one width → pictures `[h, w, 3]` in [0, 1] with common colours."""
+def level_images(levels: Sequence[Tensor]) -> list[np.ndarray]:
+    """Maps `[1, C, h, w]` of one width → images `[h, w, 3]` in [0, 1] with common colours."""
     sequences = [level[0].flatten(1).T.float() for level in levels]
     together = torch.cat(sequences)
     return [
@@ -50,10 +50,10 @@ def split_levels(inside: Inside, sequence: Tensor) -> list[Tensor]:
     return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, inside.spatial_shapes, strict=True)]
 
 
-def show_map(axes: Axes, inside: Inside, picture: np.ndarray, **options) -> None:
-    """A map `[h, w]` or `[h, w, 3]` in the shape of the picture, each cell a square of its own."""
+def show_map(axes: Axes, inside: Inside, image: np.ndarray, **options) -> None:
+    """A map `[h, w]` or `[h, w, 3]` in the shape of the image, each cell a square of its own."""
     height, width = inside.input_size
-    axes.imshow(picture, extent=(0, width, height, 0), interpolation="nearest", **options)
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest", **options)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color="#8b949e", linewidth=0.6)

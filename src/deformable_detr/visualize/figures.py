@@ -1,4 +1,4 @@
-"""What all figures of the inside have in common: the picture as ground, boxes, points, legends, writing to a file.
+"""What all figures of the inside have in common: the image as ground, boxes, points, legends, writing to a file.
 
 Figures are made without pyplot, so nothing is shown, nothing is global, and threads do not disturb each other.
 """
@@ -26,7 +26,7 @@ LARGEST_AREA = 190.0
 """Area of the marker of the largest weight, in square points."""
 
 FADED_BRIGHTNESS = 75.0
-"""Mean (of 255) that a bright picture is darkened to where points are drawn on it."""
+"""Mean (of 255) that a bright image is darkened to where points are drawn on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,27 +75,27 @@ def panels(figure: Figure | SubFigure, count: int, columns: int) -> list[Axes]:
     return list(grid.flat[:count])
 
 
-def panel_size(picture_size: tuple[int, int], count: int, columns: int, *, side: float = 3.6) -> tuple[float, float]:
-    """(width, height) in inches that `count` pictures of one size take, with a title above each.
+def panel_size(image_size: tuple[int, int], count: int, columns: int, *, side: float = 3.6) -> tuple[float, float]:
+    """(width, height) in inches that `count` images of one size take, with a title above each.
 
     Args:
-        picture_size: (height, width), in any unit.
+        image_size: (height, width), in any unit.
         count: panels.
         columns: at most so many beside each other.
-        side: inches of a picture's longer side.
+        side: inches of an image's longer side.
     """
-    height, width = (value * side / max(picture_size) for value in picture_size)
+    height, width = (value * side / max(image_size) for value in image_size)
     columns = min(columns, count)
     return columns * (width + 0.12), math.ceil(count / columns) * (height + 0.3)
 
 
-def show_picture(axes: Axes, image: Tensor, *, fade: float = 0.0) -> None:
-    """The picture as ground, one unit of the axes per pixel, its corner at (0, 0).
+def show_image(axes: Axes, image: Tensor, *, fade: float = 0.0) -> None:
+    """The image as ground, one unit of the axes per pixel, its corner at (0, 0).
 
     Args:
         axes: of one panel.
         image: `[3, H, W]` uint8 RGB.
-        fade: 0 the picture as it is; up to 1, with less colour and less light, so that what is drawn on it stands out.
+        fade: 0 the image as it is; up to 1, with less colour and less light, so that what is drawn on it stands out.
     """
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32)
@@ -156,7 +156,7 @@ def draw_points(
     """Sampling points as circles: the area shows the weight, the colour the level.
 
     Args:
-        axes: of one panel, in pixels of the picture.
+        axes: of one panel, in pixels of the image.
         points: `[M, L, P, 2]` (x, y) in pixels.
         weights: `[M, L, P]`.
         shown: `[M, L]` bool, which heads and levels. None: all.
@@ -184,7 +184,7 @@ def draw_points(
 
 
 def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> None:
-    """Enlarge the axes beyond the picture so that points outside are seen, by the share `most` of it at most."""
+    """Enlarge the axes beyond the image so that points outside are seen, by the share `most` of it at most."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     corner, size = torch.tensor([left, top]), torch.tensor([right - left, bottom - top])
     places = points.reshape(-1, 2)
@@ -206,7 +206,7 @@ def focus(axes: Axes, corners: Tensor, *, least: float) -> None:
     """Limit the axes to a square around places of interest.
 
     Args:
-        axes: in pixels of the picture.
+        axes: in pixels of the image.
         corners: `[X, 2]` (x, y) in pixels.
         least: side of the square at least, in pixels.
     """

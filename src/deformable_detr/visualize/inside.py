@@ -1,9 +1,9 @@
-"""Everything of one forward pass of one picture: features, memory, queries, where each attention looked, boxes of every layer.
+"""Everything of one forward pass of one image: features, memory, queries, where each attention looked, boxes of every layer.
 
 ```python
 inside = look_inside(detector, "street.jpg")
 found = inside.detections(threshold=0.5)[0]
-inside.points_in_picture(inside.decoder[-1], found.query)   # [M, L, P, 2] pixels of street.jpg
+inside.points_in_image(inside.decoder[-1], found.query)   # [M, L, P, 2] pixels of street.jpg
 inside.decoder[-1].attention_weights[0, found.query]        # [M, L, P]
 inside.boxes_per_layer(found.query)                         # [N + 1, 4]: the reference, then every layer's box
 ```
@@ -61,7 +61,7 @@ class Detection:
     name: str
     score: float
     box: tuple[float, float, float, float]
-    """xyxy in pixels of the picture, not clipped."""
+    """xyxy in pixels of the image, not clipped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,10 @@ class Proposals:
     """`[S]` in [0, 1]: class channel 0 of each position. 0 in the padding."""
 
     boxes: Tensor
-    """`[S, 4]` xyxy in pixels of the picture."""
+    """`[S, 4]` xyxy in pixels of the image."""
 
     can_propose: Tensor
-    """`[S]` bool: False in the padding and where the position's box would leave (0.01, 0.99) of the picture."""
+    """`[S]` bool: False in the padding and where the position's box would leave (0.01, 0.99) of the image."""
 
     taken: Tensor
     """`[Q]` int64: the position in the sequence that each query comes from, best first."""
@@ -83,13 +83,13 @@ class Proposals:
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """One forward pass of one picture (B is 1), on the CPU."""
+    """One forward pass of one image (B is 1), on the CPU."""
 
     image: Tensor
-    """`[3, H, W]` uint8 RGB: the picture as read, upright. All pixel coordinates refer to it."""
+    """`[3, H, W]` uint8 RGB: the image as read, upright. All pixel coordinates refer to it."""
 
     input_size: tuple[int, int]
-    """(height, width) of the resized picture that the network saw, without padding."""
+    """(height, width) of the resized image that the network saw, without padding."""
 
     categories: Categories
     """The names of the labels."""
@@ -122,8 +122,8 @@ class Inside:
     """The encoder's proposals, for a two-stage model."""
 
     @property
-    def picture_size(self) -> tuple[int, int]:
-        """(height, width) of the picture as read, in pixels."""
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the image as read, in pixels."""
         return self.image.shape[1], self.image.shape[2]
 
     @property
@@ -138,7 +138,7 @@ class Inside:
 
     @property
     def valid_ratios(self) -> Tensor:
-        """`[1, L, 2]` (x, y): the share of each level that is picture and not padding."""
+        """`[1, L, 2]` (x, y): the share of each level that is image and not padding."""
         return self.flat.valid_ratios
 
     @property
@@ -151,19 +151,19 @@ class Inside:
         """Q."""
         return self.predictions.boxes.shape[2]
 
-    def points_in_picture(self, sampling: LayerSampling, query: int) -> Tensor:
-        """Where one query of a layer looked: `[M, L, P, 2]` (x, y) in pixels of the picture; points may lie outside it.
+    def points_in_image(self, sampling: LayerSampling, query: int) -> Tensor:
+        """Where one query of a layer looked: `[M, L, P, 2]` (x, y) in pixels of the image; points may lie outside it.
 
         Args:
             sampling: an entry of `encoder` or `decoder`.
             query: the query, or in the encoder the position in the sequence (see :meth:`position_at`).
         """
-        return self._to_picture(sampling.sampling_locations[0, query], self.valid_ratios[0][None, :, None])
+        return self._to_image(sampling.sampling_locations[0, query], self.valid_ratios[0][None, :, None])
 
-    def reference_in_picture(self, sampling: LayerSampling, query: int) -> Tensor:
-        """The reference that a query sampled around: `[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels of the picture."""
+    def reference_in_image(self, sampling: LayerSampling, query: int) -> Tensor:
+        """The reference that a query sampled around: `[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels of the image."""
         reference, ratios = sampling.reference_points[0, query, 0], self.valid_ratios[0, 0]
-        return torch.cat([self._to_picture(part, ratios) for part in reference.split(2)])
+        return torch.cat([self._to_image(part, ratios) for part in reference.split(2)])
 
     def boxes_per_layer(self, query: int) -> Tensor:
         """`[N + 1, 4]` xyxy in pixels: first the reference (the proposal's box; a learned point has no size), then each layer's."""
@@ -184,7 +184,7 @@ class Inside:
             threshold: smallest score, in [0, 1].
             top_k: at most this many.
         """
-        found = postprocess(self.predictions, [self.picture_size], top_k)[0]
+        found = postprocess(self.predictions, [self.image_size], top_k)[0]
         num_classes = self.predictions.logits.shape[-1]
         places = self.predictions.logits[-1, 0].float().sigmoid().flatten().topk(len(found["scores"])).indices
         return [
@@ -208,7 +208,7 @@ class Inside:
         return Detection(query, int(label), name, float(score), tuple(box.tolist()))
 
     def query_at(self, x: float, y: float, threshold: float = 0.3) -> int:
-        """The query whose object lies at a point of the picture (pixels).
+        """The query whose object lies at a point of the image (pixels).
 
         Among boxes that contain the point: the smallest one with a score of at least `threshold`, else the one with the highest
         score; where no box contains it, the query whose box has its centre nearest.
@@ -237,22 +237,22 @@ class Inside:
         overlaps = box_iou(wanted, boxes)[0]
         if not (overlaps > 0).any():
             raise ValueError(
-                f"no query's box touches {list(box)}; the picture has {self.image.shape[2]} x {self.image.shape[1]} pixels"
+                f"no query's box touches {list(box)}; the image has {self.image.shape[2]} x {self.image.shape[1]} pixels"
             )
         scores = self.predictions.logits[-1, 0].float().sigmoid().amax(-1)
         return int((overlaps + 1e-3 * scores).argmax())
 
     def position_at(self, x: float, y: float, level: int = 0) -> int:
-        """The encoder's position (in the sequence) whose cell on `level` holds the point (x, y) of the picture, in pixels.
+        """The encoder's position (in the sequence) whose cell on `level` holds the point (x, y) of the image, in pixels.
 
         Raises:
-            ValueError: there is no such level, or the point lies outside the picture.
+            ValueError: there is no such level, or the point lies outside the image.
         """
-        height, width = self.picture_size
+        height, width = self.image_size
         if not 0 <= level < len(self.spatial_shapes):
             raise ValueError(f"there is no level {level}: this network has the levels 0 to {len(self.spatial_shapes) - 1}")
         if not (0 <= x <= width and 0 <= y <= height):
-            raise ValueError(f"the point ({x:g}, {y:g}) lies outside the picture of {width} x {height} pixels")
+            raise ValueError(f"the point ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels")
         rows, columns = self.spatial_shapes[level]
         ratio_x, ratio_y = self.valid_ratios[0, level].tolist()
         column = min(int(x / width * ratio_x * columns), columns - 1)
@@ -264,19 +264,19 @@ class Inside:
         level = max(index for index, start in enumerate(self.level_start_index) if start <= position)
         return level, *divmod(position - self.level_start_index[level], self.spatial_shapes[level][1])
 
-    def _to_picture(self, places: Tensor, valid_ratios: Tensor) -> Tensor:
-        """Shares of a padded level → pixels of the picture."""
-        height, width = self.picture_size
+    def _to_image(self, places: Tensor, valid_ratios: Tensor) -> Tensor:
+        """Shares of a padded level → pixels of the image."""
+        height, width = self.image_size
         return places.float() / valid_ratios * torch.tensor([width, height])
 
     def _limits(self) -> Tensor:
-        height, width = self.picture_size
+        height, width = self.image_size
         return torch.tensor([width, height, width, height])
 
 
 @torch.no_grad()
 def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder: bool = True) -> Inside:
-    """Send one picture through the network and keep what happens on the way.
+    """Send one image through the network and keep what happens on the way.
 
     Args:
         model: any variant, on any device, or a detector (its precision is used). It is left in the mode that it was in.
@@ -285,7 +285,7 @@ def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture.
+        ValueError: it is not an image.
     """
     precision = model.precision if isinstance(model, Predictor) else "fp32"
     network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
@@ -315,7 +315,7 @@ def inside_of_calls(
     *,
     encoder: bool = True,
 ) -> Inside:
-    """Put together what was captured from a batch of one picture."""
+    """Put together what was captured from a batch of one image."""
     flat, queries = on_cpu(calls[model.flatten].output), on_cpu(calls[model.query_source].output)
     self_attentions = [layer.self_attn for layer in model.encoder.layers] if encoder else []  # type: ignore[union-attr]
     cross_attentions = [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
@@ -341,12 +341,12 @@ def _layer_sampling(stage: Stage, layer: int, attention, calls: dict[torch.nn.Mo
     return LayerSampling(stage, layer, sampling.reference_points, sampling.locations, sampling.weights)
 
 
-def _proposals(flat: FlatFeatures, queries: Queries, picture_size: Sequence[int]) -> Proposals | None:
+def _proposals(flat: FlatFeatures, queries: Queries, image_size: Sequence[int]) -> Proposals | None:
     if queries.encoder_logits is None or queries.encoder_boxes is None:
         return None
     boxes = queries.encoder_boxes[0].float()
     objectness = queries.encoder_logits[0, :, 0].float().masked_fill(flat.padding_mask[0], float("-inf"))
-    height, width = picture_size
+    height, width = image_size
     return Proposals(
         objectness=objectness.sigmoid(),
         boxes=cxcywh_to_xyxy(boxes) * torch.tensor([width, height, width, height]),

@@ -1,4 +1,4 @@
-"""The way of one picture through the network as a figure, stage by stage."""
+"""The way of one image through the network as a figure, stage by stage."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure, SubFigure
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.visualize.colors import level_color
 from deformable_detr.visualize.detections import class_color
-from deformable_detr.visualize.feature_maps import level_pictures, principal_colors, show_map, split_levels
-from deformable_detr.visualize.figures import View, draw_box, new_figure, show_picture
+from deformable_detr.visualize.feature_maps import level_images, principal_colors, show_map, split_levels
+from deformable_detr.visualize.figures import View, draw_box, new_figure, show_image
 from deformable_detr.visualize.inside import Inside
 from deformable_detr.visualize.sampling import draw_layer
 
@@ -22,7 +22,7 @@ MOST_DRAWN = 6
 
 
 def view_journey(inside: Inside, stages: Sequence[str] | None = None) -> View:
-    """Draw what becomes of a picture: backbone, neck, padding, positions, sequence, memory, references, sampling, boxes.
+    """Draw what becomes of an image: backbone, neck, padding, positions, sequence, memory, references, sampling, boxes.
 
     Args:
         inside: from :func:`look_inside`.
@@ -56,7 +56,7 @@ def _height(inside: Inside, name: str) -> float:
         "sampling": len(_shown_layers(inside)),
         "boxes": len(_shown_layers(inside)),
     }
-    share = inside.picture_size[0] / inside.picture_size[1]
+    share = inside.image_size[0] / inside.image_size[1]
     return min(WIDTH / max(counts.get(name, len(inside.spatial_shapes)), 3) * share, 4.4) + 0.75
 
 
@@ -76,27 +76,27 @@ def _row(figure: Canvas, count: int) -> list[Axes]:
 
 def _draw_backbone(figure: Canvas, inside: Inside) -> None:
     first, *others = _row(figure, 1 + len(inside.backbone_levels))
-    show_picture(first, inside.image)
-    height, width = inside.picture_size
-    first.set_title(f"the picture, {height} × {width}", fontsize=9.5)
+    show_image(first, inside.image)
+    height, width = inside.image_size
+    first.set_title(f"the image, {height} × {width}", fontsize=9.5)
     number = 6 - len(others)
     for index, (axes, level) in enumerate(zip(others, inside.backbone_levels, strict=True)):
-        show_map(axes, inside, level_pictures([level])[0])
+        show_map(axes, inside, level_images([level])[0])
         channels, rows, columns = level.shape[1:]
         axes.set_title(f"C{number + index}: {channels} × {rows} × {columns}", fontsize=9.5)
 
 
 def _draw_neck(figure: Canvas, inside: Inside) -> None:
-    _draw_levels(figure, inside, level_pictures(inside.neck_levels), inside.neck_levels[0].shape[1])
+    _draw_levels(figure, inside, level_images(inside.neck_levels), inside.neck_levels[0].shape[1])
 
 
 def _draw_memory(figure: Canvas, inside: Inside) -> None:
-    _draw_levels(figure, inside, level_pictures(split_levels(inside, inside.memory)), inside.memory.shape[2])
+    _draw_levels(figure, inside, level_images(split_levels(inside, inside.memory)), inside.memory.shape[2])
 
 
-def _draw_levels(figure: Canvas, inside: Inside, pictures: Sequence[np.ndarray], channels: int) -> None:
-    for level, (axes, picture) in enumerate(zip(_row(figure, len(pictures)), pictures, strict=True)):
-        show_map(axes, inside, picture)
+def _draw_levels(figure: Canvas, inside: Inside, images: Sequence[np.ndarray], channels: int) -> None:
+    for level, (axes, image) in enumerate(zip(_row(figure, len(images)), images, strict=True)):
+        show_map(axes, inside, image)
         _level_frame(axes, level)
         rows, columns = inside.spatial_shapes[level]
         axes.set_title(f"level {level}: {channels} × {rows} × {columns}", fontsize=9.5)
@@ -118,7 +118,7 @@ def _draw_padding(figure: Canvas, inside: Inside) -> None:
 
 
 def _draw_positions(figure: Canvas, inside: Inside) -> None:
-    _draw_levels(figure, inside, level_pictures(split_levels(inside, inside.flat.positions)), inside.flat.positions.shape[2])
+    _draw_levels(figure, inside, level_images(split_levels(inside, inside.flat.positions)), inside.flat.positions.shape[2])
 
 
 def _draw_sequence(figure: Canvas, inside: Inside) -> None:
@@ -146,8 +146,8 @@ def _draw_sequence(figure: Canvas, inside: Inside) -> None:
 def _draw_references(figure: Canvas, inside: Inside) -> None:
     first, second, third = _row(figure, 3)
     places = inside.queries.reference_points[0].float()
-    height, width = inside.picture_size
-    show_picture(first, inside.image, fade=0.5)
+    height, width = inside.image_size
+    show_image(first, inside.image, fade=0.5)
     first.scatter(places[:, 0] * width, places[:, 1] * height, s=14, color="#7dff6a", edgecolors="#14181f", linewidths=0.5)
     first.set_title(f"reference points of {len(places)} queries", fontsize=9.5)
     boxes = cxcywh_to_xyxy(inside.predictions.boxes[:, 0].float()) * torch.tensor([width, height, width, height])
@@ -161,7 +161,7 @@ def _draw_references(figure: Canvas, inside: Inside) -> None:
 
 
 def _draw_all(axes: Axes, inside: Inside, boxes: torch.Tensor, scores: torch.Tensor, title: str) -> None:
-    show_picture(axes, inside.image, fade=0.5)
+    show_image(axes, inside.image, fade=0.5)
     for query in scores.argsort().tolist()[-100:]:
         strength = math.sqrt(float(scores[query]))
         draw_box(axes, boxes[query].tolist(), "#7dff6a", width=0.6 + 1.4 * strength, alpha=0.15 + 0.85 * strength)
@@ -182,12 +182,12 @@ def _draw_boxes(figure: Canvas, inside: Inside) -> None:
     layers = _shown_layers(inside)
     found = inside.detections(0.3) or inside.detections(top_k=3)
     for axes, layer in zip(_row(figure, len(layers)), layers, strict=True):
-        show_picture(axes, inside.image)
+        show_image(axes, inside.image)
         labelled: list[torch.Tensor] = []
         for one in found:
             score = float(inside.scores_per_layer(one.query)[layer, one.label])
             box = inside.boxes_per_layer(one.query)[layer + 1]
-            free = all((box[:2] - other[:2]).abs().max() > 0.06 * max(inside.picture_size) for other in labelled)
+            free = all((box[:2] - other[:2]).abs().max() > 0.06 * max(inside.image_size) for other in labelled)
             label = f"{one.name} {score:.2f}" if free else ""
             draw_box(axes, box.tolist(), class_color(one.label).as_hex(), label=label)
             labelled += [box] if free else []
@@ -200,9 +200,9 @@ def _level_frame(axes: Axes, level: int) -> None:
 
 
 STAGES: dict[str, tuple[str, Callable[[Canvas, Inside], None]]] = {
-    "backbone": ("The picture, and what the backbone sees in it", _draw_backbone),
+    "backbone": ("The image, and what the backbone sees in it", _draw_backbone),
     "neck": ("The neck: levels of one width", _draw_neck),
-    "padding": ("Padding masks: what of each level is picture", _draw_padding),
+    "padding": ("Padding masks: what of each level is image", _draw_padding),
     "positions": ("Positions: sine encoding of the place, plus the embedding of the level", _draw_positions),
     "sequence": ("All levels as one sequence", _draw_sequence),
     "memory": ("The memory: what the encoder has made of the levels", _draw_memory),

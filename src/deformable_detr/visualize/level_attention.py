@@ -1,4 +1,4 @@
-"""Which feature level objects of which size are looked at on: attention mass per level against object size, over many pictures."""
+"""Which feature level objects of which size are looked at on: attention mass per level against object size, over many images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class LevelAttentionView(View):
     """One row for each of D detections."""
 
     sizes: Tensor
-    """`[D]`: the geometric mean of the box's sides, in pixels of the resized picture that the network sees."""
+    """`[D]`: the geometric mean of the box's sides, in pixels of the resized image that the network sees."""
 
     mass: Tensor
     """`[D, N, L]`: the share of each decoder layer's cross-attention on each level, the mean over the heads; sums to 1 over L."""
@@ -34,15 +34,15 @@ class LevelAttentionView(View):
 
 
 def look_inside_many(model: DeformableDETR | Predictor, source: Source, *, limit: int | None = None) -> Iterator[Inside]:
-    """The decoder's inside for one picture after the other.
+    """The decoder's inside for one image after the other.
 
     Args:
         model: any variant, or a detector.
-        source: pictures as :meth:`Predictor.predict` takes them: a folder, a pattern, a list.
-        limit: at most so many pictures. None: all.
+        source: images as :meth:`Predictor.predict` takes them: a folder, a pattern, a list.
+        limit: at most so many images. None: all.
     """
-    for picture in islice(open_source(source), limit):
-        yield look_inside(model, picture.read(), encoder=False)
+    for image in islice(open_source(source), limit):
+        yield look_inside(model, image.read(), encoder=False)
 
 
 def view_level_attention(
@@ -57,18 +57,18 @@ def view_level_attention(
 
     Args:
         model: any variant with more than one level, or a detector.
-        source: pictures, see :func:`look_inside_many`.
+        source: images, see :func:`look_inside_many`.
         threshold: smallest score of a detection that counts.
-        limit: at most so many pictures.
+        limit: at most so many images.
         groups: bars of the figure, each of as many detections.
 
     Raises:
-        ValueError: not one detection in all pictures.
+        ValueError: not one detection in all images.
     """
     sizes, mass, shapes = [], [], None
     for inside in look_inside_many(model, source, limit=limit):
         height, width = inside.input_size
-        scale = (height * width / (inside.picture_size[0] * inside.picture_size[1])) ** 0.5
+        scale = (height * width / (inside.image_size[0] * inside.image_size[1])) ** 0.5
         shapes = inside.spatial_shapes
         for found in inside.detections(threshold):
             left, top, right, bottom = found.box
@@ -76,7 +76,7 @@ def view_level_attention(
             weights = [sampling.attention_weights[0, found.query].float() for sampling in inside.decoder]
             mass.append(torch.stack([layer.sum(-1).mean(0) for layer in weights]))  # [N, L]
     if not sizes or shapes is None:
-        raise ValueError(f"no detection with a score of {threshold} or more in these pictures; try a lower threshold")
+        raise ValueError(f"no detection with a score of {threshold} or more in these images; try a lower threshold")
     all_sizes, all_mass = torch.tensor(sizes), torch.stack(mass)
     edges = torch.quantile(all_sizes, torch.linspace(0, 1, min(groups, len(sizes)) + 1))
     group = torch.bucketize(all_sizes, edges[1:-1], right=True)

@@ -24,10 +24,10 @@ UNMATCHED = -1
 
 
 class Samples(Sized, Protocol):
-    """Pictures with targets, such as `build_dataset(folder, "train", data, training=False)`."""
+    """Images with targets, such as `build_dataset(folder, "train", data, training=False)`."""
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Target]:
-        """The normalised picture `[3, h, w]` and its target."""
+        """The normalised image `[3, h, w]` and its target."""
         ...
 
 
@@ -77,8 +77,8 @@ class MatchingView(View):
 def recording(matcher: Matcher, assignments: Assignments, layer: int = -1) -> Iterator[Assignments]:
     """Note what a matcher decides for the decoder while the block lasts: wrap an epoch of training in it.
 
-    Augmentation moves objects, so in a training run part of the change comes from the pictures; :func:`record_matching`
-    asks a model about pictures that stay the same.
+    Augmentation moves objects, so in a training run part of the change comes from the images; :func:`record_matching`
+    asks a model about images that stay the same.
 
     Args:
         matcher: of the criterion, or the criterion itself.
@@ -103,16 +103,16 @@ def recording(matcher: Matcher, assignments: Assignments, layer: int = -1) -> It
 def record_matching(
     model: DeformableDETR, dataset: Samples, matcher: Matcher, *, limit: int | None = 200, layer: int = -1
 ) -> Assignments:
-    """Match a model's predictions with the targets of a data set, picture by picture.
+    """Match a model's predictions with the targets of a dataset, image by image.
 
     A query of a two-stage model is only a rank, so there a target is said to be given to the **position** in the sequence that
     its query comes from.
 
     Args:
         model: any variant.
-        dataset: pictures, always transformed alike (no random augmentation).
+        dataset: images, always transformed alike (no random augmentation).
         matcher: as in training, such as `build_criterion(num_classes)`.
-        limit: at most so many pictures. None: all.
+        limit: at most so many images. None: all.
         layer: which decoder layer's matching.
     """
     assignments = Assignments()
@@ -177,7 +177,7 @@ def view_matching(assignments: Mapping[str, Assignments], *, num_targets: int = 
 
 
 def _positions(predictions: Predictions) -> Tensor:
-    """`[Q]`: the place in the sequence that each query of a single, unpadded picture comes from."""
+    """`[Q]`: the place in the sequence that each query of a single, unpadded image comes from."""
     assert predictions.encoder_logits is not None
     return predictions.encoder_logits[0, :, 0].float().topk(predictions.boxes.shape[2]).indices
 

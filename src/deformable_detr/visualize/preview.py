@@ -1,4 +1,4 @@
-"""What the network sees in training: augmented pictures with their boxes and the padding of their batch."""
+"""What the network sees in training: augmented images with their boxes and the padding of their batch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,23 +45,23 @@ NOT_FINITE = (255, 0, 255)
 """The colour of pixels that are NaN or infinite."""
 
 
-def draw_training_pictures(
+def draw_training_images(
     dataset: CocoDataset, data: DataConfig, *, batch_size: int, seed: int, count: int, training: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The first pictures of a training as the network gets them, with boxes and class names.
+    """The first images of a training as the network gets them, with boxes and class names.
 
     Pixels are those of the batch, de-normalised; what is padding there is striped.
 
     Args:
         dataset: with its transform.
         data: its settings.
-        batch_size: pictures per batch.
+        batch_size: images per batch.
         seed: of the order and the augmentation, as in training.
-        count: how many pictures; not more than an epoch has.
-        training: False goes through the data set in order.
+        count: how many images; not more than an epoch has.
+        training: False goes through the dataset in order.
 
     Yields:
-        The name of the picture's file, and the drawing `[H, W, 3]` uint8 RGB.
+        The name of the image's file, and the drawing `[H, W, 3]` uint8 RGB.
     """
     divisor = data.pad_size_divisor if training else 1
     loader = build_loader(dataset, batch_size=batch_size, training=training, seed=seed, pad_size_divisor=divisor)
@@ -94,7 +94,7 @@ def choices(data: DataConfig) -> dict[str, DataConfig]:
 
 
 def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig | Metadata, categories: Categories) -> np.ndarray:
-    """One picture of a batch as `[H, W, 3]` uint8 RGB: de-normalised, its padding striped, with its boxes and their classes."""
+    """One image of a batch as `[H, W, 3]` uint8 RGB: de-normalised, its padding striped, with its boxes and their classes."""
     pixels = denormalised(batch.images[index], data)
     height, width = pixels.shape[1:]
     padding = batch.padding_mask[index]

@@ -8,13 +8,13 @@ from matplotlib.cm import ScalarMappable
 from torch import Tensor
 
 from deformable_detr.visualize.colors import level_color
-from deformable_detr.visualize.figures import View, draw_box, level_legend, new_figure, panel_size, panels, show_picture
+from deformable_detr.visualize.figures import View, draw_box, level_legend, new_figure, panel_size, panels, show_image
 from deformable_detr.visualize.inside import Inside, Proposals
 
 
 @dataclass(frozen=True, eq=False)
 class ProposalsView(View):
-    """The proposals of one picture."""
+    """The proposals of one image."""
 
     proposals: Proposals
     """All of them."""
@@ -39,7 +39,7 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
     levels = torch.tensor([inside.level_and_cell(position)[0] for position in found.taken.tolist()])
     count = len(inside.spatial_shapes) + 1
     columns = count if count <= 5 else 4
-    width, height = panel_size(inside.picture_size, count, columns, side=3.1)
+    width, height = panel_size(inside.image_size, count, columns, side=3.1)
     figure = new_figure(max(width, 5.4) + 0.5, height + 0.8)
     title = f"{int(found.can_propose.sum())} positions propose a box, the best {len(found.taken)} by objectness become queries"
     figure.suptitle(title, fontsize=11, fontweight="bold")
@@ -60,7 +60,7 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
 def draw_proposals(axes, inside: Inside, num_boxes: int) -> None:
     """The best taken proposals as boxes, in the colour of their level; the surer, the stronger."""
     assert inside.proposals is not None
-    show_picture(axes, inside.image, fade=0.55)
+    show_image(axes, inside.image, fade=0.55)
     found = inside.proposals
     best = found.taken[:num_boxes].tolist()
     top = float(found.objectness[best[0]])
@@ -71,12 +71,12 @@ def draw_proposals(axes, inside: Inside, num_boxes: int) -> None:
 
 
 def draw_objectness(axes, inside: Inside, level: int, top: float):
-    """The objectness map of one level over the picture (0 dark, `top` bright), its taken positions ringed; gives the map."""
+    """The objectness map of one level over the image (0 dark, `top` bright), its taken positions ringed; gives the map."""
     assert inside.proposals is not None
     found, (h, w), start = inside.proposals, inside.spatial_shapes[level], inside.level_start_index[level]
-    height, width = inside.picture_size
+    height, width = inside.image_size
     ratio_x, ratio_y = inside.valid_ratios[0, level].tolist()
-    show_picture(axes, inside.image, fade=1.0)
+    show_image(axes, inside.image, fade=1.0)
     values, can_propose = (part[start : start + h * w].view(h, w).numpy() for part in (found.objectness, found.can_propose))
     extent = (0, width / ratio_x, height / ratio_y, 0)
     opacity = np.where(can_propose, 0.35 + 0.6 * np.sqrt(values / top), 0.0)

@@ -1,4 +1,4 @@
-"""Where each query's boxes fall over many pictures (as figure 7 of DETR shows it for learned queries)."""
+"""Where each query's boxes fall over many images (as figure 7 of DETR shows it for learned queries)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +19,15 @@ KINDS = {"small box": ("o", "#0072b2"), "large and wide": ("_", "#d55e00"), "lar
 """Marker and colour; the marker's shape says the same as the colour."""
 
 LARGE = 0.15
-"""A box of less than this share of the picture's width and height is small."""
+"""A box of less than this share of the image's width and height is small."""
 
 
 @dataclass(frozen=True, eq=False)
 class QueryUsageView(View):
-    """The boxes of all Q queries in I pictures."""
+    """The boxes of all Q queries in I images."""
 
     boxes: Tensor
-    """`[I, Q, 4]` cxcywh in [0, 1] of each picture."""
+    """`[I, Q, 4]` cxcywh in [0, 1] of each image."""
 
     scores: Tensor
     """`[I, Q]` in [0, 1]: of the likeliest class."""
@@ -36,7 +36,7 @@ class QueryUsageView(View):
     """`[I, Q]` int64: the likeliest class."""
 
     usage: Tensor
-    """`[Q]`: in what share of the pictures the query's score reached the threshold."""
+    """`[Q]`: in what share of the images the query's score reached the threshold."""
 
 
 def view_query_usage(
@@ -47,20 +47,20 @@ def view_query_usage(
     limit: int | None = 500,
     num_queries: int = 20,
 ) -> QueryUsageView:
-    """Collect every query's boxes over many pictures and draw the centres of the most used queries.
+    """Collect every query's boxes over many images and draw the centres of the most used queries.
 
-    A learned query is the same in every picture and comes to answer for a region and a size. A query of a two-stage model is a
+    A learned query is the same in every image and comes to answer for a region and a size. A query of a two-stage model is a
     rank: query 0 is the best proposal, wherever that lies.
 
     Args:
         model: any variant, or a detector.
-        source: pictures as :meth:`Predictor.predict` takes them.
+        source: images as :meth:`Predictor.predict` takes them.
         threshold: smallest score at which a query counts as used.
-        limit: at most so many pictures. None: all.
+        limit: at most so many images. None: all.
         num_queries: how many queries are drawn, the most used first.
 
     Raises:
-        FileNotFoundError: there are no pictures.
+        FileNotFoundError: there are no images.
     """
     boxes, scores, labels, kind = [], [], [], ""
     for inside in look_inside_many(model, source, limit=limit):
@@ -70,8 +70,8 @@ def view_query_usage(
         labels.append(best.indices)
         kind = "learned queries" if inside.query_source == "learned" else "queries are ranks of proposals"
     if not boxes:
-        raise FileNotFoundError("there is no picture to look at")
-    count = min(len(item) for item in boxes)  # a tiny picture may have fewer proposals than others
+        raise FileNotFoundError("there is no image to look at")
+    count = min(len(item) for item in boxes)  # a tiny image may have fewer proposals than others
     all_boxes, all_scores, all_labels = (torch.stack([item[:count] for item in items]) for items in (boxes, scores, labels))
     usage = (all_scores >= threshold).float().mean(0)
     figure = _draw(all_boxes, all_scores, usage, threshold, num_queries, kind)
@@ -84,7 +84,7 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
     rows = -(-len(shown) // columns)
     figure = new_figure(10.0, 1.9 * rows + 2.6)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.9 * rows + 0.6, 1.9))[:, 0]
-    title = f"Where the boxes of the {len(shown)} most used queries lie ({len(boxes)} pictures, {kind})"
+    title = f"Where the boxes of the {len(shown)} most used queries lie ({len(boxes)} images, {kind})"
     top.suptitle(title, fontsize=11, fontweight="bold")
     for axes, query in zip(panels(top, len(shown), columns), shown, strict=True):
         used = scores[:, query] >= threshold
@@ -94,7 +94,7 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
         axes.set_title(f"query {query}: {float(usage[query]):.0%}", fontsize=8.5)
     axes = bottom.subplots()
     axes.bar(np.arange(len(usage)), usage.numpy(), color="#0072b2", width=0.84 if len(usage) <= 60 else 1.0)
-    axes.set(xlim=(-0.6, len(usage) - 0.4), xlabel="query", ylabel=f"pictures with\na score ≥ {threshold:g}")
+    axes.set(xlim=(-0.6, len(usage) - 0.4), xlabel="query", ylabel=f"images with\na score ≥ {threshold:g}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=21, integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 
 from deformable_detr.boxes import box_iou
-from deformable_detr.visualize.figures import View, draw_box, draw_reference, focus, new_figure, show_picture
+from deformable_detr.visualize.figures import View, draw_box, draw_reference, focus, new_figure, show_image
 from deformable_detr.visualize.inside import Inside
 
 
@@ -66,20 +66,20 @@ def _overlaps(boxes: Tensor) -> Tensor:
 
 
 def draw_refinement(axes: Axes, inside: Inside, query: int) -> None:
-    """The boxes of all layers on the picture, from violet (first) to yellow (last); the reference green and dashed.
+    """The boxes of all layers on the image, from violet (first) to yellow (last); the reference green and dashed.
 
-    A small object is shown with its surroundings instead of the whole picture.
+    A small object is shown with its surroundings instead of the whole image.
     """
     boxes = inside.boxes_per_layer(query)
-    show_picture(axes, inside.image, fade=0.5)
+    show_image(axes, inside.image, fade=0.5)
     left, top, right, bottom = boxes[0].tolist()
     reference = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
     draw_reference(axes, torch.tensor(reference if right > left else reference[:2]))
     for layer, box in enumerate(boxes[1:].tolist(), 1):
         last = layer == len(boxes) - 1
         draw_box(axes, box, layer_color(layer, len(boxes) - 1), label=f"layer {layer}" if last else "", width=2.4 if last else 1.5)
-    if float((boxes[1:, 2:] - boxes[1:, :2]).max()) < 0.3 * max(inside.picture_size):
-        focus(axes, boxes.reshape(-1, 2), least=0.1 * max(inside.picture_size))
+    if float((boxes[1:, 2:] - boxes[1:, :2]).max()) < 0.3 * max(inside.image_size):
+        focus(axes, boxes.reshape(-1, 2), least=0.1 * max(inside.image_size))
 
 
 def layer_color(layer: int, num_layers: int) -> str:

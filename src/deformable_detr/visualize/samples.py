@@ -1,4 +1,4 @@
-"""Sample sheets of a detector: its predictions beside the truth, for some pictures of a data set."""
+"""Sample sheets of a detector: its predictions beside the truth, for some images of a dataset."""
 
 from pathlib import Path
 
@@ -12,22 +12,22 @@ from deformable_detr.visualize.detections import draw_detections, draw_grid, sav
 def draw_samples(
     model: nn.Module, dataset: CocoDataset, output_dir: str | Path, *, count: int = 8, threshold: float = 0.35
 ) -> None:
-    """Predict on some pictures and draw what was found beside what is there.
+    """Predict on some images and draw what was found beside what is there.
 
     Args:
         model: a detector with `.metadata`; stays on its device, and is left in evaluation mode.
-        dataset: pictures with their truth; `count` of them are taken, evenly spread, the same ones every time.
-        output_dir: gets one picture per sample, named after its file, and `overview.png` with all of them.
+        dataset: images with their truth; `count` of them are taken, evenly spread, the same ones every time.
+        output_dir: gets one image per sample, named after its file, and `overview.png` with all of them.
         count: how many.
         threshold: smallest score that is drawn; networks that have learned for minutes are seldom surer.
     """
     predictor = Predictor(model, device=next(model.parameters()).device)
     indices = _spread(len(dataset), count)
-    pictures = [dataset.image(index) for index in indices]
-    found = predictor.predict(pictures, threshold)
+    images = [dataset.image(index) for index in indices]
+    found = predictor.predict(images, threshold)
     titles = (f"prediction (score ≥ {threshold:g})", "truth")
     cells = []
-    for index, image, detections in zip(indices, pictures, found, strict=True):
+    for index, image, detections in zip(indices, images, found, strict=True):
         truth = truth_detections(dataset.target(index), dataset.categories)
         pair = [draw_detections(image, detections), draw_detections(image, truth)]
         cells += pair

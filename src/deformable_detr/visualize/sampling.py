@@ -1,4 +1,4 @@
-"""Where a query looks: its sampling points on the picture, sized by attention weight (paper, figure 6 and app. A.6)."""
+"""Where a query looks: its sampling points on the image, sized by attention weight (paper, figure 6 and app. A.6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from deformable_detr.visualize.figures import (
     new_figure,
     panel_size,
     panels,
-    show_picture,
+    show_image,
     widen,
 )
 from deformable_detr.visualize.inside import Inside, LayerSampling
@@ -38,13 +38,13 @@ class SamplingView(View):
     """Which layers, from 0."""
 
     points: Tensor
-    """`[A, M, L, P, 2]` (x, y) in pixels of the picture."""
+    """`[A, M, L, P, 2]` (x, y) in pixels of the image."""
 
     weights: Tensor
     """`[A, M, L, P]`: of the whole layer, so they sum to 1 over all levels and points of a head."""
 
     references: Tensor
-    """`[A, 2 | 4]`: (x, y) or (cx, cy, w, h) in pixels of the picture."""
+    """`[A, 2 | 4]`: (x, y) or (cx, cy, w, h) in pixels of the image."""
 
 
 def view_sampling(
@@ -71,7 +71,7 @@ def view_sampling(
         heads: draw these only. None: all.
         levels: draw these only. None: all.
         split: one panel per layer, per head or per level.
-        zoom: show the surroundings of the object instead of the whole picture. None: where the object is small.
+        zoom: show the surroundings of the object instead of the whole image. None: where the object is small.
 
     Raises:
         ValueError: neither or both of query and position, or a number that there is not.
@@ -79,15 +79,15 @@ def view_sampling(
     stack, index = _stack(inside, query, position)
     chosen = _chosen(layers, len(stack), "layer", default=range(len(stack)) if split == "layer" else (len(stack) - 1,))
     samplings = [stack[layer] for layer in chosen]
-    points = torch.stack([inside.points_in_picture(sampling, index) for sampling in samplings])
+    points = torch.stack([inside.points_in_image(sampling, index) for sampling in samplings])
     weights = torch.stack([sampling.attention_weights[0, index].float() for sampling in samplings])
-    references = torch.stack([inside.reference_in_picture(sampling, index) for sampling in samplings])
+    references = torch.stack([inside.reference_in_image(sampling, index) for sampling in samplings])
     shown = _shown(heads, levels, weights)
     largest = float(weights[:, shown].max())
     cells = _cells(split, chosen, shown)
     columns = 4 if len(cells) > 3 else 3
     zoom = query is not None and _is_small(inside, query) if zoom is None else zoom
-    size = (1, 1) if zoom else inside.picture_size
+    size = (1, 1) if zoom else inside.image_size
     width, height = panel_size(size, len(cells), columns)
     figure = new_figure(max(width, 5.4), height + (0.75 if width > 8.5 else 0.95))
     figure.suptitle(_title(inside, query, position), fontsize=11, fontweight="bold")
@@ -101,8 +101,8 @@ def view_sampling(
 def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
     """One panel of :func:`view_sampling`: all heads and levels of a decoder layer; gives the largest weight."""
     sampling = inside.decoder[layer]
-    points, weights = inside.points_in_picture(sampling, query), sampling.attention_weights[0, query].float()
-    reference = inside.reference_in_picture(sampling, query)
+    points, weights = inside.points_in_image(sampling, query), sampling.attention_weights[0, query].float()
+    reference = inside.reference_in_image(sampling, query)
     figure = axes.get_figure(root=True)
     assert figure is not None
     view = SamplingView(figure, (layer,), points[None], weights[None], reference[None])
@@ -129,7 +129,7 @@ def _draw_cell(
     area: float = LARGEST_AREA,
 ) -> None:
     points, weights, reference = view.points[cell.row], view.weights[cell.row], view.references[cell.row]
-    show_picture(axes, inside.image, fade=0.55)
+    show_image(axes, inside.image, fade=0.55)
     if query is not None:
         draw_box(axes, inside.boxes_per_layer(query)[view.layers[cell.row] + 1].tolist(), "#ffffff", width=1.5)
     draw_reference(axes, reference)
@@ -139,7 +139,7 @@ def _draw_cell(
         corners = [strong, view.references[:, :2]]
         if query is not None:
             corners.append(inside.boxes_per_layer(query)[1:].reshape(-1, 2))
-        focus(axes, torch.cat(corners), least=0.1 * max(inside.picture_size))
+        focus(axes, torch.cat(corners), least=0.1 * max(inside.image_size))
     else:
         widen(axes, view.points)
     outside = count_outside(axes, points[cell.shown])
@@ -148,7 +148,7 @@ def _draw_cell(
 
 def _is_small(inside: Inside, query: int) -> bool:
     left, top, right, bottom = inside.detection_of(query).box
-    return max(right - left, bottom - top) < 0.3 * max(inside.picture_size)
+    return max(right - left, bottom - top) < 0.3 * max(inside.image_size)
 
 
 def _stack(inside: Inside, query: int | None, position: int | None) -> tuple[tuple[LayerSampling, ...], int]:

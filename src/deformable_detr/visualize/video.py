@@ -1,4 +1,4 @@
-"""Frames with boxes, numbers and traces, written as a film by a thread while the network goes on."""
+"""Frames with boxes, numbers and traces, written as a video by a thread while the network goes on."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +25,8 @@ class DrawnVideo:
 
     Args:
         path: the file, `.mp4`; one of that name is replaced.
-        fps: frames per second of the new film.
-        real_time: for cameras: repeat frames so that the film is as long as the time that has passed.
+        fps: frames per second of the new video.
+        real_time: for cameras: repeat frames so that the video is as long as the time that has passed.
     """
 
     def __init__(self, path: str | Path, fps: float, *, real_time: bool = False) -> None:
@@ -67,20 +67,20 @@ class DrawnVideo:
             self._pending.popleft().result()
 
     def _write(self, frame: Frame) -> None:
-        picture = draw_frame(frame, self._traces_for(frame))
-        writer = self._writer or self._open(picture)
-        if (picture.shape[1], picture.shape[0]) != self._size:  # odd sides, or a stream that has changed its size
-            picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        image = draw_frame(frame, self._traces_for(frame))
+        writer = self._writer or self._open(image)
+        if (image.shape[1], image.shape[0]) != self._size:  # odd sides, or a stream that has changed its size
+            image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         wanted = self._written + 1
         if self.real_time:
             wanted = max(wanted, round(frame.time * self.fps) + 1)
         for _ in range(wanted - self._written):
-            writer.write(picture)
+            writer.write(image)
         self._written = wanted
 
-    def _open(self, picture: np.ndarray) -> cv2.VideoWriter:
-        height, width = (side - side % 2 for side in picture.shape[:2])  # codecs want even sides
+    def _open(self, image: np.ndarray) -> cv2.VideoWriter:
+        height, width = (side - side % 2 for side in image.shape[:2])  # codecs want even sides
         self._size = (width, height)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, self._size)

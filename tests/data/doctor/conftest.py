@@ -1,4 +1,4 @@
-"""A clean data set of two splits whose pictures and boxes are known, and ways to spoil it."""
+"""A clean dataset of two splits whose images and boxes are known, and ways to spoil it."""
 
 import json
 from collections.abc import Callable
@@ -12,13 +12,13 @@ WIDTH, HEIGHT = 96, 64
 
 
 def noise(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
-    """A picture like no other: blocks of random grey."""
+    """An image like no other: blocks of random grey."""
     blocks = np.random.default_rng(seed).integers(0, 256, (8, 12), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).convert("RGB")
 
 
 def write_clean(root: Path) -> Path:
-    """Twelve training and six validation pictures with two boxes each, in the lower right half; classes 0 cat and 1 dog."""
+    """Twelve training and six validation images with two boxes each, in the lower right half; classes 0 cat and 1 dog."""
     (root / "annotations").mkdir(parents=True)
     for split, count, seed in (("train", 12, 0), ("val", 6, 100)):
         (root / split).mkdir()
@@ -54,5 +54,5 @@ def change(clean: Path) -> Callable[..., None]:
 
 
 @pytest.fixture
-def picture() -> Callable[..., Image.Image]:
+def image() -> Callable[..., Image.Image]:
     return noise

@@ -76,17 +76,17 @@ RECORD_FAULTS = {
     "class-empty": (append("categories", {"id": 2, "name": "lion"}), 1),
     "boxes-xyxy": (every_box(lambda x, y, w, h: [x, y, x + w, y + h]), 24),
     "boxes-normalised": (every_box(lambda x, y, w, h: [x / 96, y / 64, w / 96, h / 64]), 24),
-    "picture-missing": (append("images", {"id": 50, "file_name": "no.png", "width": 96, "height": 64}), 1),
-    "picture-listed-twice": (append("images", {"id": 50, "file_name": "02.png", "width": 96, "height": 64}), 1),
+    "image-missing": (append("images", {"id": 50, "file_name": "no.png", "width": 96, "height": 64}), 1),
+    "image-listed-twice": (append("images", {"id": 50, "file_name": "02.png", "width": 96, "height": 64}), 1),
     "crowd": (append("annotations", box(100, iscrowd=1)), 1),
     "ids-sparse": (append("categories", {"id": 7, "name": "lion"}), 1),
 }
 BESIDE = {  # what follows from a fault
     "category-name-twice": {("class-not-in-train", "val"): 1},  # val's dog
-    "box-malformed": {("class-rare", "train"): 2, ("pictures-empty", "train"): 3},
+    "box-malformed": {("class-rare", "train"): 2, ("images-empty", "train"): 3},
     "ids-sparse": {("class-empty", "train"): 1},
-    "picture-missing": {("pictures-empty", "train"): 1},
-    "picture-listed-twice": {("pictures-empty", "train"): 1},
+    "image-missing": {("images-empty", "train"): 1},
+    "image-listed-twice": {("images-empty", "train"): 1},
 }
 
 
@@ -146,30 +146,30 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def turned(path, picture, size, seed=70):
+def turned(path, image, size, seed=70):
     """Stored in `size`, to be turned by a quarter."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(seed, size).save(path, exif=exif)
+    image(seed, size).save(path, exif=exif)
 
 
-def test_damaged_pictures(clean, tmp_path, picture):
+def test_damaged_images(clean, tmp_path, image):
     truncate(clean / "train" / "03.png")
-    (clean / "val" / "01.png").write_text("no picture")
+    (clean / "val" / "01.png").write_text("no image")
     (clean / "val" / "02.png").unlink()
     examination = examine(clean)
-    expected = {("picture-damaged", "train"): 1, ("picture-damaged", "val"): 1, ("picture-missing", "val"): 1}
+    expected = {("image-damaged", "train"): 1, ("image-damaged", "val"): 1, ("image-missing", "val"): 1}
     assert found_in(examination) == expected
     repair(examination, tmp_path / "fixed")
     assert examine(tmp_path / "fixed").count("error") == 0
     assert len(list((tmp_path / "fixed" / "val").iterdir())) == 4
 
 
-def test_truncated_jpeg(clean, change, picture):
-    picture(5).save(clean / "train" / "a.jpg")
+def test_truncated_jpeg(clean, change, image):
+    image(5).save(clean / "train" / "a.jpg")
     change(append("images", {"id": 50, "file_name": "a.jpg", "width": 96, "height": 64}))
     truncate(clean / "train" / "a.jpg")
-    assert found_in(examine(clean)) == {("picture-damaged", "train"): 1, ("pictures-empty", "train"): 1}
+    assert found_in(examine(clean)) == {("image-damaged", "train"): 1, ("images-empty", "train"): 1}
 
 
 @pytest.mark.parametrize(
@@ -177,12 +177,12 @@ def test_truncated_jpeg(clean, change, picture):
     [((192, 128), [120, 80, 24, 40]), ((96, 96), [60, 40, 12, 20]), ((64, 50), None)],
     ids=["twice as large: boxes are scaled", "another aspect: they fit", "another aspect: they do not fit"],
 )
-def test_pictures_of_another_size(size, expected, clean, picture, tmp_path):
-    picture(0, size).save(clean / "train" / "00.png")
+def test_images_of_another_size(size, expected, clean, image, tmp_path):
+    image(0, size).save(clean / "train" / "00.png")
     examination = examine(clean)
-    assert found_in(examination) == {("picture-size", "train"): 1}
+    assert found_in(examination) == {("image-size", "train"): 1}
     assert "is 1 x" not in examination.findings[0].items[0].text
-    assert [finding.code for finding in quick_check(files_of(clean, "train"), 300)] == ["picture-size"]
+    assert [finding.code for finding in quick_check(files_of(clean, "train"), 300)] == ["image-size"]
     repair(examination, tmp_path / "fixed")
     assert examine(tmp_path / "fixed").count("error") == 0
     record = json.loads((tmp_path / "fixed" / "annotations" / "instances_train.json").read_text())
@@ -190,10 +190,10 @@ def test_pictures_of_another_size(size, expected, clean, picture, tmp_path):
     assert kept == ([] if expected is None else [expected])
 
 
-def test_pictures_that_exif_turns(clean, change, picture, tmp_path):
+def test_images_that_exif_turns(clean, change, image, tmp_path):
     """00: stored 96 x 64 and annotated so. 01: stored 96 x 64, stated upright (64 x 96), but boxes made on the stored pixels."""
-    turned(clean / "train" / "00.png", picture, (96, 64))
-    turned(clean / "train" / "01.png", picture, (96, 64), seed=71)
+    turned(clean / "train" / "00.png", image, (96, 64))
+    turned(clean / "train" / "01.png", image, (96, 64), seed=71)
     change(lambda record: record["images"][1].update(width=64, height=96))
     examination = examine(clean)
     assert found_in(examination) == {("exif-stored", "train"): 1, ("exif-boxes", "train"): 1}
@@ -201,13 +201,13 @@ def test_pictures_that_exif_turns(clean, change, picture, tmp_path):
     assert found_in(examine(tmp_path / "fixed")) == {("exif-stored", "train"): 2}
 
 
-def test_the_same_picture_twice(clean, picture, tmp_path):
+def test_the_same_image_twice(clean, image, tmp_path):
     """A copy in the same split, one in the other split, and one that was saved anew, larger, as JPEG."""
     shutil.copy(clean / "train" / "02.png", clean / "train" / "05.png")
     shutil.copy(clean / "val" / "00.png", clean / "train" / "07.png")
-    picture(101, (192, 128)).resize((96, 64)).save(clean / "train" / "08.png")
+    image(101, (192, 128)).resize((96, 64)).save(clean / "train" / "08.png")
     examination = examine(clean)
-    assert found_in(examination) == {("picture-copy", "train"): 1, ("picture-leak", "train"): 2}
+    assert found_in(examination) == {("image-copy", "train"): 1, ("image-leak", "train"): 2}
     texts = [item.text for finding in examination.findings for item in finding.items]
     assert texts == [
         "05.png: the same file as 02.png",
@@ -220,27 +220,27 @@ def test_the_same_picture_twice(clean, picture, tmp_path):
     assert kept == [f"{number:02d}.png" for number in range(12) if number not in (5, 7, 8)]
 
 
-def test_every_training_picture_that_val_has_is_named(clean, picture):
-    """Two training pictures are like each other and like one of val: both are leaks, and one is also like the other."""
+def test_every_training_image_that_val_has_is_named(clean, image):
+    """Two training images are like each other and like one of val: both are leaks, and one is also like the other."""
     for number, grey in ((2, 1), (5, 2)):
-        Image.eval(picture(100), lambda value, grey=grey: min(value + grey, 255)).save(clean / "train" / f"{number:02d}.png")
-    assert found_in(examine(clean)) == {("picture-leak", "train"): 2, ("picture-alike", "train"): 1}
+        Image.eval(image(100), lambda value, grey=grey: min(value + grey, 255)).save(clean / "train" / f"{number:02d}.png")
+    assert found_in(examine(clean)) == {("image-leak", "train"): 2, ("image-alike", "train"): 1}
 
 
-def test_pictures_that_are_not_listed(clean, picture):
-    picture(50).save(clean / "train" / "new.png")
+def test_images_that_are_not_listed(clean, image):
+    image(50).save(clean / "train" / "new.png")
     examination = examine(clean)
-    assert found_in(examination) == {("picture-unlisted", "train"): 1}
+    assert found_in(examination) == {("image-unlisted", "train"): 1}
     assert examination.findings[0].items[0].file == str(clean / "train" / "new.png")
 
 
 def test_numbers_and_suggestions(clean, change):
-    """Boxes of 20 x 16, 12 x 20 and two larger: the side at a tenth is sqrt(12 · 20) = 15.5 pixels, in pictures of 64."""
+    """Boxes of 20 x 16, 12 x 20 and two larger: the side at a tenth is sqrt(12 · 20) = 15.5 pixels, in images of 64."""
     large = append("annotations", box(100, bbox=[0, 0, 40, 60]), box(101, bbox=[0, 0, 96, 64], image_id=2))
     change(large)
     examination = examine(clean)
     numbers = examination.statistics["train"]
-    assert (numbers.pictures, numbers.boxes, numbers.most_objects, numbers.median_size) == (12, 26, 3, (96, 64))
+    assert (numbers.images, numbers.boxes, numbers.most_objects, numbers.median_size) == (12, 26, 3, (96, 64))
     assert numbers.shares == {"small": round(24 / 26, 4), "medium": round(2 / 26, 4), "large": 0.0}
     assert [(found.setting, found.value) for found in examination.suggestions] == [
         ("data.eval_short_side", 96),  # 64 · 16 / 15.5 = 66, rounded up to a multiple of 32
@@ -248,7 +248,7 @@ def test_numbers_and_suggestions(clean, change):
     ]
 
 
-def test_flat_pictures_are_not_taken_for_copies(clean, change):
+def test_flat_images_are_not_taken_for_copies(clean, change):
     for number, grey in enumerate((40, 90, 140)):
         Image.new("RGB", (96, 64), (grey, grey, grey)).save(clean / "train" / f"{number:02d}.png")
     assert found_in(examine(clean)) == {}
@@ -272,7 +272,7 @@ def test_nothing_to_train_on(clean, change):
     change(lambda record: record["annotations"].clear())
     found = found_in(examine(clean))
     assert found[("no-boxes", "train")] == 1
-    assert found[("pictures-empty", "train")] == 12
+    assert found[("images-empty", "train")] == 12
 
 
 def test_a_file_that_is_no_json(clean, tmp_path):
@@ -284,15 +284,15 @@ def test_a_file_that_is_no_json(clean, tmp_path):
     assert not (tmp_path / "fixed").exists()
 
 
-def test_all_faults_of_a_yolo_data_set(tmp_path, picture):
+def test_all_faults_of_a_yolo_data_set(tmp_path, image):
     for number in range(3):
         (tmp_path / "set" / "images").mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / "labels").mkdir(exist_ok=True)
-        picture(number).save(tmp_path / "set" / "images" / f"{number}.png")
+        image(number).save(tmp_path / "set" / "images" / f"{number}.png")
         (tmp_path / "set" / "labels" / f"{number}.txt").write_text(f"{number} 0.5 0.5 0.2 0.2\n0 50 50 2 2\n0 0.5 0.5 0.1\n")
     (tmp_path / "set" / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
     examination = examine(tmp_path / "set")
-    assert found_in(examination) == {("label-fault", "train"): 7, ("class-rare", "train"): 2, ("pictures-empty", "train"): 1}
+    assert found_in(examination) == {("label-fault", "train"): 7, ("class-rare", "train"): 2, ("images-empty", "train"): 1}
     assert examination.undivided
     repair(examination, tmp_path / "fixed")
     assert examine(tmp_path / "fixed").count("error") == 0
@@ -306,7 +306,7 @@ def test_a_copy_is_only_written_into_an_empty_folder(clean, tmp_path):
     with pytest.raises(FileExistsError, match="out: not an empty folder"):
         repair(examination, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    with pytest.raises(ValueError, match="fixed: lies in the data set itself"):
+    with pytest.raises(ValueError, match="fixed: lies in the dataset itself"):
         repair(examination, clean / "fixed")
 
 
@@ -322,8 +322,8 @@ def test_the_command(clean, change, tmp_path, capsys, monkeypatch):
     arguments = ["--html", str(page), "--json", str(numbers), "--fix", str(tmp_path / "fixed")]
     assert main(["doctor", str(clean), *arguments]) == 1
     text = capsys.readouterr().out
-    assert "error   train: boxes that lie wholly outside their picture\n" in text
-    assert "02.png, annotation 5: bbox [200, 10, 5, 5] in a picture of 96 x 64" in text
+    assert "error   train: boxes that lie wholly outside their image\n" in text
+    assert "02.png, annotation 5: bbox [200, 10, 5, 5] in an image of 96 x 64" in text
     assert "1 errors, 1 warnings, 0 notes" in text
     findings = json.loads(numbers.read_text())["findings"]
     assert [(finding["code"], finding["count"]) for finding in findings] == [("box-outside", 1), ("box-twice", 2)]
@@ -331,7 +331,7 @@ def test_the_command(clean, change, tmp_path, capsys, monkeypatch):
         "file": "02.png",
         "image_id": 3,
         "annotation_id": 5,
-        "text": "02.png, annotation 5: bbox [200, 10, 5, 5] in a picture of 96 x 64",
+        "text": "02.png, annotation 5: bbox [200, 10, 5, 5] in an image of 96 x 64",
     }
     html = page.read_text()
     assert html.count("data:image/jpeg;base64,") == 2
@@ -359,5 +359,5 @@ def test_training_warns_and_stops(clean, change, tmp_path, caplog):
         open_data(config)
     assert "train: boxes that stand there twice: 2 (00.png, annotation 101: the same as annotation 100, …)" in caplog.text
     (clean / "val" / "03.png").unlink()
-    with pytest.raises(ValueError, match=r"val: pictures that are not there \(03\.png: no such file\)\. `deformable-detr doctor"):
+    with pytest.raises(ValueError, match=r"val: images that are not there \(03\.png: no such file\)\. `deformable-detr doctor"):
         open_data(config)

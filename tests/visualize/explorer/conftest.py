@@ -13,9 +13,9 @@ RATIOS = ((0.8, 1.0), (2 / 3, 1.0))  # the right fifth of level 0 and the right 
 
 
 def sampling(stage: str, layer: int, num_queries: int, references: Tensor) -> LayerSampling:
-    """M = 2, L = 2, P = 1. In the picture head 0 looks at (50, 25) on both levels, head 1 at (150, 75) and (220, 50)."""
-    in_picture = torch.tensor([[[[0.25, 0.25]], [[0.25, 0.25]]], [[[0.75, 0.75]], [[1.1, 0.5]]]])  # [M, L, P, 2]
-    locations = in_picture * torch.tensor(RATIOS)[None, :, None]
+    """M = 2, L = 2, P = 1. In the image head 0 looks at (50, 25) on both levels, head 1 at (150, 75) and (220, 50)."""
+    in_image = torch.tensor([[[[0.25, 0.25]], [[0.25, 0.25]]], [[[0.75, 0.75]], [[1.1, 0.5]]]])  # [M, L, P, 2]
+    locations = in_image * torch.tensor(RATIOS)[None, :, None]
     weights = torch.tensor([[[0.25], [0.75]], [[0.9], [0.1]]])  # [M, L, P]
     return LayerSampling(
         stage,

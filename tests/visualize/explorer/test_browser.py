@@ -34,7 +34,7 @@ PATIENCE = 60_000  # milliseconds, for busy machines
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[Path]:
+def images(tmp_path_factory) -> list[Path]:
     folder = generate_scenes(tmp_path_factory.mktemp("scenes"), train=1, val=2, image_size=64)
     return sorted((folder / "val").iterdir())
 
@@ -52,14 +52,14 @@ def detector() -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def address(detector, pictures, tmp_path_factory):
+def address(detector, images, tmp_path_factory):
     """The command itself, in a process of its own: there gradio's deprecated call of pandas is no error."""
     folder = tmp_path_factory.mktemp("server")
     weights = save_weights(folder / "tiny.safetensors", detector.model)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "deformable_detr", "explore", str(weights), str(pictures[0].parent), "--port", port]
+    command = [sys.executable, "-m", "deformable_detr", "explore", str(weights), str(images[0].parent), "--port", port]
     with (folder / "output.txt").open("w+") as output:
         server = subprocess.Popen([*command, "--device", "cpu"], stdout=output, stderr=subprocess.STDOUT)
         while "The explorer is at" not in (folder / "output.txt").read_text():
@@ -102,8 +102,8 @@ def drawing(tab: Tab) -> str:
     return tab.inner_html("#stage svg")
 
 
-def click_picture(tab: Tab, x: float, y: float) -> None:
-    """A click on a point of the picture, in its own pixels."""
+def click_image(tab: Tab, x: float, y: float) -> None:
+    """A click on a point of the image, in its own pixels."""
     place = tab.evaluate(
         """([x, y]) => {
             const drawing = document.querySelector("#stage svg");
@@ -115,16 +115,16 @@ def click_picture(tab: Tab, x: float, y: float) -> None:
     tab.mouse.click(*place)
 
 
-def test_clicks_and_controls_change_the_drawing(tab, detector, pictures):
-    inside = look_inside(detector, pictures[0])
+def test_clicks_and_controls_change_the_drawing(tab, detector, images):
+    inside = look_inside(detector, images[0])
     first = inside.detections()[0].query
     heading = tab.locator("#heading h2")
     expect(heading).to_contain_text(f"Query {first}:", timeout=PATIENCE)
-    height, width = inside.picture_size
+    height, width = inside.image_size
     grid = [(x, y) for x in range(2, width, 5) for y in range(2, height, 5)]
     x, y = next(point for point in grid if inside.query_at(*point, THRESHOLD) != first)
     before = drawing(tab)
-    click_picture(tab, x, y)
+    click_image(tab, x, y)
     expect(heading).to_contain_text(f"Query {inside.query_at(x, y, THRESHOLD)}:", timeout=PATIENCE)
     assert drawing(tab) != before
 
@@ -146,13 +146,13 @@ def test_clicks_and_controls_change_the_drawing(tab, detector, pictures):
     expect(tab.locator("#journey")).to_contain_text("sampling locations", timeout=PATIENCE)
 
 
-def test_encoder_positions_and_saving(tab, detector, pictures):
-    inside = look_inside(detector, pictures[0])
+def test_encoder_positions_and_saving(tab, detector, images):
+    inside = look_inside(detector, images[0])
     tab.locator("#kind input").nth(1).click()
     expect(tab.locator("#stage .cell")).to_have_count(1, timeout=PATIENCE)
     tab.locator("#position-level input").nth(0).click()
     expect(tab.locator("#heading h2")).to_contain_text("level 0", timeout=PATIENCE)
-    click_picture(tab, 20.5, 30.5)
+    click_image(tab, 20.5, 30.5)
     level, row, column = inside.level_and_cell(inside.position_at(20.5, 30.5, 0))
     expect(tab.locator("#heading h2")).to_have_text(f"Position in row {row}, column {column} of level {level}", timeout=PATIENCE)
 
@@ -161,18 +161,18 @@ def test_encoder_positions_and_saving(tab, detector, pictures):
         with tab.expect_download() as download:
             tab.click(f"#save-{kind}")
         saved[kind] = Path(download.value.path())
-    with Image.open(saved["png"]) as picture:
-        assert max(picture.size) == 1600
+    with Image.open(saved["png"]) as image:
+        assert max(image.size) == 1600
     assert saved["svg"].read_text().startswith("<svg ")
     assert json.loads(saved["json"].read_text())["position"]["row"] == row
 
 
-def test_pictures_are_chosen_and_dropped_and_bad_ones_are_named(tab, detector, pictures, tmp_path):
+def test_images_are_chosen_and_dropped_and_bad_ones_are_named(tab, detector, images, tmp_path):
     tab.locator("#strip button").nth(1).click()
-    expect(tab.locator("#strip button.chosen")).to_have_attribute("title", pictures[1].name, timeout=PATIENCE)
-    (tmp_path / "bad.png").write_text("no picture")
+    expect(tab.locator("#strip button.chosen")).to_have_attribute("title", images[1].name, timeout=PATIENCE)
+    (tmp_path / "bad.png").write_text("no image")
     tab.set_input_files("#drop input[type=file]", tmp_path / "bad.png")
-    expect(tab.get_by_text(re.compile("bad.png: not a picture"))).to_be_visible(timeout=PATIENCE)
+    expect(tab.get_by_text(re.compile("bad.png: not an image"))).to_be_visible(timeout=PATIENCE)
     tab.wait_for_selector("#drop input[type=file]", state="attached")
     Image.new("RGB", (80, 40), "teal").save(tmp_path / "teal.png")
     tab.set_input_files("#drop input[type=file]", tmp_path / "teal.png")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from deformable_detr.visualize.explorer.choices import (
-    at_another_picture,
+    at_another_image,
     at_point,
     cell_of,
     first_choices,
@@ -32,7 +32,7 @@ def test_a_click_in_the_decoder_takes_the_query_whose_box_is_there(inside):
 
 def test_a_click_in_the_encoder_takes_the_position_whose_cell_is_there(inside):
     choices = replace(on_level(inside, first_choices(inside), 0), stage="encoder")
-    # level 0 has 5 columns, of which 4 are picture, each 50 pixels wide, and 2 rows of 50 pixels
+    # level 0 has 5 columns, of which 4 are image, each 50 pixels wide, and 2 rows of 50 pixels
     for (x, y), cell in {(10, 10): (0, 0), (49, 51): (1, 0), (199, 99): (1, 3), (-30, 500): (1, 0)}.items():
         assert inside.level_and_cell(at_point(inside, choices, x, y).position) == (0, *cell)
 
@@ -64,7 +64,7 @@ def test_nothing_is_sampled_before_the_first_layer(inside):
     assert look_of(inside, replace(first_choices(inside), decoder_layer=0)) is None
 
 
-def test_another_picture_keeps_the_settings(inside):
+def test_another_image_keeps_the_settings(inside):
     choices = replace(first_choices(inside), query=0, position=0, levels=(1,), threshold=0.2, stage="encoder", zoom=True)
-    again = at_another_picture(inside, choices)
+    again = at_another_image(inside, choices)
     assert again == replace(choices, query=1, position=first_choices(inside).position)

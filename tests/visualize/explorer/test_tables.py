@@ -1,4 +1,4 @@
-"""The numbers beside the picture, against ones worked out by hand."""
+"""The numbers beside the image, against ones worked out by hand."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ def test_what_is_seen_in_words(inside, learned_inside):
 def test_record_is_json_with_all_that_is_shown(inside):
     choices = replace(first_choices(inside), levels=(0,))
     shown = json.loads(json.dumps(tables.record(inside, choices, "a.png")))
-    assert (shown["picture"], shown["width"], shown["height"]) == ("a.png", 200, 100)
+    assert (shown["image"], shown["width"], shown["height"]) == ("a.png", 200, 100)
     assert [point["weight"] for point in shown["points"]] == pytest.approx([0.9, 0.25])
     assert shown["boxes_per_layer"][2] == pytest.approx([120, 10, 180, 90])
     assert shown["scores_per_layer"] == pytest.approx([0.6, 0.9])
@@ -92,7 +92,7 @@ def test_names_are_escaped_everywhere(inside):
 
 
 def test_thumbnails(tmp_path):
-    (tmp_path / "bad&.png").write_text("no picture")
+    (tmp_path / "bad&.png").write_text("no image")
     assert markup.thumbnail(tmp_path / "bad&.png") == "<span>bad&amp;.png</span>"
     html = markup.thumbnails_html([("a.png", "A", False), ("b.png", "B", True)], 9)
     assert 'data-index="1" class=chosen>B' in html

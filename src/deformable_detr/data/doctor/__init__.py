@@ -1,1 +1,1 @@
-"""What is wrong with a data set, all of it at once; what it holds; and a repaired copy."""
+"""What is wrong with a dataset, all of it at once; what it holds; and a repaired copy."""

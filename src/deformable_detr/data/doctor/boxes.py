@@ -28,7 +28,7 @@ def check_boxes(data: SplitData) -> None:
     beyond = np.maximum(-lower, upper - limits).max(axis=1, initial=0)  # [A] pixels over the edge
     clipped = ~empty & ~outside & (beyond > SLACK)
     for code, mask in (("box-degenerate", empty), ("box-outside", outside), ("box-clipped", clipped)):
-        data.found.add(code, *(data.box_item(int(i), _in_picture(data, int(i))) for i in np.flatnonzero(mask)))
+        data.found.add(code, *(data.box_item(int(i), _in_image(data, int(i))) for i in np.flatnonzero(mask)))
     _check_repeated(data, np.flatnonzero(~empty))
 
 
@@ -37,7 +37,7 @@ def box_form(boxes: np.ndarray, limits: np.ndarray) -> str:
 
     Args:
         boxes: `[A, 4]` as they stand there.
-        limits: `[A, 2]` (width, height) of their pictures in pixels.
+        limits: `[A, 2]` (width, height) of their images in pixels.
 
     Returns:
         `xywh`, or with near certainty `xyxy`, `shares` (xywh in [0, 1]) or `centred shares` (cxcywh in [0, 1], as in YOLO).
@@ -70,7 +70,7 @@ def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
 
 
 def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
-    """Boxes of the same place in the same picture: of one class they are repeated, of two they may be meant."""
+    """Boxes of the same place in the same image: of one class they are repeated, of two they may be meant."""
     places = np.column_stack((data.images, data.boxes.round(1) + 0.0))[indices]  # [n, 5], -0.0 made 0.0
     key = np.zeros(len(places), dtype=np.uint64)  # alike for the same place, and for hardly any other
     for column in np.ascontiguousarray(places.T).view(np.uint64):
@@ -96,9 +96,9 @@ def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
             categories.add(category)
 
 
-def _in_picture(data: SplitData, index: int) -> str:
+def _in_image(data: SplitData, index: int) -> str:
     height, width = data.sizes[data.images[index]]
-    return f"bbox {_shown(data.boxes[index])} in a picture of {width} x {height}"
+    return f"bbox {_shown(data.boxes[index])} in an image of {width} x {height}"
 
 
 def _shown(box: np.ndarray) -> str:

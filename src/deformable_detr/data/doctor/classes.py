@@ -26,13 +26,13 @@ def training_split(splits: Sequence[SplitData]) -> SplitData | None:
 
 
 def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
-    """Note classes that cannot be learned or measured, and pictures with too many objects."""
+    """Note classes that cannot be learned or measured, and images with too many objects."""
     counts = [class_counts(data) for data in splits]
     training = training_split(splits)
     for data, found in zip(splits, counts, strict=True):
         objects = np.bincount(data.images, minlength=len(data.image_ids)).tolist()
         usable = data.usable_images()
-        data.found.add("pictures-empty", *(data.image_item(image) for image in usable if not objects[image]))
+        data.found.add("images-empty", *(data.image_item(image) for image in usable if not objects[image]))
         crowded = [image for image in usable if objects[image] > num_queries]
         data.found.add(
             "too-many-objects", *(data.image_item(image, f"{objects[image]} objects, {num_queries} queries") for image in crowded)

@@ -1,25 +1,25 @@
-"""The same picture twice, in one split or in two: by the file's digest, and by a perceptual hash for what was saved anew."""
+"""The same image twice, in one split or in two: by the file's digest, and by a perceptual hash for what was saved anew."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from deformable_detr.data.doctor.pictures import PictureFacts
+from deformable_detr.data.doctor.images import ImageFacts
 from deformable_detr.data.doctor.split_data import SplitData
 
 FARTHEST = 4
-"""Bits of 64 in which the hashes of two like pictures may differ."""
+"""Bits of 64 in which the hashes of two like images may differ."""
 
 LARGEST_DIFFERENCE = 3.0
-"""Mean difference of their thumbnails, in grey levels of 255. Flat pictures have like hashes, but differ in this."""
+"""Mean difference of their thumbnails, in grey levels of 255. Flat images have like hashes, but differ in this."""
 
 MOST_ALIKE = 50
-"""Pictures like one picture; of more, only the first is compared with the rest, so that thousands of blank ones take no hours."""
+"""Images like one image; of more, only the first is compared with the rest, so that thousands of blank ones take no hours."""
 
 BANDS = FARTHEST + 1  # hashes that differ in 4 bits agree in at least one of 5 bands
 
 
-def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, PictureFacts]]) -> None:
+def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, ImageFacts]]) -> None:
     """Note copies and look-alikes; between splits they count for the one that is trained on, else for the earlier one."""
     places = [(part, image) for part, found in enumerate(facts) for image in found]
     read = [facts[part][image] for part, image in places]
@@ -29,7 +29,7 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, P
         if splits[part].path(image) == splits[other_part].path(other_image) and part == other_part:
             continue  # listed twice: another finding
         same = read[first].digest == read[second].digest
-        code = "picture-leak" if part != other_part else "picture-copy" if same else "picture-alike"
+        code = "image-leak" if part != other_part else "image-copy" if same else "image-alike"
         if part == other_part:
             image, other_image = other_image, image  # the earlier one stays
         if (code, part, image) not in noted:
@@ -40,8 +40,8 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, P
             splits[part].found.add(code, splits[part].image_item(image, text, value=(other.name, other_image)))
 
 
-def _like_pairs(read: Sequence[PictureFacts]) -> set[tuple[int, int]]:
-    """Pairs (earlier, later) of like pictures; of files with the same content, each is paired with the first of them."""
+def _like_pairs(read: Sequence[ImageFacts]) -> set[tuple[int, int]]:
+    """Pairs (earlier, later) of like images; of files with the same content, each is paired with the first of them."""
     thumbnails = np.array([facts.thumbnail for facts in read], dtype=np.int16).reshape(len(read), -1)
     hashes = np.array([facts.difference_hash for facts in read], dtype=np.uint64)
     pairs: set[tuple[int, int]] = set()

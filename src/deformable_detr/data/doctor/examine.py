@@ -1,4 +1,4 @@
-"""The whole examination of a data set, and the quick one that stands before every training."""
+"""The whole examination of a dataset, and the quick one that stands before every training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from deformable_detr.data.doctor.boxes import check_boxes
 from deformable_detr.data.doctor.classes import check_classes
 from deformable_detr.data.doctor.duplicates import check_duplicates
 from deformable_detr.data.doctor.findings import Finding, Item, sort_findings
-from deformable_detr.data.doctor.pictures import check_listing, check_pictures, check_sample, check_unlisted
+from deformable_detr.data.doctor.images import check_listing, check_images, check_sample, check_unlisted
 from deformable_detr.data.doctor.split_data import SECTIONS, SplitData, read_split_data, split_data_of
 from deformable_detr.data.doctor.statistics import (
     SplitStatistics,
@@ -26,12 +26,12 @@ from deformable_detr.data.layout import Layout
 Progress = Callable[[int, int], None]
 
 SAMPLE = 50
-"""Pictures per split whose headers are looked at before a training."""
+"""Images per split whose headers are looked at before a training."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found, and what the data set holds."""
+    """What was found, and what the dataset holds."""
 
     dataset: Path
     format: str
@@ -67,16 +67,16 @@ def examine(
     num_queries: int = 300,
     progress: Progress = lambda done, total: None,
 ) -> Examination:
-    """Look at all annotations and all pictures of a data set, and note everything.
+    """Look at all annotations and all images of a dataset, and note everything.
 
     Args:
         dataset: as for `find_split`.
-        splits: which ones; empty: all that the data set has of its own.
+        splits: which ones; empty: all that the dataset has of its own.
         num_queries: of the network that is to be trained.
-        progress: called with the numbers of pictures read and to be read.
+        progress: called with the numbers of images read and to be read.
 
     Raises:
-        FileNotFoundError: no data set, or no such split.
+        FileNotFoundError: no dataset, or no such split.
     """
     layout = open_layout(dataset)
     parts = [_read_tolerantly(layout, name) for name in _split_names(layout, splits)]
@@ -90,7 +90,7 @@ def examine(
         done += 1
         progress(done, total)
 
-    facts = [check_pictures(data, advance) for data in parts]
+    facts = [check_images(data, advance) for data in parts]
     check_unlisted(parts)
     check_duplicates(parts, facts)
     check_classes(parts, num_queries)
@@ -106,9 +106,9 @@ def examine(
 
 
 def quick_check(splits: Mapping[str, tuple[Path, Path]], num_queries: int) -> list[Finding]:
-    """What annotations and the headers of a few pictures tell, in about a second: errors and warnings, no notes.
+    """What annotations and the headers of a few images tell, in about a second: errors and warnings, no notes.
 
-    A file that a data set has just been opened from is not read again.
+    A file that a dataset has just been opened from is not read again.
 
     Args:
         splits: by name, COCO annotation file and image folder, as `find_split` gives them.
@@ -142,7 +142,7 @@ def _read_tolerantly(layout: Layout, name: str) -> SplitData:
         try:
             image_dir = layout.locate(name)[1]
         except FileNotFoundError:
-            image_dir = layout.root / name  # every picture will be missing there
+            image_dir = layout.root / name  # every image will be missing there
         return _from_file(name, file, image_dir)
     try:
         record, faults = read_split(layout, name)
@@ -159,7 +159,7 @@ def _from_file(name: str, file: Path, image_dir: Path) -> SplitData:
 
 
 def _read_quickly(name: str, file: Path, image_dir: Path) -> SplitData:
-    """From the arrays that a data set is made of; entry by entry where the file is not in order."""
+    """From the arrays that a dataset is made of; entry by entry where the file is not in order."""
     try:
         read = read_annotation_file(file)
     except ValueError:

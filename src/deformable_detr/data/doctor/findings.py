@@ -35,19 +35,19 @@ KINDS: dict[str, Kind] = {
         "subtract left and top from the last two numbers; --fix does",
     ),
     "boxes-normalised": Kind(
-        "error", "boxes in shares of the picture; COCO has pixels", "multiply by width and height; --fix does"
+        "error", "boxes in shares of the image; COCO has pixels", "multiply by width and height; --fix does"
     ),
-    "box-outside": Kind("error", "boxes that lie wholly outside their picture", "check their picture; --fix leaves them out"),
-    "picture-missing": Kind("error", "pictures that are not there", "add the files; --fix leaves them out"),
-    "picture-damaged": Kind("error", "pictures that cannot be decoded", "copy them again; --fix leaves them out"),
-    "picture-size": Kind(
+    "box-outside": Kind("error", "boxes that lie wholly outside their image", "check their image; --fix leaves them out"),
+    "image-missing": Kind("error", "images that are not there", "add the files; --fix leaves them out"),
+    "image-damaged": Kind("error", "images that cannot be decoded", "copy them again; --fix leaves them out"),
+    "image-size": Kind(
         "error",
-        "pictures of another size than the annotations say",
+        "images of another size than the annotations say",
         "--fix scales the boxes where the aspect ratio is the same, else corrects the size where they fit",
     ),
     "exif-boxes": Kind(
         "error",
-        "pictures that EXIF turns, with boxes that were made on the unturned pixels",
+        "images that EXIF turns, with boxes that were made on the unturned pixels",
         "--fix states the size of the unturned pixels, which is how boxes are read then",
     ),
     "no-boxes": Kind("error", "no box to train on", "annotate, or check that this is the right file"),
@@ -57,31 +57,31 @@ KINDS: dict[str, Kind] = {
     "box-twice": Kind("warning", "boxes that stand there twice", "the second one can never be found; --fix removes it"),
     "annotation-id-twice": Kind("warning", "annotations with an id that another one has", "--fix numbers them anew"),
     "category-name-twice": Kind("warning", "classes with a name that another one has", "--fix makes one class of them"),
-    "picture-listed-twice": Kind("warning", "pictures that are listed twice", "--fix merges their boxes"),
-    "picture-copy": Kind("warning", "pictures whose file is a copy of another one", "--fix keeps the first one"),
-    "picture-leak": Kind(
+    "image-listed-twice": Kind("warning", "images that are listed twice", "--fix merges their boxes"),
+    "image-copy": Kind("warning", "images whose file is a copy of another one", "--fix keeps the first one"),
+    "image-leak": Kind(
         "warning",
-        "pictures that another split has, too, so that its numbers are too good",
+        "images that another split has, too, so that its numbers are too good",
         "remove them from one side; --fix removes them from the split that is trained on",
     ),
     "exif-stored": Kind(
         "warning",
-        "pictures that EXIF turns, annotated as they are stored",
+        "images that EXIF turns, annotated as they are stored",
         "they are read so here; other programs may turn them, so store the pixels upright when you can",
     ),
-    "class-untrained": Kind("warning", "classes with boxes to find but none to learn from", "add training pictures of them"),
+    "class-untrained": Kind("warning", "classes with boxes to find but none to learn from", "add training images of them"),
     "too-many-objects": Kind(
-        "warning", "pictures with more objects than queries", "the surplus cannot be found: raise model.num_queries"
+        "warning", "images with more objects than queries", "the surplus cannot be found: raise model.num_queries"
     ),
     "ids-sparse": Kind("note", "category ids with gaps or not from 0", "nothing: ids become labels 0 … K−1 here"),
     "class-empty": Kind("note", "classes without a box", "nothing, or remove them from the list"),
-    "class-rare": Kind("note", "classes with fewer than 10 training boxes", "expect little of them; more pictures help most"),
+    "class-rare": Kind("note", "classes with fewer than 10 training boxes", "expect little of them; more images help most"),
     "class-unmeasured": Kind("note", "classes with training boxes but none in another split", "their AP cannot be measured"),
-    "pictures-empty": Kind("note", "pictures without a box", "good as background; check that none was forgotten"),
+    "images-empty": Kind("note", "images without a box", "good as background; check that none was forgotten"),
     "crowd": Kind("note", "crowd regions or difficult objects", "neither targets nor mistakes"),
     "box-two-classes": Kind("note", "boxes that another class has, too", "check whether both are meant"),
-    "picture-alike": Kind("note", "pictures that look like another one", "frames of one film say little more than one of them"),
-    "picture-unlisted": Kind("note", "pictures in the folder that are not listed", "nothing, or annotate them"),
+    "image-alike": Kind("note", "images that look like another one", "frames of one video say little more than one of them"),
+    "image-unlisted": Kind("note", "images in the folder that are not listed", "nothing, or annotate them"),
 }
 """By code; the order is that of reports within a severity."""
 
@@ -168,7 +168,7 @@ class Found:
             self.items.setdefault(code, []).extend(items)
 
     def withdraw(self, codes: Iterable[str], image: int) -> None:
-        """Take back what was noted about the boxes of a picture, because there is a better explanation."""
+        """Take back what was noted about the boxes of an image, because there is a better explanation."""
         for code in codes:
             self.items[code] = [item for item in self.items.get(code, ()) if item.image != image]
 

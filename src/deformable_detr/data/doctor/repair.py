@@ -1,4 +1,4 @@
-"""`--fix`: a copy of a data set, in COCO's layout, without what the examination found wrong."""
+"""`--fix`: a copy of a dataset, in COCO's layout, without what the examination found wrong."""
 
 import json
 import os
@@ -13,26 +13,26 @@ from deformable_detr.data.doctor.findings import Finding
 from deformable_detr.data.doctor.split_data import SplitData
 
 LEFT_OUT_ANNOTATIONS = ("box-malformed", "image-unknown", "category-unknown", "box-outside", "box-degenerate", "box-twice")
-LEFT_OUT_PICTURES = ("picture-missing", "picture-damaged", "picture-copy", "picture-leak")
+LEFT_OUT_IMAGES = ("image-missing", "image-damaged", "image-copy", "image-leak")
 SAME_ASPECT = 0.02
 """Largest relative difference of two aspect ratios that count as one."""
 
 
 def repair(examination: Examination, output_dir: str | Path) -> list[str]:
-    """Write a repaired copy: `annotations/instances_<split>.json`, the pictures in `<split>/`, and `changes.json`.
+    """Write a repaired copy: `annotations/instances_<split>.json`, the images in `<split>/`, and `changes.json`.
 
-    Pictures are hard links where the disk allows it, else copies. The original is only read. The crowd regions stay as they are.
+    Images are hard links where the disk allows it, else copies. The original is only read. The crowd regions stay as they are.
 
     Args:
         examination: of all splits that are to be in the copy.
-        output_dir: a folder that is empty or not there yet, outside the data set.
+        output_dir: a folder that is empty or not there yet, outside the dataset.
 
     Returns:
         What was changed, a sentence each.
 
     Raises:
         FileExistsError: the folder has something in it.
-        ValueError: the folder lies in the data set, or a split's annotations cannot be read at all.
+        ValueError: the folder lies in the dataset, or a split's annotations cannot be read at all.
     """
     out = Path(output_dir)
     check_output(out, examination.dataset)
@@ -44,7 +44,7 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
     (out / "annotations").mkdir(parents=True, exist_ok=True)
     for data in examination.splits:
         record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name], categories)
-        _place_pictures(data, record, out / data.name)
+        _place_images(data, record, out / data.name)
         write_whole(out / "annotations" / f"instances_{data.name}.json", json.dumps(record).encode())
         changes[data.name] = noted
     write_whole(out / "changes.json", json.dumps(changes, indent=1, ensure_ascii=False).encode())
@@ -56,12 +56,12 @@ def check_output(out: Path, dataset: Path) -> None:
 
     Raises:
         FileExistsError: there is something already.
-        ValueError: the folder lies in the data set.
+        ValueError: the folder lies in the dataset.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: not an empty folder; name a new one, so that nothing is overwritten")
     if out.resolve().is_relative_to((dataset if dataset.is_dir() else dataset.parent).resolve()):
-        raise ValueError(f"{out}: lies in the data set itself; name a folder outside of it")
+        raise ValueError(f"{out}: lies in the dataset itself; name a folder outside of it")
 
 
 def _merged_categories(examination: Examination) -> dict[str, dict[int, int]]:
@@ -129,21 +129,21 @@ class _Plan:
         for item in finding.items:
             if code in LEFT_OUT_ANNOTATIONS and item.annotation is not None:
                 self.dropped_annotations.add(item.annotation)
-            elif code in LEFT_OUT_PICTURES and item.image is not None:
+            elif code in LEFT_OUT_IMAGES and item.image is not None:
                 self.dropped_images.add(item.image)
-            elif code == "picture-listed-twice" and item.image is not None:
+            elif code == "image-listed-twice" and item.image is not None:
                 self.dropped_images.add(item.image)
                 self.moved[item.image] = item.value
             elif code == "exif-boxes" and item.image is not None:
                 self.sizes[item.image] = item.value
-            elif code == "picture-size" and item.image is not None:
+            elif code == "image-size" and item.image is not None:
                 self._resize(item.image, item.value)
             elif code not in TOLD:
                 continue
             self.noted.append(f"{TOLD.get(code, finding.kind.title)}: {item.text}")
 
     def box(self, index: int, position: int) -> list[float] | None:
-        """A box [left, top, width, height] in its picture: converted, scaled, cut off at the edges; None if nothing is left."""
+        """A box [left, top, width, height] in its image: converted, scaled, cut off at the edges; None if nothing is left."""
         x_scale, y_scale = self.scales.get(position, (1.0, 1.0))
         left, top, width, height = self.data.boxes[index].tolist()
         right, bottom = (left + width) * x_scale, (top + height) * y_scale
@@ -153,7 +153,7 @@ class _Plan:
         return box if box[2] > 0 and box[3] > 0 else None
 
     def _resize(self, image: int, size: tuple[int, int]) -> None:
-        """Give a picture its true size; its boxes follow where the aspect ratio is the same, else they must fit."""
+        """Give an image its true size; its boxes follow where the aspect ratio is the same, else they must fit."""
         height, width = (int(side) for side in self.data.sizes[image])
         if abs(size[1] / size[0] / (width / height) - 1) <= SAME_ASPECT:
             self.scales[image] = (size[1] / width, size[0] / height)
@@ -174,16 +174,16 @@ TOLD = {
     "boxes-xyxy": "converted from [left, top, right, bottom]",
     "boxes-normalised": "converted from shares to pixels",
     "box-clipped": "cut off at the edge",
-    "picture-listed-twice": "merged",
-    "picture-size": "size corrected",
+    "image-listed-twice": "merged",
+    "image-size": "size corrected",
     "exif-boxes": "size of the stored pixels stated",
-    **dict.fromkeys((*LEFT_OUT_ANNOTATIONS, *LEFT_OUT_PICTURES), "left out"),
+    **dict.fromkeys((*LEFT_OUT_ANNOTATIONS, *LEFT_OUT_IMAGES), "left out"),
 }
 """What is done about a kind of finding; those that are not here stay as they are."""
 
 
-def _place_pictures(data: SplitData, record: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    """Link or copy the pictures of a record; their names change only where they would lead out of the folder."""
+def _place_images(data: SplitData, record: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    """Link or copy the images of a record; their names change only where they would lead out of the folder."""
     folder.mkdir()
     taken: set[str] = set()
     for image in record["images"]:

@@ -58,7 +58,7 @@ class SplitData:
     """How the boxes are written in the file; `boxes` has them converted."""
 
     def path(self, image: int) -> Path:
-        """The file of a picture."""
+        """The file of an image."""
         return self.image_dir / self.file_name(image)
 
     def file_name(self, image: int) -> str:
@@ -66,7 +66,7 @@ class SplitData:
         return str(self.file_names[image])
 
     def image_item(self, image: int, text: str = "", value: Any = None) -> Item:
-        """A case about a picture."""
+        """A case about an image."""
         name = self.file_name(image)
         return Item(f"{name}{': ' if text else ''}{text}", image, None, name, self.image_ids[image], None, value)
 
@@ -90,7 +90,7 @@ def read_split_data(
         name: of the split.
         record: the parsed file; it stays as it is.
         annotation_file: where it comes from.
-        image_dir: the folder of its pictures.
+        image_dir: the folder of its images.
         faults: what a conversion from another format has already left out.
     """
     found = Found(name)
@@ -117,7 +117,7 @@ def split_data_of(name: str, file: AnnotationFile, annotation_file: Path, image_
         name: of the split.
         file: what was read.
         annotation_file: where it comes from.
-        image_dir: the folder of its pictures.
+        image_dir: the folder of its images.
     """
     found = Found(name)
     category_ids, names = file.categories.ids, file.categories.names

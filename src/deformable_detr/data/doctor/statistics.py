@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers, and which settings suit it."""
+"""What a dataset holds, in numbers, and which settings suit it."""
 
 import math
 from collections import Counter
@@ -26,17 +26,17 @@ QUERY_CHOICES = (100, 200, 300, 500, 900)
 class SplitStatistics:
     """The numbers of a split."""
 
-    pictures: int
+    images: int
     boxes: int
-    empty_pictures: int
+    empty_images: int
     most_objects: int
-    """In one picture."""
+    """In one image."""
 
     mean_objects: float
-    """Per picture."""
+    """Per image."""
 
     median_size: tuple[int, int]
-    """(width, height) of the pictures in pixels."""
+    """(width, height) of the images in pixels."""
 
     shares: dict[str, float]
     """Of small, medium and large boxes."""
@@ -64,9 +64,9 @@ def split_statistics(data: SplitData) -> SplitStatistics:
     counts = {"small": small, "medium": large - small, "large": len(sized) - large}
     height, width = np.median(data.sizes[usable], axis=0) if usable else (0, 0)
     return SplitStatistics(
-        pictures=len(usable),
+        images=len(usable),
         boxes=len(data.boxes),
-        empty_pictures=sum(objects[image] == 0 for image in usable),
+        empty_images=sum(objects[image] == 0 for image in usable),
         most_objects=max(objects.values(), default=0),
         mean_objects=round(len(data.boxes) / max(len(usable), 1), 2),
         median_size=(int(width), int(height)),
@@ -93,7 +93,7 @@ def _input_size(typical: float, short: float) -> Suggestion:
     value = min(max(needed, low), high)
     side = max(32, math.ceil(value / 32) * 32)
     reason = (
-        f"a small object (of ten, nine are larger) is {typical:.0f} pixels in pictures whose short side is {short:.0f}; "
+        f"a small object (of ten, nine are larger) is {typical:.0f} pixels in images whose short side is {short:.0f}; "
         f"at a short side of {side} it covers {typical * side / short:.0f}, and {WANTED_PIXELS} are two cells of the finest level"
     )
     if needed < low:
@@ -106,7 +106,7 @@ def _input_size(typical: float, short: float) -> Suggestion:
 
 def _queries(most: int) -> Suggestion:
     value = next((choice for choice in QUERY_CHOICES if choice >= 2 * most), math.ceil(2 * most / 100) * 100)
-    reason = f"at most {most} objects in one picture; twice as many queries leave room (300 is the default, and what weights have)"
+    reason = f"at most {most} objects in one image; twice as many queries leave room (300 is the default, and what weights have)"
     return Suggestion("model.num_queries", value, reason)
 
 

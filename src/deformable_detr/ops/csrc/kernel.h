@@ -3,7 +3,7 @@
 // Work is cut into (batch, some heads); an item is one query of one head. When there are many samples per pixel (the encoder), a head's values are first copied into a
 // buffer of their own with two rows and columns of zeros around each level: neighbours are then neighbours in memory, every clamped
 // sample can be read without a mask, and a head fits the cache. Otherwise (the decoder) values are read where they are: all heads of a
-// query one after the other, because they look at the same part of the picture, and each row is asked for one group of items ahead.
+// query one after the other, because they look at the same part of the image, and each row is asked for one group of items ahead.
 #include "problem.h"
 #include "vector.h"
 
@@ -497,7 +497,7 @@ INLINE Plan specialised(const Plan &shared) {
 
 INLINE int64_t take_task(Run *run) { return __atomic_fetch_add(&run->next, 1, __ATOMIC_RELAXED); }
 
-// What a task works on: the heads [head, head + heads) of one picture. Its items are numbered query by query, heads inside.
+// What a task works on: the heads [head, head + heads) of one image. Its items are numbered query by query, heads inside.
 struct Part {
     int64_t batch, head, heads;
 };
@@ -624,7 +624,7 @@ INLINE const T *head_of(const msda_problem &p, Part part) {
 }
 
 INLINE Part part_of(const Plan &plan, int64_t index, int64_t heads) {
-    const int64_t parts = plan.p.heads / heads;  // of one picture
+    const int64_t parts = plan.p.heads / heads;  // of one image
     return {index / parts, index % parts * heads, heads};
 }
 
@@ -731,7 +731,7 @@ void softmax_worker(void *context, int) {
     free(memory);
 }
 
-// Queries of an encoder are the tokens themselves: visit those that look at the same part of the picture together, in tiles that
+// Queries of an encoder are the tokens themselves: visit those that look at the same part of the image together, in tiles that
 // cut through all levels.
 void tile_order(const Plan &plan, int32_t *order) {
     const msda_problem &p = plan.p;

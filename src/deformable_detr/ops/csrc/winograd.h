@@ -24,20 +24,20 @@ constexpr float A = 2.0f / 3, B = 3.0f / 2, A2 = A * A, B2 = B * B;
 // What the threads of one phase share.
 struct Phase {
     winograd_problem p;
-    int64_t columns;       // tiles in a row of a picture
-    int64_t per_picture;   // tiles of a picture
+    int64_t columns;       // tiles in a row of an image
+    int64_t per_image;   // tiles of an image
     int64_t first, count;  // tiles of this block
     int64_t in_plane, out_plane;  // from one of the 36 positions to the next, in the buffers
     int64_t next;          // task
 };
 
 struct Tile {
-    int64_t picture, y, x;  // of its first output
+    int64_t image, y, x;  // of its first output
 };
 
 INLINE Tile tile_at(const Phase &phase, int64_t index) {
-    const int64_t tile = phase.first + index, rest = tile % phase.per_picture;
-    return {tile / phase.per_picture, rest / phase.columns * OUT, rest % phase.columns * OUT};
+    const int64_t tile = phase.first + index, rest = tile % phase.per_image;
+    return {tile / phase.per_image, rest / phase.columns * OUT, rest % phase.columns * OUT};
 }
 
 INLINE void transform_input(const vf *d, vf *result) {
@@ -63,7 +63,7 @@ INLINE void transform_output(const vf *m, vf *result) {
 void gather(const Phase &phase, int64_t index) {
     const winograd_problem &p = phase.p;
     const Tile tile = tile_at(phase, index);
-    const float *picture = p.input + tile.picture * p.height * p.width * p.channels;
+    const float *image = p.input + tile.image * p.height * p.width * p.channels;
     float *row = p.transformed + index * p.channels;
     for (int64_t c = 0; c < p.channels; c += W) {
         vf half[IN][IN];
@@ -73,7 +73,7 @@ void gather(const Phase &phase, int64_t index) {
             for (int y = 0; y < IN; ++y) {
                 const int64_t top = tile.y + y - 1;
                 const bool inside = left >= 0 && left < p.width && top >= 0 && top < p.height;
-                pixels[y] = inside ? load(picture + (top * p.width + left) * p.channels + c) : (vf){};
+                pixels[y] = inside ? load(image + (top * p.width + left) * p.channels + c) : (vf){};
             }
             transform_input(pixels, column);
             for (int y = 0; y < IN; ++y) half[y][x] = column[y];
@@ -86,12 +86,12 @@ void gather(const Phase &phase, int64_t index) {
     }
 }
 
-// The tile's row in each of the 36 products → its [4, 4] outputs, as far as they lie in the picture.
+// The tile's row in each of the 36 products → its [4, 4] outputs, as far as they lie in the image.
 void scatter(const Phase &phase, int64_t index) {
     const winograd_problem &p = phase.p;
     const Tile tile = tile_at(phase, index);
     const int64_t height = p.height - tile.y < OUT ? p.height - tile.y : OUT, width = p.width - tile.x < OUT ? p.width - tile.x : OUT;
-    const int64_t corner = ((tile.picture * p.height + tile.y) * p.width + tile.x) * p.out_channels;
+    const int64_t corner = ((tile.image * p.height + tile.y) * p.width + tile.x) * p.out_channels;
     const float *row = p.products + index * p.out_channels;
     for (int64_t c = 0; c < p.out_channels; c += W) {
         vf half[OUT][IN];
@@ -170,11 +170,11 @@ void multiply(void *context, int) {
 void run_phase(Phase phase, void (*work)(void *, int)) { msda_parallel(work, &phase, (int)phase.p.threads); }
 
 void convolve(const winograd_problem *p) {
-    const int64_t columns = (p->width + OUT - 1) / OUT, per_picture = (p->height + OUT - 1) / OUT * columns;
-    const int64_t total = p->batch * per_picture;
+    const int64_t columns = (p->width + OUT - 1) / OUT, per_image = (p->height + OUT - 1) / OUT * columns;
+    const int64_t total = p->batch * per_image;
     for (int64_t first = 0; first < total; first += p->tiles) {
         const int64_t count = total - first < p->tiles ? total - first : p->tiles;
-        const Phase phase = {*p, columns, per_picture, first, count, p->tiles * p->channels + W, p->tiles * p->out_channels + W, 0};
+        const Phase phase = {*p, columns, per_image, first, count, p->tiles * p->channels + W, p->tiles * p->out_channels + W, 0};
         run_phase(phase, each_tile<gather>);
         run_phase(phase, multiply);
         run_phase(phase, each_tile<scatter>);

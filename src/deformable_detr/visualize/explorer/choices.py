@@ -1,4 +1,4 @@
-"""What the page shows of a picture, as one value: every click and every control makes a new one from the last.
+"""What the page shows of an image, as one value: every click and every control makes a new one from the last.
 
 No gradio here, and nothing is drawn: :mod:`.drawing` and :mod:`.tables` read a :class:`Choices` beside an :class:`Inside`.
 """
@@ -43,14 +43,14 @@ class Choices:
     """Also show where all the other queries are."""
 
     zoom: bool = False
-    """Show only the part of the picture that is looked at."""
+    """Show only the part of the image that is looked at."""
 
 
 class Look(NamedTuple):
     """Where one query or position looks in one layer."""
 
     points: Tensor
-    """`[M, L, P, 2]` (x, y) in pixels of the picture; they may lie outside."""
+    """`[M, L, P, 2]` (x, y) in pixels of the image; they may lie outside."""
 
     weights: Tensor
     """`[M, L, P]`, sum to 1 in each head."""
@@ -60,8 +60,8 @@ class Look(NamedTuple):
 
 
 def first_choices(inside: Inside, threshold: float = 0.5) -> Choices:
-    """The strongest detection in the last layer, seen on all levels by all heads; in the encoder the middle of the picture."""
-    height, width = inside.picture_size
+    """The strongest detection in the last layer, seen on all levels by all heads; in the encoder the middle of the image."""
+    height, width = inside.image_size
     weights = inside.decoder[-1].attention_weights
     best = inside.detections(top_k=1)
     return Choices(
@@ -76,30 +76,30 @@ def first_choices(inside: Inside, threshold: float = 0.5) -> Choices:
     )
 
 
-def at_another_picture(inside: Inside, choices: Choices) -> Choices:
-    """The same settings, with what the new picture has to look at."""
+def at_another_image(inside: Inside, choices: Choices) -> Choices:
+    """The same settings, with what the new image has to look at."""
     first = first_choices(inside, choices.threshold)
     return replace(choices, query=first.query, position=first.position)
 
 
 def at_point(inside: Inside, choices: Choices, x: float, y: float) -> Choices:
-    """What a click on the point (x, y) of the picture, in pixels, chooses.
+    """What a click on the point (x, y) of the image, in pixels, chooses.
 
     In the decoder: the query whose object lies there (a detection that is shown before others, else the nearest query). In the
-    encoder: the position whose cell holds the point, on the level of the one before; outside the picture the nearest one.
+    encoder: the position whose cell holds the point, on the level of the one before; outside the image the nearest one.
     """
     if choices.stage == "decoder":
         return replace(choices, query=inside.query_at(x, y, choices.threshold))
-    height, width = inside.picture_size
+    height, width = inside.image_size
     level = inside.level_and_cell(choices.position)[0]
     x, y = min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))
     return replace(choices, position=inside.position_at(x, y, level))
 
 
 def on_level(inside: Inside, choices: Choices, level: int) -> Choices:
-    """The encoder's position at the same place of the picture on another level."""
+    """The encoder's position at the same place of the image on another level."""
     left, top, right, bottom = cell_of(inside, choices.position)
-    height, width = inside.picture_size
+    height, width = inside.image_size
     x, y = min((left + right) / 2, width), min((top + bottom) / 2, height)
     return replace(choices, position=inside.position_at(x, y, level))
 
@@ -118,9 +118,9 @@ def look_of(inside: Inside, choices: Choices) -> Look | None:
         return None
     index = choices.query if choices.stage == "decoder" else choices.position
     return Look(
-        inside.points_in_picture(sampling, index),
+        inside.points_in_image(sampling, index),
         sampling.attention_weights[0, index].float(),
-        inside.reference_in_picture(sampling, index),
+        inside.reference_in_image(sampling, index),
     )
 
 
@@ -133,7 +133,7 @@ class Point(NamedTuple):
     """Which of the P of its head and level."""
     x: float
     y: float
-    """Pixels of the picture."""
+    """Pixels of the image."""
     weight: float
 
 
@@ -151,10 +151,10 @@ def shown_points(look: Look, choices: Choices) -> list[Point]:
 
 
 def cell_of(inside: Inside, position: int) -> tuple[float, float, float, float]:
-    """The patch of the picture that a position of the sequence stands for: xyxy in pixels."""
+    """The patch of the image that a position of the sequence stands for: xyxy in pixels."""
     level, row, column = inside.level_and_cell(position)
     rows, columns = inside.spatial_shapes[level]
     ratio_x, ratio_y = inside.valid_ratios[0, level].tolist()
-    height, width = inside.picture_size
+    height, width = inside.image_size
     across, down = width / (ratio_x * columns), height / (ratio_y * rows)
     return column * across, row * down, (column + 1) * across, (row + 1) * down

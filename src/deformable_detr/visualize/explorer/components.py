@@ -49,9 +49,9 @@ class Components:
                 self._panels()
 
     def _controls(self, layers: dict[str, int], levels: range, heads: range) -> None:
-        self.drop = gr.File(label="Drop a picture, or click", height=46, elem_id="drop", file_types=["image"])
+        self.drop = gr.File(label="Drop an image, or click", height=46, elem_id="drop", file_types=["image"])
         self.kind = gr.Radio(
-            STAGES, value="decoder", label="Look at", info="Then click in the picture.", elem_classes="chips", elem_id="kind"
+            STAGES, value="decoder", label="Look at", info="Then click in the image.", elem_classes="chips", elem_id="kind"
         )
         self.threshold = gr.Slider(0, 1, START_THRESHOLD, step=0.01, label="Score threshold", buttons=[], elem_id="threshold")
         self.decoder_layer = gr.Slider(

@@ -1,6 +1,6 @@
-"""The picture with what is looked at, as SVG: boxes, references, sampling points.
+"""The image with what is looked at, as SVG: boxes, references, sampling points.
 
-Sizes are in pixels of the picture, scaled with it, so that a drawing looks alike at every resolution. Each sampling point and box
+Sizes are in pixels of the image, scaled with it, so that a drawing looks alike at every resolution. Each sampling point and box
 carries its numbers as a tooltip, and the drawing is complete in itself: it can be saved and opened elsewhere.
 """
 
@@ -19,18 +19,18 @@ from deformable_detr.visualize.explorer.choices import Choices, Look, cell_of, l
 from deformable_detr.visualize.inside import Detection, Inside
 
 MARGIN = 0.07
-"""Of the longer side, around the picture: some points lie outside."""
+"""Of the longer side, around the image: some points lie outside."""
 
 LARGEST_EMBEDDED = 1600
-"""Longer side of the picture inside the drawing, in pixels."""
+"""Longer side of the image inside the drawing, in pixels."""
 
 DARK = "#06080c"
 VEIL = 0.45
-"""How much the picture is darkened behind the points."""
+"""How much the image is darkened behind the points."""
 
 
 class View(NamedTuple):
-    """The part of the plane that the drawing shows, in pixels of the picture."""
+    """The part of the plane that the drawing shows, in pixels of the image."""
 
     left: float
     top: float
@@ -44,14 +44,14 @@ class View(NamedTuple):
 
 
 def draw(inside: Inside, choices: Choices) -> str:
-    """The picture and all that is chosen, as one `<svg>` element in pixels of the picture."""
-    height, width = inside.picture_size
+    """The image and all that is chosen, as one `<svg>` element in pixels of the image."""
+    height, width = inside.image_size
     look = look_of(inside, choices)
     view = close_view(inside, choices, look) if choices.zoom else whole_view(inside)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{" ".join(f"{value:.2f}" for value in view)}" '
-        'font-family="system-ui, sans-serif" role="img" aria-label="picture with boxes and sampling points">',
-        f'<image href="{picture_data(inside.image)}" width="{width}" height="{height}" preserveAspectRatio="none"/>',
+        'font-family="system-ui, sans-serif" role="img" aria-label="image with boxes and sampling points">',
+        f'<image href="{image_data(inside.image)}" width="{width}" height="{height}" preserveAspectRatio="none"/>',
         f'<rect width="{width}" height="{height}" fill="{DARK}" fill-opacity="{VEIL}"/>',
     ]
     if choices.stage == "decoder":
@@ -67,14 +67,14 @@ def draw(inside: Inside, choices: Choices) -> str:
 
 
 def whole_view(inside: Inside) -> View:
-    """The picture with a margin."""
-    height, width = inside.picture_size
+    """The image with a margin."""
+    height, width = inside.image_size
     margin = MARGIN * max(height, width)
     return View(-margin, -margin, width + 2 * margin, height + 2 * margin)
 
 
 def close_view(inside: Inside, choices: Choices, look: Look | None) -> View:
-    """What is looked at with all its points near the picture, and some room; at least a fifth of the picture, of its shape."""
+    """What is looked at with all its points near the image, and some room; at least a fifth of the image, of its shape."""
     whole = whole_view(inside)
     boxes = [cell_of(inside, choices.position)]
     if choices.stage == "decoder":
@@ -90,13 +90,13 @@ def close_view(inside: Inside, choices: Choices, look: Look | None) -> View:
     return View(left, top, width, height)
 
 
-def picture_data(pixels: Tensor, longest: int = LARGEST_EMBEDDED) -> str:
+def image_data(pixels: Tensor, longest: int = LARGEST_EMBEDDED) -> str:
     """`[3, H, W]` uint8 → a `data:` address: PNG where it is small, else JPEG, its longer side at most `longest` pixels."""
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    picture.thumbnail((longest, longest))
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((longest, longest))
     stream = io.BytesIO()
-    kind = "png" if picture.width * picture.height <= 256 * 256 else "jpeg"
-    picture.save(stream, kind, **({"quality": 90} if kind == "jpeg" else {}))
+    kind = "png" if image.width * image.height <= 256 * 256 else "jpeg"
+    image.save(stream, kind, **({"quality": 90} if kind == "jpeg" else {}))
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
@@ -166,7 +166,7 @@ def _references(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
 
 
 def _cell(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
-    """The patch of the picture that the chosen position stands for."""
+    """The patch of the image that the chosen position stands for."""
     level, row, column = inside.level_and_cell(choices.position)
     tooltip = f"the position: row {row}, column {column} of level {level}"
     box = cell_of(inside, choices.position)

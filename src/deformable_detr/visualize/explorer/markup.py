@@ -7,7 +7,7 @@ from pathlib import Path
 from deformable_detr.data.images import read_image
 from deformable_detr.visualize.colors import level_color
 from deformable_detr.visualize.detections import class_color
-from deformable_detr.visualize.explorer.drawing import picture_data
+from deformable_detr.visualize.explorer.drawing import image_data
 from deformable_detr.visualize.explorer.tables import LevelShare, Table
 
 THUMBNAIL_SIDE = 112
@@ -74,20 +74,20 @@ def queries_html(rows: Sequence[tuple[int, int, str, float]], chosen: int) -> st
     return f'<div class="queries">{buttons}</div>'
 
 
-def thumbnails_html(pictures: Sequence[tuple[str, str, bool]], total: int) -> str:
-    """The pictures (name, content, whether it is the chosen one) as buttons."""
+def thumbnails_html(images: Sequence[tuple[str, str, bool]], total: int) -> str:
+    """The images (name, content, whether it is the chosen one) as buttons."""
     buttons = "".join(
         f'<button type="button" title="{escape(name)}" data-index="{index}"{" class=chosen" if chosen else ""}>{content}</button>'
-        for index, (name, content, chosen) in enumerate(pictures)
+        for index, (name, content, chosen) in enumerate(images)
     )
-    more = f'<span class="quiet">the first {len(pictures)} of {total}</span>' if total > len(pictures) else ""
+    more = f'<span class="quiet">the first {len(images)} of {total}</span>' if total > len(images) else ""
     return f'<div class="thumbnails">{buttons}{more}</div>'
 
 
 def thumbnail(path: Path) -> str:
-    """A picture file as a small `<img>`; its name where it cannot be read."""
+    """An image file as a small `<img>`; its name where it cannot be read."""
     try:
-        return f'<img alt="{escape(path.name)}" src="{picture_data(read_image(path), THUMBNAIL_SIDE)}">'
+        return f'<img alt="{escape(path.name)}" src="{image_data(read_image(path), THUMBNAIL_SIDE)}">'
     except (OSError, ValueError):
         return f"<span>{escape(path.name)}</span>"
 

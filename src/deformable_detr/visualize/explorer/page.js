@@ -1,4 +1,4 @@
-// The page's own few lines: where a click falls in the picture, and saving what is shown.
+// The page's own few lines: where a click falls in the image, and saving what is shown.
 
 function explorerPoint(element, event) {
   const drawing = element.querySelector("svg");

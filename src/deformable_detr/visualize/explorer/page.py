@@ -13,13 +13,13 @@ from typing import Any
 import gradio as gr
 
 from deformable_detr.visualize.explorer import markup, tables
-from deformable_detr.visualize.explorer.choices import Choices, at_another_picture, at_point, first_choices, on_level
+from deformable_detr.visualize.explorer.choices import Choices, at_another_image, at_point, first_choices, on_level
 from deformable_detr.visualize.explorer.components import START_THRESHOLD, Components
 from deformable_detr.visualize.explorer.drawing import draw
 from deformable_detr.visualize.explorer.views import Views
 
 MOST_THUMBNAILS = 48
-NO_PICTURE = '<div class="empty">Drop a picture on the field at the left.</div>'
+NO_IMAGE = '<div class="empty">Drop an image on the field at the left.</div>'
 
 PRIVATE: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
 QUIETLY: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
@@ -40,7 +40,7 @@ class Page:
     """The page for one detector.
 
     Args:
-        views: the detector and its pictures.
+        views: the detector and its images.
         title: what stands at the top.
     """
 
@@ -55,7 +55,7 @@ class Page:
             self.session = gr.State(Session())
             self.parts = Components(title, num_levels=self.num_levels, num_heads=num_heads, num_layers=num_layers)
             self._connect_choices()
-            self._connect_pictures()
+            self._connect_images()
             self._connect_saving()
 
     def _shown(self) -> list[Any]:
@@ -67,7 +67,7 @@ class Page:
         ]
 
     def _connect_choices(self) -> None:
-        """Controls and clicks that change what is looked at in the picture."""
+        """Controls and clicks that change what is looked at in the image."""
         parts = self.parts
         for control, name in (
             *((parts.kind, "stage"), (parts.threshold, "threshold")),
@@ -76,11 +76,11 @@ class Page:
         ):
             self._on_input(control, self._set(name))
         self._on_input(parts.position_level, self._choose_level)
-        self._on_click(parts.stage, self._click_picture, QUIETLY)
+        self._on_click(parts.stage, self._click_image, QUIETLY)
         self._on_click(parts.queries, self._click_query, QUIETLY)
 
-    def _connect_pictures(self) -> None:
-        """What opens another picture; the shapes follow once it is shown."""
+    def _connect_images(self) -> None:
+        """What opens another image; the shapes follow once it is shown."""
         waiting = {**PRIVATE, "show_progress": "minimal", "show_progress_on": [self.parts.stage]}  # a large network takes seconds
         drop = self.parts.drop
         dropped = drop.upload(self._drop, [self.session, drop], [*self._shown(), drop], **waiting)
@@ -123,7 +123,7 @@ class Page:
             return session
         return replace(session, choices=on_level(self.views.description(session.path).inside, session.choices, level))
 
-    def _click_picture(self, session: Session, event: gr.EventData) -> Session:
+    def _click_image(self, session: Session, event: gr.EventData) -> Session:
         if session.path is None or session.choices is None:
             return session
         return replace(session, choices=at_point(self.views.description(session.path).inside, session.choices, event.x, event.y))
@@ -132,10 +132,10 @@ class Page:
         return self._set("query")(self._set("stage")(session, "decoder"), event.index)
 
     def _click_thumbnail(self, session: Session, event: gr.EventData) -> Session:
-        return self._open(session, self.views.pictures[event.index])
+        return self._open(session, self.views.images[event.index])
 
     def _drop(self, session: Session, file: str) -> list[Any]:
-        """Show a picture that was dropped, and empty the field for the next one."""
+        """Show an image that was dropped, and empty the field for the next one."""
         try:
             session = self._open(session, Path(file))
         except gr.Error as error:
@@ -143,8 +143,8 @@ class Page:
         return [*self._show(session), None]
 
     def _start(self, session: Session) -> list[Any]:
-        """The first picture that can be read."""
-        for path in self.views.pictures:
+        """The first image that can be read."""
+        for path in self.views.images:
             try:
                 return self._show(self._open(session, path))
             except gr.Error as error:
@@ -152,7 +152,7 @@ class Page:
         return self._show(session)
 
     def _open(self, session: Session, path: Path) -> Session:
-        """Another picture.
+        """Another image.
 
         Raises:
             gr.Error: it cannot be read; the page shows the message.
@@ -161,16 +161,16 @@ class Page:
             inside = self.views.description(path).inside
         except (OSError, ValueError) as error:
             message = str(error).replace(str(path), path.name)
-            raise gr.Error(markup.escape(message), title="This picture cannot be shown", print_exception=False) from error
+            raise gr.Error(markup.escape(message), title="This image cannot be shown", print_exception=False) from error
         if session.choices is None:
             return Session(path, first_choices(inside, START_THRESHOLD))
-        return Session(path, at_another_picture(inside, session.choices))
+        return Session(path, at_another_image(inside, session.choices))
 
     def _show(self, session: Session) -> list[Any]:
         """The values of all components that follow the choices, in the order of :meth:`_shown`."""
         strip = self._strip(session.path)
         if session.path is None or session.choices is None:
-            return [session, NO_PICTURE, "", "", "", "", "", strip, *[gr.skip()] * 6]
+            return [session, NO_IMAGE, "", "", "", "", "", strip, *[gr.skip()] * 6]
         inside, choices = self.views.description(session.path).inside, session.choices
         in_decoder = choices.stage == "decoder"
         layer = choices.decoder_layer if in_decoder else None
@@ -190,9 +190,9 @@ class Page:
         ]
 
     def _strip(self, chosen: Path | None) -> str:
-        pictures = self.views.pictures
-        shown = [(path.name, self.thumbnails(path), path == chosen) for path in pictures[:MOST_THUMBNAILS]]
-        return markup.thumbnails_html(shown, len(pictures))
+        images = self.views.images
+        shown = [(path.name, self.thumbnails(path), path == chosen) for path in images[:MOST_THUMBNAILS]]
+        return markup.thumbnails_html(shown, len(images))
 
     def _shapes(self, session: Session) -> str:
         if session.path is None:
@@ -201,12 +201,12 @@ class Page:
         journey = markup.table_html(tables.journey(description), classes={2: "shape"})
         costs = markup.table_html(tables.costs(description), classes=dict.fromkeys((1, 2, 3), "number"))
         return (
-            f'<div class="scrolling"><h3 class="panel">The journey of the picture</h3>{journey}'
+            f'<div class="scrolling"><h3 class="panel">The journey of the image</h3>{journey}'
             f'<h3 class="panel">What the parts cost</h3>{costs}</div>'
         )
 
     def _record(self, session: Session) -> str:
         if session.path is None or session.choices is None:
-            raise gr.Error("There is no picture yet.", print_exception=False)
+            raise gr.Error("There is no image yet.", print_exception=False)
         shown = tables.record(self.views.description(session.path).inside, session.choices, session.path.name)
         return json.dumps(shown, indent=1)

@@ -1,4 +1,4 @@
-"""The numbers beside the picture: an explanation in one line, weight per level, strongest points, boxes per layer, queries, shapes.
+"""The numbers beside the image: an explanation in one line, weight per level, strongest points, boxes per layer, queries, shapes.
 
 Each function gives plain text; :mod:`.markup` makes HTML of it.
 """
@@ -46,7 +46,7 @@ def explanation(inside: Inside, choices: Choices) -> str:
     if look is None:
         if inside.query_source == "learned":
             return (
-                "Before the first layer: a point that this query learned in training, the same in every picture. It has no box yet."
+                "Before the first layer: a point that this query learned in training, the same in every image. It has no box yet."
             )
         place = inside.level_and_cell(int(inside.proposals.taken[choices.query]))[0] if inside.proposals else 0
         return (
@@ -56,7 +56,7 @@ def explanation(inside: Inside, choices: Choices) -> str:
     places = f"{heads * levels * points} places ({heads} heads × {levels} levels × {points} points)"
     outside = _num_outside(inside, look.points)
     lie = "lies" if outside == 1 else "lie"
-    beyond = f"; {outside} of them {lie} outside the picture, where everything is zero" if outside else ""
+    beyond = f"; {outside} of them {lie} outside the image, where everything is zero" if outside else ""
     if choices.stage == "encoder":
         return (
             f"In encoder layer {choices.encoder_layer} this position, whose patch is framed, gathers what it becomes from "
@@ -134,17 +134,17 @@ def costs(description: Description) -> Table:
 
 
 def record(inside: Inside, choices: Choices, name: str) -> dict[str, Any]:
-    """All that is shown, as plain values for JSON; coordinates in pixels of the picture.
+    """All that is shown, as plain values for JSON; coordinates in pixels of the image.
 
     Args:
-        inside: the picture's pass through the network.
+        inside: the image's pass through the network.
         choices: what is looked at.
-        name: of the picture.
+        name: of the image.
     """
-    height, width = inside.picture_size
+    height, width = inside.image_size
     look = look_of(inside, choices)
     shown = {
-        "picture": name,
+        "image": name,
         "width": width,
         "height": height,
         "choices": asdict(choices),
@@ -165,6 +165,6 @@ def record(inside: Inside, choices: Choices, name: str) -> dict[str, Any]:
 
 
 def _num_outside(inside: Inside, points: torch.Tensor) -> int:
-    height, width = inside.picture_size
+    height, width = inside.image_size
     limits = points.new_tensor([width, height])
     return int(((points < 0) | (points > limits)).any(-1).sum())

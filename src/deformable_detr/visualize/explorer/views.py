@@ -1,4 +1,4 @@
-"""The pictures of a session and what the detector made of them."""
+"""The images of a session and what the detector made of them."""
 
 import threading
 from collections.abc import Sequence
@@ -14,25 +14,25 @@ KEPT = 3
 
 
 class Views:
-    """Sends pictures through a detector, one at a time, and keeps the last few passes.
+    """Sends images through a detector, one at a time, and keeps the last few passes.
 
     Args:
         detector: the network and its settings.
-        pictures: what the page offers; others can be viewed, too.
+        images: what the page offers; others can be viewed, too.
     """
 
-    def __init__(self, detector: Predictor, pictures: Sequence[Path]) -> None:
+    def __init__(self, detector: Predictor, images: Sequence[Path]) -> None:
         self.detector = detector
-        self.pictures = list(pictures)
+        self.images = list(images)
         self._lock = threading.Lock()  # passes of two browser tabs must not listen in on each other
         self._cached = lru_cache(maxsize=KEPT)(self._look)
 
     def description(self, path: Path) -> Description:
-        """The stages of a picture's pass with their shapes and costs; what was captured on the way is in `.inside`.
+        """The stages of an image's pass with their shapes and costs; what was captured on the way is in `.inside`.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is not a picture.
+            ValueError: it is not an image.
         """
         with self._lock:
             return self._cached(path)

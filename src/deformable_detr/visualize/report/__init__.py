@@ -1,4 +1,4 @@
-"""The report on an evaluation: figures, the worst pictures, one HTML page that needs no network."""
+"""The report on an evaluation: figures, the worst images, one HTML page that needs no network."""
 
 from deformable_detr.visualize.report.report import Report
 

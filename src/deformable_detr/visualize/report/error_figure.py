@@ -18,7 +18,7 @@ ERROR_COLORS: Mapping[ErrorType, str] = {
     ErrorType.BACKGROUND: "#8a5a3c",
     ErrorType.MISSED: "#d73027",
 }
-"""The same in all figures and pictures of a report."""
+"""The same in all figures and images of a report."""
 
 
 def draw_error_types(analysis: Analysis) -> Figure:

@@ -1,4 +1,4 @@
-"""The parts of the report's HTML page: tiles of numbers, tables that can be sorted, figures, pairs of pictures."""
+"""The parts of the report's HTML page: tiles of numbers, tables that can be sorted, figures, pairs of images."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
 """
 
 LARGEST_SIDE = 760
-"""Pixels of an embedded picture's longer side at most."""
+"""Pixels of an embedded image's longer side at most."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def legend(colors: Sequence[tuple[str, str]]) -> str:
     return f'<p class="legend">{"".join(entries)}</p>'
 
 
-def picture_pair(name: str, caption: str, left: np.ndarray, right: np.ndarray) -> str:
-    """Two drawings of one picture, embedded; `[H, W, 3]` uint8 RGB."""
+def image_pair(name: str, caption: str, left: np.ndarray, right: np.ndarray) -> str:
+    """Two drawings of one image, embedded; `[H, W, 3]` uint8 RGB."""
     sides = (("detected", left), ("truth", right))
     images = "".join(f'<img alt="{what} in {escape(name)}" src="{_jpeg(drawing)}">' for what, drawing in sides)
     head = f"<figcaption><b>{escape(name)}</b> · {escape(caption)}</figcaption>"
@@ -159,10 +159,10 @@ def _cell(text: str, bar: bool) -> str:
 
 
 def _jpeg(drawing: np.ndarray) -> str:
-    picture = Image.fromarray(drawing)
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    image = Image.fromarray(drawing)
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=86, subsampling=0)
+    image.save(buffer, format="JPEG", quality=86, subsampling=0)
     return _data("jpeg", buffer)
 
 

@@ -24,13 +24,13 @@ from deformable_detr.visualize.report.page import (
     figure_image,
     legend,
     paragraph,
-    picture_pair,
+    image_pair,
     section,
     table,
     tiles,
     write_page,
 )
-from deformable_detr.visualize.report.worst_pictures import RIGHT_COLOR, caption, draw_mistakes
+from deformable_detr.visualize.report.worst_images import RIGHT_COLOR, caption, draw_mistakes
 
 ORIGINS = {
     "given": "the thresholds stored with the weights, which predict uses",
@@ -64,7 +64,7 @@ class Report:
     """Image id → the name of its file."""
 
     worst: int = 12
-    """How many of the worst pictures are shown."""
+    """How many of the worst images are shown."""
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
@@ -77,7 +77,7 @@ class Report:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write `report.html` (complete in itself), `report.json`, the figures, and the worst pictures under `worst/`.
+        """Write `report.html` (complete in itself), `report.json`, the figures, and the worst images under `worst/`.
 
         Returns:
             The path of the page.
@@ -86,26 +86,26 @@ class Report:
         self.analysis.save_json(folder / "report.json")
         for name, figure in self.figures.items():
             save_figure(figure, folder / name)
-        for number, (name, _, drawings) in enumerate(self.worst_pictures, 1):
+        for number, (name, _, drawings) in enumerate(self.worst_images, 1):
             sheet = draw_grid(drawings, 2, titles=("detected", "truth"))
             save_drawing(folder / "worst" / f"{number:02d}-{Path(name).stem}.png", sheet)
         return self.save_html(folder / "report.html")
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the page; figures and pictures are inside it, and it opens without a network."""
+        """Write the page; figures and images are inside it, and it opens without a network."""
         metrics = self.analysis.metrics
-        lead = f"{metrics.num_images} pictures, {self.analysis.point.num_objects} objects, {len(metrics.per_class)} classes."
+        lead = f"{metrics.num_images} images, {self.analysis.point.num_objects} objects, {len(metrics.per_class)} classes."
         return write_page(Path(path), self.title, lead, list(self._sections()), f"deformable-detr {__version__}")
 
     @cached_property
-    def worst_pictures(self) -> list[tuple[str, str, tuple[np.ndarray, np.ndarray]]]:
-        """Name, caption and drawings of the pictures with the most error mass."""
+    def worst_images(self) -> list[tuple[str, str, tuple[np.ndarray, np.ndarray]]]:
+        """Name, caption and drawings of the images with the most error mass."""
         names = self.analysis.confusion.names
-        chosen = [picture for picture in self.analysis.pictures if picture.mass > 0][: self.worst]
-        ids = [picture.image.image_id for picture in chosen]
+        chosen = [image for image in self.analysis.images if image.mass > 0][: self.worst]
+        ids = [image.image.image_id for image in chosen]
         return [
-            (self.image_name(i), caption(picture), draw_mistakes(picture, self.read_image(i), names))
-            for i, picture in zip(ids, chosen, strict=True)
+            (self.image_name(i), caption(image), draw_mistakes(image, self.read_image(i), names))
+            for i, image in zip(ids, chosen, strict=True)
         ]
 
     def _sections(self) -> Iterator[str]:
@@ -119,7 +119,7 @@ class Report:
         yield section(
             "What is taken for what", paragraph(_CONFUSION + self._left_out()), self._figure("confusion.png"), self._confusions()
         )
-        yield section("The worst pictures", paragraph(_WORST), legend(_legend()), *(self._pairs()))
+        yield section("The worst images", paragraph(_WORST), legend(_legend()), *(self._pairs()))
 
     def _figure(self, name: str) -> str:
         return figure_image(self.figures[name], name.removesuffix(".png").replace("_", " "))
@@ -160,7 +160,7 @@ class Report:
         return table(("what is there", "taken for", "objects", "% of the class"), rows, bars=(3,))
 
     def _pairs(self) -> list[str]:
-        pairs = [picture_pair(name, text, *drawings) for name, text, drawings in self.worst_pictures]
+        pairs = [image_pair(name, text, *drawings) for name, text, drawings in self.worst_images]
         return pairs or [paragraph("There is no mistake at these thresholds.")]
 
 

@@ -1,4 +1,4 @@
-"""A picture with its mistakes: what was detected beside what is there, coloured by what is wrong."""
+"""An image with its mistakes: what was detected beside what is there, coloured by what is wrong."""
 
 import numpy as np
 import supervision as sv
@@ -13,11 +13,11 @@ RIGHT_COLOR = "#1fa350"
 IGNORED_COLOR = "#9aa3ad"
 
 
-def draw_mistakes(picture: ImageErrors, image: Tensor, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw both sides of a picture.
+def draw_mistakes(errors: ImageErrors, image: Tensor, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw both sides of an image.
 
     Args:
-        picture: its mistakes, at the thresholds.
+        errors: its mistakes, at the thresholds.
         image: `[3, H, W]` uint8 RGB.
         names: of the classes.
 
@@ -25,15 +25,15 @@ def draw_mistakes(picture: ImageErrors, image: Tensor, names: tuple[str, ...]) -
         What was detected (right in green, mistakes in the colour of their kind) and what is there (found in green, not found in
         red), each `[H', W', 3]` uint8 RGB.
     """
-    evaluated = picture.image
-    texts = [_text(names[label], kind) for label, kind in zip(evaluated.labels, picture.kinds, strict=True)]
-    colors = [_color(kind, matched >= 0) for kind, matched in zip(picture.kinds, picture.matched, strict=True)]
+    evaluated = errors.image
+    texts = [_text(names[label], kind) for label, kind in zip(evaluated.labels, errors.kinds, strict=True)]
+    colors = [_color(kind, matched >= 0) for kind, matched in zip(errors.kinds, errors.matched, strict=True)]
     found = _detections(evaluated.boxes, evaluated.labels, texts, evaluated.scores)
     truth_texts = [
         names[label] if is_found else f"{names[label]}: not found"
-        for label, is_found in zip(evaluated.true_labels, picture.found, strict=True)
+        for label, is_found in zip(evaluated.true_labels, errors.found, strict=True)
     ]
-    truth_colors = [RIGHT_COLOR if is_found else ERROR_COLORS[ErrorType.MISSED] for is_found in picture.found]
+    truth_colors = [RIGHT_COLOR if is_found else ERROR_COLORS[ErrorType.MISSED] for is_found in errors.found]
     truth = _detections(evaluated.true_boxes, evaluated.true_labels, truth_texts)
     return (
         draw_detections(image, found, colors=[sv.Color.from_hex(color) for color in colors]),
@@ -41,9 +41,9 @@ def draw_mistakes(picture: ImageErrors, image: Tensor, names: tuple[str, ...]) -
     )
 
 
-def caption(picture: ImageErrors) -> str:
+def caption(image: ImageErrors) -> str:
     """Such as `2 not found, 1 background`."""
-    return ", ".join(f"{count} {name}" for name, count in mistakes_of(picture).items())
+    return ", ".join(f"{count} {name}" for name, count in mistakes_of(image).items())
 
 
 def _text(name: str, kind: ErrorType | None) -> str:

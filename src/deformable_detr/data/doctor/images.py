@@ -1,4 +1,4 @@
-"""Checks that need the picture files: there, readable, of the annotated size, upright; and what duplicates are found by."""
+"""Checks that need the image files: there, readable, of the annotated size, upright; and what duplicates are found by."""
 
 import hashlib
 import io
@@ -14,14 +14,14 @@ from PIL import Image, UnidentifiedImageError
 
 from deformable_detr.data.doctor.findings import Item
 from deformable_detr.data.doctor.split_data import SplitData
-from deformable_detr.data.images import PICTURE_SUFFIXES, read_orientation, read_size
+from deformable_detr.data.images import IMAGE_SUFFIXES, read_orientation, read_size
 
 THREADS = 8
 THUMBNAIL = 16
 
 
-class PictureFacts(NamedTuple):
-    """What one reading of a picture file tells."""
+class ImageFacts(NamedTuple):
+    """What one reading of an image file tells."""
 
     problem: str | None = None
     """Why it cannot be used; None if it can."""
@@ -51,52 +51,52 @@ class PictureFacts(NamedTuple):
         return (width, height) if self.orientation >= 5 else (height, width)
 
 
-def read_facts(path: Path) -> PictureFacts:
-    """Read a picture once: decoded to the end, but at an eighth of its size where the format can (JPEG)."""
+def read_facts(path: Path) -> ImageFacts:
+    """Read an image once: decoded to the end, but at an eighth of its size where the format can (JPEG)."""
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as picture:
-            orientation, size = read_orientation(picture), (picture.height, picture.width)
-            picture.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
-            picture.load()
-            grey = picture.convert("L")
+        with Image.open(io.BytesIO(content)) as image:
+            orientation, size = read_orientation(image), (image.height, image.width)
+            image.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
+            image.load()
+            grey = image.convert("L")
     except FileNotFoundError:
-        return PictureFacts("no such file", missing=True)
+        return ImageFacts("no such file", missing=True)
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
-        return PictureFacts("no picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__)
+        return ImageFacts("no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__)
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
     bits = np.packbits((small[:, :-1] > small[:, 1:]).ravel())
     thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    return PictureFacts(None, False, size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail)
+    return ImageFacts(None, False, size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail)
 
 
-def read_all(paths: Iterable[Path], progress: Callable[[], None] = lambda: None) -> Iterator[PictureFacts]:
-    """The facts of many pictures in their order, read by several threads, few of them in memory at a time."""
+def read_all(paths: Iterable[Path], progress: Callable[[], None] = lambda: None) -> Iterator[ImageFacts]:
+    """The facts of many images in their order, read by several threads, few of them in memory at a time."""
     remaining = iter(paths)
     with ThreadPoolExecutor(THREADS) as pool:
-        running: deque[Future[PictureFacts]] = deque(pool.submit(read_facts, path) for path in islice(remaining, 4 * THREADS))
+        running: deque[Future[ImageFacts]] = deque(pool.submit(read_facts, path) for path in islice(remaining, 4 * THREADS))
         while running:
             yield running.popleft().result()
             progress()
             running.extend(pool.submit(read_facts, path) for path in islice(remaining, 1))
 
 
-def check_pictures(data: SplitData, progress: Callable[[], None] = lambda: None) -> dict[int, PictureFacts]:
-    """Read every listed picture and note what is wrong with it.
+def check_images(data: SplitData, progress: Callable[[], None] = lambda: None) -> dict[int, ImageFacts]:
+    """Read every listed image and note what is wrong with it.
 
     Args:
-        data: the split; findings about boxes that a turned picture explains are withdrawn from it.
-        progress: called after each picture.
+        data: the split; findings about boxes that a turned image explains are withdrawn from it.
+        progress: called after each image.
 
     Returns:
-        The facts of the pictures that can be used, by their position.
+        The facts of the images that can be used, by their position.
     """
     usable = data.usable_images()
-    facts: dict[int, PictureFacts] = {}
+    facts: dict[int, ImageFacts] = {}
     for image, read in zip(usable, read_all((data.path(image) for image in usable), progress), strict=True):
         if read.problem is not None:
-            data.found.add("picture-missing" if read.missing else "picture-damaged", data.image_item(image, read.problem))
+            data.found.add("image-missing" if read.missing else "image-damaged", data.image_item(image, read.problem))
             continue
         facts[image] = read
         _check_size(data, image, read)
@@ -104,28 +104,28 @@ def check_pictures(data: SplitData, progress: Callable[[], None] = lambda: None)
 
 
 def check_sample(data: SplitData, count: int) -> None:
-    """Look at the headers of a few pictures, evenly spread: whether they are there, and of the annotated size."""
+    """Look at the headers of a few images, evenly spread: whether they are there, and of the annotated size."""
     usable = data.usable_images()
     for image in usable[:: max(1, -(-len(usable) // count))]:
         path = data.path(image)
         if not path.is_file():
-            data.found.add("picture-missing", data.image_item(image, "no such file"))
+            data.found.add("image-missing", data.image_item(image, "no such file"))
             continue
         try:
             sizes = (read_size(path, upright=False), read_size(path))
         except ValueError as error:
-            data.found.add("picture-damaged", data.image_item(image, str(error).removeprefix(f"{path}: ")))
+            data.found.add("image-damaged", data.image_item(image, str(error).removeprefix(f"{path}: ")))
             continue
-        _check_size(data, image, PictureFacts(stored_size=sizes[0], orientation=6 if sizes[0] != sizes[1] else 1))
+        _check_size(data, image, ImageFacts(stored_size=sizes[0], orientation=6 if sizes[0] != sizes[1] else 1))
 
 
-def _check_size(data: SplitData, image: int, facts: PictureFacts) -> None:
-    """Compare a picture's size with the annotated one, in both orientations."""
+def _check_size(data: SplitData, image: int, facts: ImageFacts) -> None:
+    """Compare an image's size with the annotated one, in both orientations."""
     annotated = tuple(int(side) for side in data.sizes[image])
     height, width = facts.upright_size
     if annotated not in (facts.upright_size, facts.stored_size):
         text = f"is {width} x {height} pixels (width x height), annotated as {annotated[1]} x {annotated[0]}"
-        data.found.add("picture-size", data.image_item(image, text, value=facts.upright_size))
+        data.found.add("image-size", data.image_item(image, text, value=facts.upright_size))
         return
     if facts.upright_size == facts.stored_size:
         return
@@ -141,7 +141,7 @@ def _check_size(data: SplitData, image: int, facts: PictureFacts) -> None:
 
 
 def check_listing(data: SplitData) -> None:
-    """Note pictures that are listed twice."""
+    """Note images that are listed twice."""
     usable = data.usable_images()
     if len({data.file_name(image) for image in usable}) == len(usable):
         return
@@ -150,12 +150,12 @@ def check_listing(data: SplitData) -> None:
         name = data.file_name(image)
         if name in first:
             other = data.image_ids[first[name]]
-            data.found.add("picture-listed-twice", data.image_item(image, f"also as image {other!r}", value=first[name]))
+            data.found.add("image-listed-twice", data.image_item(image, f"also as image {other!r}", value=first[name]))
         first.setdefault(name, image)
 
 
 def check_unlisted(splits: Sequence[SplitData]) -> None:
-    """Note pictures that lie in a folder of a split but are listed in none."""
+    """Note images that lie in a folder of a split but are listed in none."""
     listed: set[Path] = set()
     folders: dict[Path, SplitData] = {}
     for data in splits:
@@ -164,6 +164,6 @@ def check_unlisted(splits: Sequence[SplitData]) -> None:
             folders.setdefault(data.path(image).parent, data)
     for folder, data in folders.items():
         if folder.is_dir():
-            pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-            unlisted = [path for path in pictures if path not in listed]
-            data.found.add("picture-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))
+            images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            unlisted = [path for path in images if path not in listed]
+            data.found.add("image-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))

@@ -1,0 +1,111 @@
+"""Writing files: whole or not at all. Every writer of the package goes through here."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Write a file under another name beside it; it takes the place of `path` at the end, if nothing was raised.
+
+    ```python
+    with atomic_file("runs/report.png") as partial:
+        figure.savefig(partial)
+    ```
+
+    The yielded name has the suffix of `path`, since many writers choose a format by it. Missing folders are made, a symbolic link
+    keeps pointing where it does, and what is no regular file (`/dev/stdout`, a named pipe) is written directly.
+
+    Args:
+        path: what shall be written.
+
+    Yields:
+        Where to write.
+
+    Raises:
+        OSError: whatever the file system says; a file that stood at `path` is then as it was, and nothing is left beside it.
+    """
+    path = _target(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path)
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Fill a new folder under another name beside it; it becomes `path` at the end, if nothing was raised.
+
+    Args:
+        path: the folder; it must not exist, or be empty, when the block ends.
+
+    Yields:
+        An empty folder to fill.
+
+    Raises:
+        OSError: whatever the file system says, for example that `path` has been filled by another process meanwhile; nothing of
+            this one's is left.
+    """
+    path = _target(path)
+    partial = _beside(path)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file whole, as UTF-8.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: see :func:`atomic_file`.
+    """
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> Path:
+    """Write a JSON file whole.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: see :func:`atomic_file`.
+        TypeError: something in `content` has no form in JSON; then nothing is written.
+    """
+    return write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def _target(path: str | Path) -> Path:
+    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other process or thread takes: hidden, in the same folder, with the same suffix."""
+    return path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that a power cut does not leave an empty file under the final name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

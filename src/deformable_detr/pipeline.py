@@ -1,0 +1,110 @@
+"""Work for threads: several items at once, few of them in memory, results in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class OrderedPool(Generic[Result]):
+    """Threads that are given work one piece after the other and hand back the results in the order of the pieces.
+
+    At most `limit` pieces are under way or finished and not yet taken: `submit` waits for the oldest one beyond that, so that a fast
+    producer does not fill the memory. A context manager: at its end everything is done (after an error: cancelled).
+
+    Args:
+        num_threads: how many work at the same time.
+        limit: how many pieces may be unfinished or waiting to be taken.
+        name: of the threads, in debuggers.
+        initializer: called once in each thread.
+    """
+
+    def __init__(self, num_threads: int, limit: int, *, name: str, initializer: Callable[[], object] | None = None) -> None:
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=initializer)
+        self._limit = limit
+        self._pending: deque[Future[Result]] = deque()
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> list[Result]:
+        """Give a piece of work.
+
+        Returns:
+            The results, in order, of earlier pieces that had to be waited for.
+
+        Raises:
+            Exception: what an earlier piece raised.
+        """
+        self._pending.append(self._pool.submit(function, *arguments))
+        return [self._pending.popleft().result() for _ in range(len(self._pending) - self._limit)]
+
+    def finish(self) -> list[Result]:
+        """Wait for all that was submitted.
+
+        Returns:
+            The results that were not handed back yet, in order.
+
+        Raises:
+            Exception: what the first failing piece raised.
+        """
+        return [self._pending.popleft().result() for _ in range(len(self._pending))]
+
+    def close(self) -> None:
+        """Cancel what has not begun, and wait for the rest."""
+        self._pending.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            self.close()
+
+
+def ordered_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_threads: int,
+    limit: int,
+    name: str = "map",
+    initializer: Callable[[], object] | None = None,
+) -> Iterator[tuple[Item, Future[Result]]]:
+    """Apply a function in threads, at most `limit` items ahead of whoever takes the results.
+
+    Args:
+        function: of one item; it runs in a thread.
+        items: taken one after the other in the caller's thread, so they may come from an endless generator.
+        num_threads: how many run at the same time.
+        limit: how many items may be under way or finished and not yet taken.
+        name: of the threads, in debuggers.
+        initializer: called once in each thread.
+
+    Yields:
+        Each item with its finished future, in order: `future.result()` gives the result or raises what the function raised, so that
+        one failing item need not end the others.
+    """
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=initializer)
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    remaining = iter(items)
+    try:
+        while True:
+            for item in remaining:
+                pending.append((item, pool.submit(function, item)))
+                if len(pending) >= limit:
+                    break
+            if not pending:
+                return
+            item, future = pending.popleft()
+            future.exception()  # waits
+            yield item, future
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

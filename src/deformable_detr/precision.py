@@ -1,0 +1,32 @@
+"""The names of precisions, and what each of them means: one place for training, evaluation, inference and the command line."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""The autocast dtype of forward passes; weights stay float32."""
+
+AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The dtype that autocast runs in, None for `fp32`.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    if precision not in AUTOCAST_DTYPES:
+        raise ValueError(f"unknown precision {precision!r}: use {', '.join(AUTOCAST_DTYPES)}")
+    return AUTOCAST_DTYPES[precision]
+
+
+def autocast(precision: str, device: torch.device | str) -> AbstractContextManager:
+    """The context that a forward pass of this precision runs in; one that does nothing for `fp32`.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    dtype = autocast_dtype(precision)
+    return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)

@@ -1,0 +1,71 @@
+"""Files are written whole or not at all."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from deformable_detr.files import atomic_file, atomic_folder, write_json, write_text
+
+
+def test_the_file_appears_at_the_end(tmp_path):
+    path = tmp_path / "deep" / "report.png"
+    with atomic_file(path) as partial:
+        assert partial.suffix == ".png" and partial.parent == path.parent
+        partial.write_bytes(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_record_without_a_form_in_json(tmp_path):
+    path = write_json(tmp_path / "a.json", {"ü": [1, 2]})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ü": [1, 2]}
+
+
+def test_a_link_keeps_pointing_where_it_does(tmp_path):
+    target = write_text(tmp_path / "store" / "a.txt", "old")
+    link = tmp_path / "a.txt"
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    path = write_text(tmp_path / "a.txt", "x")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_pipe_is_written_directly(tmp_path):
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    write_text(pipe, "through")
+    reader.join(10)
+    assert got == ["through"] and pipe.is_fifo()
+
+
+def test_folders(tmp_path):
+    path = tmp_path / "data"
+    with atomic_folder(path) as partial:
+        write_text(partial / "a.txt", "x")
+        assert not path.exists()
+    assert [item.name for item in path.iterdir()] == ["a.txt"]
+    with pytest.raises(OSError), atomic_folder(path) as partial:
+        write_text(partial / "b.txt", "x")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "other"):
+        raise RuntimeError
+    assert [item.name for item in tmp_path.iterdir()] == ["data"]

@@ -1,0 +1,65 @@
+"""Threads: order, bounds and errors."""
+
+import threading
+from itertools import count
+
+import pytest
+
+from deformable_detr.pipeline import OrderedPool, ordered_map
+
+
+def test_results_come_in_order_and_few_items_are_taken():
+    taken, gate = [], threading.Event()
+
+    def items():
+        for index in count():
+            taken.append(index)
+            yield index
+
+    def work(index):
+        if index == 0:
+            gate.wait(10)  # the first is the last to be done
+        return index * 2
+
+    results = ordered_map(work, items(), num_threads=3, limit=5)
+    threading.Timer(0.05, gate.set).start()
+    found = []
+    for item, future in results:
+        found.append((item, future.result()))
+        assert len(taken) <= item + 5
+        if item == 20:
+            break
+    results.close()
+    assert found == [(index, 2 * index) for index in range(21)]
+
+
+def test_one_failing_item_does_not_end_the_others():
+    found = [future.exception() for _, future in ordered_map(lambda x: 1 / x, [1, 0, 2], num_threads=2, limit=2)]
+    assert [type(error) for error in found] == [type(None), ZeroDivisionError, type(None)]
+
+
+def test_nothing_to_do():
+    assert list(ordered_map(str, [], num_threads=2, limit=2)) == []
+
+
+def test_pool_waits_beyond_its_limit_and_hands_back_in_order():
+    with OrderedPool[int](2, limit=3, name="test") as pool:
+        found = [result for index in range(10) for result in pool.submit(lambda x: x * x, index)]
+        assert found == [index * index for index in range(7)]
+        assert pool.finish() == [49, 64, 81]
+
+
+def test_pool_raises_what_a_piece_raised():
+    with pytest.raises(ZeroDivisionError), OrderedPool[float](1, limit=2, name="test") as pool:
+        pool.submit(lambda: 1 / 0)
+
+
+def test_pool_cancels_after_an_error():
+    ran, gate = [], threading.Event()
+    with pytest.raises(RuntimeError), OrderedPool[None](1, limit=10, name="test") as pool:
+        pool.submit(gate.wait, 10)
+        for index in range(5):
+            pool.submit(ran.append, index)
+        threading.Timer(0.05, gate.set).start()
+        raise RuntimeError
+    assert ran == []
