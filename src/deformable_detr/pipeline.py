@@ -13,8 +13,8 @@ Result = TypeVar("Result")
 class OrderedPool(Generic[Result]):
     """Threads that are given work one piece after the other and hand back the results in the order of the pieces.
 
-    At most `limit` pieces are under way or finished and not yet taken: `submit` waits for the oldest one beyond that, so that a fast
-    producer does not fill the memory. A context manager: at its end everything is done (after an error: cancelled).
+    At most `limit` pieces are under way or finished and not yet taken: `submit` waits for the oldest one beyond that, so that
+    a fast producer does not fill the memory. A context manager: at its end everything is done (after an error: cancelled).
 
     Args:
         num_threads: how many work at the same time.
@@ -59,9 +59,7 @@ class OrderedPool(Generic[Result]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
             if error is None:
                 self.finish()

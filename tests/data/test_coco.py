@@ -226,9 +226,7 @@ def test_find_split_errors(tmp_path):
         find_split(tmp_path, "val")
     with pytest.raises(ValueError, match=r"several files fit the split 'train'.*such as 'train2017'"):
         find_split(tmp_path, "train")
-    with pytest.raises(
-        FileNotFoundError, match=r"no image folder for instances_train2017\.json; .* there is annotations, images"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no image folder for instances_train2017\.json; .* there is annotations, images"):
         find_split(tmp_path, "train2017")
 
 

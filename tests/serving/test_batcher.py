@@ -56,9 +56,7 @@ def test_a_lone_image_does_not_wait_for_ever(predictor, images):
 
 def test_one_failing_image_leaves_its_neighbours_alone(batcher, predictor, images):
     broken = torch.zeros(3, 0, 5, dtype=torch.uint8)
-    futures = [
-        batcher.submit(one, threshold=0.0, top_k=3) for one in (as_tensor(images[0]), broken, *map(as_tensor, images[1:3]))
-    ]
+    futures = [batcher.submit(one, threshold=0.0, top_k=3) for one in (as_tensor(images[0]), broken, *map(as_tensor, images[1:3]))]
     with pytest.raises(ValueError, match="shape"):
         futures[1].result(30)
     for index, future in zip((0, 1, 2), (futures[0], *futures[2:]), strict=True):

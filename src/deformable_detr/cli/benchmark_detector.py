@@ -34,9 +34,7 @@ def main(argv: list[str]) -> int:
     for size in options.size or SIZES[options.what]:
         height, width = _size(size)
         if options.what == "data":
-            found = measure_data(
-                images=options.images, height=height, width=width, preset=options.preset, rounds=options.rounds
-            )
+            found = measure_data(images=options.images, height=height, width=width, preset=options.preset, rounds=options.rounds)
         else:
             case = Case(options.what, height, width, options.batch or {"model": 1, "train": 2}[options.what])
             names = implementations(options.what, compile=options.compile)

@@ -73,9 +73,7 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_images: int = 64
         before, count = _average_precision(network, dataset)
         after, _ = _average_precision(ExportedNetwork(partial, "onnx"), dataset)
         result = Quantised(before, after, count)
-        _write_record(
-            partial, replace(network.form, int8=True, details={"ap_before": before, "ap_after": after, "images": count})
-        )
+        _write_record(partial, replace(network.form, int8=True, details={"ap_before": before, "ap_after": after, "images": count}))
         partial.replace(path)
     return result
 

@@ -11,7 +11,7 @@ from deformable_detr.data.doctor.boxes import check_boxes
 from deformable_detr.data.doctor.classes import check_classes
 from deformable_detr.data.doctor.duplicates import check_duplicates
 from deformable_detr.data.doctor.findings import Finding, Item, sort_findings
-from deformable_detr.data.doctor.images import check_listing, check_images, check_sample, check_unlisted
+from deformable_detr.data.doctor.images import check_images, check_listing, check_sample, check_unlisted
 from deformable_detr.data.doctor.split_data import SECTIONS, SplitData, read_split_data, split_data_of
 from deformable_detr.data.doctor.statistics import (
     SplitStatistics,

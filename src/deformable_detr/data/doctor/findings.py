@@ -34,9 +34,7 @@ KINDS: dict[str, Kind] = {
         "boxes written as [left, top, right, bottom]; COCO has [left, top, width, height]",
         "subtract left and top from the last two numbers; --fix does",
     ),
-    "boxes-normalised": Kind(
-        "error", "boxes in shares of the image; COCO has pixels", "multiply by width and height; --fix does"
-    ),
+    "boxes-normalised": Kind("error", "boxes in shares of the image; COCO has pixels", "multiply by width and height; --fix does"),
     "box-outside": Kind("error", "boxes that lie wholly outside their image", "check their image; --fix leaves them out"),
     "image-missing": Kind("error", "images that are not there", "add the files; --fix leaves them out"),
     "image-damaged": Kind("error", "images that cannot be decoded", "copy them again; --fix leaves them out"),
