@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from deformable_detr.version import __version__
 
 if TYPE_CHECKING:
+    from deformable_detr.categories import Categories
     from deformable_detr.checkpoints import load_pretrained, save_weights
     from deformable_detr.config import (
         DataConfig,
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from deformable_detr.detector import Detector
     from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention, build_model
     from deformable_detr.postprocessing import postprocess
-    from deformable_detr.structures import Categories, ImageBatch, Predictions, Target
+    from deformable_detr.structures import ImageBatch, Predictions, Target
     from deformable_detr.training import build_optimizer
 
 _HOME = {
-    "Categories": "structures",
+    "Categories": "categories",
     "DataConfig": "config",
     "DeformableDETR": "model",
     "Detector": "detector",

@@ -7,7 +7,7 @@ variants. Only `build` functions, the loader, checkpoints, training, export and 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
-from deformable_detr.structures import Categories
+from deformable_detr.categories import Categories
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

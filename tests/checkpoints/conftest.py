@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import Metadata
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories, ImageBatch
+from deformable_detr.structures import ImageBatch
 
 VARIANTS = {
     "one-stage": {},

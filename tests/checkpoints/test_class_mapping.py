@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import load_checkpoint, load_pretrained, save_weights
 from deformable_detr.checkpoints.class_mapping import match_classes
 from deformable_detr.checkpoints.coco_classes import COCO_80, COCO_91
-from deformable_detr.structures import Categories
 
 PRIOR = -math.log(0.99 / 0.01)
 

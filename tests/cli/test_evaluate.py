@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from deformable_detr.boxes import xyxy_to_xywh
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.evaluate import EvaluateOptions, parse_evaluate_options
 from deformable_detr.config import Metadata
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.explain import numbers
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 from deformable_detr.visualize import explain, look_inside
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
 from deformable_detr.data.scenes import SHAPES, generate_scenes
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import supervision as sv
 import torch
 from PIL import Image
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.predict import drawing_paths, parse_predict_options
 from deformable_detr.config import Metadata
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 
 @pytest.fixture(scope="module")

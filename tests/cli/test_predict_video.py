@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli import predict_video
 from deformable_detr.cli.__main__ import main
@@ -12,7 +13,6 @@ from deformable_detr.cli.predict_video import FrameRecords, output_names
 from deformable_detr.config import Metadata
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
 from deformable_detr.config import Metadata
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 SCRIPT = """
 import json, sys

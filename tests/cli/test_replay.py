@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.categories import Categories
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.replay import draw_images
 from deformable_detr.config import LossConfig
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories, ImageBatch, Target
+from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training.non_finite import replay, save_step
 from deformable_detr.visualize import preview
 

@@ -6,12 +6,12 @@ import sys
 import pytest
 from fastapi.testclient import TestClient
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli import serve
 from deformable_detr.cli.__main__ import main
 from deformable_detr.config import Metadata
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 
 @pytest.fixture(scope="module")

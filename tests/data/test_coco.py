@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.categories import Categories
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.formats import find_split
-from deformable_detr.structures import Categories
 
 RECORD = {
     "images": [

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation import CocoEvaluator, ErrorType, analyze
 from deformable_detr.evaluation.advice import advise
-from deformable_detr.structures import Categories
 
 MODEL = Categories(("horse", "Dog", "cat"), (1, 2, 3))
 A, B, C, D = [0, 0, 40, 40], [60, 0, 40, 40], [0, 60, 40, 40], [60, 60, 40, 40]  # xywh

@@ -1,7 +1,7 @@
 import pytest
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation.categories import match_categories
-from deformable_detr.structures import Categories
 
 
 def test_names_go_before_ids():

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation import CocoEvaluator
-from deformable_detr.structures import Categories, Target
+from deformable_detr.structures import Target
 
 MODEL = Categories(("cat", "dog"), (3, 7))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation import CocoEvaluator
-from deformable_detr.structures import Categories
 
 BOX = [10, 10, 40, 40]
 SHARES = ((1, 3), (2, 1))  # image 1 comes twice, as samplers do to give every process equally many; 3 is not detected

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation import evaluate
-from deformable_detr.structures import Categories, ImageBatch, Predictions, Target
+from deformable_detr.structures import ImageBatch, Predictions, Target
 
 CATEGORIES = Categories(("cat", "dog"), (3, 7))
 SIZE = (100, 200)  # height, width

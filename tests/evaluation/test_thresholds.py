@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation import CocoEvaluator, class_thresholds, score_curves
 from deformable_detr.evaluation.thresholds import ScoreCurve, joint_curve
-from deformable_detr.structures import Categories
 
 A, B, C = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]
 NAMES = ("a", "b", "c", "d")

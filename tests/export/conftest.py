@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.export import export_model
 from deformable_detr.model import DeformableDETR, build_model
-from deformable_detr.structures import Categories
 
 VARIANTS = {
     "one-stage": {"two_stage": False, "box_refinement": False},

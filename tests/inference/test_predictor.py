@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.inference import Predictor
 from deformable_detr.inference.predictor import choose_device
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories, ImageBatch, Predictions
+from deformable_detr.structures import ImageBatch, Predictions
 
 CATEGORIES = Categories(("cat", "dog", "bird"), (7, 3, 90))
 

@@ -4,12 +4,12 @@ import pytest
 import supervision as sv
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import Metadata
 from deformable_detr.inference.predictor import Predictor, Result
 from deformable_detr.inference.sources import open_source
 from deformable_detr.inference.tiles import Tiling, iterate_tiled, merge_tiles
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 VALUES = (255, 170)  # of the two classes
 

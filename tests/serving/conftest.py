@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import Metadata
 from deformable_detr.inference import Predictor
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 CATEGORIES = Categories(("cat", "dog", "bird"), (7, 3, 90))
 

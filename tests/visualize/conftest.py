@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 
 
 def small_model(preset="tiny", **overrides):

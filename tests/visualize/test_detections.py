@@ -4,7 +4,8 @@ import supervision as sv
 import torch
 from PIL import Image
 
-from deformable_detr.structures import Categories, Target
+from deformable_detr.categories import Categories
+from deformable_detr.structures import Target
 from deformable_detr.visualize.detections import class_color, draw_detections, draw_grid, save_drawing, truth_detections
 
 

@@ -1,8 +1,9 @@
 import numpy as np
 import torch
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import DataConfig
-from deformable_detr.structures import Categories, ImageBatch, Target
+from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.visualize.preview import STRIPE_GREYS, choices, denormalised, draw_sample
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation import CocoEvaluator, analyze
-from deformable_detr.structures import Categories
 from deformable_detr.visualize.detections import draw_detections
 from deformable_detr.visualize.report import Report
 

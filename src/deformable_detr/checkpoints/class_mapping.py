@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.coco_classes import NO_CLASS, SYNONYMS, normalise_name
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.model.heads import class_head
-from deformable_detr.structures import Categories
 
 PROPOSAL_HEAD = "query_source.class_head"
 

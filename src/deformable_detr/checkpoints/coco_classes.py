@@ -1,6 +1,6 @@
 """The classes of COCO in both layouts, and other names by which datasets call them."""
 
-from deformable_detr.structures import Categories
+from deformable_detr.categories import Categories
 
 _NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import huggingface, mmdet, native, official
 from deformable_detr.checkpoints.coco_classes import COCO_80, COCO_91
 from deformable_detr.checkpoints.load import LoadedCheckpoint, load_checkpoint
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.config import Metadata
 from deformable_detr.model import DeformableDETR
-from deformable_detr.structures import Categories, ImageBatch
+from deformable_detr.structures import ImageBatch
 
 Layout = Literal["native", "official", "mmdet", "huggingface"]
 ClassLayout = Literal["auto", "keep", "coco80", "coco91"]

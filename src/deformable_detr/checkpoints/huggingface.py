@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.coco_classes import categories_of_names
 from deformable_detr.checkpoints.files import TensorFile
 from deformable_detr.checkpoints.keymap import KeyMap
@@ -16,7 +17,6 @@ from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_head
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.weights import Weights, translate
 from deformable_detr.config import Metadata, ModelConfig
-from deformable_detr.structures import Categories
 
 NAME = "huggingface"
 METADATA_ENTRY = "deformable-detr"

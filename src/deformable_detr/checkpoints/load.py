@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import detrex, hub, huggingface, mmdet, native, official
 from deformable_detr.checkpoints.architecture import infer_config
 from deformable_detr.checkpoints.class_mapping import (
@@ -22,7 +23,6 @@ from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
 from deformable_detr.model import DeformableDETR
-from deformable_detr.structures import Categories
 
 logger = logging.getLogger(__name__)
 

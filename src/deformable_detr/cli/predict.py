@@ -17,8 +17,8 @@ from rich.table import Table
 from deformable_detr.cli.options import DetectorOptions, log_to_screen, parse_options
 
 if TYPE_CHECKING:
+    from deformable_detr.categories import Categories
     from deformable_detr.inference import Predictor, Result
-    from deformable_detr.structures import Categories
 
 DESCRIPTION = """\
 Find objects in images. Each image is written with boxes and labels drawn on it, and predictions.json holds all

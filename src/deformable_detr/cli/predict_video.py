@@ -16,9 +16,9 @@ from rich.text import Text
 from deformable_detr.cli.predict import PredictOptions, load_detector
 
 if TYPE_CHECKING:
+    from deformable_detr.categories import Categories
     from deformable_detr.inference import Predictor
     from deformable_detr.inference.video import Frame, Video
-    from deformable_detr.structures import Categories
 
 
 def predict_videos(options: PredictOptions) -> int:

@@ -77,7 +77,7 @@ def draw_images(step: "KeptStep", folder: Path) -> Path:
         step: as :func:`~deformable_detr.training.non_finite.replay` gives it.
         folder: made when missing; gets `0.png`, `1.png`, … in the order of the step.
     """
-    from deformable_detr.structures import Categories
+    from deformable_detr.categories import Categories
     from deformable_detr.visualize.detections import save_drawing
     from deformable_detr.visualize.preview import draw_sample
 

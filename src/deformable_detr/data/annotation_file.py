@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from deformable_detr.categories import Categories
 from deformable_detr.data.cache import derived_folder, fingerprint, write_whole
-from deformable_detr.structures import Categories, ImageId
+from deformable_detr.structures import ImageId
 
 logger = logging.getLogger(__name__)
 

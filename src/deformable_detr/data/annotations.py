@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from deformable_detr.categories import Categories
 from deformable_detr.data.annotation_file import AnnotationFile, read_annotation_file
-from deformable_detr.structures import Categories, ImageId
+from deformable_detr.structures import ImageId
 
 logger = logging.getLogger(__name__)
 

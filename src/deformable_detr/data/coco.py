@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deformable_detr.boxes import xyxy_to_cxcywh
+from deformable_detr.categories import Categories
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.data.images import read_image
 from deformable_detr.data.mixing import Mixing
-from deformable_detr.structures import Categories, ImageId, Target
+from deformable_detr.structures import ImageId, Target
 
 logger = logging.getLogger(__name__)
 

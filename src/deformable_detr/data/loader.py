@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import DataConfig
 from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey
 from deformable_detr.data.formats import find_split
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
-from deformable_detr.structures import Categories
 
 
 def build_dataset(

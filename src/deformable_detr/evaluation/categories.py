@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from deformable_detr.structures import Categories
+from deformable_detr.categories import Categories
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,13 @@ import numpy as np
 from torch import Tensor, distributed
 
 from deformable_detr.boxes import xyxy_to_xywh
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation.categories import match_categories
 from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.matches import EvaluatedImage
 from deformable_detr.evaluation.metrics import NOT_A_NUMBER, ClassMetrics, Metrics
 from deformable_detr.evaluation.thresholds import ScoreCurve, class_thresholds, joint_curve, score_curves
-from deformable_detr.structures import Categories, ImageId, Target
+from deformable_detr.structures import ImageId, Target
 
 logger = logging.getLogger(__name__)
 

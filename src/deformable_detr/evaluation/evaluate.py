@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from deformable_detr.categories import Categories
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.postprocessing import postprocess
-from deformable_detr.structures import Categories, ImageBatch, Target
+from deformable_detr.structures import ImageBatch, Target
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from deformable_detr.structures import Categories, ImageId
+from deformable_detr.categories import Categories
+from deformable_detr.structures import ImageId
 
 
 @dataclass(frozen=True)

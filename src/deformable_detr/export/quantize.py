@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import DataConfig, Metadata
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_dataset, build_loader
@@ -17,7 +18,7 @@ from deformable_detr.export.exported_program import quiet
 from deformable_detr.export.form import ExportForm
 from deformable_detr.export.onnx import save_onnx
 from deformable_detr.export.runtime import ExportedNetwork
-from deformable_detr.structures import Categories, Target
+from deformable_detr.structures import Target
 
 if TYPE_CHECKING:
     import onnx

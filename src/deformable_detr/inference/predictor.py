@@ -19,6 +19,7 @@ import supervision as sv
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import DEFAULT_THRESHOLD, Metadata
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.optimize import InferenceModel
@@ -27,7 +28,7 @@ from deformable_detr.inference.sources import InputImage, Source, is_single, ope
 from deformable_detr.inference.tiles import Tiling, iterate_tiled
 from deformable_detr.ops.cpu import use_one_core_here
 from deformable_detr.postprocessing import postprocess
-from deformable_detr.structures import Categories, ImageBatch
+from deformable_detr.structures import ImageBatch
 
 logger = logging.getLogger(__name__)
 

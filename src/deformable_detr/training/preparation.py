@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import Metadata, RunConfig, TrainConfig
 from deformable_detr.data.annotation_file import forget_annotation_files
@@ -20,7 +21,6 @@ from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.formats import find_split
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.model import DeformableDETR, build_model
-from deformable_detr.structures import Categories
 from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
 from deformable_detr.training.run_folder import config_to_dict
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from deformable_detr.boxes import cxcywh_to_xyxy
-from deformable_detr.structures import Categories, Target
+from deformable_detr.categories import Categories
+from deformable_detr.structures import Target
 
 Drawable = np.ndarray | Tensor | Image.Image
 Rectangle = tuple[int, int, int, int]

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from deformable_detr.boxes import box_iou, cxcywh_to_xyxy
+from deformable_detr.categories import Categories
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_source
 from deformable_detr.model import DeformableDETR
 from deformable_detr.model.queries import Queries, proposal_logits
 from deformable_detr.postprocessing import postprocess
-from deformable_detr.structures import Categories, FlatFeatures, ImageBatch, Predictions
+from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
 from deformable_detr.visualize.capture import Call, capture_calls, evaluating, on_cpu, sampling_of_call
 
 Stage = Literal["encoder", "decoder"]

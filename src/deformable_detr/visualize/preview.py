@@ -8,10 +8,11 @@ import supervision as sv
 import torch
 from torch import Tensor
 
+from deformable_detr.categories import Categories
 from deformable_detr.config import DataConfig, Metadata
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_loader
-from deformable_detr.structures import Categories, ImageBatch, Target
+from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.visualize.detections import draw_detections, truth_detections
 
 PLAIN = {

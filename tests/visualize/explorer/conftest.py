@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deformable_detr.structures import Categories, FlatFeatures, Predictions
+from deformable_detr.categories import Categories
+from deformable_detr.structures import FlatFeatures, Predictions
 from deformable_detr.visualize.inside import Inside, LayerSampling, Proposals, Queries
 
 HEIGHT, WIDTH = 100, 200

@@ -17,11 +17,11 @@ from PIL import Image
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect, sync_playwright
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
-from deformable_detr.structures import Categories
 from deformable_detr.visualize.inside import look_inside
 
 CHROMIUM = "/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else shutil.which("chromium")
