@@ -43,7 +43,8 @@ from deformable_detr.visualize import (
     view_weight_changes,
 )
 from deformable_detr.visualize.colors import LEVEL_COLORS
-from deformable_detr.visualize.figures import new_figure, show_image
+from deformable_detr.visualize.figures import new_figure
+from deformable_detr.visualize.inside.canvas import show_image
 
 SCENE, SCENE_SIZE = 5, 512
 """Which generated image is the example, and its side; the detector sees it at 128 pixels."""

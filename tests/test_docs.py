@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deformable_detr.model import build_model
-from deformable_detr.visualize.describe import describe
+from deformable_detr.visualize.inside.description import describe
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

@@ -23,8 +23,8 @@ from deformable_detr.presets import model_preset
 from deformable_detr.recipes import PRESETS
 from deformable_detr.training.recipe import settings_of_recipe
 from deformable_detr.training.trainer import TrainResult, train
-from deformable_detr.visualize.report import Report
-from deformable_detr.visualize.samples import draw_samples
+from deformable_detr.visualize.drawing.samples import draw_samples
+from deformable_detr.visualize.pages.report import Report
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,

@@ -13,7 +13,7 @@ from deformable_detr.config import LossConfig
 from deformable_detr.model import build_model
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training.non_finite import replay, save_step
-from deformable_detr.visualize import preview
+from deformable_detr.visualize.drawing import training_images
 
 
 def kept_step(folder: Path, broken: bool, image: torch.Tensor | None = None) -> Path:
@@ -44,8 +44,8 @@ def test_a_step_is_done_again(broken: bool, status: int, text: str, tmp_path: Pa
 
 def test_images_are_drawn_as_the_network_got_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str] = []
-    original = preview.draw_detections
-    monkeypatch.setattr(preview, "draw_detections", lambda *a: texts.extend(a[1].data["class_name"]) or original(*a))
+    original = training_images.draw_detections
+    monkeypatch.setattr(training_images, "draw_detections", lambda *a: texts.extend(a[1].data["class_name"]) or original(*a))
     image = torch.full((3, 480, 640), 0.8)  # grey: (0.8 * 0.25 + 0.5) * 255 = 178.5
     image[:, :20, :20] = float("nan")
     draw_images(replay(kept_step(tmp_path, broken=False, image=image))[0], tmp_path / "drawn")

@@ -98,7 +98,7 @@ def train_demo(output_dir: str | Path, *, steps: int, seed: int = 0, device: str
     from deformable_detr.data.scenes import generate_scenes
     from deformable_detr.presets import demo_run
     from deformable_detr.training import train
-    from deformable_detr.visualize.samples import draw_samples
+    from deformable_detr.visualize.drawing.samples import draw_samples
 
     data, run = demo_folders(output_dir)
     for folder in (data, run):

@@ -75,8 +75,8 @@ def main(argv: Sequence[str]) -> int:
     from deformable_detr.data.images import read_image
     from deformable_detr.inference.predictor import choose_device
     from deformable_detr.model import build_model
-    from deformable_detr.visualize.describe import describe
-    from deformable_detr.visualize.journey import view_journey
+    from deformable_detr.visualize.inside.description import describe
+    from deformable_detr.visualize.inside.journey import view_journey
 
     log_to_screen()
     image = read_image(options.image)

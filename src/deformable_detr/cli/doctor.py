@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         )
     _show(examination, options.examples, console)
     if options.html:
-        from deformable_detr.visualize.doctor_page import write_doctor_page
+        from deformable_detr.visualize.pages.doctor import write_doctor_page
 
         write_doctor_page(examination, options.html)
     if options.json:

@@ -12,7 +12,7 @@ from deformable_detr.cli.options import DetectorOptions, log_to_screen, parse_op
 
 if TYPE_CHECKING:
     from deformable_detr.evaluation import Metrics
-    from deformable_detr.visualize.report import Report
+    from deformable_detr.visualize.pages.report import Report
 
 DESCRIPTION = """\
 Measure how good a detector is: average precision (AP) and recall (AR) as COCO defines them, over all classes and for

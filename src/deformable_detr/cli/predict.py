@@ -294,7 +294,7 @@ class Drawing:
 
     def draw(self, result: "Result", path: Path) -> None:
         """Draw the detections of an image and write it to `path`."""
-        from deformable_detr.visualize.detections import draw_detections, save_drawing
+        from deformable_detr.visualize.drawing.detections import draw_detections, save_drawing
 
         self._pending.append(self._pool.submit(lambda: save_drawing(path, draw_detections(result.image, result.detections))))
         if len(self._pending) > self._most_pending:

@@ -68,7 +68,7 @@ def _predict_video(detector: "Predictor", source: str, target: Path, options: Pr
     """Predict on one video; what there is at an interruption is kept."""
     from deformable_detr.inference.tracking import Tracker
     from deformable_detr.inference.video import Video, iterate_video
-    from deformable_detr.visualize.video import DrawnVideo
+    from deformable_detr.visualize.drawing.video import DrawnVideo
 
     json_path = Path(options.json) if options.json else target.with_suffix(".json")
     tracker = Tracker(detector.score_limits(options.threshold).tolist()) if options.track else None

@@ -117,7 +117,7 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _draw_first(options: PreviewOptions, config: RunConfig) -> int:
     """Draw the first images of the training; returns how many."""
-    from deformable_detr.visualize.detections import draw_grid, save_drawing
+    from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
 
     drawings = _images(options, config, options.data)
     for number, (name, image) in enumerate(drawings):
@@ -130,8 +130,8 @@ def _draw_first(options: PreviewOptions, config: RunConfig) -> int:
 
 def _draw_each(options: PreviewOptions, config: RunConfig) -> int:
     """Draw the same images with one augmentation after the other; returns how many."""
-    from deformable_detr.visualize.detections import draw_grid, save_drawing
-    from deformable_detr.visualize.preview import choices
+    from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
+    from deformable_detr.visualize.drawing.training_images import choices
 
     cells, titles = [], []
     for number, (title, data) in enumerate(choices(options.data).items()):
@@ -146,7 +146,7 @@ def _draw_each(options: PreviewOptions, config: RunConfig) -> int:
 
 def _images(options: PreviewOptions, config: RunConfig, data: DataConfig) -> list[tuple[str, np.ndarray]]:
     from deformable_detr.data.loader import build_dataset
-    from deformable_detr.visualize.preview import draw_training_images
+    from deformable_detr.visualize.drawing.training_images import draw_training_images
 
     split = options.split or data.train_split
     training = split == data.train_split

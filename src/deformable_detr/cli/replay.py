@@ -78,8 +78,8 @@ def draw_images(step: "KeptStep", folder: Path) -> Path:
         folder: made when missing; gets `0.png`, `1.png`, … in the order of the step.
     """
     from deformable_detr.categories import Categories
-    from deformable_detr.visualize.detections import save_drawing
-    from deformable_detr.visualize.preview import draw_sample
+    from deformable_detr.visualize.drawing.detections import save_drawing
+    from deformable_detr.visualize.drawing.training_images import draw_sample
 
     metadata = step.metadata
     categories = metadata.categories or Categories.from_names([f"class {i}" for i in range(metadata.model.num_classes)])

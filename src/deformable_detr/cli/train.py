@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     from torch import distributed
 
     from deformable_detr.training import train
-    from deformable_detr.visualize.samples import draw_samples
+    from deformable_detr.visualize.drawing.samples import draw_samples
 
     first_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first_process else logging.ERROR, handlers=[_log_handler()], format="%(message)s")

@@ -22,7 +22,7 @@ from deformable_detr.serving.batcher import Answer, Batcher
 from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.metrics import ServerMetrics
 from deformable_detr.serving.uploads import Upload, read_uploads
-from deformable_detr.visualize.detections import draw_detections
+from deformable_detr.visualize.drawing.detections import draw_detections
 
 T = TypeVar("T")
 DrawingFormat = Literal["jpeg", "png"]

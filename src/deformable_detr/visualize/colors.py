@@ -1,4 +1,8 @@
-"""One colour per feature level, the same in every figure, page and explorer."""
+"""One colour per feature level and per class, the same in every image, figure, page and explorer."""
+
+import colorsys
+
+import supervision as sv
 
 LEVEL_COLORS = ("#19c3ff", "#ffb000", "#ff4f79", "#8f6bff", "#2fd07f", "#c9d1d9")
 """Level 0 (the finest) first; told apart also by those who see few colours, light enough for a dark ground."""
@@ -7,3 +11,17 @@ LEVEL_COLORS = ("#19c3ff", "#ffb000", "#ff4f79", "#8f6bff", "#2fd07f", "#c9d1d9"
 def level_color(level: int) -> str:
     """`#rrggbb` of a level; they repeat after the sixth."""
     return LEVEL_COLORS[level % len(LEVEL_COLORS)]
+
+
+_FIRST_COLORS = (
+    "#2f9bff", "#ff5a36", "#2fc46a", "#ffc21a", "#b26bff", "#ff5fb0",
+    "#14c8c8", "#ff9130", "#9bd424", "#6d7dff", "#c8935a", "#00a58a",
+)  # fmt: skip
+
+
+def class_color(label: int) -> sv.Color:
+    """The colour of a class: the same in every image, twelve hand-picked ones and then ever new hues."""
+    if label < len(_FIRST_COLORS):
+        return sv.Color.from_hex(_FIRST_COLORS[label])
+    red, green, blue = colorsys.hsv_to_rgb((label * 0.618034) % 1, 0.55 + 0.3 * (label % 2), 0.95 - 0.2 * (label % 3 == 0))
+    return sv.Color(round(255 * red), round(255 * green), round(255 * blue))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deformable_detr.categories import Categories
 from deformable_detr.structures import FlatFeatures, Predictions
-from deformable_detr.visualize.inside import Inside, LayerSampling, Proposals, Queries
+from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Queries
 
 HEIGHT, WIDTH = 100, 200
 SHAPES = ((2, 5), (1, 3))

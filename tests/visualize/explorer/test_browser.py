@@ -22,7 +22,7 @@ from deformable_detr.checkpoints import save_weights
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
-from deformable_detr.visualize.inside import look_inside
+from deformable_detr.visualize.inside.look import look_inside
 
 CHROMIUM = "/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else shutil.which("chromium")
 QUIET = (

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from deformable_detr.visualize.describe import Description, PartCost, Row
 from deformable_detr.visualize.explorer import markup, tables
 from deformable_detr.visualize.explorer.choices import first_choices
+from deformable_detr.visualize.inside.description import Description, PartCost, Row
 
 
 def test_share_of_each_level_is_the_mean_over_the_chosen_heads(inside):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from deformable_detr.visualize.inside import Inside, LayerSampling, Stage
+from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Stage
 
 
 @dataclass(frozen=True)

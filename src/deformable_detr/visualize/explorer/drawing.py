@@ -13,10 +13,9 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from deformable_detr.visualize.colors import level_color
-from deformable_detr.visualize.detections import class_color
+from deformable_detr.visualize.colors import class_color, level_color
 from deformable_detr.visualize.explorer.choices import Choices, Look, cell_of, look_of, shown_points
-from deformable_detr.visualize.inside import Detection, Inside
+from deformable_detr.visualize.inside.inside import Detection, Inside
 
 MARGIN = 0.07
 """Of the longer side, around the image: some points lie outside."""

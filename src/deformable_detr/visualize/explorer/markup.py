@@ -5,8 +5,7 @@ from html import escape
 from pathlib import Path
 
 from deformable_detr.data.images import read_image
-from deformable_detr.visualize.colors import level_color
-from deformable_detr.visualize.detections import class_color
+from deformable_detr.visualize.colors import class_color, level_color
 from deformable_detr.visualize.explorer.drawing import image_data
 from deformable_detr.visualize.explorer.tables import LevelShare, Table
 

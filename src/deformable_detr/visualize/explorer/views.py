@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deformable_detr.data.images import read_image
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.visualize.describe import Description, describe
+from deformable_detr.visualize.inside.description import Description, describe
 
 KEPT = 3
 """Passes that stay in memory; at 800 pixels one of a full network takes some hundred megabytes."""

@@ -1,0 +1,231 @@
+"""The journey of one image through the network: every stage with its real shapes, and what each part costs.
+
+Nothing is captured unless this module asks for it, see `capture.py`; `journey.py` draws what is found here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deformable_detr.data.transforms import eval_transform
+from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
+from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
+from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, sampling_of_call
+from deformable_detr.visualize.inside.inside import Detection, Inside
+from deformable_detr.visualize.inside.look import inside_of_calls
+
+PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "class_heads")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the network at work: `source | shapes in → shapes out`."""
+
+    source: str
+    """file:function, the file below `deformable_detr/`."""
+
+    shapes_in: tuple[tuple[int, ...], ...]
+    shapes_out: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        shown = [", ".join(str(list(shape)) for shape in shapes) for shapes in (self.shapes_in, self.shapes_out)]
+        return " → ".join(shown)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor on the way."""
+
+    part: str
+    name: str
+    shape: tuple[int, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """What a part of the network costs."""
+
+    part: str
+    trainable_parameters: int
+    frozen_parameters: int
+    gmacs: float
+    """10⁹ multiply-adds, which is what the paper's table calls GFLOPs."""
+
+
+@dataclass(frozen=True)
+class FollowedDetection:
+    """One of the strongest detections, with its box after every decoder layer."""
+
+    name: str
+    score: float
+    query: int
+    boxes: tuple[tuple[float, float, float, float], ...]
+    """N times xyxy in pixels of the original image, first layer first."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that :func:`describe` finds out."""
+
+    steps: tuple[Step, ...]
+    rows: tuple[Row, ...]
+    costs: tuple[PartCost, ...]
+    detections: tuple[FollowedDetection, ...]
+    inside: Inside
+    """Everything that was captured on the way."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and dicts, for JSON: all but `inside`."""
+        return {name: [asdict(item) for item in getattr(self, name)] for name in ("steps", "rows", "costs", "detections")}
+
+
+def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -> Description:
+    """Send one image through the network and note every stage.
+
+    Args:
+        model: any variant, on any device.
+        image: `[3, H, W]` uint8 RGB, as `read_image` gives it.
+        num_detections: how many of the strongest detections are followed through the layers.
+    """
+    metadata = model.metadata
+    transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
+    batch = ImageBatch.from_images([transform(image, None)[0]]).to(next(model.parameters()).device)
+    modules = [module for module in model.modules() if not list(module.children()) or _is_part(module)]
+    with evaluating(model), _without_gradients(model):
+        with capture_calls(modules) as calls, FlopCounterMode(display=False) as counter:
+            predictions = model(batch)
+        inside = inside_of_calls(model, calls, image, batch, predictions)
+    return Description(
+        steps=tuple(_steps(model, calls, batch, predictions)),
+        rows=tuple(_rows(model, calls, image, batch, predictions)),
+        costs=tuple(_costs(model, calls, counter)),
+        detections=tuple(_follow(inside, found) for found in inside.detections(top_k=num_detections)),
+        inside=inside,
+    )
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient (the counter of operations stumbles over those that do)."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _is_part(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("deformable_detr.")
+
+
+def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all tensors in nested tuples, lists and dataclasses, in their order."""
+    if isinstance(value, Tensor):
+        return (tuple(value.shape),)
+    if is_dataclass(value):
+        value = [getattr(value, item.name) for item in fields(value)]
+    if isinstance(value, (tuple, list)):
+        return tuple(shape for item in value for shape in _shapes(item))
+    return ()
+
+
+def _source(module: nn.Module) -> str:
+    kind = type(module)
+    return f"{kind.__module__.removeprefix('deformable_detr.').replace('.', '/')}.py:{kind.__name__}.forward"
+
+
+def _steps(model: DeformableDETR, calls: dict[nn.Module, Call], batch: ImageBatch, predictions: Predictions) -> Iterator[Step]:
+    encoder_layer: Any = model.encoder.layers[0]  # type: ignore[index]
+    decoder_layer: Any = model.decoder.layers[0]  # type: ignore[index]
+    for module in (
+        *(model.backbone, model.neck, model.flatten),
+        *(encoder_layer.self_attn, encoder_layer, model.encoder),
+        model.query_source,
+        *(decoder_layer.cross_attn, decoder_layer, model.decoder),
+    ):
+        yield Step(_source(module), _shapes(calls[module].args), _shapes(calls[module].output))
+    yield Step(_source(model), _shapes(batch), _shapes(predictions))
+
+
+def _rows(
+    model: DeformableDETR, calls: dict[nn.Module, Call], image: Tensor, batch: ImageBatch, predictions: Predictions
+) -> Iterator[Row]:
+    flat: FlatFeatures = calls[model.flatten].output
+    yield Row("image", "as read", tuple(image.shape), "uint8 RGB, upright")
+    yield Row("image", "resized, normalised", tuple(batch.images.shape), f"short side {model.metadata.eval_short_side}")
+    backbone: Any = model.backbone
+    levels = calls[model.backbone].output
+    for index, (level, stride) in enumerate(zip(levels, backbone.strides, strict=True)):
+        yield Row("backbone", f"C{index + 6 - len(levels)}", tuple(level.shape), f"stride {stride}")
+    for index, level in enumerate(calls[model.neck].output):
+        origin = "1x1 convolution" if index < len(levels) else "3x3 convolution, stride 2"
+        yield Row("neck", f"level {index}", tuple(level.shape), f"{origin}, GroupNorm")
+    lengths = " + ".join(f"{h}x{w}" for h, w in flat.spatial_shapes)
+    starts = ", ".join(map(str, flat.level_start_index))
+    yield Row("flatten", "features", tuple(flat.features.shape), f"S = {lengths}")
+    yield Row("flatten", "level start index", (len(flat.spatial_shapes),), starts)
+    yield Row("flatten", "padding mask", tuple(flat.padding_mask.shape), f"{flat.padding_mask.float().mean():.1%} padding")
+    yield Row("flatten", "valid ratios", tuple(flat.valid_ratios.shape), "share of each level that is image (x, y)")
+    yield Row("flatten", "positions", tuple(flat.positions.shape), "sine encoding of (y, x) + level embedding")
+    yield from _attention_rows("encoder, layer 1", calls, model.encoder.layers[0].self_attn)  # type: ignore[index, union-attr]
+    memory = calls[model.encoder].output
+    yield Row("encoder", "memory", tuple(memory.shape), f"after {len(model.encoder.layers)} layers")  # type: ignore[arg-type]
+    queries = calls[model.query_source].output
+    yield Row("queries", "query", tuple(queries.query.shape), f"content; from {type(model.query_source).__name__}")
+    yield Row("queries", "query_pos", tuple(queries.query_pos.shape), "position")
+    kind = "points (x, y)" if queries.reference_points.shape[-1] == 2 else "boxes (cx, cy, w, h)"
+    yield Row("queries", "reference points", tuple(queries.reference_points.shape), f"{kind} in [0, 1]")
+    if predictions.encoder_boxes is not None and predictions.encoder_logits is not None:
+        yield Row("queries", "proposal logits", tuple(predictions.encoder_logits.shape), "channel 0 is objectness")
+        yield Row("queries", "proposal boxes", tuple(predictions.encoder_boxes.shape), "cxcywh in [0, 1]")
+    yield from _attention_rows("decoder, layer 1", calls, model.decoder.layers[0].cross_attn)  # type: ignore[index, union-attr]
+    yield Row("decoder", "hidden", tuple(calls[model.decoder].output[0].shape), "the queries after each layer")
+    change = (predictions.boxes[1:] - predictions.boxes[:-1]).abs().mean(dim=(1, 2, 3))
+    moved = ", ".join(f"{value:.4f}" for value in change.tolist())
+    note = f"cxcywh in [0, 1]; mean change from layer to layer {moved}" if len(change) else "cxcywh in [0, 1]"
+    yield Row("decoder", "boxes", tuple(predictions.boxes.shape), note)
+    yield Row("class heads", "logits", tuple(predictions.logits.shape), "one sigmoid per class, no background class")
+
+
+def _attention_rows(part: str, calls: dict[nn.Module, Call], attention: MultiScaleDeformableAttention) -> Iterator[Row]:
+    """Offsets, weights and places of one attention module, computed anew from what it was called with."""
+    reference_points, offsets, places, weights = sampling_of_call(attention, calls[attention])
+    outside = ((places < 0) | (places > 1)).any(-1).float().mean()
+    unit = "pixels of the level" if reference_points.shape[-1] == 2 else f"shares of half a box, times {attention.num_points}"
+    yield Row(part, "reference points", tuple(reference_points.shape), "in [0, 1] of each padded level")
+    yield Row(part, "sampling offsets", tuple(offsets.shape), f"mean length {offsets.norm(dim=-1).mean():.2f} ({unit})")
+    yield Row(part, "attention weights", tuple(weights.shape), f"sum to 1 over L·P; the largest is {weights.max():.2f}")
+    yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the image and count as zero")
+
+
+def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCounterMode) -> Iterator[PartCost]:
+    counts = counter.get_flop_counts()
+    for part in PARTS:
+        module = model.get_submodule(part)
+        sizes = {True: 0, False: 0}
+        for parameter in module.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
+        name = f"{type(model).__name__}.{part}"
+        names = [key for key in counts if key == name or (part == "class_heads" and key.startswith(f"{name}."))]
+        macs = sum(sum(counts[key].values()) for key in names) / 2
+        attentions = [item for item in module.modules() if isinstance(item, MultiScaleDeformableAttention)]
+        macs += sum(_operator_macs(item, calls[item]) for item in attentions)
+        yield PartCost(part, sizes[True], sizes[False], macs / 1e9)
+
+
+def _operator_macs(attention: MultiScaleDeformableAttention, call: Call) -> float:
+    """Four corners and one weight for each channel of each sample; the counter knows only matrix products."""
+    batch, queries, channels = call.args[0].shape
+    return 5.0 * batch * queries * attention.num_levels * attention.num_points * channels
+
+
+def _follow(inside: Inside, found: Detection) -> FollowedDetection:
+    boxes = inside.boxes_per_layer(found.query)[1:].tolist()
+    return FollowedDetection(found.name, found.score, found.query, tuple(tuple(box) for box in boxes))

@@ -1,0 +1,123 @@
+"""Which feature level objects of which size are looked at on: attention mass per level against object size, over many images."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.inference.sources import Source, open_source
+from deformable_detr.model import DeformableDETR
+from deformable_detr.visualize.colors import level_color
+from deformable_detr.visualize.figures import View, new_figure
+from deformable_detr.visualize.inside.inside import Inside
+from deformable_detr.visualize.inside.look import look_inside
+
+
+@dataclass(frozen=True, eq=False)
+class LevelAttentionView(View):
+    """One row for each of D detections."""
+
+    sizes: Tensor
+    """`[D]`: the geometric mean of the box's sides, in pixels of the resized image that the network sees."""
+
+    mass: Tensor
+    """`[D, N, L]`: the share of each decoder layer's cross-attention on each level, the mean over the heads; sums to 1 over L."""
+
+    edges: Tensor
+    """`[G + 1]`: the limits of the G groups of size that the figure shows, each with as many detections."""
+
+    grouped: Tensor
+    """`[G, L]`: the mean mass of each group, over all layers."""
+
+
+def look_inside_many(model: DeformableDETR | Predictor, source: Source, *, limit: int | None = None) -> Iterator[Inside]:
+    """The decoder's inside for one image after the other.
+
+    Args:
+        model: any variant, or a detector.
+        source: images as :meth:`Predictor.predict` takes them: a folder, a pattern, a list.
+        limit: at most so many images. None: all.
+    """
+    for image in islice(open_source(source), limit):
+        yield look_inside(model, image.read(), encoder=False)
+
+
+def view_level_attention(
+    model: DeformableDETR | Predictor,
+    source: Source,
+    *,
+    threshold: float = 0.3,
+    limit: int | None = 200,
+    groups: int = 8,
+) -> LevelAttentionView:
+    """Measure how the attention mass shifts between the levels with the size of the objects.
+
+    Args:
+        model: any variant with more than one level, or a detector.
+        source: images, see :func:`look_inside_many`.
+        threshold: smallest score of a detection that counts.
+        limit: at most so many images.
+        groups: bars of the figure, each of as many detections.
+
+    Raises:
+        ValueError: not one detection in all images.
+    """
+    sizes, mass, shapes = [], [], None
+    for inside in look_inside_many(model, source, limit=limit):
+        height, width = inside.input_size
+        scale = (height * width / (inside.image_size[0] * inside.image_size[1])) ** 0.5
+        shapes = inside.spatial_shapes
+        for found in inside.detections(threshold):
+            left, top, right, bottom = found.box
+            sizes.append(max((right - left) * (bottom - top), 0.0) ** 0.5 * scale)
+            weights = [sampling.attention_weights[0, found.query].float() for sampling in inside.decoder]
+            mass.append(torch.stack([layer.sum(-1).mean(0) for layer in weights]))  # [N, L]
+    if not sizes or shapes is None:
+        raise ValueError(f"no detection with a score of {threshold} or more in these images; try a lower threshold")
+    all_sizes, all_mass = torch.tensor(sizes), torch.stack(mass)
+    edges = torch.quantile(all_sizes, torch.linspace(0, 1, min(groups, len(sizes)) + 1))
+    group = torch.bucketize(all_sizes, edges[1:-1], right=True)
+    grouped = torch.stack([all_mass[group == index].mean((0, 1)) for index in range(len(edges) - 1) if (group == index).any()])
+    edges = torch.cat((edges[:1], edges[1:][torch.bincount(group, minlength=len(edges) - 1) > 0]))
+    return LevelAttentionView(_draw(all_mass, edges, grouped, len(sizes)), all_sizes, all_mass, edges, grouped)
+
+
+def _draw(mass: Tensor, edges: Tensor, grouped: Tensor, count: int):
+    """Stacked bars over groups of size, and the same per layer."""
+    figure = new_figure(10.5, 4.2)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    figure.suptitle(f"On which level objects are looked at ({count} detections)", fontsize=11, fontweight="bold")
+    names = [f"{low:.0f}–{high:.0f}" for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
+    _stack(left, names, grouped)
+    left.set(xlabel="object size (√area) in pixels of the network's input", ylabel="share of the cross-attention")
+    per_layer = mass.mean(0)  # [N, L]
+    _stack(right, [str(layer + 1) for layer in range(len(per_layer))], per_layer)
+    right.set(xlabel="decoder layer")
+    handles = [left.containers[level] for level in range(grouped.shape[1])]
+    figure.legend(
+        handles=handles,
+        labels=[f"level {level}" for level in range(grouped.shape[1])],
+        loc="outside lower center",
+        ncols=grouped.shape[1],
+        frameon=False,
+        fontsize=9,
+    )
+    return figure
+
+
+def _stack(axes, names: list[str], shares: Tensor) -> None:
+    """One bar per row of `[G, L]`, the finest level at the bottom; shares above a tenth are written into it."""
+    base = np.zeros(len(names))
+    for level, values in enumerate(shares.T.numpy()):
+        axes.bar(names, values, bottom=base, color=level_color(level), width=0.86, edgecolor="white", linewidth=0.8)
+        for x, (value, start) in enumerate(zip(values, base, strict=True)):
+            if value >= 0.1:
+                axes.text(x, start + value / 2, f"{value:.0%}", ha="center", va="center", fontsize=8, color="#14181f")
+        base = base + values
+    axes.set(ylim=(0, 1))
+    axes.tick_params(labelsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,109 @@
+"""Capture everything of one forward pass of one image: features, memory, queries, sampling, boxes of every layer.
+
+```python
+inside = look_inside(detector, "street.jpg")
+found = inside.detections(threshold=0.5)[0]
+inside.points_in_image(inside.decoder[-1], found.query)   # [M, L, P, 2] pixels of street.jpg
+inside.decoder[-1].attention_weights[0, found.query]        # [M, L, P]
+inside.boxes_per_layer(found.query)                         # [N + 1, 4]: the reference, then every layer's box
+```
+
+Nothing is captured unless :func:`look_inside` is called, and the network's outputs are the same with and without it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.categories import Categories
+from deformable_detr.data.transforms import eval_transform
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.inference.sources import ImageLike, open_source
+from deformable_detr.model import DeformableDETR
+from deformable_detr.model.queries import Queries, proposal_logits
+from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
+from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, on_cpu, sampling_of_call
+from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Stage
+
+
+@torch.no_grad()
+def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder: bool = True) -> Inside:
+    """Send one image through the network and keep what happens on the way.
+
+    Args:
+        model: any variant, on any device, or a detector (its precision is used). It is left in the mode that it was in.
+        image: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, RGB) or a tensor (uint8 `[3, H, W]`, RGB).
+        encoder: False leaves out the sampling of the encoder, most of the memory: `inside.encoder` is then empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not an image.
+    """
+    precision = model.precision if isinstance(model, Predictor) else "fp32"
+    network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
+    pixels = next(open_source(image)).read()
+    metadata = network.metadata
+    transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
+    batch = ImageBatch.from_images([transform(pixels, None)[0]]).to(next(network.parameters()).device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with evaluating(network), torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
+        with capture_calls(parts_of(network)) as calls:
+            predictions = network(batch)
+        return inside_of_calls(network, calls, pixels, batch, predictions, encoder=encoder)
+
+
+def parts_of(model: DeformableDETR) -> list[torch.nn.Module]:
+    """The modules whose calls :func:`inside_of_calls` needs."""
+    attentions = [layer.self_attn for layer in model.encoder.layers] + [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
+    return [model.backbone, model.neck, model.flatten, model.encoder, model.query_source, *attentions]  # type: ignore[list-item]
+
+
+def inside_of_calls(
+    model: DeformableDETR,
+    calls: dict[torch.nn.Module, Call],
+    image: Tensor,
+    batch: ImageBatch,
+    predictions: Predictions,
+    *,
+    encoder: bool = True,
+) -> Inside:
+    """Put together what was captured from a batch of one image."""
+    flat, queries = on_cpu(calls[model.flatten].output), on_cpu(calls[model.query_source].output)
+    self_attentions = [layer.self_attn for layer in model.encoder.layers] if encoder else []  # type: ignore[union-attr]
+    cross_attentions = [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
+    classes = model.metadata.categories
+    return Inside(
+        image=image,
+        input_size=(batch.images.shape[2], batch.images.shape[3]) if batch.image_sizes is None else batch.image_sizes[0],
+        categories=classes or Categories.from_names([f"class {label}" for label in range(predictions.logits.shape[-1])]),
+        predictions=on_cpu(predictions),
+        backbone_levels=tuple(on_cpu(calls[model.backbone].output)),
+        neck_levels=tuple(on_cpu(calls[model.neck].output)),
+        flat=flat,
+        memory=on_cpu(calls[model.encoder].output),
+        queries=queries,
+        encoder=tuple(_layer_sampling("encoder", index, module, calls) for index, module in enumerate(self_attentions)),
+        decoder=tuple(_layer_sampling("decoder", index, module, calls) for index, module in enumerate(cross_attentions)),
+        proposals=_proposals(flat, queries, image.shape[1:]),
+    )
+
+
+def _layer_sampling(stage: Stage, layer: int, attention, calls: dict[torch.nn.Module, Call]) -> LayerSampling:
+    sampling = on_cpu(sampling_of_call(attention, calls[attention]))
+    return LayerSampling(stage, layer, sampling.reference_points, sampling.locations, sampling.weights)
+
+
+def _proposals(flat: FlatFeatures, queries: Queries, image_size: Sequence[int]) -> Proposals | None:
+    if queries.encoder_logits is None or queries.encoder_boxes is None:
+        return None
+    boxes = queries.encoder_boxes[0].float()
+    objectness = queries.encoder_logits[0, :, 0].float().masked_fill(flat.padding_mask[0], float("-inf"))
+    height, width = image_size
+    return Proposals(
+        objectness=objectness.sigmoid(),
+        boxes=cxcywh_to_xyxy(boxes) * torch.tensor([width, height, width, height]),
+        can_propose=proposal_logits(flat)[1][0, :, 0],
+        taken=objectness.topk(queries.reference_points.shape[1]).indices,
+    )

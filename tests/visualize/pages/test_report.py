@@ -1,0 +1,136 @@
+"""The report on disk and in a browser: complete in itself, readable with many classes, nothing asked from elsewhere."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import supervision as sv
+import torch
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from deformable_detr.categories import Categories
+from deformable_detr.evaluation import CocoEvaluator, analyze
+from deformable_detr.visualize.drawing.detections import draw_detections
+from deformable_detr.visualize.pages.report import Report
+
+CHROMIUM = "/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else shutil.which("chromium")
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+NASTY = 'a <b>bold</b> "class" & more'
+
+
+def make_report(folder: Path, num_classes: int, *, num_images: int = 6, worst: int = 2) -> Report:
+    """Images with two objects each; every third detection has the wrong class."""
+    generator = np.random.default_rng(0)
+    names = [f"class {label}" for label in range(num_classes - 1)] + [NASTY]
+    images, annotations, results = [], [], []
+    for image_id in range(num_images):
+        images.append({"id": image_id, "file_name": f"{image_id}.jpg"})
+        labels = generator.integers(num_classes, size=2)
+        for place, label in enumerate(labels.tolist()):
+            box = [10 + 60 * place, 20, 40, 40]
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label, "bbox": box})
+        found = [label if (image_id + place) % 3 else (label + 1) % num_classes for place, label in enumerate(labels.tolist())]
+        boxes = torch.tensor([[12.0, 20, 50, 60], [70.0, 20, 110, 60]])
+        results.append({"scores": torch.tensor([0.9, 0.4]), "labels": torch.tensor(found), "boxes": boxes})
+    categories = [{"id": label, "name": name} for label, name in enumerate(names)]
+    path = folder / "truth.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    evaluator = CocoEvaluator(path, Categories.from_names(names))
+    evaluator.update(list(range(num_images)), results)
+    return Report(
+        analysis=analyze(evaluator),
+        title=f"detector on {NASTY}",
+        read_image=lambda image_id: torch.full((3, 90, 130), 20 * int(image_id) % 250, dtype=torch.uint8),
+        image_name=lambda image_id: f"{image_id}.jpg",
+        worst=worst,
+    )
+
+
+def test_everything_is_written(tmp_path):
+    report = make_report(tmp_path, 3)
+    page = report.save(tmp_path / "new" / "report")
+    assert page == tmp_path / "new" / "report" / "report.html"
+    files = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
+    figures = {"pr_curves.png", "f1_curves.png", "confusion.png", "error_types.png"}
+    assert {name for name in files if not name.startswith("worst")} == {"report.html", "report.json", *figures}
+    worst = sorted(name for name in files if name.startswith("worst"))
+    ids = [image.image.image_id for image in report.analysis.images[:2]]
+    assert worst == [f"worst/01-{ids[0]}.png", f"worst/02-{ids[1]}.png"]
+    for name in (*figures, *worst):
+        with Image.open(page.parent / name) as image:
+            assert min(image.size) > 200
+    assert json.loads((page.parent / "report.json").read_text())["confusion"]["names"][2] == NASTY
+    text = page.read_text()
+    assert "http" not in text and "<b>bold</b>" not in text
+    assert text.count('src="') == text.count('src="data:image/') == 4 + 2 * 2
+
+
+def test_no_mistakes_and_no_objects(tmp_path):
+    report = make_report(tmp_path, 1)
+    assert report.analysis.point.f1 == 1
+    text = report.save_html(tmp_path / "report.html").read_text()
+    assert "There is no mistake at these thresholds." in text and "No object was taken for one of another class." in text
+    empty = make_report(tmp_path, 2, num_images=1)
+    evaluator = CocoEvaluator(_without_objects(tmp_path), Categories.from_names(["a"]))
+    evaluator.update([0], [{"scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}])
+    page = Report(analyze(evaluator), "nothing", empty.read_image, empty.image_name).save(tmp_path / "empty")
+    assert "This split has no objects" in page.read_text()
+
+
+def _without_objects(folder: Path) -> Path:
+    path = folder / "empty.json"
+    path.write_text(json.dumps({"images": [{"id": 0}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
+    return path
+
+
+def test_colors_of_choice():
+    image = np.full((480, 480, 3), 255, np.uint8)
+    found = sv.Detections(xyxy=np.array([[100.0, 100, 300, 300]]), class_id=np.array([0]))
+    drawn = draw_detections(image, found, colors=[sv.Color(255, 0, 0)])
+    assert drawn[200, 100].tolist() == [255, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        message = "this test needs Chromium: apt-get install chromium"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+def test_in_a_browser_with_95_classes(browser, tmp_path):
+    report = make_report(tmp_path, 95, num_images=150)
+    path = report.save_html(tmp_path / "report.html")
+    requests, complaints = [], []
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("console", lambda line: complaints.append(line.text))
+    tab.goto(path.as_uri())
+    assert tab.inner_text("h1") == f"detector on {NASTY}"
+    assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    table = tab.locator("table").first
+    assert table.locator("tbody tr").count() == 95
+    assert table.bounding_box()["height"] > 1000 > tab.locator(".table").first.bounding_box()["height"]  # it scrolls
+    column = "td:nth-child(2)"
+    table.locator("th", has_text="objects").click()
+    counts = [int(cell) for cell in table.locator(f"tbody {column}").all_inner_texts()]
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+    table.locator("th", has_text="objects").click()
+    assert [int(cell) for cell in table.locator(f"tbody {column}").all_inner_texts()] == counts[::-1]
+    tab.set_viewport_size({"width": 420, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.close()
+    assert complaints == []
+    assert [url for url in requests if url != path.as_uri() and not url.startswith("data:")] == []
