@@ -9,7 +9,7 @@ import torch
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import load_checkpoint, load_pretrained, save_weights
-from deformable_detr.checkpoints.class_mapping import match_classes
+from deformable_detr.checkpoints.class_mapping import map_classes
 from deformable_detr.checkpoints.coco_classes import COCO_80, COCO_91
 
 PRIOR = -math.log(0.99 / 0.01)
@@ -73,19 +73,19 @@ def test_objectness_of_the_proposals_stays(make_model, tmp_path):
     ],
 )
 def test_names_and_synonyms(name, label):
-    assert match_classes(COCO_91, 91, Categories.from_names([name])).sources == (label,)
+    assert map_classes(COCO_91, 91, Categories.from_names([name])).sources == (label,)
 
 
 def test_an_exact_name_wins_over_a_synonym():
     old = Categories.from_names(["sofa", "couch"])
-    assert match_classes(old, 2, Categories.from_names(["Couch", "Sofa", "settee"])).sources == (1, 0, None)
+    assert map_classes(old, 2, Categories.from_names(["Couch", "Sofa", "settee"])).sources == (1, 0, None)
 
 
 def test_from_80_to_91_and_back():
-    there = match_classes(COCO_80, 80, COCO_91)
+    there = map_classes(COCO_80, 80, COCO_91)
     assert there.sources[0] is None and there.sources[1] == 0 and there.sources[90] == 79
     assert sum(source is None for source in there.sources) == 11
-    assert match_classes(COCO_91, 91, COCO_80).sources == COCO_80.ids
+    assert map_classes(COCO_91, 91, COCO_80).sources == COCO_80.ids
 
 
 def test_80_by_number_alone(make_model, tmp_path):

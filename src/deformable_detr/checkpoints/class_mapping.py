@@ -1,4 +1,4 @@
-"""Keeps the class heads' rows of the classes that a new set of classes shares with the old one, by name."""
+"""Class heads for another set of classes: the rows of the classes that both have stay, matched by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from deformable_detr.categories import Categories
-from deformable_detr.checkpoints.coco_classes import NO_CLASS, SYNONYMS, normalise_name
 from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.class_names import NO_CLASS, match_classes
 from deformable_detr.model.heads import class_head
 
 PROPOSAL_HEAD = "query_source.class_head"
@@ -62,10 +62,8 @@ class ClassMapping:
         )
 
 
-def match_classes(old: Categories | None, num_old: int, new: Categories) -> ClassMapping:
-    """Find for each new class the old one of the same name.
-
-    Case, spaces, hyphens and underscores do not matter; other usual names of COCO's classes are known.
+def map_classes(old: Categories | None, num_old: int, new: Categories) -> ClassMapping:
+    """Find for each new class the old one that it is (:func:`~deformable_detr.class_names.match_classes`).
 
     Args:
         old: the classes of the weights. None: unknown; as many new ones are taken for them, in this order.
@@ -75,19 +73,7 @@ def match_classes(old: Categories | None, num_old: int, new: Categories) -> Clas
     if old is None:
         same_number = len(new) == num_old  # then the names are those that the file left out
         return ClassMapping(new, tuple(range(num_old)) if same_number else (None,) * len(new), None, num_old)
-    names = {normalise_name(name): label for label, name in reversed(list(enumerate(old.names))) if name != NO_CLASS}
-    by_meaning = {_meaning(name): label for name, label in names.items()} | {
-        name: label for name, label in names.items() if _meaning(name) == name
-    }
-    sources = tuple(
-        None if name == NO_CLASS else names.get(normalise_name(name), by_meaning.get(_meaning(normalise_name(name))))
-        for name in new.names
-    )
-    return ClassMapping(new, sources, old, num_old)
-
-
-def _meaning(normalised: str) -> str:
-    return SYNONYMS.get(normalised, normalised)
+    return ClassMapping(new, tuple(match_classes(new, old, unique=False)), old, num_old)
 
 
 def placeholder_classes(num_classes: int) -> Categories:

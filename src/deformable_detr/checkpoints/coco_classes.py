@@ -1,6 +1,7 @@
-"""The classes of COCO in both layouts, and other names by which datasets call them."""
+"""The classes of COCO in both layouts."""
 
 from deformable_detr.categories import Categories
+from deformable_detr.class_names import NO_CLASS
 
 _NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -20,59 +21,11 @@ COCO_NAMES: dict[int, str] = dict(
 )
 """Category id → name of the 80 classes."""
 
-NO_CLASS = "N/A"
-"""Name of the channels of the 91-class layout that no category has."""
-
 COCO_80 = Categories(tuple(COCO_NAMES.values()), tuple(COCO_NAMES))
 """Contiguous labels (mmdetection, detrex)."""
 
 COCO_91 = Categories(tuple(COCO_NAMES.get(index, NO_CLASS) for index in range(91)), tuple(range(91)))
 """The label is the raw category id (official, transformers)."""
-
-_SYNONYMS = {
-    "person": "people, persons, pedestrian, human",
-    "bicycle": "bike, cycle, pushbike",
-    "car": "automobile",
-    "motorcycle": "motorbike, motor",
-    "airplane": "aeroplane, plane, aircraft",
-    "truck": "lorry",
-    "boat": "ship",
-    "traffic light": "traffic signal, stoplight",
-    "fire hydrant": "hydrant",
-    "cow": "cattle",
-    "backpack": "rucksack",
-    "handbag": "purse",
-    "tie": "necktie",
-    "skis": "ski",
-    "sports ball": "ball",
-    "tennis racket": "tennis racquet, racket",
-    "cup": "mug",
-    "donut": "doughnut",
-    "couch": "sofa",
-    "potted plant": "houseplant, pot plant",
-    "dining table": "table",
-    "tv": "television, tv monitor, tv set",
-    "laptop": "notebook computer",
-    "mouse": "computer mouse",
-    "remote": "remote control",
-    "keyboard": "computer keyboard",
-    "cell phone": "mobile phone, cellphone, mobile, smartphone",
-    "microwave": "microwave oven",
-    "refrigerator": "fridge",
-    "teddy bear": "teddy",
-    "hair drier": "hair dryer, hairdryer",
-}
-
-
-def normalise_name(name: str) -> str:
-    """Lower case, without spaces, hyphens and underscores."""
-    return "".join(character for character in name.lower() if character not in " -_")
-
-
-SYNONYMS: dict[str, str] = {
-    normalise_name(other): normalise_name(name) for name, others in _SYNONYMS.items() for other in others.split(",")
-}
-"""Other name → COCO's name, both normalised."""
 
 
 def default_categories(num_classes: int) -> Categories | None:

@@ -12,8 +12,8 @@ from deformable_detr.checkpoints.architecture import infer_config
 from deformable_detr.checkpoints.class_mapping import (
     ClassMapping,
     map_class_heads,
+    map_classes,
     map_thresholds,
-    match_classes,
     placeholder_classes,
 )
 from deformable_detr.checkpoints.coco_classes import default_categories
@@ -215,7 +215,7 @@ def _is_coco(categories: Categories | None) -> bool:
 
 
 def _change_classes(weights: Weights, metadata: Metadata, wanted: Categories) -> tuple[Metadata, ClassMapping]:
-    mapping = match_classes(metadata.categories, metadata.model.num_classes, wanted)
+    mapping = map_classes(metadata.categories, metadata.model.num_classes, wanted)
     if metadata.categories is None and mapping.is_identity:
         logger.info("the file names no classes; its %d are taken to be, in this order: %s", len(wanted), ", ".join(wanted.names))
     if not mapping.is_identity:

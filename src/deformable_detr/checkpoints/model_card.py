@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from deformable_detr.checkpoints.architecture import variant_name
-from deformable_detr.checkpoints.coco_classes import NO_CLASS
+from deformable_detr.class_names import NO_CLASS
 from deformable_detr.config import Metadata
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

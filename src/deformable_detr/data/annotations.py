@@ -1,13 +1,13 @@
 """A COCO annotation file → checked, compact arrays; every fault is an error that says where it stands."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from deformable_detr.categories import Categories
+from deformable_detr.class_names import list_classes, match_classes
 from deformable_detr.data.annotation_file import AnnotationFile, read_annotation_file
 from deformable_detr.structures import ImageId
 
@@ -113,19 +113,14 @@ def _clip_boxes(file: AnnotationFile, rows: np.ndarray, path: Path) -> tuple[np.
 
 
 def _label_mapping(found: Categories, wanted: Categories, used: set[int], path: Path) -> dict[int, int]:
-    """Category id of the file → label of `wanted`: by name, or by id where not one name is known."""
-    by_name = {name: label for label, name in enumerate(wanted.names) if wanted.names.count(name) == 1}
-    mapping = {i: by_name[name] for name, i in zip(found.names, found.ids, strict=True) if name in by_name}
-    if found == wanted or (not mapping and used <= set(wanted.ids)):
-        return wanted.label_of
-    unknown = [f"{name!r} (id {i})" for name, i in zip(found.names, found.ids, strict=True) if i in used and i not in mapping]
+    """Category id of the file → label of `wanted`."""
+    labels = match_classes(found, wanted, what=str(path))
+    mapping = {category_id: label for category_id, label in zip(found.ids, labels, strict=True) if label is not None}
+    unknown = [(name, i) for name, i in zip(found.names, found.ids, strict=True) if i in used and i not in mapping]
     if unknown:
+        known = list_classes(zip(wanted.names, wanted.ids, strict=True))
         raise ValueError(
-            f"{path}: has boxes of categories that the model or the training data do not know: {', '.join(unknown)}; "
-            f"known are {_listed(wanted.names)}. Rename or remove them, or train with them"
+            f"{path}: has boxes of categories that the model or the training data do not know: {list_classes(unknown)}; "
+            f"known are {known}. Rename or remove them, or train with them"
         )
     return mapping
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

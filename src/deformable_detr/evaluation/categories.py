@@ -1,58 +1,41 @@
-"""Which class of the model is which category of an annotation file."""
+"""Which class of the model is which category of a dataset."""
 
 import logging
-from collections.abc import Iterable
 
 from deformable_detr.categories import Categories
+from deformable_detr.class_names import MatchBy, list_classes, match_classes
+
+__all__ = ["match_categories"]
 
 logger = logging.getLogger(__name__)
 
 
-def match_categories(model: Categories, dataset: Categories) -> dict[int, int]:
-    """Label of the model → category id of the dataset, by name; by id only where not a single name fits.
+def match_categories(model: Categories, dataset: Categories, by: MatchBy = "name") -> dict[int, int]:
+    """Match labels of the model with category ids of the dataset (:func:`~deformable_detr.class_names.match_classes`).
 
-    Names are compared without regard to upper and lower case. Classes of the model that the dataset does not have are left
-    out: what is detected of them is not evaluated.
+    Classes of the model that the dataset does not have are left out: detections of them are not evaluated.
 
     Args:
         model: the classes that labels of predictions mean.
         dataset: the categories of the annotation file.
+        by: what must be equal: names, or category ids.
 
     Returns:
-        For each label that fits, the category id. Categories of the dataset that no label leads to are logged: they count
-        as never detected.
+        Label → category id. Categories of the dataset that no label leads to are logged: they count as never detected.
 
     Raises:
-        ValueError: neither a name nor an id fits; the message lists both sides.
+        ValueError: nothing fits; the message lists both sides.
     """
-    mapping = _by_name(model, dataset) or {label: i for label, i in enumerate(model.ids) if i in dataset.ids}
+    found = match_classes(dataset, model, by=by, what="annotations and model")
+    mapping = {label: category_id for label, category_id in zip(found, dataset.ids, strict=True) if label is not None}
+    sides = list_classes(zip(model.names, model.ids, strict=True)), list_classes(zip(dataset.names, dataset.ids, strict=True))
     if not mapping:
+        hint = "" if by == "id" else "; where the same ids mean the same classes under other names, match classes by id"
         raise ValueError(
-            "the classes of the model have neither a name nor an id in common with the categories of the annotation file: the "
-            f"model detects {_listed(zip(model.names, model.ids, strict=True))}; the file has "
-            f"{_listed(zip(dataset.names, dataset.ids, strict=True))}"
+            f"the classes of the model have no {by} in common with the categories of the annotation file: the model detects "
+            f"{sides[0]}; the file has {sides[1]}{hint}"
         )
-    reached = set(mapping.values())
-    unreached = [(name, i) for name, i in zip(dataset.names, dataset.ids, strict=True) if i not in reached]
-    if unreached:
-        logger.warning("the model cannot detect these categories of the annotation file: %s", _listed(unreached))
+    missing = [entry for entry, label in zip(zip(dataset.names, dataset.ids, strict=True), found, strict=True) if label is None]
+    if missing:
+        logger.warning("the model cannot detect these categories of the annotation file: %s", list_classes(missing))
     return mapping
-
-
-def _by_name(model: Categories, dataset: Categories) -> dict[int, int]:
-    ids_of: dict[str, list[int]] = {}
-    for name, category_id in zip(dataset.names, dataset.ids, strict=True):
-        ids_of.setdefault(name.strip().casefold(), []).append(category_id)
-    mapping, taken = {}, set()
-    for label, (name, own_id) in enumerate(zip(model.names, model.ids, strict=True)):
-        candidates = [i for i in ids_of.get(name.strip().casefold(), []) if i not in taken]
-        if candidates:  # where a name stands twice, the id decides
-            mapping[label] = own_id if own_id in candidates else candidates[0]
-            taken.add(mapping[label])
-    return mapping
-
-
-def _listed(entries: Iterable[tuple[str, int]], most: int = 20) -> str:
-    entries = list(entries)
-    shown = ", ".join(f"{name!r} (id {category_id})" for name, category_id in entries[:most])
-    return shown + (f" and {len(entries) - most} more" if len(entries) > most else "")

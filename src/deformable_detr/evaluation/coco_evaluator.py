@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 
 from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.categories import Categories
+from deformable_detr.class_names import MatchBy
 from deformable_detr.evaluation.categories import match_categories
 from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.matches import EvaluatedImage
@@ -42,13 +43,14 @@ class ImageDetections:
 class CocoEvaluator:
     """Collects the detections of a split batch by batch, then compares them with the annotations."""
 
-    def __init__(self, annotation_file: str | Path, categories: Categories) -> None:
+    def __init__(self, annotation_file: str | Path, categories: Categories, match_by: MatchBy = "name") -> None:
         """Read the annotations and match the classes of the model with them.
 
         Args:
             annotation_file: COCO JSON of the split.
             categories: what the labels of the detections mean: the classes of the model, which may be others than the file's
                 (see :func:`~deformable_detr.evaluation.categories.match_categories`).
+            match_by: what makes a class of the model and a category of the file the same: `name` or `id`.
 
         Raises:
             FileNotFoundError: no such file.
@@ -58,7 +60,7 @@ class CocoEvaluator:
         self.categories = categories
         self._category_id_of = np.full(len(categories), -1, dtype=np.int64)
         self._fits = np.zeros(len(categories), dtype=bool)
-        for label, category_id in match_categories(categories, self.ground_truth.categories).items():
+        for label, category_id in match_categories(categories, self.ground_truth.categories, match_by).items():
             self._category_id_of[label] = category_id
             self._fits[label] = True
         self._detections: dict[ImageId, ImageDetections] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deformable_detr.categories import Categories
+from deformable_detr.class_names import MatchBy
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.postprocessing import postprocess
@@ -27,6 +28,7 @@ def evaluate(
     device: torch.device | str | None = None,
     top_k: int = 100,
     nms_iou: float | None = None,
+    match_by: MatchBy = "name",
     precision: Precision = "fp32",
     results_file: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -39,11 +41,12 @@ def evaluate(
         model: takes an ImageBatch, gives Predictions. It runs in eval mode and is left in the mode that it came in.
         loader: batches of images and targets; of the targets only `image_id` and `image_size` are used. The images that it
             gives are the ones that are evaluated, be they all of the file or not.
-        categories: what the labels of the model mean; need not be the file's own (matched by name, else by id).
+        categories: what the labels of the model mean; need not be the file's own.
         annotation_file: COCO JSON of the split.
         device: where the model runs; None takes the device of its parameters.
         top_k: detections per image.
         nms_iou: see :func:`~deformable_detr.postprocessing.postprocess`.
+        match_by: whether `categories` are matched with those of the file by `name` or by `id`.
         precision: arithmetic of the forward pass.
         results_file: write the detections there, in COCO's result format (the first process does).
         progress: called after each batch with the number of images that this process has done so far.
@@ -63,6 +66,7 @@ def evaluate(
         device=device,
         top_k=top_k,
         nms_iou=nms_iou,
+        match_by=match_by,
         precision=precision,
         results_file=results_file,
         progress=progress,
@@ -79,12 +83,13 @@ def detect(
     device: torch.device | str | None = None,
     top_k: int = 100,
     nms_iou: float | None = None,
+    match_by: MatchBy = "name",
     precision: Precision = "fp32",
     results_file: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CocoEvaluator:
     """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the truth."""
-    evaluator = CocoEvaluator(annotation_file, categories)
+    evaluator = CocoEvaluator(annotation_file, categories, match_by)
     device = torch.device(device) if device is not None else _device_of(model)
     autocast = _autocast(precision, device)
     was_training = model.training
