@@ -1,11 +1,16 @@
 import io
+import struct
+import threading
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.data.images import ImageTooLargeError, decode_image, read_image
+from deformable_detr.data.images import UPLOAD_FORMATS, ImageError, ImageTooLargeError, open_image, read_image, read_size
+from deformable_detr.inference.sources import InputImage, is_single, list_images, open_source
 
 GREY = np.array([[0, 100, 200], [10, 20, 255]], dtype=np.uint8)
 COLOUR = np.stack((GREY, GREY[::-1], 255 - GREY), axis=2)  # [2, 3, 3]
@@ -136,7 +141,7 @@ def test_decoding_is_reading(tmp_path, orientation):
     for number, array in enumerate((COLOUR, GREY, GREY.astype(np.uint16) * 257, np.dstack((COLOUR, GREY)))):
         content = as_bytes(Image.fromarray(array), exif=exif)
         (tmp_path / f"{number}.png").write_bytes(content)
-        decoded = decode_image(content, "sent", max_pixels=6)
+        decoded = read_image(content, name="sent", formats=UPLOAD_FORMATS, max_pixels=6)
         assert torch.equal(decoded, read_image(tmp_path / f"{number}.png"))
 
 
@@ -145,15 +150,191 @@ def test_decoding_is_reading(tmp_path, orientation):
 )
 def test_bad_content_is_named(kind, message):
     with pytest.raises(ValueError, match=rf"street: .*{message}"):
-        decode_image(damaged(kind), "street", max_pixels=10_000)
+        read_image(damaged(kind), name="street", formats=UPLOAD_FORMATS)
 
 
 def test_content_with_too_many_pixels_or_of_a_wrong_kind():
+    def read(content, **options):
+        return read_image(content, name="street", formats=UPLOAD_FORMATS, **options)
+
     with pytest.raises(ImageTooLargeError, match="street: 3 x 2 pixels are more than the 5 allowed"):
-        decode_image(as_bytes(Image.fromarray(COLOUR)), "street", max_pixels=5)
+        read(as_bytes(Image.fromarray(COLOUR)), max_pixels=5)
     with pytest.raises(ImageTooLargeError, match="decompression bomb"):
-        decode_image(as_bytes(Image.new("1", (20_000, 10_000))), "street", max_pixels=10**9)
-    with pytest.raises(ValueError, match="street: 32-bit float"):
-        decode_image(as_bytes(Image.new("F", (2, 2)), "TIFF"), "street", max_pixels=5)
-    with pytest.raises(ValueError, match="street: not an image"):  # a format that runs Ghostscript
-        decode_image(as_bytes(Image.fromarray(COLOUR), "EPS"), "street", max_pixels=99)
+        read(as_bytes(Image.new("1", (20_000, 10_000))))
+    with pytest.raises(ImageError, match="street: 32-bit float"):
+        read(as_bytes(Image.new("F", (2, 2)), "TIFF"))
+    with pytest.raises(ImageError, match="street: not an image"):  # a format that runs Ghostscript
+        read(as_bytes(Image.fromarray(COLOUR), "EPS"))
+
+
+def test_one_answer_for_every_source(tmp_path):
+    """The same pixels from a file, its content, an open file, a PIL image, an array, a tensor; 8 and 16 bits, grey and colour."""
+    wide = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
+    for number, array in enumerate((GREY, COLOUR, wide)):
+        path = save(tmp_path / f"{number}.png", Image.fromarray(array))
+        expected = (array >> 8).astype(np.uint8) if array.dtype == np.uint16 else array
+        expected = expected if expected.ndim == 3 else np.repeat(expected[:, :, None], 3, axis=2)
+        sources = [path, str(path), path.read_bytes(), path.open("rb"), Image.open(path), array]
+        if array.ndim == 3:
+            sources.append(torch.from_numpy(array).permute(2, 0, 1))
+        for source in sources:
+            np.testing.assert_array_equal(as_hwc(read_image(source)), expected)
+            if not hasattr(source, "read"):
+                np.testing.assert_array_equal(as_hwc(next(open_source(source)).read()), expected)
+        sources[3].close(), sources[4].close()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_bit_depth(tmp_path, suffix):
+    """12 bits in 16, grey and colour: 4095 becomes 255. Written by OpenCV, which keeps 16 bits of colour."""
+    cv2 = pytest.importorskip("cv2")
+    values = np.array([[0, 15, 16], [2048, 4095, 5000]], dtype=np.uint16)
+    expected = np.array([[0, 0, 1], [128, 255, 255]], dtype=np.uint8)
+    colour = np.stack((values, values[::-1], values), axis=2)
+    for name, written, channel in (("grey", values, 0), ("colour", colour[:, :, ::-1], 0)):
+        path = tmp_path / f"{name}.{suffix}"
+        assert cv2.imwrite(str(path), written)
+        for source in (path, path.read_bytes()):
+            np.testing.assert_array_equal(as_hwc(read_image(source, bit_depth=12))[:, :, channel], expected)
+    np.testing.assert_array_equal(as_hwc(read_image(tmp_path / f"colour.{suffix}", bit_depth=12))[:, :, 1], expected[::-1])
+    np.testing.assert_array_equal(as_hwc(read_image(colour, bit_depth=12))[:, :, 0], expected)
+    eight = as_bytes(Image.fromarray(COLOUR))
+    assert torch.equal(read_image(eight, bit_depth=10), read_image(eight))  # 8 bits stay
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"zTXt", b"workflow\0\0" + zlib.compress(b"node " * 400_000)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<x/>" * 500_000)),
+        (b"zTXt", 70 * [b"a\0\0" + zlib.compress(b"b" * 1_000_000)]),
+    ],
+)
+def test_png_with_much_text_is_read(tmp_path, kind, data):
+    content = as_bytes(Image.fromarray(COLOUR))
+    texts = b"".join(png_chunk(kind, part) for part in (data if isinstance(data, list) else [data]))
+    path = tmp_path / "workflow.png"
+    path.write_bytes(content[:33] + texts + content[33:])
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(as_hwc(read_image(source)), COLOUR)
+    assert read_size(path) == (2, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_sound_pixels_with_damaged_exif_are_read(tmp_path):
+    content = bytearray(as_bytes(Image.fromarray(COLOUR), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"))
+    assert read_image(bytes(content)).shape == (3, 2, 3)
+
+
+FORMATS = (
+    *("AVIF", "BLP", "BMP", "DDS", "DIB", "GIF", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "MSP", "PCX", "PNG"),
+    *("PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM"),
+)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it finds in damaged tags
+def test_damaged_files_of_every_format(kind, tmp_path):
+    """100 files each, with changed bytes or cut off: read, or one kind of error that names the file."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (64, 48, 3), dtype=np.uint8))
+    mode = {"BLP": "P", "MSP": "1", "XBM": "1", "SPIDER": "F"}.get(kind, "RGB")
+    try:
+        whole = as_bytes(noise.convert(mode), kind)
+    except (KeyError, OSError) as error:
+        pytest.skip(f"this Pillow does not write {kind}: {error}")
+    path = tmp_path / f"damaged.{kind.lower()}"
+    for number in range(100):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content) if number % 2 else min(120, len(content)), int(rng.integers(0, 6))):
+            content[place] = rng.integers(0, 256)
+        path.write_bytes(content[: len(content) if number % 3 else rng.integers(0, len(content))])
+        for read in (read_image, read_size):
+            try:
+                read(path)
+            except ImageError as error:
+                assert str(error).startswith(str(path))
+        try:
+            read_image(path.read_bytes(), name="sent")
+        except ImageError as error:
+            assert str(error).startswith("sent: ")
+
+
+def test_errors_of_the_caller_within_open_image_are_no_images(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(COLOUR))
+    with pytest.raises(ImageError, match=r"a\.png: the image is damaged or truncated \(KeyError\)"), open_image(path, str(path)):
+        raise KeyError
+
+
+# ---- addresses
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Serves one PNG, an endless file, a page, a redirect to a local file, and errors."""
+
+    content = as_bytes(Image.fromarray(COLOUR))
+
+    def do_GET(self):
+        kind = self.path.partition("?")[0].rpartition("/")[2]
+        if kind == "missing.png":
+            self.send_error(404, "Not here")
+        elif kind == "redirect.png":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+            self.end_headers()
+        else:
+            self.send_response(200)
+            self.end_headers()
+            body = {"a.png": self.content, "page.html": b"<html>", "cut.png": self.content[:50], "long.png": bytes(3000)}[kind]
+            self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def host():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_addresses(host, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("deformable_detr.data.images.MOST_BYTES", 2000)
+    address = f"{host}/a.png?size=large*"
+    assert is_single(address)
+    (image,) = open_source(address)
+    assert (image.name, image.path) == (address, None)
+    np.testing.assert_array_equal(as_hwc(image.read()), COLOUR)
+    np.testing.assert_array_equal(as_hwc(next(open_source([address, COLOUR])).read()), COLOUR)
+    for name, message in (
+        ("missing.png", r"missing\.png: cannot be fetched \(status 404: Not here\)"),
+        ("page.html", r"page\.html: not an image that can be read \(6 bytes\)"),
+        ("cut.png", r"cut\.png: the image is damaged or truncated"),
+        ("redirect.png", r"redirect\.png: cannot be fetched"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            read_image(f"{host}/{name}")
+    with pytest.raises(ImageTooLargeError, match=r"long\.png: more than 0 MiB; download"):
+        read_image(f"{host}/long.png")
+    with pytest.raises(ImageError, match=r"^http://127\.0\.0\.1:1/a\.png: cannot be fetched"):
+        read_image("http://127.0.0.1:1/a.png")
+
+
+def test_folders_say_what_they_leave_out(tmp_path, caplog):
+    save(tmp_path / "a.jfif", Image.fromarray(COLOUR), format="JPEG")
+    for name in ("b.heic", "c.HEIC", "notes.txt", "._a.jpg"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jfif"]
+    assert "left out 2 images of formats that are not read (.heic)" in caplog.text
+    with pytest.raises(FileNotFoundError, match="only http and https addresses"):
+        InputImage("s", tmp_path.joinpath("s3://bucket/a.png").relative_to(tmp_path)).read()

@@ -102,13 +102,13 @@ def test_grey_arrays():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.zeros((4, 5, 3), np.float32), "array of float32; expected uint8"),
+        (np.zeros((4, 5, 3), np.float32), "image 3 is an array of float32; expected uint8"),
         (np.zeros((3, 4, 5), np.uint8), r"shape [3, 4, 5]; expected [height, width, 3]"),
         (np.zeros((4, 5, 4), np.uint8), r"shape [4, 5, 4]"),
         (np.zeros((0, 5, 3), np.uint8), r"shape [0, 5, 3]"),
         (torch.zeros(3, 4, 5), "tensor of torch.float32; expected torch.uint8"),
         (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), "pass list(batch)"),
-        (Image.new("F", (5, 4)), "mode 'F' has no fixed range"),
+        (Image.new("F", (5, 4)), "image 3: 32-bit float pixels have no natural 8-bit form"),
     ],
 )
 def test_images_that_are_none(content, message):
@@ -120,7 +120,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such image or folder: .*nowhere\.jpg"):
         next(open_source(tmp_path / "nowhere.jpg")).read()
     with pytest.raises(FileNotFoundError, match="download the image first"):
-        next(open_source("https://example.org/street.jpg")).read()
+        next(open_source("s3://bucket/street.jpg")).read()
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         next(open_source(tmp_path / "broken.jpg")).read()

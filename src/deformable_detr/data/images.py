@@ -1,72 +1,119 @@
-"""Read one image file of any usual kind as upright 8-bit RGB: the first stage of the data path."""
+"""Open an image of any source: a file, its content, an address, a PIL image, an array, a tensor. First stage of the data path."""
 
 import io
-import struct
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-"""What :func:`decode_image` reads: Pillow's formats for images, without those that run other programs (EPS) or are rare."""
+from deformable_detr.data.pixels import (
+    ImageError,
+    ImageTooLargeError,
+    of_array,
+    of_pil,
+    of_tensor,
+    read_orientation,
+    without_text,
+)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".avif"})
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "UNREADABLE_SUFFIXES",
+    "UPLOAD_FORMATS",
+    "ImageError",
+    "ImageSource",
+    "ImageTooLargeError",
+    "is_address",
+    "open_image",
+    "read_image",
+    "read_size",
+]
+
+ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
+"""A path or an address (`http://`, `https://`), the content of a file, an open file, or decoded pixels."""
+
+Openable = str | Path | bytes | Image.Image
+"""What Pillow opens without more ado."""
+
+UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""What is read of strangers: Pillow's formats for images, without those that run other programs (EPS) or are rare."""
+
+IMAGE_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in "jpg jpeg jpe jfif mpo png apng bmp dib webp tif tiff gif ppm pgm pbm pnm avif jp2 j2k jpx tga".split()  # noqa: SIM905
+)
 """Which files of a folder are images. A file that is named itself is read whatever its suffix."""
 
-ORIENTATION_TAG = 0x0112
-"""Of EXIF."""
+UNREADABLE_SUFFIXES = frozenset(
+    (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".svg", ".exr", ".hdr", ".dcm", ".nii", ".npy")
+)
+"""Files of a folder that are images, too, but of formats that are not read."""
+
+MOST_BYTES = 64 * 2**20
+"""Largest file that is fetched from an address."""
+
+TIMEOUT = 20.0
+"""Seconds without a byte after which an address is given up."""
 
 
-class ImageTooLargeError(ValueError):
-    """An image has more pixels than are allowed."""
-
-
-def read_image(path: str | Path, *, upright: bool = True) -> Tensor:
+def read_image(
+    source: ImageSource,
+    *,
+    name: str | None = None,
+    upright: bool = True,
+    bit_depth: int = 16,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int | None = None,
+) -> Tensor:
     """Read an image as the detector wants it.
 
     Greyscale and palette images become RGB, CMYK is converted, 16-bit values keep their high byte (65535 → 255), and an
     alpha channel is dropped without compositing, as the official COCO code (and OpenCV) does: hidden colours show.
 
     Args:
-        path: any format that Pillow reads.
-        upright: turn the image as its EXIF orientation says; False gives the pixels as they are stored.
+        source: a path of any format that Pillow reads, or another source. Arrays are `[H, W, 3]` RGB or `[H, W]` grey, tensors
+            `[3, H, W]` RGB, both uint8 or uint16.
+        name: of the image in messages; None takes the path or address.
+        upright: turn files and PIL images as their EXIF orientation says; False gives the pixels as they are stored.
+        bit_depth: how many bits of 16-bit values are used, 8 … 16: with 12, as many cameras have, 4095 becomes 255.
+        formats: Pillow's names of the formats that are accepted; None accepts all.
+        max_pixels: images of more pixels (height x width) are refused before they are decoded.
 
     Returns:
-        `[3, H, W]` uint8, RGB. Stored channels-last, which the 8-bit resize is fastest on.
+        `[3, H, W]` uint8, RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, is damaged or truncated, or has a pixel type without a natural 8-bit form.
+        ImageError: no image, damaged or truncated, not to be fetched, or of a pixel type without a natural 8-bit form. The only
+            error of damaged data, whatever the format.
+        ImageTooLargeError: more than `max_pixels`, or more than Pillow or the memory allow.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            image.load()
-            pixels = _rgb_pixels(ImageOps.exif_transpose(image) if upright else image, str(path))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image; check the image folder and the file names") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: this is a folder, not an image") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: no permission to read this image") from None
-    except UnidentifiedImageError:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path}: not an image that can be read ({size} bytes); replace the file or remove it from the data"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}; cut or shrink the image first") from None
-    except (OSError, SyntaxError, EOFError, IndexError, struct.error) as error:
-        raise ValueError(
-            f"{path}: the image is damaged or truncated ({error}); copy it again or remove it from the data"
-        ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
+    name = name or _name_of(source)
+    if isinstance(source, np.ndarray):
+        return of_array(source, name, bit_depth=bit_depth)
+    if isinstance(source, Tensor):
+        return of_tensor(source, name, bit_depth=bit_depth)
+    content = _openable(source, name)
+    with open_image(content, name, formats) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            size = f"{image.width} x {image.height} pixels"
+            raise ImageTooLargeError(f"{name}: {size} are more than the {max_pixels} allowed; shrink the image first")
+        if bit_depth < 16 and isinstance(content, (str, Path)):
+            content = Path(content).read_bytes()
+        encoded = content if isinstance(content, bytes) else None
+        return of_pil(image, name, upright=upright, bit_depth=bit_depth, content=encoded)
 
 
 def read_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
-    """The (height, width) of an image, from its header alone.
+    """The (height, width) of an image file, from its header alone.
 
     Args:
         path: any format that Pillow reads.
@@ -74,69 +121,99 @@ def read_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an image.
+        ImageError: the file is not an image.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            turned = upright and read_orientation(image) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image; check the image folder and the file names") from None
-    except Exception as error:  # on damaged headers Pillow's decoders raise nearly anything
-        raise ValueError(f"{path}: not an image that can be read ({error})") from None
+    with open_image(path, str(path)) as image:
+        turned = upright and read_orientation(image) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 … 8; from 5 on width and height are exchanged."""
-    found = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)  # PNG's own method would decode the whole image
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+def is_address(source: object) -> bool:
+    """Whether a string is an address on the web (and not a path)."""
+    return isinstance(source, str) and re.match(r"https?://", source, re.IGNORECASE) is not None
 
 
-def decode_image(content: bytes, name: str, *, max_pixels: int) -> Tensor:
-    """Like :func:`read_image`, for the content of a file that a stranger has sent.
+@contextmanager
+def open_image(
+    source: str | Path | bytes | Image.Image, name: str, formats: tuple[str, ...] | None = None
+) -> Iterator[Image.Image]:
+    """Open a file, its content or a PIL image; whatever is raised while it is open comes out as one kind of error.
 
     Args:
-        content: one of :data:`UPLOAD_FORMATS`.
+        source: what to open. A PIL image stays open afterwards.
         name: of the image, in messages.
-        max_pixels: images of more pixels (height x width) are refused before they are decoded.
+        formats: see :func:`read_image`.
 
-    Returns:
-        `[3, H, W]` uint8, RGB, upright.
+    Yields:
+        The image, its header read.
 
     Raises:
-        ImageTooLargeError: more than `max_pixels`.
-        ValueError: not an image, damaged or truncated, or a pixel type without a natural 8-bit form.
+        FileNotFoundError: there is no such file.
+        PermissionError: the file must not be read.
+        ImageError: see :func:`read_image`.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width} x {image.height} pixels"
-                raise ImageTooLargeError(f"{name}: {size} are more than the {max_pixels} allowed; shrink the image first")
-            image.load()
-            pixels = _rgb_pixels(ImageOps.exif_transpose(image), name)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(f"{name}: {error}; shrink the image first") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image that can be read ({len(content)} bytes)") from None
-    except (ImageTooLargeError, _PixelTypeError, MemoryError):
+        if isinstance(source, Image.Image):
+            yield source
+            return
+        with _opened(source, formats) as image:
+            yield image
+    except ImageError:
         raise
-    except Exception as error:  # on forged files Pillow's decoders raise nearly anything: KeyError, TypeError, zlib.error …
-        raise ValueError(f"{name}: the image is damaged or truncated ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such image; check the image folder and the file names") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: this is a folder, not an image") from None
+    except PermissionError:
+        raise PermissionError(f"{name}: no permission to read this image") from None
+    except UnidentifiedImageError:
+        size = len(source) if isinstance(source, bytes) else Path(str(source)).stat().st_size
+        raise ImageError(
+            f"{name}: not an image that can be read ({size} bytes); replace the file or remove it from the data"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLargeError(f"{name}: {error}; cut or shrink the image first") from None
+    except MemoryError:
+        raise ImageTooLargeError(f"{name}: the pixels do not fit into the memory; cut or shrink the image first") from None
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything: KeyError, zlib.error, RuntimeError …
+        reason = str(error) or type(error).__name__
+        raise ImageError(
+            f"{name}: the image is damaged or truncated ({reason}); copy it again or remove it from the data"
+        ) from error
 
 
-class _PixelTypeError(ValueError):
-    """A pixel type without a natural 8-bit form."""
+def _opened(source: str | Path | bytes, formats: tuple[str, ...] | None) -> Image.Image:
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        return Image.open(stream, formats=formats)
+    except ValueError as error:
+        if "text" not in str(error).lower() and "Decompressed data" not in str(error):
+            raise
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        return Image.open(io.BytesIO(without_text(content)), formats=formats)
 
 
-def _rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
-    """`[H, W, 3]` uint8 of an opened image, in memory of its own."""
-    if image.mode.startswith("I"):  # "I;16", "I;16B", and "I": 16 bits in 32
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise _PixelTypeError(
-            f"{name}: 32-bit float pixels have no natural 8-bit form; save the image with 8 or 16 bits per channel"
-        )
-    return np.array(image.convert("RGB"))
+def _name_of(source: ImageSource) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return str(getattr(source, "filename", None) or getattr(source, "name", None) or "the image")
+
+
+def _openable(source: str | Path | bytes | BinaryIO | Image.Image, name: str) -> Openable:
+    if isinstance(source, str) and is_address(source):
+        return _download(source, name)
+    return source if isinstance(source, Openable) else source.read()
+
+
+def _download(address: str, name: str) -> bytes:
+    request = urllib.request.Request(address, headers={"User-Agent": "deformable-detr"})  # some hosts refuse urllib's own
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            content = answer.read(MOST_BYTES + 1)
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        code = f"status {error.code}: " if isinstance(error, urllib.error.HTTPError) else ""
+        raise ImageError(f"{name}: cannot be fetched ({code}{reason})") from None
+    if len(content) > MOST_BYTES:
+        raise ImageTooLargeError(f"{name}: more than {MOST_BYTES // 2**20} MiB; download the file and give its path")
+    return content

@@ -1,23 +1,29 @@
-"""What can be predicted on: files, folders, patterns, PIL images, arrays and tensors, as one stream of images.
+"""What can be predicted on: files, folders, patterns, addresses, PIL images, arrays and tensors, as one stream of images.
 
 First step of prediction: a :class:`InputImage` knows its name and gives its pixels, upright and RGB, when asked.
 """
 
 import glob
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from deformable_detr.data.images import IMAGE_SUFFIXES, read_image
+from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageSource, is_address, read_image
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+__all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_images", "natural_key", "open_source"]
+
+logger = logging.getLogger(__name__)
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
 Source = ImageLike | Iterable[ImageLike]
+DECODED = (bytes, Image.Image, np.ndarray, Tensor)
+"""Single images that are no paths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +31,13 @@ class InputImage:
     """One image to predict on, not yet read."""
 
     name: str
-    """Its name in messages: the path, or `image 3` for the fourth of a list."""
+    """Its name in messages: the path or address, or `image 3` for the fourth of a list."""
 
-    content: Path | Image.Image | np.ndarray | Tensor
+    content: ImageSource
     """Where its pixels come from."""
+
+    bit_depth: int = 16
+    """How many bits of 16-bit values are used, see :func:`~deformable_detr.data.images.read_image`."""
 
     @property
     def path(self) -> Path | None:
@@ -40,47 +49,46 @@ class InputImage:
 
         Raises:
             FileNotFoundError: the file is not there (any more).
-            ValueError: the file cannot be decoded, or the array or tensor is not a uint8 image; the message names it.
+            ImageError: it cannot be fetched or decoded, or the array or tensor is not an image; the message names it.
         """
-        if isinstance(self.content, Path):
-            _check_exists(self.content)
-            return read_image(self.content)
-        if isinstance(self.content, Image.Image):
-            return _from_pil(self.content)
-        if isinstance(self.content, np.ndarray):
-            return _from_array(self.content, self.name)
-        return _from_tensor(self.content, self.name)
+        if self.path is not None:
+            _check_exists(self.path)
+        return read_image(self.content, name=self.name, bit_depth=self.bit_depth)
 
 
 def is_single(source: Source) -> bool:
     """Whether `source` is one image (and not a folder, a pattern or several images)."""
     if isinstance(source, (str, Path)):
-        return not Path(source).is_dir() and not _is_pattern(source)
-    return isinstance(source, (Image.Image, np.ndarray, Tensor))
+        return is_address(source) or (not Path(source).is_dir() and not _is_pattern(source))
+    return isinstance(source, DECODED)
 
 
-def open_source(source: Source) -> Iterator[InputImage]:
+def open_source(source: Source, *, bit_depth: int = 16) -> Iterator[InputImage]:
     """The images of `source`, one after the other; nothing is read yet.
 
     Args:
-        source: a file, a folder (the images directly in it, in natural order: 2 before 10), a glob pattern (`**` goes into
-            subfolders), a PIL image, a numpy array (uint8 `[H, W, 3]` RGB, or `[H, W]` grey), a torch tensor
-            (uint8 `[3, H, W]` RGB), or any iterable of these. An iterator is consumed lazily, so it may be endless.
+        source: a file, an address (`https://…`), a folder (the images directly in it, in natural order: 2 before 10), a glob
+            pattern (`**` goes into subfolders), the content of a file as bytes, a PIL image, a numpy array (`[H, W, 3]` RGB, or
+            `[H, W]` grey), a torch tensor (`[3, H, W]` RGB), or any iterable of these. An iterator is consumed lazily, so it may
+            be endless.
+        bit_depth: how many bits of 16-bit values are used.
 
     Raises:
         FileNotFoundError: a path or pattern leads nowhere, or a folder has no image.
         TypeError: something that is no source.
     """
-    if isinstance(source, (str, Path)):
-        yield from (InputImage(str(path), path) for path in list_images(source))
-    elif isinstance(source, (Image.Image, np.ndarray, Tensor)):
-        yield InputImage("the image", source)
-    elif isinstance(source, Iterable) and not isinstance(source, (bytes, dict)):
+    if is_address(source):
+        yield InputImage(str(source), str(source), bit_depth)
+    elif isinstance(source, (str, Path)):
+        yield from (InputImage(str(path), path, bit_depth) for path in list_images(source))
+    elif isinstance(source, DECODED):
+        yield InputImage("the image", source, bit_depth)
+    elif isinstance(source, Iterable) and not isinstance(source, dict):
         for index, item in enumerate(source):
-            if isinstance(item, (Image.Image, np.ndarray, Tensor)):
-                yield InputImage(f"image {index}", item)
+            if isinstance(item, DECODED):
+                yield InputImage(f"image {index}", item, bit_depth)
             elif isinstance(item, (str, Path)):
-                yield from open_source(item)
+                yield from open_source(item, bit_depth=bit_depth)
             else:
                 raise TypeError(f"item {index} of the list is a {type(item).__name__}; {_EXPECTED}")
     else:
@@ -97,7 +105,12 @@ def list_images(source: str | Path) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        found = [item for item in path.iterdir() if item.is_file() and item.suffix.lower() in IMAGE_SUFFIXES]
+        files = [item for item in path.iterdir() if item.is_file() and not item.name.startswith(".")]
+        found = [item for item in files if item.suffix.lower() in IMAGE_SUFFIXES]
+        unreadable = [item for item in files if item.suffix.lower() in UNREADABLE_SUFFIXES]
+        if unreadable:
+            names = ", ".join(sorted({item.suffix.lower() for item in unreadable}))
+            logger.warning("%s: left out %d images of formats that are not read (%s)", path, len(unreadable), names)
         if not found:
             raise FileNotFoundError(
                 f"no images in the folder {path} (looked for {', '.join(sorted(IMAGE_SUFFIXES))}); "
@@ -120,8 +133,8 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 
 _EXPECTED = (
-    "expected a file, a folder, a glob pattern, a PIL image, a uint8 numpy array [H, W, 3] (RGB), "
-    "a uint8 torch tensor [3, H, W] (RGB), or a list of these"
+    "expected a file, an address, a folder, a glob pattern, the bytes of a file, a PIL image, a numpy array [H, W, 3] (RGB), "
+    "a torch tensor [3, H, W] (RGB), or a list of these"
 )
 
 
@@ -132,36 +145,6 @@ def _is_pattern(source: str | Path) -> bool:
 def _check_exists(path: Path) -> None:
     if path.exists():
         return
-    if re.match(r"[a-z]+:/", str(path)):
-        raise FileNotFoundError(f"{path} is an address, not a file: download the image first")
+    if re.match(r"[a-z0-9]+:/", str(path)):
+        raise FileNotFoundError(f"{path}: only http and https addresses, given as strings, are fetched; download the image first")
     raise FileNotFoundError(f"no such image or folder: {path}")
-
-
-def _from_pil(image: Image.Image) -> Tensor:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        raise ValueError(
-            f"a PIL image of mode {upright.mode!r} has no fixed range; give the file itself, or convert it to 8 bits per channel"
-        )
-    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def _from_array(array: np.ndarray, name: str) -> Tensor:
-    if array.dtype != np.uint8:
-        raise ValueError(f"{name} is an array of {array.dtype}; expected uint8, 0 … 255 (not normalised)")
-    if array.ndim == 2:
-        array = np.stack([array] * 3, axis=-1)
-    if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-        raise ValueError(
-            f"{name} is an array of shape {list(array.shape)}; expected [height, width, 3] RGB or [height, width] grey"
-        )
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).contiguous()
-
-
-def _from_tensor(tensor: Tensor, name: str) -> Tensor:
-    if tensor.dtype != torch.uint8:
-        raise ValueError(f"{name} is a tensor of {tensor.dtype}; expected torch.uint8, 0 … 255 (not normalised)")
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
-        hint = " (a batch: pass list(batch))" if tensor.ndim == 4 else ""
-        raise ValueError(f"{name} is a tensor of shape {list(tensor.shape)}{hint}; expected [3, height, width] RGB")
-    return tensor.cpu()

@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.requests import Request
 from torch import Tensor
 
-from deformable_detr.data.images import ImageTooLargeError, decode_image
+from deformable_detr.data.images import UPLOAD_FORMATS, ImageTooLargeError, read_image
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.serving.answers import Settings
 from deformable_detr.serving.batcher import Answer, Batcher
@@ -183,7 +183,7 @@ def _decode(upload: Upload, limits: Limits) -> tuple[Tensor, float]:
     """The pixels, and the seconds that it took."""
     began = time.perf_counter()
     try:
-        pixels = decode_image(upload.content, upload.name, max_pixels=limits.max_pixels)
+        pixels = read_image(upload.content, name=upload.name, formats=UPLOAD_FORMATS, max_pixels=limits.max_pixels)
     except ImageTooLargeError as error:
         raise RefusedError(413, str(error)) from None
     except ValueError as error:

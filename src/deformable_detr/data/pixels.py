@@ -1,0 +1,154 @@
+"""Decoded images of any kind → upright 8-bit RGB: PIL images of every mode, arrays, tensors."""
+
+import io
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+__all__ = [
+    "ImageError",
+    "ImageTooLargeError",
+    "of_array",
+    "of_pil",
+    "of_tensor",
+    "read_orientation",
+    "scale_to_8_bits",
+    "wide_pixels",
+    "without_text",
+]
+
+ORIENTATION_TAG = 0x0112
+"""Of EXIF."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → what makes the stored pixels upright."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names it."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image with more pixels or bytes than are allowed."""
+
+
+def of_pil(image: Image.Image, name: str, *, upright: bool = True, bit_depth: int = 16, content: bytes | None = None) -> Tensor:
+    """Convert a PIL image.
+
+    Args:
+        image: opened, of any mode; its pixels are loaded here.
+        name: of the image, in messages.
+        upright: turn it as its EXIF orientation says.
+        bit_depth: see :func:`scale_to_8_bits`.
+        content: the file that it comes from, for 16-bit colour, of which Pillow keeps 8 bits.
+
+    Returns:
+        `[3, H, W]` uint8, RGB, in memory of its own. Stored channels-last, which the 8-bit resize is fastest on.
+
+    Raises:
+        ImageError: a pixel type without a natural 8-bit form.
+        Exception: whatever Pillow's decoder raises on damaged data.
+    """
+    wide = wide_pixels(image, content) if bit_depth < 16 or image.mode.startswith("I") else None
+    if wide is not None:
+        pixels = scale_to_8_bits(wide, bit_depth)
+    elif image.mode == "F":
+        raise ImageError(f"{name}: 32-bit float pixels have no natural 8-bit form; save the image with 8 or 16 bits per channel")
+    else:
+        pixels = np.array(image.convert("RGB"))
+    if upright and (turn := UPRIGHT.get(read_orientation(image))) is not None:
+        pixels = np.array(Image.fromarray(pixels).transpose(turn))
+    return _channels_first(pixels)
+
+
+def of_array(array: np.ndarray, name: str, *, bit_depth: int = 16) -> Tensor:
+    """Convert an array `[H, W, 3]` RGB or `[H, W]` grey, uint8 or uint16; as :func:`of_pil`.
+
+    Raises:
+        ImageError: another shape or type.
+    """
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{name} is an array of {array.dtype}; expected uint8, 0 … 255 (not normalised), or uint16")
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or array.size == 0:
+        raise ImageError(
+            f"{name} is an array of shape {list(array.shape)}; expected [height, width, 3] RGB or [height, width] grey"
+        )
+    return _channels_first(array if array.dtype == np.uint8 else scale_to_8_bits(array, bit_depth))
+
+
+def of_tensor(tensor: Tensor, name: str, *, bit_depth: int = 16) -> Tensor:
+    """Convert a tensor `[3, H, W]` RGB, uint8 or uint16, on any device; as :func:`of_pil`.
+
+    Raises:
+        ImageError: another shape or type.
+    """
+    if tensor.dtype not in (torch.uint8, torch.uint16):
+        raise ImageError(f"{name} is a tensor of {tensor.dtype}; expected torch.uint8, 0 … 255 (not normalised), or torch.uint16")
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
+        hint = " (a batch: pass list(batch))" if tensor.ndim == 4 else ""
+        raise ImageError(f"{name} is a tensor of shape {list(tensor.shape)}{hint}; expected [3, height, width] RGB")
+    if tensor.dtype == torch.uint8:
+        return tensor.cpu()
+    return torch.from_numpy(scale_to_8_bits(tensor.cpu().numpy(), bit_depth))
+
+
+def scale_to_8_bits(values: np.ndarray, bit_depth: int) -> np.ndarray:
+    """Keep the upper 8 of `bit_depth` bits: 2^bit_depth − 1 becomes 255, and so does everything above."""
+    return np.minimum(values >> (bit_depth - 8), 255).astype(np.uint8)
+
+
+def wide_pixels(image: Image.Image, content: bytes | None = None) -> np.ndarray | None:
+    """The pixels of an image of more than 8 bits per channel: `[H, W]` or `[H, W, 3]` RGB, unsigned, stored orientation; else None.
+
+    Args:
+        image: opened; its pixels are loaded here.
+        content: the file that it comes from. Needed for colour, of which Pillow keeps the high bytes only.
+    """
+    if image.mode.startswith("I"):  # "I;16", "I;16B", and "I": 16 bits in 32
+        return np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
+    if content is None or not any(";16" in str(tile.args) for tile in getattr(image, "tile", ())):
+        return None
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    found = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
+    if found is None or found.dtype != np.uint16:
+        return None
+    return found if found.ndim == 2 else found[:, :, 2::-1]  # BGR or BGRA → RGB
+
+
+def read_orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 … 8 (from 5 on width and height are exchanged); 1 where EXIF is damaged."""
+    try:
+        found = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)  # PNG's own method would decode the whole image
+    except Exception:  # the parser raises nearly anything on damaged data, and the pixels may be sound all the same
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    """`[H, W, 3]` or `[H, W]` uint8 → `[3, H, W]`, channels-last in memory."""
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def without_text(png: bytes) -> bytes:
+    """A PNG file without its text chunks, of which Pillow reads a limited amount (workflows, XMP) before it refuses the image."""
+    kept, position = io.BytesIO(), 8
+    kept.write(png[:8])
+    while position + 12 <= len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        if png[position + 4 : position + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.write(png[position:end])
+        position = end
+    return kept.getvalue()
