@@ -15,6 +15,13 @@ DEFAULT_THRESHOLD = 0.5
 """Smallest score of a detection where the weights come without thresholds of their own."""
 
 
+_NEEDED = {
+    **dict.fromkeys(("query_content", "query_position", "proposal_classes", "proposal_loss", "one_to_many_queries"), "two_stage"),
+    **dict.fromkeys(("look_forward_twice", "relation_bias", "denoising_queries"), "box_refinement"),
+}
+"""Settings of `ModelConfig` that mean something only together with another one."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. The defaults are Deformable DETR, ResNet-50, of the paper's table 1 (preset `r50`)."""
@@ -76,9 +83,62 @@ class ModelConfig:
     two_stage: bool = False
     """Queries from the encoder's best proposals (paper, app. A.4). Needs box_refinement."""
 
+    backbone_levels: int = 3
+    """How many of the backbone's last stages become levels of their own; 4 adds stride 4 (DINO with 5 scales)."""
+
+    position_temperature: float = 10_000.0
+    """Temperature of the sine encoding of positions on the feature maps. DINO: 20."""
+
+    position_offset: float = 0.5
+    """What is taken off the pixel's number (from 1) before its sine encoding. DINO: 0."""
+
+    logit_eps: float = 1e-5
+    """Boxes are kept this far from 0 and 1 before their logit is taken in the decoder. DINO: 1e-3."""
+
+    query_content: Literal["proposal", "learned"] = "proposal"
+    """Two-stage: the content of a query comes from its proposal, or is learned for each rank (mixed selection, DINO)."""
+
+    query_position: Literal["proposal", "reference"] = "proposal"
+    """Two-stage: the position of a query comes from its proposal, the same in all layers, or in each layer from the box that the
+    layer looks around, through a small MLP (DINO)."""
+
+    proposal_classes: bool = False
+    """Two-stage: proposals are ranked by their best class and learn the classes (DINO). Otherwise class channel 0 is taught
+    whether there is any object, and ranks them."""
+
+    proposal_loss: Literal["all", "selected"] = "all"
+    """Two-stage: the proposals of all positions are trained, or only those that become queries (DINO)."""
+
+    look_forward_twice: bool = False
+    """The gradient of a layer's boxes reaches the layer before it as well (DINO). Needs box_refinement."""
+
+    decoder_norm: bool = False
+    """A layer norm before the prediction heads of the decoder (DINO)."""
+
+    shared_heads: bool = False
+    """One class head and one box head for all decoder layers also with box_refinement (DINO); proposals keep their own."""
+
+    relation_bias: bool = False
+    """Self-attention from the second decoder layer on is biased by how the boxes lie to each other (Relation-DETR)."""
+
+    denoising_queries: int = 0
+    """Training: about this many queries start from ground-truth boxes with noise, and as many from worse ones (DINO: 100)."""
+
+    label_noise: float = 0.5
+    """Denoising: half of this share of the queries gets a random label."""
+
+    box_noise: float = 1.0
+    """Denoising: how far the corners move, as a share of half the box's size; negatives move by one to two times this."""
+
+    one_to_many_queries: int = 0
+    """Training: this many further proposals make a second set of queries, matched one-to-many (H-DETR: 1500)."""
+
     def __post_init__(self) -> None:
         if self.two_stage and not self.box_refinement:
             raise ValueError("two_stage needs box_refinement=True: the proposals are the boxes that the first layer refines")
+        for name, needed in _NEEDED.items():
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default and not getattr(self, needed):
+                raise ValueError(f"{name}={getattr(self, name)!r} needs {needed}=True")
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_dim % 32:
@@ -162,8 +222,11 @@ class Metadata:
 class LossConfig:
     """Matching and losses (paper, section 4; the values of the official recipe)."""
 
-    class_weight: float = 2.0
-    """Weight of the focal loss."""
+    class_loss: Literal["focal", "ia-bce", "varifocal", "mal"] = "focal"
+    """The loss of the classes; all but `focal` (official) teach a matched query the IoU of its box as its score."""
+
+    class_weight: float | None = None
+    """Weight of the class loss. null: 2 with the focal loss (official), 1 with the others and for models of DINO's kind."""
 
     bbox_weight: float = 5.0
     """Weight of the L1 loss of the boxes."""
@@ -185,6 +248,37 @@ class LossConfig:
 
     focal_gamma: float = 2.0
     """Focal loss: how strongly easy examples are played down."""
+
+    mal_gamma: float = 1.5
+    """Class loss `mal`: exponent of the IoU that is learned, and of the weight of what is not matched."""
+
+    giou_eps: float | None = None
+    """Added to the denominators of the generalised IoU. null: 0 (official), 1e-6 for models of DINO's kind."""
+
+    copies: int = 1
+    """With how many queries each object is matched in every decoder layer. 1: one-to-one (official). More learns faster, but gives
+    several boxes per object: for use with train.nms_iou."""
+
+    encoder_copies: int = 1
+    """With how many of the encoder's proposals each object is matched."""
+
+    one_to_many_copies: int = 6
+    """With how many queries of the one-to-many branch each object is matched (at most, where matching goes by quality)."""
+
+    one_to_many_weight: float = 1.0
+    """What the losses of the one-to-many branch are multiplied by."""
+
+    branch_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of a kind of loss that differ in one branch, such as `{loss_class_dn: 1.0, loss_class_enc: 2.0}`."""
+
+    def class_weight_of(self, model: ModelConfig) -> float:
+        """The weight of the class loss for a model."""
+        official = self.class_loss == "focal" and model.proposal_loss == "all"
+        return self.class_weight if self.class_weight is not None else 2.0 if official else 1.0
+
+    def giou_eps_of(self, model: ModelConfig) -> float:
+        """What is added to the denominators of the generalised IoU for a model."""
+        return self.giou_eps if self.giou_eps is not None else 0.0 if model.proposal_loss == "all" else 1e-6
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ Model and criterion meet only through :class:`Predictions` and :class:`Target`; 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 ImageId = int | str
+
+Branch = Literal["decoder", "encoder", "denoising", "one_to_many"]
+"""The sets of predictions that are trained; the last two exist in training alone."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,31 @@ class Predictions:
     """`[N, B, Q, 4]` cxcywh in [0, 1] of each image's own (unpadded) width and height."""
 
     encoder_logits: Tensor | None = None
-    """`[B, S, K]` of the proposals, two-stage only. Channel 0 is trained as objectness (Deformable DETR, app. A.4)."""
+    """`[B, S, K]` of the proposals, two-stage only. Channel 0 is trained as objectness (Deformable DETR, app. A.4), or all of
+    them as classes. DINO has the Q selected proposals in place of all S positions."""
 
     encoder_boxes: Tensor | None = None
     """`[B, S, 4]` of the proposals, in the frame of `boxes`; (1, 1, 1, 1) at positions that cannot propose."""
+
+    denoising_logits: Tensor | None = None
+    """`[N, B, G, K]` of G denoising queries, in training with them only."""
+
+    denoising_boxes: Tensor | None = None
+    """`[N, B, G, 4]`, in the frame of `boxes`."""
+
+    one_to_many_logits: Tensor | None = None
+    """`[N, B, ·, K]` of a one-to-many branch, in training with one only."""
+
+    one_to_many_boxes: Tensor | None = None
+    """`[N, B, ·, 4]`, in the frame of `boxes`."""
+
+    def of(self, branch: Branch) -> tuple[Tensor, Tensor] | None:
+        """Logits `[N, B, ·, K]` and boxes `[N, B, ·, 4]` of a branch, the encoder's as one layer; None where there are none."""
+        prefix = "" if branch == "decoder" else f"{branch}_"
+        logits, boxes = getattr(self, f"{prefix}logits"), getattr(self, f"{prefix}boxes")
+        if logits is None or boxes is None:
+            return None
+        return (logits[None], boxes[None]) if branch == "encoder" else (logits, boxes)
 
     def __len__(self) -> int:
         return self.logits.shape[1]

@@ -9,7 +9,8 @@ from torchvision.ops import generalized_box_iou
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from deformable_detr.criterion import SetCriterion
-from deformable_detr.criterion.losses import elementwise_giou, sigmoid_focal_loss
+from deformable_detr.criterion.class_losses import sigmoid_focal_loss
+from deformable_detr.criterion.losses import elementwise_giou
 from deformable_detr.structures import Predictions, Target
 
 

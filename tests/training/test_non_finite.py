@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deformable_detr.config import RunConfig
-from deformable_detr.criterion import SetCriterion, build_criterion
+from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training import NonFiniteLossError, train
@@ -128,10 +128,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
             losses = super().forward(predictions, targets)
             return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if next(calls) in steps else losses
 
-    monkeypatch.setattr(
-        "deformable_detr.training.learner.build_criterion",
-        lambda num_classes, loss: Breaking(num_classes, **vars(loss)),
-    )
+    monkeypatch.setattr("deformable_detr.training.learner.SetCriterion", Breaking)
 
 
 def test_a_run_stops_and_keeps_the_step(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,5 +165,5 @@ def test_the_criterion_of_a_replay_is_that_of_the_run(model: DeformableDETR, tmp
     path = save_step(tmp_path, 0, "", [make_batch()], model, loss)
     assert path is not None
     found = replay(path)[1]
-    assert found == diagnose(model, build_criterion(2, loss), [make_batch()], CPU)
+    assert found == diagnose(model, SetCriterion.from_config(model.metadata.model, loss), [make_batch()], CPU)
     assert found.where == "backward"

@@ -80,7 +80,7 @@ def test_all_processes_leave_out_the_step_that_breaks_in_one(
 ) -> None:
     settings = replace(config.train, batch_size=1, epochs=1, evaluate_every=0, log_every=1, on_non_finite="skip")
     config = replace(config, output_dir=str(tmp_path / "run"), train=settings)
-    monkeypatch.setattr(learner, "build_criterion", lambda num_classes, loss: Breaking(num_classes, **vars(loss)))
+    monkeypatch.setattr(learner, "SetCriterion", Breaking)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     context = multiprocessing.get_context("fork")

@@ -1,25 +1,38 @@
-"""From predictions and targets to losses: match every layer, then focal, L1 and GIoU loss (paper, section 4 and app. A.4)."""
+"""From predictions and targets to losses: match every layer, then class, L1 and GIoU loss (paper, section 4 and app. A.4)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, distributed, nn
 
-from deformable_detr.criterion.losses import at_least_float32, bbox_loss, class_loss, giou_loss
+from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.config import LossConfig, ModelConfig
+from deformable_detr.criterion.class_losses import class_loss_function
+from deformable_detr.criterion.denoising import DenoisingMatcher
+from deformable_detr.criterion.losses import at_least_float32, bbox_loss, elementwise_iou, giou_loss
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching
+from deformable_detr.criterion.quality_matcher import QualityMatcher
 from deformable_detr.criterion.targets import FlatTargets
-from deformable_detr.structures import Predictions, Target
+from deformable_detr.structures import Branch, Predictions, Target
 
 LOSS_KINDS = ("loss_class", "loss_bbox", "loss_giou")
+
+SUFFIXES: dict[Branch, str] = {"decoder": "", "encoder": "_enc", "denoising": "_dn", "one_to_many": "_one_to_many"}
+"""What the names of each branch's losses end in, before the number of the layer."""
 
 
 @dataclass(frozen=True)
 class BatchMatching:
-    """What was matched with what: by each decoder layer, and among the proposals of a two-stage model."""
+    """The pairs of queries and objects: of the decoder layers, the proposals, and the branches that exist in training alone."""
 
     decoder: Matching
     encoder: Matching | None = None
+    denoising: Matching | None = None
+    one_to_many: Matching | tuple[Matching, ...] | None = None
+    """A tuple has one `Matching` per layer, where the number of pairs differs between layers."""
 
 
 class SetCriterion(nn.Module):
@@ -37,36 +50,98 @@ class SetCriterion(nn.Module):
         giou_cost: float = 2.0,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        giou_eps: float = 0.0,
+        class_loss: str = "focal",
+        mal_gamma: float = 1.5,
+        copies: int = 1,
+        encoder_copies: int = 1,
+        encoder_classes: bool = False,
+        one_to_many_copies: int = 6,
+        one_to_many: QualityMatcher | None = None,
+        branch_weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Set the weights; the defaults are the official ones.
+        """Set weights and parts; the defaults are the official ones.
 
         Args:
             num_classes: K.
-            class_weight: of the focal loss in :meth:`weighted_sum`.
+            class_weight: of the class loss in :meth:`weighted_sum`.
             bbox_weight: of the L1 loss.
             giou_weight: of the generalised IoU loss.
             class_cost: of the focal cost in matching.
             bbox_cost: of the L1 cost in matching.
             giou_cost: of the generalised IoU cost in matching.
-            focal_alpha: focal loss: weight of the positives.
-            focal_gamma: focal loss: how strongly easy examples are played down.
+            focal_alpha: focal loss and cost: weight of the positives.
+            focal_gamma: focal loss and cost: how strongly easy examples are played down.
+            giou_eps: added to the denominators of the generalised IoU, in loss and cost.
+            class_loss: `focal`, `ia-bce`, `varifocal` or `mal`; see `class_losses.py`.
+            mal_gamma: of the class loss `mal`.
+            copies: with how many queries each object is matched in every decoder layer. Above 1 the model gives several boxes per
+                object and needs NMS.
+            encoder_copies: with how many proposals of the encoder.
+            encoder_classes: the proposals learn the classes; otherwise channel 0 learns whether there is any object.
+            one_to_many_copies: with how many queries of a one-to-many branch (H-DETR).
+            one_to_many: matches that branch in another way than by a Hungarian matching with copies.
+            branch_weights: weights that differ in one branch, by name: `loss_class_dn`, `loss_bbox_one_to_many`, …
 
         Raises:
-            ValueError: num_classes below 1, or all costs 0.
+            ValueError: num_classes or copies below 1, all costs 0, an unknown class loss or name among the weights.
         """
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         self.num_classes = num_classes
         self.weights: dict[str, float] = dict(zip(LOSS_KINDS, (class_weight, bbox_weight, giou_weight), strict=True))
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
-        self.matcher = HungarianMatcher(
-            class_cost=class_cost,
-            bbox_cost=bbox_cost,
-            giou_cost=giou_cost,
-            focal_alpha=focal_alpha,
-            focal_gamma=focal_gamma,
+        self.branch_weights = _branch_weights(self.weights, branch_weights or {})
+        self.class_loss = class_loss_function(class_loss, focal_alpha=focal_alpha, focal_gamma=focal_gamma, mal_gamma=mal_gamma)
+        self.giou_eps, self.encoder_classes = giou_eps, encoder_classes
+
+        def hungarian(copies: int) -> HungarianMatcher:
+            return HungarianMatcher(
+                class_cost=class_cost,
+                bbox_cost=bbox_cost,
+                giou_cost=giou_cost,
+                focal_alpha=focal_alpha,
+                focal_gamma=focal_gamma,
+                giou_eps=giou_eps,
+                copies=copies,
+            )
+
+        self.matcher = hungarian(copies)
+        self.encoder_matcher = hungarian(encoder_copies)
+        self.denoising_matcher = DenoisingMatcher()
+        self.one_to_many_matcher = one_to_many or hungarian(one_to_many_copies)
+
+    @classmethod
+    def from_config(cls, model: ModelConfig, loss: LossConfig | None = None) -> Self:
+        """The losses that fit a model.
+
+        Args:
+            model: its settings; they say how proposals and a one-to-many branch are trained.
+            loss: kinds and weights. None, and settings that are None: as the model of this kind was published.
+        """
+        loss = loss or LossConfig()
+        class_weight = loss.class_weight_of(model)
+        kinds = dict(zip(LOSS_KINDS, (class_weight, loss.bbox_weight, loss.giou_weight), strict=True))
+        scaled = {f"{kind}_one_to_many": loss.one_to_many_weight * weight for kind, weight in kinds.items()}
+        return cls(
+            model.num_classes,
+            class_weight=class_weight,
+            bbox_weight=loss.bbox_weight,
+            giou_weight=loss.giou_weight,
+            class_cost=loss.class_cost,
+            bbox_cost=loss.bbox_cost,
+            giou_cost=loss.giou_cost,
+            focal_alpha=loss.focal_alpha,
+            focal_gamma=loss.focal_gamma,
+            giou_eps=loss.giou_eps_of(model),
+            class_loss=loss.class_loss,
+            mal_gamma=loss.mal_gamma,
+            copies=loss.copies,
+            encoder_copies=loss.encoder_copies,
+            encoder_classes=model.proposal_classes,
+            one_to_many_copies=loss.one_to_many_copies,
+            one_to_many=None if model.one_to_many_queries else QualityMatcher(loss.one_to_many_copies),
+            branch_weights=scaled | loss.branch_weights,
         )
 
     def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -75,12 +150,14 @@ class SetCriterion(nn.Module):
         With `torch.distributed` the number of objects is averaged over all processes, so each must call this.
 
         Args:
-            predictions: of N decoder layers, with or without encoder proposals.
+            predictions: of N decoder layers, with or without encoder proposals and the branches of training.
             targets: one per image, boxes in the same frame as the predictions; an image may be without objects.
 
         Returns:
             Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer; the same with `_0` … `_{N-2}` of the layers before
-            it; the same with `_enc` of the proposals. Each is a sum divided by the number of objects per process.
+            it; the same with `_enc` of the proposals, with `_dn` and `_dn_0` … of the denoising queries, with `_one_to_many` and
+            `_one_to_many_0` … of the one-to-many branch. Each is a sum divided by the number of objects per process, and by the
+            number of denoising groups or the copies of each object.
 
         Raises:
             ValueError: targets that do not fit the batch or the classes; the message names the image.
@@ -88,24 +165,27 @@ class SetCriterion(nn.Module):
         """
         matching = self.match(predictions, targets)
         num_boxes = self._num_boxes(targets, predictions.logits.device)
-        layers = self._losses(predictions.logits, predictions.boxes, targets, matching.decoder, num_boxes)
-        named = _named(layers, ["", *(f"_{layer}" for layer in range(len(predictions.logits) - 1))], first=-1)
-        if matching.encoder is not None:
-            logits, boxes = _encoder_layer(predictions)
-            named |= _named(self._losses(logits, boxes, _as_objectness(targets), matching.encoder, num_boxes), ["_enc"])
+        named: dict[str, Tensor] = {}
+        for branch, suffix in SUFFIXES.items():
+            layers = predictions.of(branch)
+            if layers is not None:
+                divisor = self._matcher(branch).divisor(num_boxes, layers[0].shape[2], targets)
+                found = self._losses(*layers, self._wanted(branch, targets), getattr(matching, branch), divisor)
+                named |= _named(found, [suffix, *(f"{suffix}_{layer}" for layer in range(len(layers[0]) - 1))], first=-1)
         return named
 
     def match(self, predictions: Predictions, targets: Sequence[Target]) -> BatchMatching:
         """Which query of which layer is responsible for which object; arguments and errors as in :meth:`forward`."""
         self._check_batch(predictions, targets)
-        decoder = self.matcher(predictions.logits, predictions.boxes, targets)
-        if predictions.encoder_logits is None or predictions.encoder_boxes is None:
-            return BatchMatching(decoder)
-        logits, boxes = _encoder_layer(predictions)
-        return BatchMatching(decoder, self.matcher(logits, boxes, _as_objectness(targets), source="encoder"))
+        matchings = {}
+        for branch in SUFFIXES:
+            layers = predictions.of(branch)
+            if layers is not None:
+                matchings[branch] = self._matcher(branch)(*layers, self._wanted(branch, targets), source=branch)
+        return BatchMatching(**matchings)
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The one number to minimise: every layer's and the proposals' losses, each times the weight of its kind.
+        """The one number to minimise: every branch's and layer's losses, each times the weight of its kind in that branch.
 
         Args:
             losses: what :meth:`forward` returned.
@@ -113,39 +193,64 @@ class SetCriterion(nn.Module):
         Returns:
             `[]`
         """
-        by_kind: dict[str, list[Tensor]] = {kind: [] for kind in LOSS_KINDS}
+        by_weight: dict[tuple[str, float], list[Tensor]] = {}
         for name, loss in losses.items():
-            kind = "_".join(name.split("_", 2)[:2])  # loss_bbox_3 → loss_bbox
-            if kind not in by_kind:
+            without_layer = re.sub(r"_\d+$", "", name)
+            if without_layer not in self.branch_weights:
                 raise ValueError(f"{name!r} is not a loss of this criterion; its losses begin with {', '.join(LOSS_KINDS)}")
-            by_kind[kind].append(loss)
-        return torch.stack([self.weights[kind] * torch.stack(terms).sum() for kind, terms in by_kind.items() if terms]).sum()
+            kind = "_".join(name.split("_", 2)[:2])  # loss_bbox_dn_3 → loss_bbox
+            by_weight.setdefault((kind, self.branch_weights[without_layer]), []).append(loss)
+        return torch.stack([weight * torch.stack(terms).sum() for (_, weight), terms in by_weight.items()]).sum()
+
+    def _matcher(self, branch: Branch) -> HungarianMatcher | DenoisingMatcher | QualityMatcher:
+        return {
+            "decoder": self.matcher,
+            "encoder": self.encoder_matcher,
+            "denoising": self.denoising_matcher,
+            "one_to_many": self.one_to_many_matcher,
+        }[branch]
+
+    def _wanted(self, branch: Branch, targets: Sequence[Target]) -> Sequence[Target]:
+        return _as_objectness(targets) if branch == "encoder" and not self.encoder_classes else targets
 
     def _losses(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], matching: Matching, num_boxes: Tensor
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Target],
+        matching: Matching | tuple[Matching, ...],
+        divisor: Tensor,
     ) -> dict[str, Tensor]:
         """The losses of all layers at once: each `[N]`."""
+        if isinstance(matching, tuple):  # other numbers of pairs in each layer: one after the other
+            layers = [
+                self._losses(logits[[layer]], boxes[[layer]], targets, pairs, divisor) for layer, pairs in enumerate(matching)
+            ]
+            return {kind: torch.cat([losses[kind] for losses in layers]) for kind in LOSS_KINDS}
         logits, boxes = at_least_float32(logits), at_least_float32(boxes)
         flat = FlatTargets.from_targets(targets, boxes.device, boxes.dtype)
         layers = torch.arange(len(logits), device=logits.device)[:, None]  # [N, 1], against [M] and [N, M]
         starts = torch.tensor([0, *flat.counts[:-1]], device=logits.device).cumsum(0)
         objects = starts[matching.images] + matching.objects  # [N, M] within the whole batch
+        at = layers, matching.images, matching.queries
         positive = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        positive[layers, matching.images, matching.queries, flat.labels[objects]] = True
-        matched, wanted = boxes[layers, matching.images, matching.queries], flat.boxes[objects]  # [N, M, 4]
+        positive[*at, flat.labels[objects]] = True
+        matched, wanted = boxes[at], flat.boxes[objects]  # [N, M, 4]
+        quality = torch.zeros_like(logits)
+        quality[*at, flat.labels[objects]] = elementwise_iou(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
         return {
-            "loss_class": class_loss(logits, positive, num_boxes, self.focal_alpha, self.focal_gamma),
-            "loss_bbox": bbox_loss(matched, wanted, num_boxes),
-            "loss_giou": giou_loss(matched, wanted, num_boxes),
+            "loss_class": self.class_loss(logits, positive, quality).flatten(1).sum(1) / divisor,
+            "loss_bbox": bbox_loss(matched, wanted, divisor),
+            "loss_giou": giou_loss(matched, wanted, divisor, self.giou_eps),
         }
 
     def _num_boxes(self, targets: Sequence[Target], device: torch.device) -> Tensor:
-        """Objects per process, averaged over all processes, so that theirs average to the loss of the whole batch; at least 1."""
+        """Objects per process, averaged over all processes, so that their losses average to the loss of the whole batch."""
         count = torch.tensor(float(sum(len(target) for target in targets)), device=device)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(count)
             count = count / distributed.get_world_size()
-        return count.clamp(min=1)
+        return count
 
     def _check_batch(self, predictions: Predictions, targets: Sequence[Target]) -> None:
         if len(targets) != len(predictions):
@@ -156,10 +261,12 @@ class SetCriterion(nn.Module):
             )
 
 
-def _encoder_layer(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """The proposals as if they were one more decoder layer: `[1, B, S, K]` and `[1, B, S, 4]`."""
-    assert predictions.encoder_logits is not None and predictions.encoder_boxes is not None
-    return predictions.encoder_logits[None], predictions.encoder_boxes[None]
+def _branch_weights(weights: Mapping[str, float], differing: Mapping[str, float]) -> dict[str, float]:
+    """The weight of each kind of loss in each branch, by the name of the loss without its layer."""
+    named = {kind + suffix: weight for kind, weight in weights.items() for suffix in SUFFIXES.values()}
+    if unknown := sorted(differing.keys() - named.keys()):
+        raise ValueError(f"{unknown} are no losses of a branch; known are {', '.join(named)}")
+    return named | dict(differing)
 
 
 def _as_objectness(targets: Sequence[Target]) -> list[Target]:

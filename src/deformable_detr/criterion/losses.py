@@ -1,7 +1,6 @@
-"""The three losses on which the detector is trained, each one value per decoder layer (paper, section 4; DETR, section 3.1)."""
+"""The losses of matched boxes, each one value per decoder layer, and the overlaps they rest on (paper, section 4; DETR, 3.1)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deformable_detr.boxes import cxcywh_to_xyxy
@@ -14,28 +13,21 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def sigmoid_focal_loss(logits: Tensor, positive: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of independent yes/no decisions (Lin et al. 2017, equation 5), element by element.
-
-    With p = sigmoid(x): a positive costs `-alpha (1 - p)^gamma log p`, a negative `-(1 - alpha) p^gamma log(1 - p)`. As
-    1 - sigmoid(x) = sigmoid(-x), both are one formula of the logit with its sign flipped at the positives, and no probability
-    is ever rounded to 0 or 1 inside a logarithm.
+def elementwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes that stand at the same place of two tensors (which are broadcast); 0 for two boxes without area.
 
     Args:
-        logits: `[...]`.
-        positive: `[...]` bool, True where the answer is yes.
-        alpha: weight of the positives; the negatives have 1 - alpha.
-        gamma: how strongly easy examples are played down.
+        boxes: `[..., 4]` xyxy, as shares of the image's sides.
+        others: `[..., 4]` xyxy, likewise.
 
     Returns:
-        `[...]`, at least 0.
+        `[...]` in [0, 1].
     """
-    wrongness = torch.where(positive, -logits, logits)
-    weight = (1 - alpha) + (2 * alpha - 1) * positive.to(logits.dtype)
-    return weight * wrongness.sigmoid() ** gamma * -F.logsigmoid(-wrongness)
+    intersection, union = _intersection_and_union(boxes, others)
+    return intersection / union.clamp(min=SMALLEST_AREA)
 
 
-def elementwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
+def elementwise_giou(boxes: Tensor, others: Tensor, eps: float = 0.0) -> Tensor:
     """Generalised IoU of boxes that stand at the same place of two tensors (which are broadcast).
 
     Unlike torchvision's, it neither forms all pairs nor gives NaN for two boxes without area (their overlap counts as 0).
@@ -43,41 +35,33 @@ def elementwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
     Args:
         boxes: `[..., 4]` xyxy, as shares of the image's sides.
         others: `[..., 4]` xyxy, likewise.
+        eps: added to both denominators; DINO's code has 1e-6.
 
     Returns:
         `[...]` in [-1, 1].
     """
+    intersection, union = _intersection_and_union(boxes, others)
+    around = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
+    enclosing = around.prod(-1)
+    overlap = intersection / (union.clamp(min=SMALLEST_AREA) + eps)
+    return overlap - (enclosing - union) / (enclosing.clamp(min=SMALLEST_AREA) + eps)
+
+
+def bbox_loss(boxes: Tensor, target_boxes: Tensor, divisor: Tensor) -> Tensor:
+    """L1 distance of matched boxes (`[N, M, 4]` cxcywh both), summed over pairs and coordinates and divided: `[N]`."""
+    return (boxes - target_boxes).abs().flatten(1).sum(1) / divisor
+
+
+def giou_loss(boxes: Tensor, target_boxes: Tensor, divisor: Tensor, eps: float = 0.0) -> Tensor:
+    """1 - generalised IoU of matched boxes (`[N, M, 4]` cxcywh both), summed over the pairs and divided: `[N]`."""
+    return (1 - elementwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes), eps)).sum(1) / divisor
+
+
+def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas shared, and covered by either, of boxes at the same place of two tensors: two `[...]`."""
     left_top, right_bottom = boxes.split(2, dim=-1)
     other_left_top, other_right_bottom = others.split(2, dim=-1)
     inside = torch.minimum(right_bottom, other_right_bottom) - torch.maximum(left_top, other_left_top)
-    around = torch.maximum(right_bottom, other_right_bottom) - torch.minimum(left_top, other_left_top)
     intersection = inside.clamp(min=0).prod(-1)
     union = (right_bottom - left_top).prod(-1) + (other_right_bottom - other_left_top).prod(-1) - intersection
-    enclosing = around.prod(-1)
-    return intersection / union.clamp(min=SMALLEST_AREA) - (enclosing - union) / enclosing.clamp(min=SMALLEST_AREA)
-
-
-def class_loss(logits: Tensor, positive: Tensor, num_boxes: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss, summed over every query and class and divided by the number of objects.
-
-    Args:
-        logits: `[N, B, Q, K]`.
-        positive: `[N, B, Q, K]` bool, True where a query was matched with an object of that class.
-        num_boxes: `[]` objects per process.
-        alpha: see :func:`sigmoid_focal_loss`.
-        gamma: see :func:`sigmoid_focal_loss`.
-
-    Returns:
-        `[N]`
-    """
-    return sigmoid_focal_loss(logits, positive, alpha, gamma).flatten(1).sum(1) / num_boxes
-
-
-def bbox_loss(boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor) -> Tensor:
-    """L1 distance of matched boxes (`[N, M, 4]` cxcywh both), summed over pairs and coordinates per object: `[N]`."""
-    return (boxes - target_boxes).abs().flatten(1).sum(1) / num_boxes
-
-
-def giou_loss(boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor) -> Tensor:
-    """1 - generalised IoU of matched boxes (`[N, M, 4]` cxcywh both), summed over the pairs per object: `[N]`."""
-    return (1 - elementwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))).sum(1) / num_boxes
+    return intersection, union

@@ -19,7 +19,7 @@ from torch import nn
 
 from deformable_detr.checkpoints import load_pretrained
 from deformable_detr.config import DataConfig
-from deformable_detr.criterion import build_criterion
+from deformable_detr.criterion import SetCriterion
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.optimize import InferenceModel
@@ -116,7 +116,7 @@ def _peer_run(case: Case, images: torch.Tensor, weights: Path) -> Run:
 
 
 def _training_step(model: nn.Module, case: Case, images: torch.Tensor) -> Run:
-    criterion, targets = build_criterion(91), _targets(case)
+    criterion, targets = SetCriterion(91), _targets(case)
     _let_learn(model.train())
     for module in model.modules():
         if isinstance(module, nn.Dropout):

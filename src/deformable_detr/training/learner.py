@@ -6,7 +6,7 @@ from typing import Any, cast
 from accelerate import Accelerator
 
 from deformable_detr.config import RunConfig
-from deformable_detr.criterion.build import build_criterion
+from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.guarded_step import GuardedStep
@@ -32,7 +32,7 @@ class Learner:
         settings, self.base_lr = config.optimizer, config.optimizer.lr
         self.network, self.accelerator = network, accelerator
         self.ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
-        criterion = build_criterion(config.model.num_classes, config.loss)
+        criterion = SetCriterion.from_config(network.metadata.model, config.loss)
         optimizer = build_optimizer(
             network,
             lr=settings.lr,

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from deformable_detr.config import RunConfig
-from deformable_detr.criterion.build import build_criterion
+from deformable_detr.criterion import SetCriterion
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.transforms import resized_size
 from deformable_detr.model import DeformableDETR
@@ -124,7 +124,7 @@ class Trial:
         self, network: DeformableDETR, config: RunConfig, canvas: tuple[int, int], num_objects: int, accelerator: Accelerator
     ) -> None:
         self.network, self.canvas, self.num_objects, self.accelerator = network, canvas, num_objects, accelerator
-        self.criterion = build_criterion(config.model.num_classes, config.loss)
+        self.criterion = SetCriterion.from_config(network.metadata.model, config.loss)
         self._kept_for_one: float | None = None
 
     def batch(self, size: int) -> tuple[ImageBatch, list[Target]]:

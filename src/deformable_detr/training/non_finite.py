@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.config import LossConfig, Metadata
-from deformable_detr.criterion.build import build_criterion
+from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training.train_step import Batch, Criterion, is_broken
@@ -241,7 +241,7 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> tuple[KeptSt
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a saved training step ({type(error).__name__}: {error})") from error
     model.to(device).train(record["training"])
-    return step, diagnose(model, build_criterion(metadata.model.num_classes, loss), step.batches, device)
+    return step, diagnose(model, SetCriterion.from_config(metadata.model, loss), step.batches, device)
 
 
 def _read_batch(record: dict[str, Any]) -> Batch:

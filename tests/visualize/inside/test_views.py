@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from deformable_detr.checkpoints import save_weights
-from deformable_detr.criterion.build import build_criterion
+from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
 from deformable_detr.structures import Predictions, Target
 from deformable_detr.visualize import (
@@ -200,7 +200,7 @@ def test_matching_is_recorded(one_stage, two_stage):
                 boxes = model([image]).boxes[-1, 0]
             chosen = [3, 0]
             samples.append((image, Target(boxes[chosen].clone(), torch.tensor([0, 1]), f"image {index}", (64, 96))))
-        matcher = build_criterion(3, None).matcher
+        matcher = SetCriterion(3).matcher
         matcher.class_cost = 0.0
         found = record_matching(model, samples, matcher)
         with torch.no_grad():
@@ -217,7 +217,7 @@ def test_matching_is_recorded_while_a_criterion_works(two_stage):
     with torch.no_grad():
         predictions = two_stage([image])
     target = Target(predictions.boxes[-1, 0, [5]], torch.tensor([0]), "a", (64, 96))
-    criterion = build_criterion(3)
+    criterion = SetCriterion(3)
     with recording(criterion, Assignments()) as found:
         criterion(predictions, [target])
     expected = criterion.match(predictions, [target]).decoder.of_image(0)[0]

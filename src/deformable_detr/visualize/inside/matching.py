@@ -111,7 +111,7 @@ def record_matching(
     Args:
         model: any variant.
         dataset: images, always transformed alike (no random augmentation).
-        matcher: as in training, such as `build_criterion(num_classes)`.
+        matcher: as in training, such as `SetCriterion(num_classes)`.
         limit: at most so many images. None: all.
         layer: which decoder layer's matching.
     """
