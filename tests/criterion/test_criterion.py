@@ -157,6 +157,14 @@ def test_half_precision_predictions_give_float32_losses(dtype):
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({n: x.item() for n, x in expected.items()})
 
 
+def test_boxes_may_have_less_precision_than_logits():
+    predictions, targets = random_batch((3, 2))
+    mixed = Predictions(predictions.logits, predictions.boxes.float())
+    losses = SetCriterion(3, class_loss="varifocal")(mixed, targets)
+    expected = SetCriterion(3, class_loss="varifocal")(predictions, targets)
+    assert {n: x.item() for n, x in losses.items()} == pytest.approx({n: x.item() for n, x in expected.items()}, rel=1e-5)
+
+
 def test_extreme_logits_and_boxes_without_area_stay_finite():
     logits = torch.tensor([[[[60.0, -60.0], [-60.0, 60.0]]]], requires_grad=True)
     boxes = torch.tensor([[[[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.0, 0.3]]]], requires_grad=True)

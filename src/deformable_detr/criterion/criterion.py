@@ -237,7 +237,8 @@ class SetCriterion(nn.Module):
         positive[*at, flat.labels[objects]] = True
         matched, wanted = boxes[at], flat.boxes[objects]  # [N, M, 4]
         quality = torch.zeros_like(logits)
-        quality[*at, flat.labels[objects]] = elementwise_iou(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
+        overlap = elementwise_iou(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
+        quality[*at, flat.labels[objects]] = overlap.to(quality.dtype)
         return {
             "loss_class": self.class_loss(logits, positive, quality).flatten(1).sum(1) / divisor,
             "loss_bbox": bbox_loss(matched, wanted, divisor),
