@@ -16,8 +16,8 @@ from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 from deformable_detr.config import RunConfig
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import evaluate
+from deformable_detr.settings import read_config
 from deformable_detr.structures import ImageBatch, Predictions
-from deformable_detr.training import read_config
 
 
 def main() -> None:

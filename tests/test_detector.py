@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,9 +7,10 @@ import torch
 from PIL import Image
 
 from deformable_detr.config import OptimizerConfig, RunConfig
-from deformable_detr.detector import GROUPS, Detector, build_run_config
+from deformable_detr.detector import Detector
 from deformable_detr.evaluation import Metrics
 from deformable_detr.presets import model_preset
+from deformable_detr.settings import GROUPS, run_config
 
 NAMES = {3: "circle", 8: "square"}
 SMALL = {"train_short_sides": (64,), "crop_short_sides": (), "eval_short_side": 64, "max_long_side": 96, "num_workers": 0}
@@ -116,11 +118,10 @@ def test_a_run_is_not_overwritten(trained, dataset):
 
 
 def test_settings_by_name_group_and_dotted_name():
-    config = build_run_config(
-        "data",
-        "tiny",
-        "runs/x",
+    config = run_config(
         {
+            "dataset": "data",
+            "preset": "tiny",
             "epochs": 3,
             "lr": 1e-3,
             "num_queries": 7,
@@ -138,8 +139,8 @@ def test_settings_by_name_group_and_dotted_name():
     assert config.model.hidden_dim == model_preset("tiny").hidden_dim
     assert config.data.train_short_sides == (64, 96)
     assert config.weights == "start.safetensors"
-    assert build_run_config("data", "r50", "runs/x", {}) == RunConfig("data", output_dir="runs/x")
-    whole = build_run_config("data", "r50", "runs/x", {"optimizer": OptimizerConfig(lr=0.5)})
+    assert run_config({"dataset": "data", "output_dir": Path("runs/x")}) == RunConfig("data", output_dir="runs/x")
+    whole = run_config({"dataset": "data", "optimizer": OptimizerConfig(lr=0.5)})
     assert whole.optimizer == OptimizerConfig(lr=0.5)
 
 
@@ -149,7 +150,7 @@ def test_settings_by_name_group_and_dotted_name():
         ({"batch_sise": 4}, r"unknown setting 'batch_sise'; did you mean train\.batch_size"),
         ({"model": {"num_querys": 4}}, r"unknown setting 'model\.num_querys'; did you mean model\.num_queries"),
         ({"optimizer.epochs": 4}, r"unknown setting 'optimizer\.epochs'; did you mean train\.epochs"),
-        ({"train": 4}, "train takes a dict"),
+        ({"train": 4}, "train takes settings by name"),
         ({"epochs": "many"}, r"train\.epochs"),
         ({"optimizer": {"schedule": "linear"}}, r"optimizer\.schedule"),
         ({"zzzz": 1}, "unknown setting 'zzzz'"),
@@ -157,7 +158,7 @@ def test_settings_by_name_group_and_dotted_name():
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        build_run_config("data", "tiny", "runs/x", settings)
+        run_config({"dataset": "data", **settings})
 
 
 def test_an_unknown_preset():

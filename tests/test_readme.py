@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.cli import demo
+from deformable_detr.cli import demo, demo_detector
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.explore import parse_explore_options
-from deformable_detr.cli.serve import parse_serve_options
+from deformable_detr.cli.commands import find_command
 from deformable_detr.data.scenes import generate_scenes
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +19,7 @@ BLOCKS = {
     language: re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL) for language in ("bash", "python")
 }
 COMMANDS = [line.split("   #")[0] for block in BLOCKS["bash"] for line in block.splitlines() if line.startswith("deformable-detr ")]
-SERVERS = {"explore": parse_explore_options, "serve": parse_serve_options}
+SERVERS = ("explore", "serve")
 QUICK = ["--eval_short_side", "64", "--max_long_side", "96", "--train_short_sides", "[64]", "--num_workers", "0", "--device", "cpu"]
 SMALL = ["--preset", "tiny", "--num_encoder_layers", "1", "--num_decoder_layers", "1", "--num_feature_levels", "3"]
 
@@ -44,7 +43,7 @@ def test_commands(workplace, monkeypatch):
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
         if arguments[0] in SERVERS:  # these do not end
-            assert SERVERS[arguments[0]](arguments[1:]).weights == "runs/first"
+            assert find_command(arguments[0]).parse(arguments[1:]).weights == "runs/first"
             continue
         if arguments[0] == "export":
             arguments += ["--size", "96", "128", "--batch_size", "1"]
@@ -76,9 +75,10 @@ def test_python(workplace, monkeypatch):
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "TRAIN_IMAGES", 8)
-    monkeypatch.setattr(demo, "VAL_IMAGES", 4)
-    assert main(["demo", "--steps", "2", "--device", "cpu", "--output_dir", str(tmp_path / "demo")]) == 0
+    for module in (demo, demo_detector):
+        monkeypatch.setattr(module, "TRAIN_IMAGES", 8)
+        monkeypatch.setattr(module, "VAL_IMAGES", 4)
+    assert main(["demo", "--steps", "2", "--device", "cpu", "--output", str(tmp_path / "demo")]) == 0
     assert re.search(r"^AP50: \d\.\d{3}$", capsys.readouterr().out, flags=re.MULTILINE)
     for name in ("samples/overview.png", "loss.png", "ap.png", "weights/best.safetensors"):
         assert (tmp_path / "demo" / "run" / name).is_file(), name

@@ -9,8 +9,9 @@ from deformable_detr.cli.train import parse_config
 from deformable_detr.config import RunConfig
 from deformable_detr.data.annotations import read_annotations
 from deformable_detr.data.facts import data_facts
-from deformable_detr.detector import build_run_config
 from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
+from deformable_detr.settings import read_config, run_config
+from deformable_detr.training.recipe import settings_of_recipe
 
 FACTS = DataFacts(num_images=400, short_side=480, aspect=4 / 3, small_object=0.05, most_objects=31)
 
@@ -82,8 +83,28 @@ def test_the_command_line_stands_above_the_recipe(dataset: Path) -> None:
 
 def test_python_and_command_line_choose_the_same(dataset: Path) -> None:
     arguments = [str(dataset), "--recipe", "small-data", "--lr", "1e-3", "--device", "cpu", "--output_dir", "out"]
-    settings = {"recipe": "small-data", "lr": 1e-3, "device": "cpu"}
-    assert build_run_config(dataset, None, "out", settings) == parse_config(arguments)
+    settings = {"dataset": dataset, "recipe": "small-data", "lr": 1e-3, "device": "cpu", "output_dir": "out"}
+    assert run_config(settings, choose=settings_of_recipe) == parse_config(arguments)
+
+
+def test_the_printed_config_is_the_one_that_is_used(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = [str(dataset), "--recipe", "small-data", "--epochs", "7"]
+    with pytest.raises(SystemExit) as stopped:
+        parse_config([*arguments, "--print-config"])
+    assert not stopped.value.code
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    chosen = parse_config(arguments)
+    assert (chosen.train.epochs, chosen.train.patience, chosen.model.num_queries) == (7, 10, 60)
+    assert read_config(path) == parse_config(["--config", str(path)]) == chosen
+
+
+def test_a_file_stands_above_the_recipe_and_options_above_the_file(dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("recipe: small-data\nlr: 1e-5\ntrain: {patience: 3, ema_decay: 0.5}\n")
+    config = parse_config([str(dataset), "--config", str(path), "--patience", "4"])
+    assert (config.optimizer.lr, config.train.patience, config.train.ema_decay) == (1e-5, 4, 0.5)
+    assert (config.preset, config.optimizer.schedule) == ("r18-two-stage", "cosine")
 
 
 def test_finetune_needs_something_to_start_from(dataset: Path) -> None:

@@ -1,38 +1,27 @@
 """The whole product as one object: train on a folder, load, predict, evaluate, save."""
 
-import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from accelerate import PartialState
-from jsonargparse import ArgumentError, ArgumentParser
 
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
-from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from deformable_detr.config import DataConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import CocoEvaluator, Metrics, analyze, detect
 from deformable_detr.export.parity import Difference
-from deformable_detr.inference.options import Precision
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.presets import model_preset
-from deformable_detr.recipes import PRESETS
+from deformable_detr.keywords import EvaluationOptions
+from deformable_detr.precision import Precision
+from deformable_detr.settings import run_config
 from deformable_detr.training.recipe import settings_of_recipe
 from deformable_detr.training.trainer import TrainResult, train
 from deformable_detr.visualize.drawing.samples import draw_samples
 from deformable_detr.visualize.pages.report import Report
-
-GROUPS: dict[str, type] = {
-    "model": ModelConfig,
-    "loss": LossConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "train": TrainConfig,
-}
 
 
 class Detector(Predictor):
@@ -82,51 +71,41 @@ class Detector(Predictor):
     @classmethod
     def train(
         cls,
-        dataset: str | Path,
+        dataset: str | Path | None = None,
         *,
-        preset: str | None = None,
-        output_dir: str | Path = "runs/train",
-        device: str = "auto",
+        config: str | Path | None = None,
         show_progress: bool = True,
         **settings: Any,
     ) -> Self:
         """Train on a dataset (COCO, YOLO or Pascal VOC) and give back the detector with the best weights.
 
-        The folder of the run keeps the config, the log, curves, weights and sample images. Started by `accelerate launch` or
-        torchrun, all processes train together and each gets the detector.
+        The folder of the run (`output_dir`) keeps the config, the log, curves, weights and sample images. Started by `accelerate
+        launch` or torchrun, all processes train together and each gets the detector. Where processes are started afresh (Windows,
+        macOS), a script calls this below `if __name__ == "__main__":`.
 
         Args:
-            dataset: folder with `annotations/instances_<split>.json` and the images of the splits `train` and `val`.
-            preset: named variant, see `deformable_detr.presets`; None takes that of the recipe, else `r50`.
-            output_dir: folder of the run; it must not hold a run already (unless `resume=True`).
-            device: `auto`, `cpu`, `cuda` or `mps`.
+            dataset: folder with `annotations/instances_<split>.json` and the images of the splits `train` and `val`; may be left
+                out where `config` or the run that is resumed names it.
+            config: YAML file with settings, such as the `config.yaml` of a run folder.
             show_progress: a live bar on a terminal, log lines elsewhere.
             settings: any setting of :class:`~deformable_detr.config.RunConfig`, in one of three forms: by its own name
-                (`epochs=12, batch_size=4, lr=1e-4, num_queries=100`), as a group (`model={"num_queries": 100}`), or dotted, as
-                on the command line (`**{"optimizer.lr": 1e-4}`). `weights=` starts from a file, `resume=True` goes on.
+                (`preset="r50-two-stage", epochs=12, lr=1e-4`), as a group (`model={"num_queries": 100}`), or dotted, as
+                on the command line (`**{"optimizer.lr": 1e-4}`). `weights=` starts from a file, `resume=True` goes on. They stand
+                above `config`, that above the recipe, that above the preset: see :mod:`deformable_detr.settings`.
 
         Raises:
             ValueError: an unknown setting or a value of the wrong type; the message names it.
             FileNotFoundError: the dataset, a split or its images are missing.
             FileExistsError: `output_dir` holds a run already.
         """
-        config = build_run_config(dataset, preset, output_dir, {"train.device": device, **settings})
-        result = train(config, draw_samples=draw_samples, show_progress=show_progress)
-        detector = cls.load(result.best_weights, device=device)
+        asked = settings if dataset is None else {"dataset": dataset, **settings}
+        run = run_config(asked, config, choose=settings_of_recipe)
+        result = train(run, draw_samples=draw_samples, show_progress=show_progress)
+        detector = cls.load(result.best_weights, device=run.train.device)
         detector.result = result
         return detector
 
-    def evaluate(
-        self,
-        dataset: str | Path,
-        split: str = "val",
-        *,
-        batch_size: int = 1,
-        num_workers: int = 2,
-        top_k: int = 100,
-        results_file: str | Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Metrics:
+    def evaluate(self, dataset: str | Path, split: str = "val", **options: Unpack[EvaluationOptions]) -> Metrics:
         """Measure COCO AP and AR on one split of a dataset.
 
         The classes of the detector and of the dataset are matched by name. Started by `accelerate launch` or torchrun, the
@@ -135,11 +114,7 @@ class Detector(Predictor):
         Args:
             dataset: folder as for :meth:`train`.
             split: which part of it.
-            batch_size: images per forward pass; the numbers do not depend on it.
-            num_workers: processes that read images.
-            top_k: detections per image that count.
-            results_file: write the detections there, in COCO's result format.
-            progress: called after each batch with the number of images that this process has done, and has in all.
+            options: see :class:`~deformable_detr.keywords.EvaluationOptions`.
 
         Returns:
             The numbers; `.table()` for the screen, `.to_dict()` for JSON, `.per_class`.
@@ -148,7 +123,7 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, or not one class in common.
         """
-        return self._detect_split(dataset, split, batch_size, num_workers, top_k, results_file, progress)[0].compute()
+        return self._detect_split(dataset, split, options)[0].compute()
 
     def analyze(
         self,
@@ -157,13 +132,9 @@ class Detector(Predictor):
         *,
         thresholds: Sequence[float] | None = None,
         worst: int = 12,
-        batch_size: int = 1,
-        num_workers: int = 2,
-        top_k: int = 100,
-        results_file: str | Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[EvaluationOptions],
     ) -> Report:
-        """Evaluate as :meth:`evaluate` does, and look closely: curves, thresholds, confusions, kinds of mistakes, worst images.
+        """Evaluate as :meth:`evaluate` does, and look closely: curves, thresholds, confusions, error types, worst images.
 
         ```python
         report = detector.analyze("path/to/dataset")
@@ -177,11 +148,7 @@ class Detector(Predictor):
             thresholds: for each class of the detector the score from which on a detection counts. None: those that are stored with
                 the weights, else those that maximise F1 on this split.
             worst: how many of the worst images are shown.
-            batch_size: as for :meth:`evaluate`, and the others too.
-            num_workers: see there.
-            top_k: see there.
-            results_file: see there.
-            progress: see there.
+            options: see :class:`~deformable_detr.keywords.EvaluationOptions`.
 
         Returns:
             The analysis with its page and figures; `.analysis` is the data.
@@ -190,7 +157,7 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, not one class in common, or another number of thresholds than of classes.
         """
-        evaluator, images = self._detect_split(dataset, split, batch_size, num_workers, top_k, results_file, progress)
+        evaluator, images = self._detect_split(dataset, split, options)
         index_of = {image_id: index for index, image_id in enumerate(images.image_ids)}
         return Report(
             analysis=analyze(evaluator, self.metadata.thresholds if thresholds is None else thresholds),
@@ -200,16 +167,7 @@ class Detector(Predictor):
             worst=worst,
         )
 
-    def _detect_split(
-        self,
-        dataset: str | Path,
-        split: str,
-        batch_size: int,
-        num_workers: int,
-        top_k: int,
-        results_file: str | Path | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> tuple[CocoEvaluator, CocoDataset]:
+    def _detect_split(self, dataset: str | Path, split: str, options: EvaluationOptions) -> tuple[CocoEvaluator, CocoDataset]:
         """The detections of a whole split, in every process, and its images."""
         join_processes(self.device)
         data = DataConfig(
@@ -219,18 +177,22 @@ class Detector(Predictor):
             std=self.metadata.std,
         )
         images = build_dataset(dataset, split, data, training=False)
-        loader = build_loader(images, batch_size=batch_size, training=False, num_workers=num_workers)
+        loader = build_loader(
+            images, batch_size=options.get("batch_size", 1), training=False, num_workers=options.get("num_workers", 2)
+        )
         total = len(loader.sampler)  # pyright: ignore[reportArgumentType] (this process's share)
+        progress = options.get("progress")
         evaluator = detect(
             self.inference_model,
             loader,
             self.categories,
             images.annotation_file,
             device=self.device,
-            top_k=top_k,
+            top_k=options.get("top_k", 100),
             nms_iou=self.nms_iou,
+            match_by=options.get("match_by", "name"),
             precision=self.precision,
-            results_file=results_file,
+            results_file=options.get("results_file"),
             progress=None if progress is None else lambda done: progress(done, total),
         )
         return evaluator, images
@@ -290,77 +252,8 @@ class Detector(Predictor):
         return hub.push_to_hub(self.model, repo_id, license=license, private=private, **options)  # pyright: ignore[reportArgumentType]
 
 
-def build_run_config(dataset: str | Path, preset: str | None, output_dir: str | Path, settings: Mapping[str, Any]) -> RunConfig:
-    """The config of a run from a preset and settings as :meth:`Detector.train` takes them.
-
-    Raises:
-        ValueError: an unknown preset or setting, or a value of the wrong type; the message names it.
-    """
-    record: dict[str, Any] = {"dataset": str(dataset), "output_dir": str(output_dir)}
-    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
-    for name, value in settings.items():
-        if name in GROUPS:
-            _add_group(groups[name], name, value)
-        elif name in {item.name for item in fields(RunConfig)}:
-            record[name] = str(value) if isinstance(value, Path) else value
-        else:
-            group, key = _find_setting(name)
-            groups[group][key] = value
-    preset = preset or PRESETS.get(str(record.get("recipe")), RunConfig(dataset="").preset)
-    record["preset"] = preset
-    given = {name: set(group) for name, group in groups.items()}
-    groups["model"] = model_preset(preset).to_dict() | groups["model"]
-    config = _checked(record | groups)
-    if config.recipe is None or config.resume:
-        return config
-    for name, value in settings_of_recipe(config).items():
-        group, key = _find_setting(name)
-        if key not in given[group]:
-            groups[group][key] = value
-    return _checked(record | groups)
-
-
-def _checked(record: Mapping[str, Any]) -> RunConfig:
-    """The dataclasses from plain values of the right types."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RunConfig)
-    try:
-        checked = parser.parse_object(dict(record)).as_dict()
-    except ArgumentError as error:
-        raise ValueError(f"a setting of the wrong type or value: {error}") from error
-    return RunConfig(**{name: GROUPS[name](**value) if name in GROUPS else value for name, value in checked.items()})
-
-
 def join_processes(device: torch.device) -> PartialState | None:
     """Join the other processes where `accelerate launch` or torchrun started several; None where this one is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     return PartialState(cpu=device.type == "cpu")
-
-
-def _add_group(group: dict[str, Any], name: str, value: Any) -> None:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} takes a dict of settings, such as {name}={{...}}, not {value!r}")
-    for key, entry in value.items():
-        _find_setting(f"{name}.{key}")
-        group[key] = entry
-
-
-def _find_setting(name: str) -> tuple[str, str]:
-    """`lr` or `optimizer.lr` → (`optimizer`, `lr`).
-
-    Raises:
-        ValueError: there is no such setting, or several groups have one of this name.
-    """
-    known = [(group, item.name) for group, kind in GROUPS.items() for item in fields(kind)]
-    fitting = [entry for entry in known if name in (entry[1], ".".join(entry))]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise ValueError(f"the setting {name!r} is not unique: write {' or '.join('.'.join(entry) for entry in fitting)}")
-    names = {entry[1]: ".".join(entry) for entry in known}
-    close = difflib.get_close_matches(name.rpartition(".")[2], names, n=3)
-    hint = f"; did you mean {' or '.join(names[entry] for entry in close)}?" if close else ""
-    raise ValueError(f"unknown setting {name!r}{hint} (all of them: deformable_detr.config.RunConfig)")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from deformable_detr.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from deformable_detr.schema import known
 
 R50 = ModelConfig()
 R50_REFINE = replace(R50, box_refinement=True)
@@ -45,9 +46,7 @@ def model_preset(name: str, **overrides: Any) -> ModelConfig:
     Raises:
         ValueError: an unknown preset or an unknown setting; the message lists the known ones.
     """
-    if name not in MODEL_PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known are {', '.join(MODEL_PRESETS)}")
-    return MODEL_PRESETS[name].replace(**overrides)
+    return MODEL_PRESETS[known(name, "preset", MODEL_PRESETS)].replace(**overrides)
 
 
 def demo_run(dataset: str, output_dir: str) -> RunConfig:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from deformable_detr.schema import known
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -44,9 +46,7 @@ def recipe_settings(name: str, facts: DataFacts, images_per_step: int) -> dict[s
     Raises:
         ValueError: an unknown recipe.
     """
-    if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(RECIPES)}")
-    return RECIPES[name](facts, images_per_step)
+    return RECIPES[known(name, "recipe", RECIPES)](facts, images_per_step)
 
 
 def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_what_the_tensors_cannot_say(make_model, tmp_path, capsys):
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "bare.pth"), str(tmp_path / "c.safetensors")]) == 0
     assert "pass dilation=True if it is the DC5 variant" in capsys.readouterr().out
-    assert main(["convert", str(tmp_path / "bare.pth"), str(tmp_path / "d.safetensors"), "--dilation", "true"]) == 0
+    assert main(["convert", str(tmp_path / "bare.pth"), str(tmp_path / "d.safetensors"), "--dilation"]) == 0
     assert load_pretrained(tmp_path / "d.safetensors").metadata.model.dilation
 
 
@@ -57,5 +57,5 @@ def test_mistakes(arguments, message, source, tmp_path, capsys):
 
 def test_an_existing_target_is_replaced_when_asked(source, tmp_path):
     (tmp_path / "x.pth").write_text("old")
-    assert main(["convert", str(source), str(tmp_path / "x.pth"), "--to", "official", "--overwrite", "true"]) == 0
+    assert main(["convert", str(source), str(tmp_path / "x.pth"), "--to", "official", "--overwrite"]) == 0
     assert load_pretrained(tmp_path / "x.pth").metadata.model.two_stage

@@ -48,7 +48,7 @@ def test_table_and_json(what, tmp_path, capsys):
 
 def test_data(tmp_path):
     output = tmp_path / "data.json"
-    arguments = ["--size", "48x64", "--images", "2", "--preset", "tiny", "--rounds", "1", "--output", str(output)]
+    arguments = ["--size", "48x64", "--num-images", "2", "--preset", "tiny", "--rounds", "1", "--output", str(output)]
     assert main(["benchmark", "data", *arguments]) == 0
     results = json.loads(output.read_text())["results"]
     assert [result["implementation"] for result in results] == [

@@ -11,7 +11,7 @@ from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.evaluate import EvaluateOptions, parse_evaluate_options
+from deformable_detr.cli.evaluate import COMMAND, EvaluateOptions
 from deformable_detr.config import Metadata
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
@@ -107,7 +107,7 @@ def test_saved_thresholds_are_what_predict_uses(weights, answered, tmp_path, cap
     shutil.copy(weights, own)
     images = str(Path(answered) / "val")
     assert len(Detector.load(own).predict(images)[0]) == 0  # random weights are not sure of anything
-    assert main(["evaluate", str(own), answered, "--num_workers=0", "--save_thresholds", "true"]) == 0
+    assert main(["evaluate", str(own), answered, "--num_workers=0", "--save_thresholds"]) == 0
     assert f"written: {own} (the thresholds of 2 classes)" in capsys.readouterr().out
     detector = Detector.load(own)
     thresholds = detector.metadata.thresholds
@@ -122,14 +122,14 @@ def test_saved_thresholds_are_what_predict_uses(weights, answered, tmp_path, cap
 def test_thresholds_have_no_place_in_foreign_files(weights, answered, tmp_path, capsys):
     foreign = tmp_path / "foreign.pth"
     torch.save(Detector.load(weights).model.state_dict(), foreign)
-    assert main(["evaluate", str(foreign), answered, "--save_thresholds", "true"]) == 2
+    assert main(["evaluate", str(foreign), answered, "--save_thresholds"]) == 2
     assert "not a weights file of our own" in capsys.readouterr().err
 
 
 def test_no_thresholds_where_nothing_is_right(weights, dataset, tmp_path, capsys):
     own = tmp_path / "own.safetensors"
     shutil.copy(weights, own)
-    assert main(["evaluate", str(own), dataset, "--top_k=1", "--num_workers=0", "--save_thresholds", "true"]) == 2
+    assert main(["evaluate", str(own), dataset, "--top_k=1", "--num_workers=0", "--save_thresholds"]) == 2
     assert "there are no thresholds to store" in capsys.readouterr().err
     assert own.read_bytes() == Path(weights).read_bytes()
 
@@ -140,32 +140,32 @@ def test_no_thresholds_where_nothing_is_right(weights, dataset, tmp_path, capsys
         (["{weights}", "nowhere"], "nowhere"),
         (["{weights}", "{dataset}", "--split", "test"], "no split 'test'"),
         (["nowhere.safetensors", "{dataset}"], "nowhere.safetensors"),
-        (["{weights}", "{dataset}", "--batch_size", "two"], "batch_size"),
+        (["{weights}", "{dataset}", "--batch_size", "two"], "--batch-size: expected int, got 'two'"),
         (["{weights}", "{dataset}", "--device", "gpu"], "unknown device 'gpu'"),
-        (["{weights}"], "dataset"),
+        (["{weights}"], "DATASET"),
     ],
 )
-def test_mistakes_are_named(weights, dataset, arguments, message, capsys):
+def test_errors_are_named(weights, dataset, arguments, message, capsys):
     assert main(["evaluate", *(argument.format(weights=weights, dataset=dataset) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_options():
-    options = parse_evaluate_options(["runs/first", "my_data", "--split=test", "--top-k", "300", "--per_class", "false"])
+    options = COMMAND.parse(["runs/first", "my_data", "--split=test", "--top-k", "300", "--no-per-class"])
     assert options == EvaluateOptions(weights="runs/first", dataset="my_data", split="test", top_k=300, per_class=False)
 
 
 def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        parse_evaluate_options(["--help"])
+        COMMAND.parse(["--help"])
     shown = capsys.readouterr().out
-    for text in ("--split", "Part of the dataset", "examples:", "torchrun"):
+    for text in ("--split", "Part of the dataset: annotations", "examples:", "torchrun"):
         assert text in shown
 
 
 def test_settings_for_loading():
-    options = parse_evaluate_options(["w", "d", "--precision", "bf16", "--device=cpu"])
+    options = COMMAND.parse(["w", "d", "--precision", "bf16", "--device=cpu"])
     always = {"optimize": True, "compile": False}
     assert options.load_settings() == {"device": "cpu", "precision": "bf16", **always}
-    options = parse_evaluate_options(["w", "d", "--dilation", "true"])
+    options = COMMAND.parse(["w", "d", "--dilation"])
     assert options.load_settings() == {"device": "auto", "precision": "fp32", "dilation": True, **always}

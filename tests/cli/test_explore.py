@@ -51,7 +51,7 @@ def test_a_demo_that_was_run_here_comes_first(cache, tmp_path, monkeypatch):
 
 def test_a_training_that_was_stopped_leaves_nothing(cache, monkeypatch):
     def stopped(folder, **settings):
-        folder.mkdir(parents=True)
+        (folder / "data").mkdir(parents=True)
         raise TrainingInterrupted("go on with --resume")
 
     monkeypatch.setattr(module, "train_demo", stopped)

@@ -10,7 +10,8 @@ from PIL import Image
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.predict import drawing_paths, parse_predict_options
+from deformable_detr.cli.predict import COMMAND
+from deformable_detr.cli.predict_images import drawing_paths
 from deformable_detr.config import Metadata
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
@@ -58,7 +59,7 @@ def test_images_and_json(weights, photos, tmp_path, capsys):
     assert "cat" in shown
 
 
-def test_the_json_is_a_data_set_for_other_tools(weights, photos, tmp_path):
+def test_the_json_is_a_dataset_for_other_tools(weights, photos, tmp_path):
     sub = photos / "sub"
     sub.mkdir()
     (photos / "c.jpg").rename(sub / "a.jpg")
@@ -72,7 +73,7 @@ def test_the_json_is_a_data_set_for_other_tools(weights, photos, tmp_path):
 
 def test_options_files_and_classes(weights, photos, tmp_path):
     chosen = [str(photos / "a.jpg"), str(photos / "b.png"), "--classes", "dog", "--threshold", "0"]
-    arguments = [*chosen, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "x" / "boxes.json"), "--draw", "false"]
+    arguments = [*chosen, "--output", str(tmp_path / "out"), "--json", str(tmp_path / "x" / "boxes.json"), "--no-draw"]
     assert main(["predict", weights, *arguments]) == 0
     assert not (tmp_path / "out").exists()
     record = json.loads((tmp_path / "x" / "boxes.json").read_text())
@@ -99,18 +100,18 @@ def test_unreadable_images(weights, photos, tmp_path, capsys):
         (["{weights}", "{photos}", "--threshold", "2"], "threshold must lie in [0, 1]"),
         (["{weights}", "{photos}", "--threshold", "high"], "threshold"),
         (["{weights}", "{photos}", "--treshold", "0.3"], "--treshold"),
-        (["{weights}"], "source"),
+        (["{weights}"], "SOURCE"),
         (["{weights}", "{photos}", "--output", "{photos}"], "would replace an image"),
     ],
 )
-def test_mistakes_are_named(weights, photos, arguments, message, capsys):
+def test_errors_are_named(weights, photos, arguments, message, capsys):
     assert main(["predict", *(argument.format(weights=weights, photos=photos) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_help_has_all_options_and_examples(capsys):
     with pytest.raises(SystemExit, match="0"):
-        parse_predict_options(["--help"])
+        COMMAND.parse(["--help"])
     shown = capsys.readouterr().out
     for text in ("--threshold", "--classes", "Smallest score", "examples:", "deformable-detr predict runs/first street.jpg"):
         assert text in shown

@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.preview import parse_preview_options
+from deformable_detr.cli.preview import COMMAND
 from deformable_detr.cli.train import parse_config
 from deformable_detr.data.scenes import generate_scenes
 
@@ -24,7 +22,7 @@ def read(path, size=None):
 
 def test_images_and_overview(scenes, tmp_path, capsys):
     output = tmp_path / "out"
-    assert main(["preview", scenes, *SIZES, "--num", "4", "--output", str(output), "--mosaic=1"]) == 0
+    assert main(["preview", scenes, *SIZES, "--num-images", "4", "--output", str(output), "--mosaic=1"]) == 0
     assert len(list(output.glob("00?-0*.png"))) == 4
     assert read(output / "overview.png").shape[1] > 1000
     assert "4 images" in capsys.readouterr().out
@@ -32,7 +30,7 @@ def test_images_and_overview(scenes, tmp_path, capsys):
 
 def test_one_row_per_augmentation(scenes, tmp_path):
     output = tmp_path / "out"
-    assert main(["preview", scenes, *SIZES, "--each", "--num", "2", f"--output={output}"]) == 0
+    assert main(["preview", scenes, *SIZES, "--each", "--num-images", "2", f"--output={output}"]) == 0
     names = [path.name for path in sorted(output.iterdir())]
     assert names[0] == "00-as-it-is.png"
     assert names[-2:] == ["09-all-as-they-are-set.png", "overview.png"]
@@ -52,16 +50,16 @@ def test_another_split_is_shown_as_in_evaluation(scenes, tmp_path):
 
 def test_the_options_are_those_of_train(scenes):
     rest = ["--config", "configs/own-data.yaml", "--mosaic", "0.5", "--data.color_jitter", "[0.1, 0.2, 0.3, 0.0]", "--lr", "0.1"]
-    options, config = parse_preview_options([scenes, "--num", "3", *rest, "--output=x"])
-    assert config == parse_config([scenes, *rest])
-    assert (options.num, options.output, options.dataset, options.split) == (3, "x", scenes, None)
-    assert options.data == replace(config.data, mosaic=0.5, color_jitter=(0.1, 0.2, 0.3, 0.0))
+    options = COMMAND.parse([scenes, "--num-images", "3", *rest, "--output=x"])
+    assert options.config == parse_config([scenes, *rest])
+    assert (options.num_images, options.output, options.split) == (3, "x", None)
+    assert (options.config.data.mosaic, options.config.data.color_jitter) == (0.5, (0.1, 0.2, 0.3, 0.0))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{scenes}", "--num", "0"], "num must be at least 1 image"),
+        (["{scenes}", "--num-images", "0"], "num_images must be at least 1"),
         (["{scenes}", "--mosaik", "1"], "did you mean --mosaic"),
         (["{scenes}", "--mosaic", "2"], "mosaic is a probability"),
         (["{scenes}", "--scale_jitter", "[0, 1]"], "scale_jitter must be two numbers above 0"),
@@ -69,6 +67,6 @@ def test_the_options_are_those_of_train(scenes):
         ([], "dataset"),
     ],
 )
-def test_mistakes_are_named(scenes, arguments, message, capsys):
+def test_errors_are_named(scenes, arguments, message, capsys):
     assert main(["preview", *(argument.format(scenes=scenes) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err

@@ -33,7 +33,7 @@ def kept_step(folder: Path, broken: bool, image: torch.Tensor | None = None) -> 
 @pytest.mark.parametrize(("broken", "status", "text"), [(True, 1, "Now (weights)"), (False, 0, "Now (nowhere)")])
 def test_a_step_is_done_again(broken: bool, status: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = kept_step(tmp_path, broken)
-    assert main(["replay", str(path), "--images", str(tmp_path / "drawn")]) == status
+    assert main(["replay", str(path), "--output", str(tmp_path / "drawn")]) == status
     shown = capsys.readouterr().out
     assert "Then: step 4: the loss is not finite" in shown
     assert text in shown

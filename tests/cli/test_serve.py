@@ -24,14 +24,14 @@ def weights(tmp_path_factory):
 def test_the_options_reach_the_server(weights, monkeypatch):
     seen = []
 
-    def run(app, listener, *, access_log, grace):
+    def run_server(app, listener, *, access_log, grace):
         with TestClient(app) as client:
             seen.append((client.get("/health").json(), listener.getsockname(), access_log, grace))
             seen.append(client.post("/detect", content=bytes(2000), headers={"Content-Type": "image/png"}).json())
         return 0
 
-    monkeypatch.setattr(serve, "run", run)
-    arguments = ["--port", "0", "--batch-size", "7", "--access_log", "false", "--timeout", "9", "--max_megabytes", "0.001"]
+    monkeypatch.setattr(serve, "run_server", run_server)
+    arguments = ["--port", "0", "--batch-size", "7", "--no-access-log", "--timeout", "9", "--max_megabytes", "0.001"]
     assert main(["serve", weights, *arguments, "--device", "cpu"]) == 0
     health, address, *others = seen[0]
     assert (health["model"], health["classes"], health["batch_size"]) == ("tiny.safetensors", ["cat", "dog"], 7)
@@ -64,7 +64,7 @@ def test_a_port_that_is_taken(weights, capsys):
         (["x", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
     ],
 )
-def test_mistakes_are_named(arguments, message, capsys):
+def test_errors_are_named(arguments, message, capsys):
     assert main(["serve", *arguments]) == 2
     assert message in capsys.readouterr().err
 

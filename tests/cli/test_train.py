@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.train import canonical, parse_config
+from deformable_detr.cli.command import spelled
+from deformable_detr.cli.train import parse_config
 from deformable_detr.config import DataConfig, LossConfig, OptimizerConfig, RunConfig, TrainConfig
 from deformable_detr.presets import MODEL_PRESETS
 from deformable_detr.training.run_folder import RunFolder
@@ -66,34 +67,38 @@ def test_short_forms() -> None:
     assert config.train == TrainConfig(epochs=3, batch_size=4)
     assert config.optimizer == OptimizerConfig(lr=1e-4)
     assert (config.model.num_queries, config.resume, config.output_dir) == (9, True, "x")
-    assert parse_config(["data", "--resume", "false"]).resume is False
-    assert canonical("--train-short-sides=[1]") == "--data.train_short_sides=[1]"
-    assert canonical("--model.weights=r50.pth") == "--weights=r50.pth"
-    assert canonical("my-data") == "my-data"
+    assert parse_config(["data", "--no-resume"]).resume is False
+    words = ["--data.train_short_sides=[1]", "--model.weights=r50.pth", "--output_dir", "my_data", "--", "--a_b"]
+    assert spelled(words) == ["--train-short-sides=[1]", "--weights=r50.pth", "--output", "my_data", "--", "--a_b"]
 
 
 def test_lists_and_nested_values() -> None:
     config = parse_config(["d", "--data.train_short_sides", "[480, 512]", "--model.backbone_options", "{layers: [1, 1]}"])
     assert config.data == DataConfig(train_short_sides=(480, 512))
     assert config.model.backbone_options == {"layers": [1, 1]}
+    config = parse_config(["d", "--train-short-sides", "480", "512", "--crop-short-sides", "[]", "--color-jitter", "[0, 0, 1, 0]"])
+    assert config.data == DataConfig(train_short_sides=(480, 512), crop_short_sides=(), color_jitter=(0.0, 0.0, 1.0, 0.0))
+    assert parse_config(["d", "--color-jitter", "0.3"]).data.color_jitter == 0.3
+    assert parse_config(["d", "--weights", "null"]).weights is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["d", "--num_querys", "3"], "--num_querys.*did you mean --num_queries"),
-        (["d", "--train.epoch", "3"], "--train.epoch.*did you mean --train.epochs"),
-        (["d", "--num_queries", "many"], "model.num_queries: expected int, got many"),
-        (["d", "--train.precision", "fp8"], "train.precision: expected one of 'fp32', 'bf16', 'fp16', got fp8"),
+        (["d", "--num_querys", "3"], "--num-querys.*did you mean --num-queries"),
+        (["d", "--train.epoch", "3"], "--train.epoch.*did you mean --epochs"),
+        (["d", "--num_queries", "many"], "model.num_queries: expected int, got 'many'"),
+        (["d", "--train.precision", "fp8"], "train.precision: expected one of 'fp32', 'bf16', 'fp16', got 'fp8'"),
         (["d", "--data.crop_range", "[1]"], "data.crop_range"),
-        (["d", "--preset", "r51"], "unknown preset 'r51'; known are r50, "),
-        (["d", "--preset", "r50", "--model.two_stage", "true"], "two_stage needs box_refinement"),
-        (["--epochs", "3"], "required.*dataset"),
+        (["d", "--preset", "r51"], r"unknown preset 'r51'; did you mean 'r50'\? known are r50, "),
+        (["d", "--preset", "r50", "--model.two_stage"], "two_stage needs box_refinement"),
+        (["d", "--two-stage", "false"], "--two-stage is a flag and takes no value: write --no-two-stage"),
+        (["--epochs", "3"], "which dataset"),
         (["d", "--config", "missing.yaml"], "missing.yaml: no such file"),
-        (["d", "--config"], "--config needs a value"),
+        (["d", "--config"], "--config: expected one argument"),
     ],
 )
-def test_mistakes_name_the_setting(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+def test_errors_name_the_setting(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -111,7 +116,7 @@ def test_mistakes_name_the_setting(arguments: list[str], message: str, capsys: p
         ("a: [", "not valid YAML"),
     ],
 )
-def test_mistakes_in_the_file(text: str, message: str, tmp_path: Path) -> None:
+def test_errors_in_the_file(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -124,8 +129,8 @@ def test_the_help_is_a_manual(capsys: pytest.CaptureFixture) -> None:
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Queries from the encoder's best proposals" in text  # the string below the attribute
-    assert "Largest norm of the whole gradient. 0: do not clip. (type: float, default: 0.1)" in text
-    for heading in ("The network:", "Matching and losses:", "Images and augmentation:", "presets:", "examples:"):
+    assert "Largest norm of the whole gradient. 0: do not clip. (default: 0.1)" in text
+    for heading in ("model: the network:", "loss: matching and losses:", "data: images and augmentation:", "presets:", "examples:"):
         assert heading in text
 
 
@@ -140,7 +145,7 @@ def test_all_settings_as_yaml(capsys: pytest.CaptureFixture, tmp_path: Path) -> 
     assert (again.optimizer, again.loss) == (OptimizerConfig(lr=0.5), LossConfig())
 
 
-def test_a_missing_data_set_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_a_missing_dataset_is_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     status = main(["train", str(tmp_path / "nothing"), "--output_dir", str(tmp_path / "run"), "--device", "cpu"])
     assert status == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'nothing'}: no such dataset folder\n"
@@ -190,7 +195,7 @@ def stop_in_the_middle(root: Path, number: signal.Signals) -> str:
 
 def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = stop_in_the_middle(tmp_path, signal.SIGINT)
-    assert f"deformable-detr train --resume --output_dir {tmp_path / 'run'}" in output
+    assert f"deformable-detr train --resume --output {tmp_path / 'run'}" in output
 
     done = int(RunFolder(tmp_path / "run").state.glob("step-*.pt").__next__().stem.removeprefix("step-"))
     assert main(["train", "--resume", "--output_dir", str(tmp_path / "run"), "--steps", str(done + 2)]) == 0

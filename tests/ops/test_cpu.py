@@ -173,7 +173,6 @@ def test_the_operator_imports_without_the_rest():
         "scipy",
         "supervision",
         "cv2",
-        "jsonargparse",
         "rich",
         "matplotlib",
         "faster_coco_eval",

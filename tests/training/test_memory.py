@@ -8,10 +8,10 @@ import torch
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
+from deformable_detr.settings import read_config
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training import guarded_step, memory, train
 from deformable_detr.training.memory import OutOfMemoryError, largest_fitting, set_gradient_checkpointing
-from deformable_detr.training.run_folder import read_config
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 31])

@@ -15,7 +15,8 @@ from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import RunConfig
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import Metrics, evaluate
-from deformable_detr.training.run_folder import RunFolder, read_config
+from deformable_detr.settings import read_config
+from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
 from deformable_detr.training.trainer import TrainResult, train
 

@@ -1,12 +1,10 @@
 """`deformable-detr convert`: weights of other projects → ours, and back."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.console import Console
-
-from deformable_detr.cli.options import log_to_screen, parse_options
+from deformable_detr.cli.command import Command
+from deformable_detr.cli.screen import log_to_screen, show
 
 DESCRIPTION = """\
 Convert weights of Deformable DETR between projects. What SOURCE is, its file says itself: our own .safetensors or run
@@ -14,24 +12,23 @@ folder, the official .pth, mmdetection 3.x or 2.x, detrex, a transformers folder
 Face hub. Nothing in a pickled file is executed. At the end stands what became of every tensor."""
 
 EXAMPLES = """\
-examples:
   deformable-detr convert r50_deformable_detr-checkpoint.pth r50.safetensors                  official → ours
   deformable-detr convert runs/first my_detector --to huggingface                             a folder for transformers
   deformable-detr convert runs/first my_detector.pth --to mmdet
-  deformable-detr convert dc5.pth dc5.safetensors --dilation true                             a DC5 model must be called one
+  deformable-detr convert dc5.pth dc5.safetensors --dilation                                  a DC5 model must be called one
   deformable-detr convert hf://owner/name weights.pth --to official --classes coco91
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Options of the command."""
 
-    source: str = ""
-    """The weights."""
+    source: str
+    """The weights: a file, a folder, or hf://owner/name."""
 
-    target: str = ""
-    """The file to write; a folder for huggingface."""
+    output: str
+    """The file to write; for huggingface a folder."""
 
     to: Literal["native", "official", "mmdet", "huggingface"] = "native"
     """Layout to write: ours, that of the original code, of mmdetection 3.x, or of transformers."""
@@ -40,7 +37,7 @@ class ConvertOptions:
     """COCO models: `coco80` and `coco91` change the layout of the classes; `auto`: to the one that the target's code works with."""
 
     neck_bias: bool = True
-    """mmdet: keep the neck's biases, which need neck.bias=True in its config. `false` drops them and says what that changes."""
+    """mmdet: keep the neck's biases, which need neck.bias=True in its config; otherwise drop them and say what that changes."""
 
     dilation: bool | None = None
     """The source is a DC5 model: its tensors do not show it."""
@@ -63,41 +60,21 @@ class ConvertOptions:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: what follows `deformable-detr convert`.
-
-    Returns:
-        The exit status.
-    """
-    options = parse_options(
-        ConvertOptions,
-        argv,
-        command="convert",
-        usage="SOURCE TARGET [--to LAYOUT] [options]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={
-            "source": {"metavar": "SOURCE", "help": "The weights: a file, a folder, or hf://owner/name."},
-            "target": {"metavar": "TARGET", "help": "The file to write; for huggingface a folder."},
-        },
-    )
-
+def run(options: ConvertOptions) -> None:
+    """Convert, and say what became of every tensor."""
     from deformable_detr.checkpoints.convert import convert
 
     log_to_screen()
     report = convert(
         options.source,
-        options.target,
+        options.output,
         options.to,
         classes=options.classes,
         neck_bias=options.neck_bias,
         overwrite=options.overwrite,
         **options.load_settings(),
     )
-    console = Console()
-    console.print(str(report), highlight=False, soft_wrap=True, markup=False)
-    console.print(f"written: {options.target}", highlight=False, soft_wrap=True, markup=False)
-    return 0
+    show(str(report), f"written: {options.output}")
+
+
+COMMAND = Command("convert", ConvertOptions, run, DESCRIPTION, EXAMPLES)

@@ -1,20 +1,53 @@
-"""The detector for a first look without weights of one's own: the demo's, trained on first use and kept in the user's cache."""
+"""The demo's detector: its training, and the one for a first look without weights of one's own, kept in the user's cache."""
 
 import logging
-import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deformable_detr.cli.demo import demo_folders, train_demo
 from deformable_detr.data.cache import user_cache
-from deformable_detr.inference.sources import list_images
+from deformable_detr.files import atomic_folder
+
+if TYPE_CHECKING:
+    from deformable_detr.training import TrainResult
 
 logger = logging.getLogger(__name__)
+
+TRAIN_IMAGES, VAL_IMAGES = 2000, 250
 
 FIRST_STEPS = 1200
 """Of the training on first use: enough to find most of the shapes."""
 
 MOST_IMAGES = 24
+
+
+def demo_folders(output: str | Path) -> tuple[Path, Path]:
+    """Where the demo keeps its images and its run."""
+    return Path(output) / "data", Path(output) / "run"
+
+
+def train_demo(output: str | Path, *, steps: int, seed: int = 0, device: str = "auto") -> "TrainResult":
+    """Draw the images and train the small detector on them; both folders of :func:`demo_folders` are replaced.
+
+    Args:
+        output: gets the two folders.
+        steps: optimiser steps.
+        seed: of the images, the weights and the order.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+    """
+    from deformable_detr.data.scenes import generate_scenes
+    from deformable_detr.presets import demo_run
+    from deformable_detr.training import train
+    from deformable_detr.visualize.drawing.samples import draw_samples
+
+    data, run = demo_folders(output)
+    for folder in (data, run):
+        shutil.rmtree(folder, ignore_errors=True)
+    generate_scenes(data, train=TRAIN_IMAGES, val=VAL_IMAGES, seed=seed)
+    config = demo_run(str(data), str(run))
+    config = replace(config, train=replace(config.train, steps=steps, seed=seed, device=device))
+    return train(config, draw_samples=draw_samples)
 
 
 def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
@@ -26,24 +59,21 @@ def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
     Returns:
         The run folder, and images that the detector has not been trained on.
     """
+    from deformable_detr.inference.sources import list_images
+    from deformable_detr.training import TrainingInterrupted  # brings torch, which the help does without
+
     for folder in (Path("demo"), cache_folder()):
         data, run = demo_folders(folder)
         if (run / "weights" / "best.safetensors").is_file():
             return run, list_images(data / "val")[:MOST_IMAGES] if (data / "val").is_dir() else []
-    from deformable_detr.training import TrainingInterrupted  # brings torch, which the help does without
-
     folder = cache_folder()
     logger.info("first use: training the demo's small detector for %d steps, a few minutes, kept in %s", FIRST_STEPS, folder)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
+    with atomic_folder(folder) as partial:
         try:
             train_demo(partial, steps=FIRST_STEPS, device=device)
         except TrainingInterrupted:
             raise TrainingInterrupted("training the small detector; nothing of it is kept, the next call begins anew") from None
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return demo_detector(device)
 
 

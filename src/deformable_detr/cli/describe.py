@@ -1,14 +1,15 @@
 """`deformable-detr describe`: the journey of one image through the network, as tables."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from deformable_detr.cli.command import Command
+from deformable_detr.cli.screen import Finish, log_to_screen
 
-from deformable_detr.cli.options import log_to_screen, parse_options
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from deformable_detr.visualize.inside.description import Description
 
 DESCRIPTION = """\
 Show the way of one image through the network, stage by stage, with the real shapes: backbone levels, neck, padding
@@ -18,7 +19,6 @@ every decoder layer; and what each part costs in parameters and multiply-adds.
 Legend of the shapes: B batch, S positions of all levels, C width, M heads, L levels, P points, Q queries, N layers, K classes."""
 
 EXAMPLES = """\
-examples:
   deformable-detr describe street.jpg --weights runs/first
   deformable-detr describe street.jpg --preset r50-two-stage        the shapes of a variant, with random weights
   deformable-detr describe street.jpg --weights runs/first --json journey.json
@@ -26,11 +26,11 @@ examples:
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DescribeOptions:
     """Options of the command."""
 
-    image: str = ""
+    image: str
     """The image."""
 
     weights: str | None = None
@@ -42,7 +42,7 @@ class DescribeOptions:
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
 
-    top: int = 5
+    top_k: int = 5
     """How many of the strongest detections are followed from layer to layer."""
 
     json: str | None = None
@@ -52,27 +52,11 @@ class DescribeOptions:
     """Draw the journey to this file (.png, .svg or .pdf): the image, feature maps, positions, memory, points, boxes."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: what follows `deformable-detr describe`.
-
-    Returns:
-        The exit status.
-    """
-    options = parse_options(
-        DescribeOptions,
-        argv,
-        command="describe",
-        usage="IMAGE [--weights WEIGHTS | --preset NAME] [options]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={"image": {"help": "The image."}},
-    )
-
+def run(options: DescribeOptions) -> None:
+    """Describe an image's way, write it, show it."""
     from deformable_detr.checkpoints import load_pretrained
     from deformable_detr.data.images import read_image
+    from deformable_detr.files import write_json
     from deformable_detr.inference.predictor import choose_device
     from deformable_detr.model import build_model
     from deformable_detr.visualize.inside.description import describe
@@ -81,20 +65,16 @@ def main(argv: Sequence[str]) -> int:
     log_to_screen()
     image = read_image(options.image)
     model = load_pretrained(options.weights) if options.weights else build_model(options.preset, pretrained_backbone=False)
-    description = describe(model.to(choose_device(options.device)), image, num_detections=options.top)
-    console = Console()
-    for table in (_journey(description), _costs(description), _refinement(description, bool(options.weights))):
-        console.print(table)
-    if options.json:
-        Path(options.json).write_text(json.dumps(description.to_dict(), indent=1), encoding="utf-8")
-        console.print(f"written: {options.json}", highlight=False, soft_wrap=True, markup=False)
-    if options.figure:
-        path = view_journey(description.inside).save(options.figure)
-        console.print(f"written: {path}", highlight=False, soft_wrap=True, markup=False)
-    return 0
+    found = describe(model.to(choose_device(options.device)), image, num_detections=options.top_k)
+    with Finish() as finish:
+        finish.write(options.json, lambda path: write_json(path, found.to_dict(), indent=1))
+        finish.write(options.figure, lambda path: view_journey(found.inside).save(path))
+        finish.show(_journey(found), _costs(found), _refinement(found, bool(options.weights)))
 
 
-def _journey(description) -> Table:
+def _journey(description: "Description") -> "Table":
+    from rich.table import Table
+
     table = Table("part", "what", "shape", "note", title="The journey of the image", title_justify="left")
     previous = ""
     for row in description.rows:
@@ -105,7 +85,9 @@ def _journey(description) -> Table:
     return table
 
 
-def _costs(description) -> Table:
+def _costs(description: "Description") -> "Table":
+    from rich.table import Table
+
     table = Table("part", title="What the parts cost (multiply-adds for this image)", title_justify="left")
     for heading in ("trainable parameters", "frozen parameters", "GMACs", "share"):
         table.add_column(heading, justify="right")
@@ -119,7 +101,9 @@ def _costs(description) -> Table:
     return table
 
 
-def _refinement(description, trained: bool) -> Table:
+def _refinement(description: "Description", trained: bool) -> "Table":
+    from rich.table import Table
+
     title = "The strongest detections, layer by layer (left, top, right, bottom in pixels)"
     table = Table("class", "score", "query", title=title if trained else f"{title}: random weights", title_justify="left")
     for layer in range(len(description.detections[0].boxes)):
@@ -128,3 +112,6 @@ def _refinement(description, trained: bool) -> Table:
         boxes = [", ".join(f"{value:.0f}" for value in box) for box in found.boxes]
         table.add_row(found.name, f"{found.score:.2f}", str(found.query), *boxes)
     return table
+
+
+COMMAND = Command("describe", DescribeOptions, run, DESCRIPTION, EXAMPLES)

@@ -1,14 +1,12 @@
 """`deformable-detr evaluate`: how good a detector is, on the screen, as JSON and as a report."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from deformable_detr.cli.options import DetectorOptions, log_to_screen, parse_options
+from deformable_detr.cli.command import Command
+from deformable_detr.cli.detector_options import DetectorOptions
+from deformable_detr.cli.screen import Finish, log_to_screen, progress
 
 if TYPE_CHECKING:
     from deformable_detr.evaluation import Metrics
@@ -17,32 +15,31 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Measure how good a detector is: average precision (AP) and recall (AR) as COCO defines them, over all classes and for
 each of them, and the score threshold with the best F1. The classes of the detector and of the dataset are matched by their
-names. --report writes a page that explains what is wrong: curves, confusions, kinds of mistakes, the worst images."""
+names. --report writes a page that explains what is wrong: curves, confusions, error types, the worst images."""
 
 EXAMPLES = """\
-examples:
   deformable-detr evaluate runs/first my_data                              the split `val`, best weights of the run
   deformable-detr evaluate runs/first my_data --report report               report/report.html, to open in any browser
-  deformable-detr evaluate runs/first my_data --save_thresholds true        predict will use the best threshold of each class
+  deformable-detr evaluate runs/first my_data --save-thresholds             predict then uses the best threshold of each class
   deformable-detr evaluate runs/first my_data --split test --json test.json
-  deformable-detr evaluate r50_deformable_detr.pth coco --batch_size 8 --precision bf16
+  deformable-detr evaluate r50_deformable_detr.pth coco --batch-size 8 --precision bf16
   deformable-detr evaluate runs/first my_data --results boxes.json --curves pr.png
   torchrun --nproc-per-node 4 -m deformable_detr evaluate runs/first coco     the images shared out over 4 GPUs
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(DetectorOptions):
     """Options of the command."""
 
-    weights: str = ""
-    """The detector."""
-
-    dataset: str = ""
-    """The dataset."""
+    dataset: str
+    """The dataset, as for training."""
 
     split: str = "val"
     """Part of the dataset: annotations/instances_<split>.json."""
+
+    match_by: Literal["name", "id"] = "name"
+    """What makes a class of the detector and one of the dataset the same."""
 
     num_workers: int = 2
     """Processes that read images. 0 reads in the main process."""
@@ -69,17 +66,8 @@ class EvaluateOptions(DetectorOptions):
     """Show the table of the classes."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: what follows `deformable-detr evaluate`.
-
-    Returns:
-        The exit status.
-    """
-    options = parse_evaluate_options(argv)
-
+def run(options: EvaluateOptions) -> None:
+    """Evaluate in all processes; the first one writes and shows what came out."""
     from deformable_detr.checkpoints.load import find_weights
     from deformable_detr.checkpoints.native import read_own
     from deformable_detr.detector import Detector, join_processes
@@ -91,14 +79,13 @@ def main(argv: Sequence[str]) -> int:
     state = join_processes(choose_device(options.device))
     first = state is None or state.is_main_process
     detector = options.set_up(Detector.load(options.weights, **options.load_settings()))
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, transient=True, disable=not first)
-    with bar:
-        task = bar.add_task("evaluating", total=None)
+    with progress("evaluating", hidden=not first) as bar:
+        task = bar.add_task("", total=None)
         settings: dict[str, Any] = {
             "batch_size": options.batch_size,
             "num_workers": options.num_workers,
             "top_k": options.top_k,
+            "match_by": options.match_by,
             "results_file": options.results,
             "progress": lambda done, total: bar.update(task, completed=done, total=total),
         }
@@ -106,30 +93,27 @@ def main(argv: Sequence[str]) -> int:
         metrics = report.analysis.metrics if report else detector.evaluate(options.dataset, options.split, **settings)
     if first:
         _finish(options, metrics, report)
-    return 0
 
 
 def _finish(options: EvaluateOptions, metrics: "Metrics", report: "Report | None") -> None:
-    """Show the numbers, write what was asked for, and say where it is."""
+    """Write what was asked for, and show the numbers."""
     from deformable_detr.evaluation.curves import save_pr_curves
 
-    console = Console()
-    console.print(metrics.table(per_class=options.per_class))
-    written = [path for path in (options.json, options.results, options.curves) if path]
-    if options.json:
-        metrics.save_json(options.json)
-    if options.curves:
-        save_pr_curves(metrics, options.curves)
-    if report is not None and options.report:
-        title = f"{Path(options.weights).name} on {report.title}"
-        written.append(str(replace(report, title=title).save(options.report)))
-    if options.save_thresholds:
-        written.append(_store_thresholds(options.weights, metrics.thresholds))
-    for path in written:
-        console.print(f"written: {path}", highlight=False, soft_wrap=True, markup=False)
+    with Finish() as finish:
+        finish.show(metrics.table(per_class=options.per_class))
+        finish.write(options.json, metrics.save_json)
+        finish.write(options.results, lambda path: path)
+        finish.write(options.curves, lambda path: save_pr_curves(metrics, path))
+        if report is not None:
+            title = f"{Path(options.weights).name} on {report.title}"
+            finish.write(options.report, replace(report, title=title).save)
+        if options.save_thresholds:
+            thresholds = metrics.thresholds or ()
+            note = f"the thresholds of {len(thresholds)} classes"
+            finish.write(options.weights, lambda path: _store_thresholds(path, metrics.thresholds), note)
 
 
-def _store_thresholds(weights: str, thresholds: tuple[float, ...] | None) -> str:
+def _store_thresholds(weights: Path, thresholds: tuple[float, ...] | None) -> Path:
     """Put them into the weights file.
 
     Raises:
@@ -139,21 +123,8 @@ def _store_thresholds(weights: str, thresholds: tuple[float, ...] | None) -> str
     from deformable_detr.checkpoints.native import save_thresholds
 
     if thresholds is None:
-        raise ValueError(f"nothing right was detected, so there are no thresholds to store; {weights} stays as it is")
-    return f"{save_thresholds(find_weights(weights), thresholds)} (the thresholds of {len(thresholds)} classes)"
+        raise ValueError(f"no detection is right, so there are no thresholds to store; {weights} stays as it is")
+    return save_thresholds(find_weights(weights), thresholds)
 
 
-def parse_evaluate_options(argv: Sequence[str]) -> EvaluateOptions:
-    """The options of the command line; see :func:`~deformable_detr.cli.options.parse_options`."""
-    return parse_options(
-        EvaluateOptions,
-        argv,
-        command="evaluate",
-        usage="WEIGHTS DATASET [--split NAME] [--report FOLDER] [options]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={
-            "weights": {"help": "A run folder (its best weights), or a weights file of any known format."},
-            "dataset": {"help": "Folder of a dataset, as for training."},
-        },
-    )
+COMMAND = Command("evaluate", EvaluateOptions, run, DESCRIPTION, EXAMPLES)

@@ -1,13 +1,11 @@
 """`deformable-detr explain`: why a box came out, as a page or an image."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from deformable_detr.cli.options import log_to_screen, parse_options
+from deformable_detr.cli.command import Command
+from deformable_detr.cli.screen import Finish, log_to_screen
 
 DESCRIPTION = """\
 Explain one detection of an image: what it is and how sure, where its query came from, how its box and its class scores
@@ -18,7 +16,6 @@ any of these the strongest one. The page is one HTML file with its images inside
 figure instead."""
 
 EXAMPLES = """\
-examples:
   deformable-detr explain street.jpg --weights runs/first                           the strongest detection
   deformable-detr explain street.jpg --weights runs/first --point 320,140           what is there, and why
   deformable-detr explain street.jpg --weights runs/first --box 250,90,390,300 --output why.png
@@ -26,14 +23,14 @@ examples:
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
     """Options of the command."""
 
-    image: str = ""
+    image: str
     """The image."""
 
-    weights: str = ""
+    weights: str | None = None
     """A run folder (its best weights), or a weights file of any known format."""
 
     query: int | None = None
@@ -52,27 +49,12 @@ class ExplainOptions:
     """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: what follows `deformable-detr explain`.
-
-    Returns:
-        The exit status.
+def run(options: ExplainOptions) -> None:
+    """Find the detection that is meant, explain it, write the page.
 
     Raises:
         ValueError: no weights, more than one of query, box and point, or numbers that cannot be.
     """
-    options = parse_options(
-        ExplainOptions,
-        argv,
-        command="explain",
-        usage="IMAGE --weights WEIGHTS [--query N | --box X,Y,X,Y | --point X,Y] [--output FILE]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={"image": {"help": "The image."}},
-    )
     if not options.weights:
         raise ValueError("which detector? give --weights with a run folder or a weights file (deformable-detr explain --help)")
     given = [name for name in ("query", "box", "point") if getattr(options, name) is not None]
@@ -93,15 +75,11 @@ def main(argv: Sequence[str]) -> int:
     else:
         query = options.query if options.query is not None else inside.detections(top_k=1)[0].query
     explanation = explain(inside, query)
-    path = explanation.save(options.output or Path("runs/explain") / f"{Path(options.image).stem}-query-{query}.html")
     left, top, right, bottom = explanation.detection.box
-    lines = [
-        f"{explanation.title}, box ({left:.0f}, {top:.0f}, {right:.0f}, {bottom:.0f})",
-        explanation.origin,
-        f"written: {path}",
-    ]
-    Console(highlight=False).print("\n".join(lines), soft_wrap=True, markup=False)
-    return 0
+    with Finish() as finish:
+        finish.show(f"{explanation.title}, box ({left:.0f}, {top:.0f}, {right:.0f}, {bottom:.0f})", explanation.origin)
+        page = Path("runs/explain") / f"{Path(options.image).stem}-query-{query}.html"
+        finish.write(options.output or page, explanation.save)
 
 
 def numbers(text: str, count: int, usage: str) -> list[float]:
@@ -117,3 +95,6 @@ def numbers(text: str, count: int, usage: str) -> list[float]:
     if len(found) != count:
         raise ValueError(f"{usage} in pixels, such as {','.join(['120', '80', '260', '240'][:count])}, not {text!r}")
     return found
+
+
+COMMAND = Command("explain", ExplainOptions, run, DESCRIPTION, EXAMPLES)

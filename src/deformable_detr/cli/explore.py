@@ -3,14 +3,11 @@
 import logging
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
-from deformable_detr.cli.demo_detector import demo_detector
-from deformable_detr.cli.options import log_to_screen, parse_options
+from deformable_detr.cli.command import POSITIONAL, Command
+from deformable_detr.cli.screen import log_to_screen, show
 
 DESCRIPTION = """\
 Look inside a detector, in the browser: click a box, and its sampling points appear on the image, by layer, head and
@@ -21,7 +18,6 @@ Without WEIGHTS the small detector of `deformable-detr demo` is taken; the first
 minutes. The page is served by this machine for this machine alone (--host), and needs no network."""
 
 EXAMPLES = """\
-examples:
   deformable-detr explore                             the demo's detector and its images
   deformable-detr explore street.jpg                  the demo's detector on an image of yours
   deformable-detr explore runs/first photos/          your own detector and images
@@ -29,15 +25,15 @@ examples:
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExploreOptions:
     """Options of the command."""
 
-    weights: str | None = None
-    """The detector."""
+    weights: str | None = field(default=None, metadata=POSITIONAL)
+    """A run folder, or weights of any known format; may be left out."""
 
-    images: list[str] = field(default_factory=list)
-    """The images."""
+    images: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """Files, folders, patterns in quotes."""
 
     host: str = "127.0.0.1"
     """Address to listen on. The default is reached from this machine alone; `0.0.0.0` lets the whole network in."""
@@ -52,16 +48,8 @@ class ExploreOptions:
     """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: what follows `deformable-detr explore`.
-
-    Returns:
-        The exit status.
-    """
-    options = parse_explore_options(argv)
+def run(options: ExploreOptions) -> None:
+    """Serve the page until Ctrl-C."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from deformable_detr.visualize.explorer.page import Page
@@ -71,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         raise ImportError('the explorer needs gradio: pip install "deformable-detr[explorer]"') from error
 
+    from deformable_detr.cli.demo_detector import demo_detector
     from deformable_detr.detector import Detector
     from deformable_detr.inference.sources import IMAGE_SUFFIXES, list_images
     from deformable_detr.visualize.explorer.views import Views
@@ -87,29 +76,11 @@ def main(argv: Sequence[str]) -> int:
     detector = Detector.load(weights, device=options.device)
     page = Page(Views(detector, paths), f"detector: {weights}")
     address = serve(page, options.host, options.port, open_browser=options.browser)
-    Console().print(f"The explorer is at {address}   (Ctrl-C ends it)", highlight=False, markup=False, soft_wrap=True)
+    show(f"The explorer is at {address}   (Ctrl-C ends it)")
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
         page.blocks.close()
-    return 0
 
 
-def parse_explore_options(argv: Sequence[str]) -> ExploreOptions:
-    """The options of the command line; see :func:`~deformable_detr.cli.options.parse_options`."""
-    return parse_options(
-        ExploreOptions,
-        argv,
-        command="explore",
-        usage="[WEIGHTS] [IMAGES ...] [--host ADDRESS] [--port NUMBER] [options]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={
-            "weights": {
-                "nargs": "?",
-                "default": None,
-                "help": "A run folder, or a weights file of any known format; may be left out.",
-            },
-            "images": {"nargs": "*", "default": [], "help": "Files, folders, patterns in quotes."},
-        },
-    )
+COMMAND = Command("explore", ExploreOptions, run, DESCRIPTION, EXAMPLES)

@@ -1,13 +1,11 @@
 """`deformable-detr replay`: a training step whose numbers went wrong, done again and explained."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from deformable_detr.cli.options import log_to_screen, parse_options
+from deformable_detr.cli.command import Command
+from deformable_detr.cli.screen import Finish, log_to_screen
 
 if TYPE_CHECKING:
     from deformable_detr.training.non_finite import KeptStep
@@ -18,55 +16,36 @@ layer, loss or gradient. Training keeps such steps, with weights and images, in 
 The step is done in fp32. Exit status: 1 when it breaks again, 0 when it is sound this time."""
 
 EXAMPLES = """\
-examples:
   deformable-detr replay runs/first/non_finite/step-00001234.pt
   deformable-detr replay runs/first/non_finite/step-00001234.pt --device cuda
-  deformable-detr replay runs/first/non_finite/step-00001234.pt --images broken      the images as the network saw them
+  deformable-detr replay runs/first/non_finite/step-00001234.pt --output broken      the images as the network saw them
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReplayOptions:
     """Options of the command."""
 
-    file: str = ""
-    """The step."""
+    file: str
+    """A file of the folder non_finite of a run."""
 
     device: str = "cpu"
     """Where to compute: `cpu`, `cuda`, `mps`."""
 
-    images: str | None = None
-    """Folder to draw the images of the step into, each with its boxes and their classes; broken pixels are magenta."""
+    output: str | None = None
+    """Folder to draw the images of the step into, each with its boxes and their classes; non-finite pixels are magenta."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: what follows `deformable-detr replay`.
-
-    Returns:
-        The exit status.
-    """
-    options = parse_options(
-        ReplayOptions,
-        argv,
-        command="replay",
-        usage="FILE [--device NAME] [--images FOLDER]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={"file": {"help": "A file of the folder non_finite of a run."}},
-    )
-
+def run(options: ReplayOptions) -> int:
+    """Do the step again, and say what is found."""
     from deformable_detr.training.non_finite import replay
 
     log_to_screen()
     step, found = replay(options.file, options.device)
     images = [target.image_id for _, targets in step.batches for target in targets]
-    lines = [f"Then: {step.message}", "", f"Now ({found.where}): {found}", "", f"Images: {images}"]
-    if options.images is not None:
-        lines.append(f"Drawn to: {draw_images(step, Path(options.images))}")
-    Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    with Finish() as finish:
+        finish.show(f"Then: {step.message}", "", f"Now ({found.where}): {found}", "", f"Images: {images}")
+        finish.write(options.output, lambda folder: draw_images(step, folder))
     return int(found.where != "nowhere")
 
 
@@ -83,8 +62,10 @@ def draw_images(step: "KeptStep", folder: Path) -> Path:
 
     metadata = step.metadata
     categories = metadata.categories or Categories.from_names([f"class {i}" for i in range(metadata.model.num_classes)])
-    folder.mkdir(parents=True, exist_ok=True)
     samples = [(batch, index, target) for batch, targets in step.batches for index, target in enumerate(targets)]
     for number, sample in enumerate(samples):
         save_drawing(folder / f"{number}.png", draw_sample(*sample, metadata, categories))
     return folder
+
+
+COMMAND = Command("replay", ReplayOptions, run, DESCRIPTION, EXAMPLES)

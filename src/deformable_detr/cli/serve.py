@@ -3,12 +3,13 @@
 import ipaddress
 import logging
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deformable_detr.cli.options import DetectorOptions, log_to_screen, parse_options
+from deformable_detr.cli.command import Command
+from deformable_detr.cli.detector_options import DetectorOptions
+from deformable_detr.cli.screen import log_to_screen
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -22,21 +23,20 @@ Serve a detector over HTTP. POST /detect answers images with JSON, POST /draw wi
 requests go through the network together. GET /health, /metrics (for Prometheus) and /docs (a page to try it on)."""
 
 EXAMPLES = """\
-examples:
   deformable-detr serve runs/first                                         then open http://127.0.0.1:8000
   curl -F image=@street.jpg "http://127.0.0.1:8000/detect?threshold=0.3"
   curl --data-binary @street.jpg -H "Content-Type: image/jpeg" http://127.0.0.1:8000/draw -o drawn.jpg
-  deformable-detr serve runs/first --port 9000 --batch_size 16 --max_wait_ms 20
+  deformable-detr serve runs/first --port 9000 --batch-size 16 --max-wait-ms 20
   deformable-detr serve runs/first --host 0.0.0.0                          reachable from other machines: there is no login
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServeOptions(DetectorOptions):
     """Options of the command."""
 
-    weights: str = ""
-    """The detector."""
+    weights: str
+    """A run folder (its best weights), weights of any known format, or an exported file."""
 
     batch_size: int = 4
     """At most this many images, of all requests, per forward pass. The results are the same for any."""
@@ -72,41 +72,19 @@ class ServeOptions(DetectorOptions):
     """A log line for each request."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: what follows `deformable-detr serve`.
-
-    Returns:
-        The exit status.
-    """
-    options = parse_serve_options(argv)
-    log_to_screen()
-    listener = bind(options.host, options.port)
-    try:
-        app = build_app(options)
-        return run(app, listener, access_log=options.access_log, grace=options.timeout)
-    finally:
-        listener.close()
-
-
-def parse_serve_options(argv: Sequence[str]) -> ServeOptions:
-    """The options of the command line; see :func:`~deformable_detr.cli.options.parse_options`."""
-    options = parse_options(
-        ServeOptions,
-        argv,
-        command="serve",
-        usage="WEIGHTS [--host ADDRESS] [--port PORT] [options]",
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-        arguments={"weights": {"help": "A run folder (its best weights), weights of any known format, or an exported file."}},
-    )
+def run(options: ServeOptions) -> int:
+    """Serve until SIGINT or SIGTERM."""
     if not 0 <= options.port <= 65535:
         raise ValueError(f"port must lie in [0, 65535], not {options.port}")
     if options.threads < 1:
         raise ValueError(f"threads must be at least 1, not {options.threads}")
-    return options
+    log_to_screen()
+    listener = bind(options.host, options.port)
+    try:
+        app = build_app(options)
+        return run_server(app, listener, access_log=options.access_log, grace=options.timeout)
+    finally:
+        listener.close()
 
 
 def open_predictor(options: ServeOptions) -> "Predictor":
@@ -174,7 +152,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(app: "FastAPI", listener: socket.socket, *, access_log: bool, grace: float) -> int:
+def run_server(app: "FastAPI", listener: socket.socket, *, access_log: bool, grace: float) -> int:
     """Serve until SIGINT or SIGTERM; then what is under way is finished.
 
     Args:
@@ -191,3 +169,6 @@ def run(app: "FastAPI", listener: socket.socket, *, access_log: bool, grace: flo
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+COMMAND = Command("serve", ServeOptions, run, DESCRIPTION, EXAMPLES)

@@ -6,7 +6,7 @@ from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.memory import OutOfMemoryError
 from deformable_detr.training.optimizer import build_optimizer, build_schedule
 from deformable_detr.training.result import TrainResult
-from deformable_detr.training.run_folder import RunFolder, read_config
+from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.train_step import NonFiniteLossError, train_step
 from deformable_detr.training.trainer import train
 
@@ -20,7 +20,6 @@ __all__ = [
     "TrainingInterrupted",
     "build_optimizer",
     "build_schedule",
-    "read_config",
     "train",
     "train_step",
 ]

@@ -21,8 +21,8 @@ from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.formats import find_split
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.settings import to_record
 from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
-from deformable_detr.training.run_folder import config_to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
 
 def _report_other_network(config: RunConfig, network: DeformableDETR) -> None:
     """Say where the network of the weights file is another one than the settings ask for."""
-    wanted, found = config_to_dict(config.model), config_to_dict(network.metadata.model)
+    wanted, found = to_record(config.model), to_record(network.metadata.model)
     other = {name: found[name] for name in wanted if wanted[name] != found[name]}
     for name in ("num_classes", "pretrained_backbone"):
         other.pop(name, None)
@@ -194,7 +194,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
     Raises:
         ValueError: the message names what differs.
     """
-    now, before = _flatten(config_to_dict(config)), _flatten(saved["config"])
+    now, before = _flatten(to_record(config)), _flatten(saved["config"])
     differing = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(now.keys() | before.keys())

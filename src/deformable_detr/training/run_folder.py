@@ -4,16 +4,16 @@ import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 
 from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.config import Metadata, RunConfig
+from deformable_detr.files import atomic_file, write_text
 from deformable_detr.model import DeformableDETR
+from deformable_detr.settings import to_yaml
 from deformable_detr.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -52,14 +52,13 @@ class RunFolder:
             raise NotADirectoryError(f"output_dir {self.root} is a file; choose a folder")
         if self.root.is_dir() and any(self.root.iterdir()):
             what = "a run already" if self.config.is_file() else "files already"
-            raise FileExistsError(f"output_dir {self.root} holds {what}; continue it with --resume, or choose another --output_dir")
+            raise FileExistsError(f"output_dir {self.root} holds {what}; continue it with --resume, or choose another --output")
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml: every setting as used, to be read again with `--config`."""
-        self.root.mkdir(parents=True, exist_ok=True)
         header = f"# Every setting of this run, as used by deformable-detr {__version__}. Repeat it with:\n"
-        header += "#   deformable-detr train --config config.yaml --output_dir ANOTHER_FOLDER\n"
-        _replace_text(self.config, header + yaml.safe_dump(config_to_dict(config), sort_keys=False, width=120))
+        header += "#   deformable-detr train --config config.yaml --output ANOTHER_FOLDER\n"
+        write_text(self.config, header + to_yaml(config))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Add one line to log.jsonl."""
@@ -89,12 +88,12 @@ class RunFolder:
             for record in self.read_log()
             if record["step"] < step or (record["step"] == step and (evaluated or record["kind"] != "evaluation"))
         ]
-        _replace_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv: one row per evaluation."""
         columns = list(dict.fromkeys(name for row in history for name in row))
-        with self.metrics.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(self.metrics) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(history)
@@ -120,50 +119,3 @@ def write_weights(paths: Sequence[Path], network: DeformableDETR, metadata: Meta
             if must:
                 raise OSError(f"{text} The state of the run is kept: make room, then --resume") from error
             logger.error("%s The run goes on", text)
-
-
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dicts, lists and scalars, for YAML and for comparing."""
-    return json.loads(json.dumps(asdict(config)))
-
-
-def read_config(path: str | Path) -> RunConfig:
-    """Read the config.yaml of a run folder.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no YAML, or an unknown setting.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; a run folder has a config.yaml")
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    return _from_dict(RunConfig, record, str(path))
-
-
-def _from_dict(kind: type, record: Any, where: str) -> Any:
-    """A (nested) dataclass from plain values; lists become tuples where the field is a tuple."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected settings, not {record!r}")
-    hints = get_type_hints(kind)
-    unknown = sorted(set(record) - {item.name for item in fields(kind)})
-    if unknown:
-        raise ValueError(f"{where}: unknown settings {unknown}; known are {[item.name for item in fields(kind)]}")
-    values = {}
-    for name, value in record.items():
-        if is_dataclass(hints[name]):
-            value = _from_dict(hints[name], value, f"{where}: {name}")  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
-    return kind(**values)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old or the new one, never a half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

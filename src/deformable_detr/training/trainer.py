@@ -18,6 +18,7 @@ from accelerate.utils import gather_object, set_seed
 
 from deformable_detr.config import RunConfig
 from deformable_detr.evaluation.metrics import Metrics
+from deformable_detr.settings import to_record
 from deformable_detr.training.advice import Advisor
 from deformable_detr.training.batches import step_batches
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
@@ -35,7 +36,7 @@ from deformable_detr.training.preparation import (
 from deformable_detr.training.processes import in_any_process, mean_over_processes
 from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.result import Position, TrainResult
-from deformable_detr.training.run_folder import RunFolder, config_to_dict, write_weights
+from deformable_detr.training.run_folder import RunFolder, write_weights
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
 from deformable_detr.training.train_step import Batch
@@ -138,9 +139,7 @@ class Trainer:
             return None
         path = latest_state(self.folder.state)
         if path is None:
-            raise FileNotFoundError(
-                f"no saved state in {self.folder.state}: start the run without --resume, in an empty output_dir"
-            )
+            raise FileNotFoundError(f"no saved state in {self.folder.state}: start the run without --resume, in an empty --output")
         return load_state(path)
 
     def _open_log(self) -> RunLog:
@@ -313,7 +312,7 @@ class Trainer:
             self.log.close()
         raise TrainingInterrupted(
             f"stopped after step {self.position.step} of {self.total_steps}; the state is in {latest_state(self.folder.state)}. "
-            f"Go on with: deformable-detr train --resume --output_dir {self.folder.root}"
+            f"Go on with: deformable-detr train --resume --output {self.folder.root}"
         )
 
     def _save_state(self) -> None:
@@ -324,7 +323,7 @@ class Trainer:
                 "position": vars(self.position),
                 "processes": self.accelerator.num_processes,
                 "dataset": describe_data(self.data),
-                "config": config_to_dict(self.config),
+                "config": to_record(self.config),
                 **self.learner.state_dict(),
                 "random": randoms,
                 "averages": [vars(self.recent), vars(self.over_epoch)],

@@ -7,9 +7,9 @@ import torch
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
-from deformable_detr.cli import predict_video
+from deformable_detr.cli import predict_videos
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.predict_video import FrameRecords, output_names
+from deformable_detr.cli.predict_videos import FrameRecords, output_names
 from deformable_detr.config import Metadata
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
@@ -64,7 +64,7 @@ def test_film_and_json(weights, clip, tmp_path, capsys):
 
 
 def test_tracks_without_a_film(weights, clip, tmp_path):
-    arguments = [str(clip), "--threshold", "0.01", "--track", "--draw", "false", "--json", str(tmp_path / "a.json")]
+    arguments = [str(clip), "--threshold", "0.01", "--track", "--no-draw", "--json", str(tmp_path / "a.json")]
     assert main(["predict", weights, *arguments]) == 0
     record = json.loads((tmp_path / "a.json").read_text())
     assert len(record["frames"]) == 10
@@ -81,7 +81,7 @@ def test_stopped_in_the_middle(weights, clip, tmp_path, monkeypatch, capsys, err
             raise error
         add(self, frame)
 
-    monkeypatch.setattr(predict_video.FrameRecords, "add", interrupted)
+    monkeypatch.setattr(predict_videos.FrameRecords, "add", interrupted)
     assert main(["predict", weights, str(clip), "--output", str(tmp_path)]) == status
     if status == 2:
         assert list(tmp_path.iterdir()) == []

@@ -7,31 +7,25 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-from deformable_detr.cli.predict import PredictOptions, load_detector
-
-if TYPE_CHECKING:
-    from deformable_detr.categories import Categories
-    from deformable_detr.inference import Predictor
-    from deformable_detr.inference.video import Frame, Video
+from deformable_detr.categories import Categories
+from deformable_detr.cli.predict_options import PredictOptions
+from deformable_detr.cli.screen import progress, show
+from deformable_detr.files import atomic_file
+from deformable_detr.inference import Predictor
+from deformable_detr.inference.tracking import Tracker
+from deformable_detr.inference.video import Frame, Video, is_video, iterate_video
+from deformable_detr.visualize.drawing.video import DrawnVideo
 
 
-def predict_videos(options: PredictOptions) -> int:
+def predict_videos(options: PredictOptions) -> None:
     """Predict on all sources, one video after the other.
-
-    Returns:
-        The exit status.
 
     Raises:
         ValueError: images among the videos, or an option that does not go with videos.
     """
-    from deformable_detr.inference.video import is_video
-
     images = [source for source in options.source if not is_video(source)]
     if images:
         raise ValueError(f"images and videos cannot go together; leave out {', '.join(images)}, or call predict for it alone")
@@ -44,10 +38,9 @@ def predict_videos(options: PredictOptions) -> int:
     for source, target in zip(options.source, targets, strict=True):
         if target.resolve() in {Path(other).resolve() for other in options.source}:
             raise ValueError(f"the drawing of {source} would replace a video in {options.output}; choose another --output")
-    detector = load_detector(options)
+    detector = options.open()
     for source, target in zip(options.source, targets, strict=True):
         _predict_video(detector, source, target, options)
-    return 0
 
 
 def output_names(sources: Sequence[str]) -> list[str]:
@@ -64,12 +57,8 @@ def output_names(sources: Sequence[str]) -> list[str]:
     return names
 
 
-def _predict_video(detector: "Predictor", source: str, target: Path, options: PredictOptions) -> None:
+def _predict_video(detector: Predictor, source: str, target: Path, options: PredictOptions) -> None:
     """Predict on one video; what there is at an interruption is kept."""
-    from deformable_detr.inference.tracking import Tracker
-    from deformable_detr.inference.video import Video, iterate_video
-    from deformable_detr.visualize.drawing.video import DrawnVideo
-
     json_path = Path(options.json) if options.json else target.with_suffix(".json")
     tracker = Tracker(detector.score_limits(options.threshold).tolist()) if options.track else None
     with ExitStack() as stack:
@@ -80,11 +69,11 @@ def _predict_video(detector: "Predictor", source: str, target: Path, options: Pr
         frames = iterate_video(
             detector, video, options.threshold, every=options.every, tracker=tracker, **options.predict_settings()
         )
-        bar = stack.enter_context(_progress())
+        bar = stack.enter_context(progress(Path(source).name or source, unit="frames"))
         total = math.ceil(video.num_frames / options.every) if video.num_frames else None
         stack.enter_context(closing(frames))
         try:
-            for frame in bar.track(frames, total=total, description=Path(source).name or source):
+            for frame in bar.track(frames, total=total):
                 records.add(frame)
                 if drawn is not None:
                     drawn.add(frame)
@@ -93,7 +82,7 @@ def _predict_video(detector: "Predictor", source: str, target: Path, options: Pr
             raise KeyboardInterrupt(f"after {records.frames} frames{kept}") from None
     written = [f"video: {target}"] if options.draw else []
     lines = [f"{source}: {records.summary()}", *written, f"detections: {json_path}"]
-    Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    show(*lines)
 
 
 class FrameRecords:
@@ -102,11 +91,11 @@ class FrameRecords:
     The file gets its name when it is complete: at the end, or at an interruption with the frames so far.
     """
 
-    def __init__(self, path: Path, video: "Video", categories: "Categories") -> None:
+    def __init__(self, path: Path, video: Video, categories: Categories) -> None:
         self.path, self.frames = path, 0
-        self._partial = path.with_name(path.name + ".partial")
+        self._whole = atomic_file(path)
         self._names = dict(zip(categories.ids, categories.names, strict=True))
-        self._head = {
+        self._head: dict[str, Any] = {
             "info": {"video": video.name, "fps": video.fps},
             "categories": [{"id": number, "name": name} for number, name in self._names.items()],
         }
@@ -115,29 +104,25 @@ class FrameRecords:
         self._tracked = False
         self._file: TextIO | None = None
 
-    def __enter__(self) -> "FrameRecords":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is None:
             return
         keep = kind is None or issubclass(kind, KeyboardInterrupt)
         with self._file as file:
             if keep:
                 file.write("\n]}\n")
-        if keep:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        self._whole.__exit__(*((None, None, None) if keep else (kind, error, trace)))
 
-    def add(self, frame: "Frame") -> None:
+    def add(self, frame: Frame) -> None:
         """Write one frame."""
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("w", encoding="utf-8")
+            self._file = self._whole.__enter__().open("w", encoding="utf-8")
             height, width = frame.image.shape[:2]
-            self._head["info"] |= {"width": width, "height": height}  # type: ignore[operator]
-            self._file.write(json.dumps(self._head, ensure_ascii=False)[:-1] + ', "frames": [\n')
+            head = self._head | {"info": {**self._head["info"], "width": width, "height": height}}
+            self._file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "frames": [\n')
         record = {"frame": frame.index, "time": round(frame.time, 4), "detections": self._detections(frame)}
         self._file.write((",\n" if self.frames else "") + json.dumps(record))
         self.frames += 1
@@ -148,7 +133,7 @@ class FrameRecords:
         tracks = f"; {len(self._tracks)} different objects" if self._tracked else ""
         return f"{self.frames} frames, found: {found}{tracks}"
 
-    def _detections(self, frame: "Frame") -> list[dict[str, Any]]:
+    def _detections(self, frame: Frame) -> list[dict[str, Any]]:
         found = frame.detections
         scores = found.confidence if found.confidence is not None else []
         records = []
@@ -164,18 +149,3 @@ class FrameRecords:
                 record["track_id"] = number
                 self._tracks.add(number)
         return records
-
-
-class _FramesPerSecond(ProgressColumn):
-    """How fast it goes."""
-
-    def render(self, task: Task) -> Text:
-        """The last seconds' speed."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} frames/s")
-
-
-def _progress() -> Progress:
-    """A bar with frames done, speed, and time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _FramesPerSecond(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,97 @@
+"""`deformable-detr benchmark op`: the operator's backends and its installed peers side by side, as a table and as JSON."""
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from deformable_detr.cli.benchmark_options import BenchmarkOptions
+from deformable_detr.cli.screen import Finish, show
+from deformable_detr.files import write_json
+from deformable_detr.ops.benchmark import CASES, Measurement, implementations, measure
+from deformable_detr.schema import known
+
+
+def benchmark_operator(options: BenchmarkOptions) -> None:
+    """Measure every implementation on every case.
+
+    Raises:
+        ValueError: an unknown case.
+    """
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cases = {case.name: case for case in CASES}
+    names = implementations(device)
+    if options.only:
+        names = [name for name in names if name == names[0] or any(part in name for part in options.only)]
+    machine = _machine(device)
+    show(", ".join(f"{key} {value}" for key, value in machine.items()))
+    results: list[Measurement] = []
+    for case in [cases[known(name, "case", cases)] for name in options.case or cases]:
+        rounds = (options.rounds or 7) * (1 if case.queries is None else 5)
+        dtype = getattr(torch, options.dtype)
+        found = measure(case, names, device=device, dtype=dtype, rounds=rounds, memory=options.memory)
+        results += found
+        show(_table(f"{case.name}: {case.height}x{case.width}, {options.dtype}", found))
+    report = {"machine": machine, "dtype": options.dtype, "results": [asdict(result) for result in results]}
+    with Finish() as finish:
+        finish.write(options.output or "runs/benchmark-operator.json", lambda path: write_json(path, report, indent=1))
+
+
+def _machine(device: str) -> dict[str, str | int]:
+    described: dict[str, str | int] = {"torch": torch.__version__, "python": platform.python_version()}
+    if device == "cuda":
+        return {"device": torch.cuda.get_device_name(), **described}
+    return {"device": _processor(), "threads": torch.get_num_threads(), **described}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _table(title: str, results: list[Measurement]) -> Table:
+    """At most 80 columns wide, so that it can be read in a terminal, in a file and in a page."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("\nimplementation", no_wrap=True)
+    for header in (
+        "first\ncall s",
+        "forward\nms",
+        "\nratio",
+        "f+b\nms",
+        "\nratio",
+        "peak f\nMB",
+        "f+b\nMB",
+        "\nerror",
+        "gradient\nerror",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    base = results[0]
+    for result in results:
+        table.add_row(
+            result.implementation,
+            f"{result.first_call:.2f}",
+            _digits(1e3 * result.forward),
+            f"{base.forward / result.forward:.1f}x",
+            _digits(1e3 * result.forward_backward),
+            f"{base.forward_backward / result.forward_backward:.1f}x",
+            _megabytes(result.memory_forward),
+            _megabytes(result.memory_forward_backward),
+            f"{result.error:.1e}",
+            f"{result.gradient_error:.1e}",
+        )
+    return table
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else _digits(size / 1e6)
+
+
+def _digits(number: float) -> str:
+    return f"{number:.{0 if number >= 1000 else 1 if number >= 100 else 2}f}"

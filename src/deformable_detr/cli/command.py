@@ -1,0 +1,233 @@
+"""What a command is: its options as a dataclass, and a function that takes them.
+
+The fields of the dataclass are the options, the strings below them the help:
+
+- a field without a default, or one with the metadata :data:`POSITIONAL`, is given by its place: `weights: str`
+- a bool is a flag: `draw: bool = True` is `--draw` and `--no-draw`
+- a list or tuple takes several words, or one in brackets: `--size 480 640`, `--size "[480, 640]"`
+- a field of the type `RunConfig` stands for all settings of a training, as :mod:`deformable_detr.settings` puts them together
+
+Options are shown with hyphens and may be written with underscores.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
+from types import NoneType
+from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
+
+from deformable_detr.config import RunConfig
+from deformable_detr.schema import Entry, alternatives, convert, entries, from_text, help_texts
+from deformable_detr.settings import GROUPS, SETTINGS, run_config, to_yaml
+
+Options = TypeVar("Options")
+
+ALIASES = {"output-dir": "output", "model.weights": "weights"}
+"""Other names of options: `output_dir` is the setting behind `--output`, and weights are looked for beside the network."""
+
+
+POSITIONAL = {"positional": True}
+"""Metadata of a field that is given by its place although it has a default, so that it may be left out."""
+
+
+@dataclass(frozen=True)
+class Command(Generic[Options]):
+    """One command of the program."""
+
+    name: str
+    """The word behind `deformable-detr`."""
+
+    options: type[Options]
+    """The dataclass of its options."""
+
+    run: Callable[[Options], int | None]
+    """Does the work; gives the exit status, None for 0."""
+
+    description: str
+    """What it does: the beginning of its help."""
+
+    examples: str
+    """Lines to copy: the end of its help."""
+
+    def parse(self, argv: Sequence[str]) -> Options:
+        """Read a command line.
+
+        Args:
+            argv: what follows `deformable-detr COMMAND`.
+
+        Raises:
+            SystemExit: after the help or `--print-config`, with status 0.
+            ValueError: an unknown option or a value of the wrong type; the message names it.
+            FileNotFoundError: the file of `--config` is missing.
+        """
+        parser = self.parser()
+        words = spelled(argv)
+        found, unknown = parser.parse_known_intermixed_args(words)
+        if unknown:
+            parser.error(_unknown(unknown[0], words, parser))
+        given = vars(found)
+        values: dict[str, Any] = {}
+        for name, entry in entries(self.options).items():
+            if entry.hint is RunConfig:
+                values[name] = _settings({key: value for key, value in given.items() if key not in entries(self.options)})
+            elif name in given:
+                values[name] = _value(given[name], entry.hint, name.upper() if _is_positional(entry) else f"--{_hyphenated(name)}")
+        return self.options(**values)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The options as argparse knows them; their values are words, and what is not given is left out."""
+        parser = _Parser(
+            prog=f"deformable-detr {self.name}",
+            description=self.description,
+            epilog=f"examples:\n{self.examples}",
+            formatter_class=_Manual,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        own, texts = entries(self.options), help_texts(self.options)
+        for name, entry in own.items():
+            if entry.hint is RunConfig:
+                _add_settings(parser, taken=own)
+            else:
+                _add(parser, name, name, entry, texts.get(name, ""))
+        places = [_place(action) for action in parser._actions if not action.option_strings]
+        parser.usage = " ".join([parser.prog, *places, "[options]"])
+        return parser
+
+
+class _Manual(argparse.RawDescriptionHelpFormatter):
+    """Description and examples as they are written, options in two columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=116, max_help_position=30)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of ending the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help explains all options)")
+
+
+def _add(parser: Any, dest: str, name: str, entry: Entry, text: str) -> None:
+    """Add the argument of one field to a parser or a group of it."""
+    several = _takes_several(entry.hint)
+    optional = entry.default is not MISSING
+    keywords: dict[str, Any] = {"help": (text + _default(entry)).replace("%", "%%")}
+    if _is_positional(entry):
+        nargs = ("*" if optional else "+") if several else ("?" if optional else None)
+        parser.add_argument(dest, nargs=nargs, metavar=name.upper(), **keywords)
+    elif {*alternatives(entry.hint)} <= {bool, NoneType}:
+        parser.add_argument(f"--{_hyphenated(name)}", dest=dest, action=argparse.BooleanOptionalAction, **keywords)
+    else:
+        nargs = "+" if several else None
+        parser.add_argument(f"--{_hyphenated(name)}", dest=dest, nargs=nargs, metavar=_metavar(name, entry), **keywords)
+
+
+def _add_settings(parser: argparse.ArgumentParser, taken: Iterable[str]) -> None:
+    """Add all settings of a training, except those whose name is an option of the command itself."""
+    run = parser.add_argument_group("the run")
+    run.add_argument("--config", metavar="FILE", dest="config file", help="YAML file with any of these settings, nested by group.")
+    run.add_argument("--print-config", action="store_true", dest="print config", help="Print all settings as YAML and stop.")
+    texts, groups = help_texts(RunConfig), {"": run}
+    groups |= {name: parser.add_argument_group(f"{name}: {texts[name][0].lower()}{texts[name][1:].rstrip('.')}") for name in GROUPS}
+    for full, entry in SETTINGS.items():
+        group = full.rpartition(".")[0]
+        name = "output" if full == "output_dir" else entry.name
+        if full == "dataset":
+            parser.add_argument(full, nargs="?", metavar="DATASET", help=texts[full])
+        elif name not in taken:
+            _add(groups[group], full, name, entry, help_texts(GROUPS.get(group, RunConfig)).get(entry.name, ""))
+
+
+def _is_positional(entry: Entry) -> bool:
+    return entry.default is MISSING or "positional" in entry.metadata
+
+
+def _takes_several(hint: Any) -> bool:
+    """Whether a type is a list or tuple, and nothing simpler."""
+    return all(get_origin(kind) in (list, tuple) for kind in alternatives(hint) if kind is not NoneType)
+
+
+def _place(action: argparse.Action) -> str:
+    """An argument that is given by its place, in the usage line."""
+    name = f"{action.metavar} ..." if action.nargs in ("+", "*") else str(action.metavar)
+    return f"[{name}]" if action.nargs in ("?", "*") else name
+
+
+def _default(entry: Entry) -> str:
+    """The end of a help text: what holds if nothing is given."""
+    if entry.default in (None, [], ()) or _is_positional(entry):
+        return ""
+    shown = {True: "yes", False: "no"}[entry.default] if entry.hint is bool else entry.default
+    return f" (default: {list(shown) if isinstance(shown, tuple) else shown})"
+
+
+def _metavar(name: str, entry: Entry) -> str:
+    """What stands for the value in the help."""
+    kinds = [kind for kind in alternatives(entry.hint) if kind is not NoneType]
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    numbers = [kind.__name__.upper() for kind in kinds if kind in (int, float)]
+    return "|".join([*numbers, *choices]) or name.rpartition("_")[2].upper()
+
+
+def _settings(given: dict[str, Any]) -> RunConfig:
+    """The configuration that the options, the YAML file and the recipe make together."""
+
+    def choose(config: RunConfig) -> dict[str, Any]:
+        from deformable_detr.training.recipe import settings_of_recipe  # brings torch, which the help does without
+
+        return settings_of_recipe(config)
+
+    options = {name: _value(value, SETTINGS[name].hint, name) for name, value in given.items() if name in SETTINGS}
+    config = run_config(options, given.get("config file"), choose=choose)
+    if given.get("print config"):
+        sys.stdout.write(to_yaml(config))
+        raise SystemExit(0)
+    return config
+
+
+def _value(given: Any, hint: Any, name: str) -> Any:
+    """The value of an option from its words."""
+    if isinstance(given, str):
+        return from_text(given, hint, name)
+    if not isinstance(given, list):
+        return given
+    if len(given) == 1 and given[0].startswith("["):
+        return from_text(given[0], hint, name)
+    (kind,) = [kind for kind in alternatives(hint) if get_origin(kind) in (list, tuple)]
+    return convert([from_text(word, get_args(kind)[0], name) for word in given], hint, name)
+
+
+def spelled(argv: Sequence[str]) -> list[str]:
+    """Options as the parser knows them: `--batch_size=4`, `--train.batch-size=4` → `--batch-size=4`."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return [_spelled(word) if index < end and word.startswith("--") else word for index, word in enumerate(argv)]
+
+
+def _spelled(word: str) -> str:
+    name, equals, value = word[2:].partition("=")
+    name = ALIASES.get(_hyphenated(name), _hyphenated(name))
+    group, _, short = name.rpartition(".")
+    if f"{group}.{short.replace('-', '_')}" in SETTINGS:
+        name = short
+    return f"--{name}{equals}{value}"
+
+
+def _hyphenated(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _unknown(word: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """What to say about a word that has no meaning here."""
+    name = word.partition("=")[0]
+    before = words[words.index(word) - 1] if word in words[1:] else ""
+    if word in ("true", "false") and before in parser._option_string_actions:
+        flag = before if word == "true" else f"--no-{before.removeprefix('--')}"
+        return f"{before} is a flag and takes no value: write {flag}"
+    alike = get_close_matches(f"--{name.lstrip('-').rpartition('.')[2]}", parser._option_string_actions, n=2)
+    close = alike if name.startswith("-") else []
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{'unknown option' if name.startswith('-') else 'unexpected'} {name}{hint}"

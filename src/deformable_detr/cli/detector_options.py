@@ -1,0 +1,52 @@
+"""What the commands that use a trained detector share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from deformable_detr.inference import Predictor
+
+AnyPredictor = TypeVar("AnyPredictor", bound="Predictor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """Where and how the model runs."""
+
+    weights: str
+    """A run folder (its best weights), or weights of any known format."""
+
+    batch_size: int = 1
+    """Images per forward pass. Larger is faster on a GPU; the results are the same."""
+
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Autocast dtype of the model. `bf16` and `fp16` are faster on GPUs and cost very little accuracy; `auto` measures."""
+
+    optimize: bool = True
+    """Run the model in its fast form; otherwise the plain module, to compare with."""
+
+    compile: bool = False
+    """Compile the model: a minute for each size of image, then a little faster. Needs a C++ compiler, on a GPU Triton."""
+
+    nms_iou: float | None = None
+    """Drop detections that overlap a better one of their class by more than this IoU. Default: as stored with the weights."""
+
+    top_k: int = 100
+    """At most this many detections per image, the best ones."""
+
+    dilation: bool = False
+    """The weights are those of a DC5 model: official files do not say so themselves. Our own files do."""
+
+    def load_settings(self) -> dict[str, Any]:
+        """Keywords for `Detector.load`."""
+        settings: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "optimize", "compile")}
+        return settings | ({"dilation": True} if self.dilation else {})
+
+    def set_up(self, predictor: AnyPredictor) -> AnyPredictor:
+        """What is chosen once the weights are loaded, from whatever file."""
+        if self.nms_iou is not None:
+            predictor.nms_iou = self.nms_iou
+        return predictor

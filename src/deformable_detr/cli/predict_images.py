@@ -1,0 +1,144 @@
+"""`deformable-detr predict` on images: drawn, and as JSON in COCO's format."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from rich.table import Table
+
+from deformable_detr.categories import Categories
+from deformable_detr.cli.predict_options import PredictOptions
+from deformable_detr.cli.screen import Finish, progress
+from deformable_detr.detector import join_processes
+from deformable_detr.files import write_json
+from deformable_detr.inference import Result
+from deformable_detr.inference.predictor import choose_device
+from deformable_detr.inference.sources import list_images
+from deformable_detr.pipeline import OrderedPool
+from deformable_detr.visualize.drawing.detections import draw_detections, save_drawing
+
+DRAWING_THREADS = 2
+
+
+def predict_images(options: PredictOptions) -> None:
+    """Predict on all images, shared out over the processes; the first one writes the JSON and shows what was found."""
+    paths = [path for source in options.source for path in list_images(source)]
+    targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
+    state = join_processes(choose_device(options.device))
+    share = paths if state is None else paths[state.process_index :: state.num_processes]
+    first = state is None or state.is_main_process
+    detector = options.open()
+    results = detector.iterate(share, options.threshold, on_error=options.on_error, **options.predict_settings())
+    collected = CocoPredictions(detector.categories)
+    began = time.perf_counter()
+    with progress("predicting", hidden=not first) as bar, OrderedPool(DRAWING_THREADS, 4 * DRAWING_THREADS, name="draw") as pool:
+        for result in bar.track(results, total=len(share)):
+            collected.add(result)
+            if result.path in targets:
+                pool.submit(_draw, result, targets[result.path])
+    if state is not None:
+        collected.merge_processes([str(path) for path in paths])
+    if first:
+        with Finish() as finish:
+            finish.show(collected.table(len(paths), time.perf_counter() - began))
+            finish.show(*([f"images: {options.output}"] if options.draw else []))
+            json_path = options.json or Path(options.output) / "predictions.json"
+            finish.write(json_path, lambda path: write_json(path, collected.record()))
+
+
+def _draw(result: Result, path: Path) -> None:
+    save_drawing(path, draw_detections(result.image, result.detections))
+
+
+def drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Where each image is drawn: its own name in the output folder, with a number where several have the same.
+
+    Raises:
+        ValueError: a drawing would replace one of the images themselves.
+    """
+    originals = {path.resolve() for path in paths}
+    targets: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for path in dict.fromkeys(paths):
+        suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
+        name, number = path.stem + suffix, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{path.stem}-{number}{suffix}"
+        taken.add(name.casefold())
+        targets[path] = output / name
+        if targets[path].resolve() in originals:
+            raise ValueError(f"the drawing of {path} would replace an image in {output}; choose another --output")
+    return targets
+
+
+class CocoPredictions:
+    """Collects detections in COCO's format."""
+
+    def __init__(self, categories: Categories) -> None:
+        self.categories = categories
+        self.images: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+
+    def add(self, result: Result) -> None:
+        """Take in one image with its detections."""
+        height, width = result.image_size
+        found = result.detections
+        scores = found.confidence if found.confidence is not None else []
+        annotations = [
+            {
+                "category_id": int(category_id),
+                "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
+                "area": round((right - left) * (bottom - top), 2),
+                "iscrowd": 0,
+                "score": round(float(score), 5),
+            }
+            for (left, top, right, bottom), score, category_id in zip(
+                found.xyxy.tolist(), scores, found.data["category_id"], strict=True
+            )
+        ]
+        self.images.append(({"file_name": result.name, "width": width, "height": height}, annotations))
+
+    def merge_processes(self, names: Sequence[str]) -> None:
+        """Share among all processes of `torch.distributed`; every process must call it. `names` gives the order."""
+        place = {name: index for index, name in enumerate(names)}
+        self.images = sorted(gather_object(self.images), key=lambda entry: place[entry[0]["file_name"]])
+
+    def record(self) -> dict[str, Any]:
+        """Images, annotations (both numbered from 1) and categories, for JSON.
+
+        File names are relative to `image_dir` of `info`: the folder that all images lie in, here or deeper.
+        """
+        paths = [Path(image["file_name"]).absolute() for image, _ in self.images]
+        image_dir = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path.cwd()
+        images = [
+            {"id": number, **image, "file_name": path.relative_to(image_dir).as_posix()}
+            for number, (path, (image, _)) in enumerate(zip(paths, self.images, strict=True), 1)
+        ]
+        found = [{"image_id": number, **entry} for number, (_, entries) in enumerate(self.images, 1) for entry in entries]
+        annotations = [{"id": number, **entry} for number, entry in enumerate(found, 1)]
+        categories = [{"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)]
+        return {"info": {"image_dir": str(image_dir)}, "images": images, "annotations": annotations, "categories": categories}
+
+    def table(self, num_images: int, seconds: float) -> Table:
+        """Objects and images per class, most frequent first.
+
+        Args:
+            num_images: how many there were, the unreadable ones too.
+            seconds: how long it took.
+        """
+        names = dict(zip(self.categories.ids, self.categories.names, strict=True))
+        objects = Counter(entry["category_id"] for _, entries in self.images for entry in entries)
+        images = Counter(i for _, entries in self.images for i in {entry["category_id"] for entry in entries})
+        skipped = num_images - len(self.images)
+        title = f"{len(self.images)} images" + (f" ({skipped} skipped)" if skipped else "")
+        table = Table(title=f"{title}, {len(self.images) / seconds:.1f} per second", title_justify="left", show_footer=True)
+        table.add_column("class", "all")
+        table.add_column("objects", str(objects.total()), justify="right")
+        table.add_column("in images", str(sum(bool(entries) for _, entries in self.images)), justify="right")
+        for category_id, count in objects.most_common():
+            table.add_row(names[category_id], str(count), str(images[category_id]))
+        return table

@@ -1,0 +1,65 @@
+"""The options of `deformable-detr predict`, for images and for videos."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from deformable_detr.cli.detector_options import DetectorOptions
+
+if TYPE_CHECKING:
+    from deformable_detr.inference import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(DetectorOptions):
+    """Options of the command."""
+
+    runtime: Literal["torch", "pt2", "onnx", "openvino"] = "torch"
+    """What runs the model. All but `torch` take a file of `deformable-detr export`, and build no PyTorch model."""
+
+    source: list[str]
+    """Images: files, folders, patterns in quotes. Or videos, camera numbers, addresses."""
+
+    threshold: float | None = None
+    """Smallest score of a detection, in [0, 1]; lower finds more, and more that is wrong. Left out: for each class the one that is
+    stored with the weights (the best F1 of the last evaluation in training, or of `evaluate --save_thresholds`), else 0.5."""
+
+    classes: list[str] | None = None
+    """Only objects of these classes: their names, one after the other."""
+
+    output: str = "runs/predict"
+    """Folder for the drawn images and predictions.json; what stands there under the same names is replaced."""
+
+    json: str | None = None
+    """The JSON file, if it is not to be predictions.json in the output folder."""
+
+    draw: bool = True
+    """Write the images with boxes, not the JSON alone."""
+
+    on_error: Literal["raise", "skip"] = "raise"
+    """What an unreadable image does: end with an error that names it, or be left out with a warning."""
+
+    tiles: int | None = None
+    """For images far larger than the model's input: divide them into squares of this many pixels and merge the detections."""
+
+    tile_overlap: float = 0.2
+    """Share of a tile's side that neighbouring tiles have in common."""
+
+    every: int = 1
+    """Videos: take every N-th frame."""
+
+    track: bool = False
+    """Videos: follow the objects: each gets a number, and a trace of where it came from."""
+
+    def predict_settings(self) -> dict[str, Any]:
+        """Keywords for `Detector.iterate`."""
+        names = ("batch_size", "top_k", "classes", "tiles", "tile_overlap")
+        return {name: getattr(self, name) for name in names}
+
+    def open(self) -> "Predictor":
+        """What the weights and the runtime ask for."""
+        from deformable_detr.detector import Detector
+        from deformable_detr.export import load_exported
+
+        if self.runtime == "torch":
+            return self.set_up(Detector.load(self.weights, **self.load_settings()))
+        return self.set_up(load_exported(self.weights, self.runtime))

@@ -1,0 +1,156 @@
+"""Settings of a training run by name, and the one way in which their sources are put together.
+
+    defaults  <  preset (the network)  <  recipe (chosen by the data)  <  YAML file  <  options (command line) or keywords (Python)
+
+Each source overrides those left of it. A setting is called by its own name (`lr`), by its full one (`optimizer.lr`), or stands in
+its group (`optimizer: {lr: …}`).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from deformable_detr.config import RunConfig
+from deformable_detr.presets import model_preset
+from deformable_detr.recipes import PRESETS
+from deformable_detr.schema import Entry, convert, entries
+
+GROUPS: dict[str, Any] = {name: entry.hint for name, entry in entries(RunConfig).items() if is_dataclass(entry.hint)}
+"""The dataclasses that :class:`~deformable_detr.config.RunConfig` consists of, by name."""
+
+SETTINGS: dict[str, Entry] = {name: entry for name, entry in entries(RunConfig).items() if name not in GROUPS} | {
+    f"{group}.{name}": entry for group, kind in GROUPS.items() for name, entry in entries(kind).items()
+}
+"""Every setting by its full name, such as `output_dir` or `train.epochs`."""
+
+_ALIASES = {"model.weights": "weights"}
+"""The weights belong to the run, but are looked for beside the network."""
+
+
+def run_config(
+    options: Mapping[str, Any],
+    file: str | Path | None = None,
+    *,
+    choose: Callable[[RunConfig], Mapping[str, Any]] | None = None,
+) -> RunConfig:
+    """The configuration that all sources make together.
+
+    Args:
+        options: what was asked for; see the forms above.
+        file: YAML file with settings, such as the `config.yaml` of a run folder. None: that of the run that `resume` goes on with.
+        choose: gives the settings of the recipe, by their full names, for the configuration without them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown setting, preset or recipe, or a value of the wrong type; the message names it.
+    """
+    asked = by_full_name(options)
+    if file is None and asked.get("resume"):
+        saved = Path(asked.get("output_dir", SETTINGS["output_dir"].default)) / "config.yaml"
+        file = saved if saved.is_file() else None
+    if "train.epochs" in asked and "train.steps" not in asked:
+        asked["train.steps"] = None  # epochs asked for here count, even where the file counts in steps
+    asked = (read_yaml(file) if file is not None else {}) | asked
+    config = _build(asked)
+    if config.recipe is None or config.resume or choose is None:
+        return config
+    return _build({**by_full_name(choose(config)), **asked})
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """The configuration in a run folder's `config.yaml`, or in any YAML file that says enough by itself.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML, an unknown setting, or a value of the wrong type.
+    """
+    return _build(read_yaml(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, by their full names.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML, an unknown setting, or a value of the wrong type.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a YAML file with settings")
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds no settings; expected lines such as `output_dir: runs/first`")
+    try:
+        return by_full_name(record)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def by_full_name(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in any of their forms → by their full names, with values of the right types.
+
+    Raises:
+        ValueError: an unknown setting, or a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for name, value in record.items():
+        if name not in GROUPS:
+            full = full_name(name)
+            values[full] = convert(value, SETTINGS[full].hint, full)
+            continue
+        group = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        if not isinstance(group, Mapping):
+            raise ValueError(f"{name} takes settings by name, such as {name}={{...}}, not {value!r}")
+        values |= by_full_name({f"{name}.{key}": entry for key, entry in group.items()})
+    return values
+
+
+def full_name(name: str) -> str:
+    """`lr` or `optimizer.lr` → `optimizer.lr`.
+
+    Raises:
+        ValueError: there is no such setting; the message says which one was probably meant.
+    """
+    name = _ALIASES.get(name, name)
+    if name in SETTINGS:
+        return name
+    fitting = [full for full in SETTINGS if full.rpartition(".")[2] == name]
+    if len(fitting) == 1:
+        return fitting[0]
+    own = {full.rpartition(".")[2]: full for full in SETTINGS}
+    close = get_close_matches(name.rpartition(".")[2], own, n=2)
+    hint = f"; did you mean {' or '.join(own[one] for one in close)}?" if close else ""
+    raise ValueError(f"unknown setting {name!r}{hint} (all of them: `deformable-detr train --help`)")
+
+
+def to_record(config: Any) -> dict[str, Any]:
+    """A configuration as plain dicts, lists and scalars, for YAML and for comparing."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """A configuration as :func:`read_config` reads it."""
+    import yaml
+
+    return yaml.safe_dump(to_record(config), sort_keys=False, width=120)
+
+
+def _build(values: Mapping[str, Any]) -> RunConfig:
+    """The dataclasses from settings by their full names, over the network of the preset."""
+    if "dataset" not in values:
+        raise ValueError("which dataset? give its folder (the setting `dataset`)")
+    preset = str(values.get("preset") or PRESETS.get(str(values.get("recipe")), SETTINGS["preset"].default))
+    groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS} | {"model": model_preset(preset).to_dict()}
+    run: dict[str, Any] = {}
+    for name, value in {**values, "preset": preset}.items():
+        group, _, key = name.rpartition(".")
+        (groups[group] if group else run)[key] = value
+    return RunConfig(**run, **{name: GROUPS[name](**members) for name, members in groups.items()})
