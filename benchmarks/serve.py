@@ -1,6 +1,6 @@
 """Load on a running server: a few connections that send images one after the other, for some seconds.
 
-    deformable-detr serve runs/first --access_log false
+    deformable-detr serve runs/first --no-access-log
     python benchmarks/serve.py http://127.0.0.1:8000 photos/ --connections 8 --seconds 20
 
 Prints images per second, latencies as the clients see them, and the sizes of the batches. Nothing but the standard library, so

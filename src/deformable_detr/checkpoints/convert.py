@@ -78,7 +78,7 @@ def _check_target(target: Path, to: Layout, overwrite: bool) -> None:
         raise ValueError(f"{target} is a file, but the layout huggingface is a folder: give a folder name")
     taken = (target / "model.safetensors").exists() if wants_folder else target.exists()
     if taken and not overwrite:
-        raise FileExistsError(f"{target} exists: choose another name, or pass --overwrite true")
+        raise FileExistsError(f"{target} exists: choose another name, or pass --overwrite")
 
 
 def _classes_for(found: Categories | None, to: Layout, classes: ClassLayout) -> Categories | None:

@@ -38,7 +38,7 @@ def out_of_memory(config: RunConfig, images: ImageBatch | None, error: BaseExcep
     if train.batch_size != 1:
         ways.append("--batch_size auto (finds what fits and keeps the images per step by accumulation)")
     if not train.gradient_checkpointing:
-        ways.append("--gradient_checkpointing true (less is kept, a slower step)")
+        ways.append("--gradient-checkpointing (less is kept, a slower step)")
     if train.precision == "fp32":
         ways.append("--precision bf16 (on a GPU)")
     ways.append(f"smaller images (--max_long_side below {data.max_long_side}, --train_short_sides), or a smaller --preset")
