@@ -69,10 +69,6 @@ def test_concurrent_requests_share_forward_passes(client, predictor, images):
 @pytest.mark.parametrize(("accept", "kind"), [("image/png", "PNG"), ("image/jpeg;q=0.4, image/png;q=0.5", "PNG"), ("*/*", "JPEG")])
 def test_draw(client, accept, kind):
     white = np.full((100, 120, 3), 255, np.uint8)
-    answer = client.post(
-        "/draw?threshold=0&top_k=3", **raw(encoded(white)) | {"headers": {"accept": accept} if accept else {}} | {}
-    )
-    assert answer.status_code == 415  # no Content-Type
     headers = {"Content-Type": "image/png"} | ({"Accept": accept} if accept else {})
     answer = client.post("/draw?threshold=0&top_k=3", content=encoded(white), headers=headers)
     assert answer.headers["content-type"] == f"image/{kind.lower()}"
@@ -193,3 +189,46 @@ def test_drawing_format(accept, kind):
 def test_impossible_limits(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Limits(**wrong)
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/docs", "/openapi.json"])
+def test_head_is_get_without_a_body(client, path):
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
+def test_options_name_the_methods(client):
+    for path, allowed in (("/detect", "POST, OPTIONS"), ("/draw", "POST, OPTIONS"), ("/health", "GET, HEAD, OPTIONS")):
+        response = client.options(path)
+        assert (response.status_code, response.headers["allow"], response.content) == (204, allowed, b"")
+    assert client.options("/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/octet-stream"}, {"Content-Type": "IMAGE/PNG; q=1"}])
+def test_an_image_as_the_body_with_and_without_a_type(client, headers):
+    assert client.post("/detect", content=IMAGE, headers=headers).status_code == 200
+
+
+def test_the_first_image_has_the_size_of_a_file_for_one_size(predictor):
+    predictor.model.image_size = (40, 72)
+    taken = []
+    try:
+        predictor._detect, run = (
+            lambda batch, *rest: taken.extend(item.pixels.shape for item in batch) or run(batch, *rest),
+            predictor._detect,
+        )
+        with TestClient(create_app(predictor)):
+            assert taken == [(3, 40, 72)]
+    finally:
+        del predictor.model.image_size
+
+
+def test_a_model_that_fails_on_the_first_image_is_served_all_the_same(predictor, caplog):
+    predictor.failure = RuntimeError("out of memory")
+    with TestClient(create_app(predictor), raise_server_exceptions=False) as client:
+        assert "the model failed on a grey image, and may fail on others: out of memory" in caplog.text
+        assert client.post("/detect", **raw(IMAGE)).status_code == 500
+        predictor.failure = None
+        assert client.post("/detect", **raw(IMAGE)).status_code == 200

@@ -3,7 +3,7 @@
 import ipaddress
 import logging
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,13 @@ from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import log_to_screen
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from deformable_detr.inference import Predictor
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Serve a detector over HTTP. POST /detect answers images with JSON, POST /draw with the drawn image; images of several
-requests go through the network together. GET /health, /metrics (for Prometheus) and /docs (a page to try it on)."""
+Serve a detector over HTTP. POST /detect turns images into JSON, POST /draw into drawn images; images of several
+requests go through the model together. GET /health, /metrics (for Prometheus) and /docs (a page to try it on)."""
 
 EXAMPLES = """\
   deformable-detr serve runs/first                                         then open http://127.0.0.1:8000
@@ -60,10 +58,11 @@ class ServeOptions(DetectorOptions):
     """Images per request."""
 
     max_waiting: int = 32
-    """Images taken in and not yet answered; further requests get status 503 and a time to come back."""
+    """Images inside the server, from the first byte of their request to the last of the response; more get status 503 and a time to
+    come back."""
 
     timeout: float = 60.0
-    """Seconds until a request is given up."""
+    """Seconds until a request is given up; sending the response may take as long again."""
 
     threads: int = 2
     """Threads that decode and draw images."""
@@ -79,10 +78,25 @@ def run(options: ServeOptions) -> int:
     if options.threads < 1:
         raise ValueError(f"threads must be at least 1, not {options.threads}")
     log_to_screen()
+    try:
+        from deformable_detr.serving import Limits, build_server, create_app
+    except ModuleNotFoundError as error:
+        hint = 'pip install "deformable-detr[serve]"'
+        raise ModuleNotFoundError(f"the server needs {error.name}, which is not installed: {hint}") from error
+    limits = Limits(**{item.name: getattr(options, item.name) for item in fields(Limits)})
     listener = bind(options.host, options.port)
     try:
-        app = build_app(options)
-        return run_server(app, listener, access_log=options.access_log, grace=options.timeout)
+        app = create_app(
+            open_predictor(options),
+            name=Path(options.weights).name,
+            limits=limits,
+            batch_size=options.batch_size,
+            max_wait=options.max_wait_ms / 1e3,
+            num_threads=options.threads,
+        )
+        server = build_server(app, limits, access_log=options.access_log)
+        server.run(sockets=[listener])
+        return 0 if server.started else 1
     finally:
         listener.close()
 
@@ -96,36 +110,6 @@ def open_predictor(options: ServeOptions) -> "Predictor":
     if Path(options.weights).suffix.lower() in SUFFIXES:
         return options.set_up(load_exported(options.weights))
     return options.set_up(Detector.load(options.weights, **options.load_settings()))
-
-
-def build_app(options: ServeOptions) -> "FastAPI":
-    """The application with its detector.
-
-    Raises:
-        ImportError: the extra `serve` is not installed.
-    """
-    try:
-        from deformable_detr.serving import Limits, create_app
-    except ModuleNotFoundError as error:
-        hint = 'pip install "deformable-detr[serve]"'
-        raise ModuleNotFoundError(f"the server needs {error.name}, which is not installed: {hint}") from error
-
-    limits = Limits(
-        max_megabytes=options.max_megabytes,
-        max_megapixels=options.max_megapixels,
-        max_images=options.max_images,
-        max_waiting=options.max_waiting,
-        timeout=options.timeout,
-    )
-    predictor = open_predictor(options)
-    return create_app(
-        predictor,
-        name=Path(options.weights).name,
-        limits=limits,
-        batch_size=options.batch_size,
-        max_wait=options.max_wait_ms / 1e3,
-        num_threads=options.threads,
-    )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -150,25 +134,6 @@ def bind(host: str, port: int) -> socket.socket:
         )
     logger.info("http://%s:%d  (the page to try it on: /docs)", f"[{address}]" if ":" in address else address, number)
     return listener
-
-
-def run_server(app: "FastAPI", listener: socket.socket, *, access_log: bool, grace: float) -> int:
-    """Serve until SIGINT or SIGTERM; then what is under way is finished.
-
-    Args:
-        app: the application.
-        listener: where it listens.
-        access_log: log each request.
-        grace: seconds that requests get to finish.
-    """
-    import uvicorn
-
-    config = uvicorn.Config(
-        app, log_config=None, access_log=access_log, server_header=False, timeout_graceful_shutdown=max(1, round(grace))
-    )
-    server = uvicorn.Server(config)
-    server.run(sockets=[listener])
-    return 0 if server.started else 1
 
 
 COMMAND = Command("serve", ServeOptions, run, DESCRIPTION, EXAMPLES)

@@ -63,6 +63,11 @@ class ExportedNetwork(nn.Module):
         self.form, self._run = SESSIONS[runtime](self.path)
         self.metadata = self.form.metadata
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images that the file was written for, where it was for one size."""
+        return self.form.size
+
     def forward(self, images: ImageBatch) -> Predictions:
         """Find the objects of a batch.
 

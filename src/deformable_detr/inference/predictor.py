@@ -141,6 +141,12 @@ class Predictor:
         known = self.metadata.categories
         return known or Categories.from_names([f"class {label}" for label in range(self.metadata.model.num_classes)])
 
+    @property
+    def example_size(self) -> tuple[int, int]:
+        """(height, width) of an image that the model takes as it is: of a file for one size, that size."""
+        short_side = self.metadata.eval_short_side
+        return getattr(self.model, "image_size", None) or (short_side, short_side * 4 // 3)
+
     def predict(
         self,
         source: Source,

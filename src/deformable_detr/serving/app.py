@@ -12,11 +12,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.serving.answers import DetectAnswer, ErrorAnswer, Health, Settings, detect_answer, health, image_answer
+from deformable_detr.serving.admission import AdmitRequests
 from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.metrics import CountRequests
+from deformable_detr.serving.responses import (
+    DetectResponse,
+    ErrorResponse,
+    Health,
+    Settings,
+    detect_response,
+    health,
+    image_response,
+)
 from deformable_detr.serving.service import DetectionService
 from deformable_detr.serving.uploads import FIELD
 from deformable_detr.version import __version__
@@ -32,7 +42,7 @@ _ERRORS = {
     422: "Not an image, a damaged one, or a wrong setting.",
     500: "The server failed; its log says why.",
     503: "The server is busy; Retry-After says when to come again.",
-    504: "No answer in time.",
+    504: "Not done in time.",
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
@@ -61,7 +71,7 @@ def create_app(
 
     Args:
         predictor: the detector; nothing else may use it while the server runs.
-        name: of the model, as the answers give it.
+        name: of the model, as the responses give it.
         limits: what clients may ask for.
         batch_size: images per forward pass, at most.
         max_wait: seconds that an image waits for company in its batch, at most.
@@ -82,36 +92,38 @@ def create_app(
     )  # fmt: skip
     _add_detection(app, service, name)
     _add_state(app, service, name)
-    _add_error_answers(app)
-    app.add_middleware(CountRequests, metrics=service.metrics, paths=frozenset(_PATHS))
+    _add_errors(app)
+    app.add_middleware(AdmitRequests, places=service.places, paths=frozenset(("/detect", "/draw")))
+    app.add_middleware(HeadAndOptions)
+    app.add_middleware(CountRequests, metrics=service.metrics, paths=frozenset(_METHODS))
     return app
 
 
-_PATHS = ("/", "/detect", "/draw", "/health", "/metrics", "/docs", "/openapi.json")
+_METHODS = dict.fromkeys(("/", "/health", "/metrics", "/docs", "/openapi.json"), "GET") | {"/detect": "POST", "/draw": "POST"}
 
 
 def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()
+        status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()
     }
     body = {"requestBody": _BODY}
 
     found = {"description": "What was found."}
 
-    @app.post("/detect", response_model=DetectAnswer, responses={200: found, **errors}, openapi_extra=body)
+    @app.post("/detect", response_model=DetectResponse, responses={200: found, **errors}, openapi_extra=body)
     async def detect(request: Request, settings: Annotated[Settings, Query()]) -> Response:
         """Find the objects in one image or in several, as JSON."""
         began = time.perf_counter()
         served = await service.detect(request, settings)
 
-        def answer() -> str:
-            images = [image_answer(one.name, one.image_size, one.answer, one.decode_seconds) for one in served]
-            return detect_answer(name, images, time.perf_counter() - began).model_dump_json()
+        def to_json() -> str:
+            images = [image_response(one.name, one.image_size, one.outcome, one.decode_seconds) for one in served]
+            return detect_response(name, images, time.perf_counter() - began).model_dump_json()
 
-        return Response(await service.in_thread(answer), media_type="application/json")
+        return Response(await service.in_thread(to_json), media_type="application/json")
 
     drawn = {"description": "The image with boxes and labels.", "content": {"image/jpeg": _BINARY, "image/png": _BINARY}}
-    unacceptable = {"model": ErrorAnswer, "description": "The Accept header allows neither JPEG nor PNG."}
+    unacceptable = {"model": ErrorResponse, "description": "The Accept header allows neither JPEG nor PNG."}
 
     @app.post("/draw", response_class=Response, responses={200: drawn, 406: unacceptable, **errors}, openapi_extra=body)
     async def draw(request: Request, settings: Annotated[Settings, Query()]) -> Response:
@@ -151,7 +163,7 @@ def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
         return RedirectResponse("/docs")
 
 
-def _add_error_answers(app: FastAPI) -> None:
+def _add_errors(app: FastAPI) -> None:
     """Every error is `{"error": reason}`; what went wrong inside stands in the log alone."""
 
     @app.exception_handler(RefusedError)
@@ -189,3 +201,28 @@ def drawing_format(accept: str) -> Any:
     wanted = {kind: quality.get(f"image/{kind}", quality.get("image/*", quality.get("*/*", 0.0))) for kind in ("jpeg", "png")}
     best = max(wanted, key=lambda kind: wanted[kind])
     return best if wanted[best] > 0 else None
+
+
+class HeadAndOptions:
+    """ASGI middleware for the methods that every path has: HEAD is GET without a body, OPTIONS names the methods."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        method = _METHODS.get(scope.get("path", ""))
+        if method is not None and scope.get("method") == "OPTIONS":
+            allow = "GET, HEAD, OPTIONS" if method == "GET" else "POST, OPTIONS"
+            await Response(status_code=204, headers={"Allow": allow})(scope, receive, send)
+        elif method == "GET" and scope.get("method") == "HEAD":
+            await self.app({**scope, "method": "GET"}, receive, _without_body(send))
+        else:
+            await self.app(scope, receive, send)
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head

@@ -15,7 +15,7 @@ from deformable_detr.inference.predictor import Predictor
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class Outcome:
     """What has been found in one image, and how long it took."""
 
     detections: sv.Detections
@@ -37,7 +37,7 @@ class _Job:
     threshold: float | None
     top_k: int
     classes: tuple[str, ...] | None
-    future: Future[Answer] = field(default_factory=Future)
+    future: Future[Outcome] = field(default_factory=Future)
     submitted: float = field(default_factory=time.perf_counter)
 
 
@@ -77,7 +77,7 @@ class Batcher:
 
     def submit(
         self, pixels: Tensor, *, threshold: float | None, top_k: int, classes: Sequence[str] | None = None
-    ) -> Future[Answer]:
+    ) -> Future[Outcome]:
         """Put an image in the queue; cancel the future to take it out again.
 
         Args:
@@ -132,13 +132,13 @@ class Batcher:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
                 return
-            for job in jobs:  # one image must not spoil the answers of its neighbours
+            for job in jobs:  # one image must not spoil those of its neighbours
                 self._run([job])
             return
         self.last_seconds = time.perf_counter() - began
         self._on_batch(len(jobs), self.last_seconds)
         for job, detections in zip(jobs, found, strict=True):
-            job.future.set_result(Answer(detections, began - job.submitted, self.last_seconds, len(jobs)))
+            job.future.set_result(Outcome(detections, began - job.submitted, self.last_seconds, len(jobs)))
 
     def _detect(self, jobs: list[_Job]) -> list[sv.Detections]:
         """One forward pass with the most generous of all settings, cut down to those of each image."""

@@ -17,10 +17,10 @@ class Limits:
     """Images per request."""
 
     max_waiting: int = 32
-    """Images that the server has taken in and not yet answered; more are turned away with status 503."""
+    """Images inside the server, from the first byte of their request to the last of the response; more get status 503."""
 
     timeout: float = 60.0
-    """Seconds until a request is given up: 408 while its body is still coming, else 504."""
+    """Seconds until a request is given up: 408 while its body is coming, else 504. Sending the response may take as long again."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -44,12 +44,12 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error status and a reason for the client to read.
+    """A request that gets an error status and a reason for the client to read.
 
     Args:
         status: 4xx or 503 or 504.
         reason: what was wrong, and what to do.
-        headers: of the answer.
+        headers: of the response.
     """
 
     def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:

@@ -15,13 +15,15 @@ class ServerMetrics:
 
     Args:
         num_waiting: gives the length of the queue.
-        num_inside: gives the number of images taken in and not yet answered.
+        num_inside: gives the number of images from the first byte of their request to the last of the response.
     """
 
     def __init__(self, num_waiting: Callable[[], int], num_inside: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.requests = Counter(_PREFIX + "requests", "Answered requests.", ["method", "path", "status"], registry=registry)
+        self.requests = Counter(
+            _PREFIX + "requests", "Requests by path and status.", ["method", "path", "status"], registry=registry
+        )
         self.latency = Histogram(
             _PREFIX + "request_seconds", "From the first byte to the last.", ["path"], buckets=_SECONDS, registry=registry
         )
@@ -31,7 +33,9 @@ class ServerMetrics:
         )
         self.network = Histogram(_PREFIX + "batch_seconds", "Duration of a batch.", buckets=_SECONDS, registry=registry)
         Gauge(_PREFIX + "queue_images", "Images that wait for their batch.", registry=registry).set_function(num_waiting)
-        Gauge(_PREFIX + "inside_images", "Images taken in and not yet answered.", registry=registry).set_function(num_inside)
+        Gauge(
+            _PREFIX + "inside_images", "Images from the first byte of their request to the last of the response.", registry=registry
+        ).set_function(num_inside)
 
     def count_batch(self, size: int, seconds: float) -> None:
         """Take in one forward pass."""
@@ -45,7 +49,7 @@ class ServerMetrics:
 
 
 class CountRequests:
-    """ASGI middleware that counts every answer and times it.
+    """ASGI middleware that counts every response and times it.
 
     Paths and methods that the server does not know are counted as `other`, so that strangers cannot add time series.
     """

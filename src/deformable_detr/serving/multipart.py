@@ -1,28 +1,22 @@
-"""A `multipart/form-data` body → its parts, piece by piece and in memory: the rules of RFC 7578, with a bound on the parts."""
+"""A `multipart/form-data` body → its parts: RFC 7578 on the grammar of RFC 2046, as clients really write it."""
 
-from dataclasses import dataclass, field
-
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+import re
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import HeaderParser
+from email.utils import collapse_rfc2231_value
 
 
 class BrokenFormError(ValueError):
     """The body is not a form, or ends before its last part does."""
 
 
-class TooManyPartsError(ValueError):
-    """There are more parts than allowed."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Part:
     """One field of a form."""
 
-    headers: dict[str, str] = field(default_factory=dict)
-    """By lower-case name."""
-
-    content: bytearray = field(default_factory=bytearray)
-    """Its bytes."""
+    headers: Message
+    content: bytes
 
     @property
     def name(self) -> str:
@@ -34,80 +28,60 @@ class Part:
         """As the client calls the file; None for a field that is no file."""
         return self._option("filename")
 
+    @property
+    def type(self) -> str:
+        """The media type, empty where none is given."""
+        return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+    @property
+    def encoding(self) -> str:
+        """How the content is encoded: `binary`, or what mail programs do."""
+        return str(self.headers.get("content-transfer-encoding", "binary")).strip().lower()
+
     def _option(self, name: str) -> str | None:
-        _, options = parse_options_header(self.headers.get("content-disposition", ""))
-        value = options.get(name.encode())
-        return None if value is None else value.decode("utf-8", "replace")
+        """An option of Content-Disposition: quoted or not, in raw UTF-8 (browsers, curl) or in RFC 2231's form (urllib3 1)."""
+        value = self.headers.get_param(name, header="content-disposition")
+        if value is None:
+            return None
+        return collapse_rfc2231_value(value, errors="replace")
 
 
-class FormReader:
-    """Takes the chunks of a body as they come.
+def read_form(content_type: str, body: bytes, max_parts: int) -> list[Part]:
+    """Take a form apart. What stands before its first boundary and after its last one is left out.
 
     Args:
         content_type: the request's header, with the boundary.
-        max_parts: how many parts there may be.
+        body: all of it.
+        max_parts: at most so many parts are read, and one more.
 
     Raises:
-        BrokenFormError: the header names no usable boundary.
+        BrokenFormError: no boundary is named, or the body does not keep to it.
     """
-
-    def __init__(self, content_type: str, max_parts: int) -> None:
-        boundary = parse_options_header(content_type)[1].get(b"boundary")
-        if not boundary:
-            raise BrokenFormError("the Content-Type header names no boundary")
-        self._parts: list[Part] = []
-        self._max_parts = max_parts
-        self._complete = False
-        self._header = (bytearray(), bytearray())
-        try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_part_begin": self._begin_part,
-                    "on_part_data": lambda data, start, end: self._parts[-1].content.extend(data[start:end]),
-                    "on_header_begin": self._begin_header,
-                    "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
-                    "on_header_end": self._end_header,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError as error:
-            raise BrokenFormError(str(error)) from None
-
-    def feed(self, chunk: bytes) -> None:
-        """Take in the next bytes.
-
-        Raises:
-            BrokenFormError: they are against the rules.
-            TooManyPartsError: they begin one part too many.
-        """
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise BrokenFormError(str(error)) from None
-
-    def parts(self) -> list[Part]:
-        """All parts, after the last chunk.
-
-        Raises:
-            BrokenFormError: the closing boundary has not come.
-        """
-        if not self._complete:
+    outer = Message()
+    outer["content-type"] = content_type.replace("\n", " ")
+    boundary = outer.get_boundary()
+    if not boundary or len(boundary) > 200:
+        raise BrokenFormError("the Content-Type header names no usable boundary")
+    delimiter = re.compile(rb"(?:\A|\r\n)--%s(--)?[ \t]*(?:\r\n|\Z)" % re.escape(boundary.encode("utf-8", "surrogateescape")))
+    parts: list[Part] = []
+    begin = delimiter.search(body)
+    if begin is None:
+        raise BrokenFormError("its boundary does not occur in the body")
+    while not begin[1]:
+        end = delimiter.search(body, begin.end() - 2)  # the line break before a boundary may be that of the one before
+        if end is None:
             raise BrokenFormError("it ends before its closing boundary")
-        return self._parts
+        parts.append(_part(body[begin.end() : max(begin.end(), end.start())]))
+        if len(parts) > max_parts:
+            break
+        begin = end
+    return parts
 
-    def _begin_part(self) -> None:
-        if len(self._parts) == self._max_parts:
-            raise TooManyPartsError
-        self._parts.append(Part())
 
-    def _begin_header(self) -> None:
-        self._header = (bytearray(), bytearray())
-
-    def _end_header(self) -> None:
-        name, value = (text.decode("latin-1") for text in self._header)
-        self._parts[-1].headers[name.lower()] = value
-
-    def _end(self) -> None:
-        self._complete = True
+def _part(text: bytes) -> Part:
+    head, blank, content = text.partition(b"\r\n\r\n")
+    if text.startswith(b"\r\n"):
+        head, content = b"", text[2:]
+    elif not blank:
+        raise BrokenFormError("a part has no blank line after its headers")
+    return Part(HeaderParser().parsestr(head.decode("utf-8", "replace")), content)

@@ -1,7 +1,8 @@
-"""From a request to its detections: admission, reading, decoding, the batch, the drawing; the event loop only waits."""
+"""From a request to its detections: reading, decoding, the batch, the drawing; the event loop only waits."""
 
 import asyncio
 import io
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from deformable_detr.data.images import UPLOAD_FORMATS, ImageTooLargeError, read_image
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.serving.answers import Settings
-from deformable_detr.serving.batcher import Answer, Batcher
+from deformable_detr.ops.cpu import use_one_core_here
+from deformable_detr.serving.admission import Admission, Places
+from deformable_detr.serving.batcher import Batcher, Outcome
 from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.metrics import ServerMetrics
+from deformable_detr.serving.responses import Settings
 from deformable_detr.serving.uploads import Upload, read_uploads
 from deformable_detr.visualize.drawing.detections import draw_detections
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 DrawingFormat = Literal["jpeg", "png"]
 
@@ -34,7 +38,7 @@ class Served:
 
     name: str
     pixels: Tensor  # [3, H, W] uint8 RGB, upright
-    answer: Answer
+    outcome: Outcome
     decode_seconds: float
 
     @property
@@ -44,7 +48,7 @@ class Served:
 
 
 class DetectionService:
-    """Answers requests with one detector. Use it as an async context manager: it holds threads.
+    """Detects in the images of requests with one detector. Use it as an async context manager: it holds threads.
 
     Args:
         predictor: the detector.
@@ -58,23 +62,24 @@ class DetectionService:
         self.predictor = predictor
         self.limits = limits
         self.batch_size = batch_size
-        self.metrics = ServerMetrics(lambda: self._batcher.num_waiting if self._batcher else 0, lambda: self._inside)
+        self.places = Places(limits)
+        self.metrics = ServerMetrics(lambda: self._batcher.num_waiting if self._batcher else 0, lambda: self.places.num_images)
         self._max_wait = max_wait
         self._num_threads = num_threads
         self._batcher: Batcher | None = None
-        self._inside = 0
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered."""
+        """Whether requests are taken."""
         return self._batcher is not None
 
     async def __aenter__(self) -> "DetectionService":
-        """Start the threads, and run one grey image through the network, so that the first client does not wait for it."""
-        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="images")
-        side = self.predictor.metadata.eval_short_side
-        blank = torch.full((3, side, side * 4 // 3), 128, dtype=torch.uint8)
-        await asyncio.to_thread(self.predictor.predict, blank)
+        """Start the threads, and run one grey image through the model, so that the first client does not wait for it."""
+        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="images", initializer=use_one_core_here)
+        try:
+            await asyncio.to_thread(self.predictor.predict, torch.full((3, *self.predictor.example_size), 128, dtype=torch.uint8))
+        except Exception as error:
+            logger.warning("the model failed on a grey image, and may fail on others: %s", error)
         self._batcher = Batcher(
             self.predictor, batch_size=self.batch_size, max_wait=self._max_wait, on_batch=self.metrics.count_batch
         )
@@ -87,34 +92,49 @@ class DetectionService:
             await asyncio.to_thread(batcher.close)
         self._pool.shutdown()
 
-    async def detect(self, request: Request, settings: Settings) -> list[Served]:
+    async def detect(self, request: Request, settings: Settings, most: int | None = None) -> list[Served]:
         """Read a request's images and detect on them.
 
+        Args:
+            request: with its `admission`.
+            settings: what the client asks for.
+            most: as many images as make sense for it.
+
         Raises:
-            RefusedError: the reason why there is no answer.
+            RefusedError: the reason why there are no detections.
         """
-        with _Admission(self) as admission:  # before the body is read: a server that is full does not take in more
-            return await self._serve(request, settings, admission)
+        admission: Admission = request.scope["admission"]
+        self._hold(admission, 1)  # before the body is read: a server that is full does not take in more
+        self._check_classes(settings.classes)
+        deadline = asyncio.get_running_loop().time() + self.limits.timeout
+        uploads = await _until(deadline, read_uploads(request, self.limits), RefusedError(408, "the body came too slowly"))
+        if most is not None and len(uploads) > most:
+            raise RefusedError(422, f"one image is drawn per request, not {len(uploads)}; /detect takes several")
+        self._hold(admission, len(uploads))
+        late = RefusedError(504, f"not done within {self.limits.timeout:g} s; the server is too busy", {"Retry-After": "10"})
+        work = asyncio.ensure_future(self._detect(uploads, settings))
+        return await _until(deadline, _unless_gone(request, work), late)
 
     async def draw(self, request: Request, settings: Settings, kind: DrawingFormat) -> bytes:
         """Read a request's image and draw what is found in it: the content of a PNG or JPEG file.
 
         Raises:
-            RefusedError: the reason why there is no answer, such as more images than one.
+            RefusedError: the reason why there is no drawing, such as more images than one.
         """
-        with _Admission(self) as admission:
-            served = await self._serve(request, settings, admission, most=1)
-            return await self.in_thread(lambda: _draw(served[0], kind))
+        (served,) = await self.detect(request, settings, most=1)
+        return await self.in_thread(partial(_draw, served, kind))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what takes long beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def refusal_when_full(self) -> RefusedError:
-        """Status 503, with a guess of when to come again: when what is inside now should be done."""
-        seconds = (self._batcher.last_seconds if self._batcher else 1.0) * self._inside / self.batch_size
-        wait = str(min(60, max(1, math.ceil(seconds))))
-        return RefusedError(503, f"the server is busy with {self._inside} images; try again in {wait} s", {"Retry-After": wait})
+    def _hold(self, admission: Admission, num_images: int) -> None:
+        if admission.hold(num_images):
+            return
+        inside = self.places.num_images
+        seconds = (self._batcher.last_seconds if self._batcher else 1.0) * inside / self.batch_size
+        wait = str(min(60, max(1, math.ceil(seconds))))  # when those who are inside now should be done
+        raise RefusedError(503, f"the server is busy with {inside} images; try again in {wait} s", {"Retry-After": wait})
 
     def _check_classes(self, classes: list[str] | None) -> None:
         known = self.predictor.categories.names
@@ -122,20 +142,11 @@ class DetectionService:
         if unknown:
             raise RefusedError(422, f"unknown class {unknown[0][:100]!r}; this detector knows {', '.join(known)}")
 
-    async def _serve(self, request: Request, settings: Settings, admission: "_Admission", most: int | None = None) -> list[Served]:
-        self._check_classes(settings.classes)
-        deadline = asyncio.get_running_loop().time() + self.limits.timeout
-        uploads = await _until(deadline, read_uploads(request, self.limits), RefusedError(408, "the body came too slowly"))
-        if most is not None and len(uploads) > most:
-            raise RefusedError(422, f"one image is drawn per request, not {len(uploads)}; /detect takes several")
-        admission.extend(len(uploads))
-        late = RefusedError(504, f"no answer within {self.limits.timeout:g} s; the server is too busy", {"Retry-After": "10"})
-        work = asyncio.ensure_future(self._detect(uploads, settings))
-        return await _until(deadline, _unless_gone(request, work), late)
-
     async def _detect(self, uploads: list[Upload], settings: Settings) -> list[Served]:
         """All images are decoded before the first is submitted: one that is bad costs no work of the network."""
+        names = [upload.name for upload in uploads]
         decoded = await asyncio.gather(*(self.in_thread(partial(_decode, upload, self.limits)) for upload in uploads))
+        uploads.clear()  # the encoded form is not needed any more
         batcher = self._batcher
         if batcher is None:
             raise RefusedError(503, "the server is shutting down", {"Retry-After": "5"})
@@ -144,39 +155,13 @@ class DetectionService:
             for pixels, _ in decoded
         ]
         try:
-            answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except ValueError as error:  # such as a size that an exported file does not take
             raise RefusedError(422, str(error)) from None
         return [
-            Served(upload.name, pixels, answer, seconds)
-            for upload, (pixels, seconds), answer in zip(uploads, decoded, answers, strict=True)
+            Served(name, pixels, outcome, seconds)
+            for name, (pixels, seconds), outcome in zip(names, decoded, outcomes, strict=True)
         ]
-
-
-class _Admission:
-    """Counts a request's images as inside the server for as long as it is worked on; only the event loop touches it."""
-
-    def __init__(self, service: DetectionService) -> None:
-        self._service = service
-        self._count = 0
-
-    def __enter__(self) -> "_Admission":
-        self.extend(1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._service._inside -= self._count
-
-    def extend(self, count: int) -> None:
-        """Hold `count` places in all.
-
-        Raises:
-            RefusedError: there are not so many.
-        """
-        if self._service._inside + count - self._count > self._service.limits.max_waiting:
-            raise self._service.refusal_when_full()
-        self._service._inside += count - self._count
-        self._count = count
 
 
 def _decode(upload: Upload, limits: Limits) -> tuple[Tensor, float]:
@@ -192,7 +177,7 @@ def _decode(upload: Upload, limits: Limits) -> tuple[Tensor, float]:
 
 
 def _draw(served: Served, kind: DrawingFormat) -> bytes:
-    drawing = Image.fromarray(draw_detections(served.pixels, served.answer.detections))
+    drawing = Image.fromarray(draw_detections(served.pixels, served.outcome.detections))
     buffer = io.BytesIO()
     if kind == "jpeg":
         drawing.save(buffer, format="JPEG", quality=92, subsampling=0)

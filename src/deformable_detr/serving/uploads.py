@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from starlette.requests import ClientDisconnect, Request
 
 from deformable_detr.serving.limits import Limits, RefusedError
-from deformable_detr.serving.multipart import BrokenFormError, FormReader, Part, TooManyPartsError
+from deformable_detr.serving.multipart import BrokenFormError, Part, read_form
 
 FIELD = "image"
 """Name of the form field that holds images."""
@@ -26,19 +26,21 @@ class Upload:
 
 
 async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
-    """Read the images of a request, still encoded: a raw `image/*` body, or a form with one or more files.
+    """Read the images of a request, still encoded: an image as the body, or a form with one or more files.
 
     Raises:
         RefusedError: 400 a broken body or form, 413 too many bytes or files, 415 another media type, 422 no image in it.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    body = _limited(request, limits)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise RefusedError(415, f"cannot take a body with Content-Encoding {printable(encoding)}: send it as it is")
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind and kind != "multipart/form-data" and not _can_be_image(kind):
+        raise RefusedError(415, f"cannot take a body of type {printable(kind)}: {_HOW}")
+    content = b"".join([chunk async for chunk in _limited(request, limits)])
     if kind == "multipart/form-data":
-        return await _form_uploads(request, body, limits)
-    if not _can_be_image(kind):
-        what = f"a body of type {printable(kind)}" if kind else "a body without Content-Type"
-        raise RefusedError(415, f"cannot take {what}: {_HOW}")
-    content = b"".join([chunk async for chunk in body])
+        return _form_uploads(content_type, content, limits)
     if not content:
         raise RefusedError(422, f"the body is empty: {_HOW}")
     return [Upload("image 0", content)]
@@ -61,16 +63,13 @@ async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
         raise RefusedError(400, "the connection was closed before the whole body had come") from None
 
 
-async def _form_uploads(request: Request, body: AsyncGenerator[bytes, None], limits: Limits) -> list[Upload]:
+def _form_uploads(content_type: str, body: bytes, limits: Limits) -> list[Upload]:
     try:
-        form = FormReader(request.headers["content-type"], limits.max_images)
-        async for chunk in body:
-            form.feed(chunk)
-        parts = form.parts()
-    except TooManyPartsError:
-        raise RefusedError(413, f"more than the {limits.max_images} images allowed in one request; split it") from None
+        parts = read_form(content_type, body, limits.max_images)
     except BrokenFormError as error:
         raise RefusedError(400, f"the form cannot be read: {error}") from None
+    if len(parts) > limits.max_images:
+        raise RefusedError(413, f"more than the {limits.max_images} images allowed in one request; split it")
     if not parts:
         raise RefusedError(422, f"the form is empty: {_HOW}")
     return [_form_upload(index, part) for index, part in enumerate(parts)]
@@ -82,12 +81,13 @@ def _form_upload(index: int, part: Part) -> Upload:
     if part.filename is None:
         raise RefusedError(422, f"form field {FIELD!r} holds text where a file is expected: {_HOW}")
     name = printable(part.filename) or f"image {index}"
-    kind = part.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and not _can_be_image(kind):
-        raise RefusedError(415, f"{name}: cannot take a file of type {printable(kind)}: {_HOW}")
+    if part.type and not _can_be_image(part.type):
+        raise RefusedError(415, f"{name}: cannot take a file of type {printable(part.type)}: {_HOW}")
+    if part.encoding not in ("binary", "8bit", "7bit"):
+        raise RefusedError(415, f"{name}: cannot take Content-Transfer-Encoding {printable(part.encoding)}: send the file as it is")
     if not part.content:
         raise RefusedError(422, f"{name}: the file is empty")
-    return Upload(name, bytes(part.content))
+    return Upload(name, part.content)
 
 
 def printable(text: str) -> str:
@@ -96,4 +96,4 @@ def printable(text: str) -> str:
 
 
 def _can_be_image(kind: str) -> bool:
-    return kind.startswith("image/") or kind == "application/octet-stream"
+    return kind.startswith("image/") or kind in ("application/octet-stream", "binary/octet-stream")

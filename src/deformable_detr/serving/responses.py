@@ -1,11 +1,11 @@
-"""What the server says: the JSON bodies, as types that also make the OpenAPI description."""
+"""The JSON bodies of requests and responses, as types that also make the OpenAPI description."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.serving.batcher import Answer
+from deformable_detr.serving.batcher import Outcome
 from deformable_detr.version import __version__
 
 Pixels = Annotated[float, Field(description="Pixels of the upright image.")]
@@ -42,7 +42,7 @@ class ImageTimes(BaseModel):
     batch_size: int = Field(description="Images in that batch, of this and of other requests.")
 
 
-class ImageAnswer(BaseModel):
+class ImageResponse(BaseModel):
     """One image."""
 
     name: str = Field(description="The file's name as sent.")
@@ -52,16 +52,16 @@ class ImageAnswer(BaseModel):
     times: ImageTimes
 
 
-class DetectAnswer(BaseModel):
-    """The answer of /detect."""
+class DetectResponse(BaseModel):
+    """The response of /detect."""
 
     model: str
-    images: list[ImageAnswer] = Field(description="In the order in which they were sent.")
-    total_ms: float = Field(description="From the request's first byte to this answer.")
+    images: list[ImageResponse] = Field(description="In the order in which they were sent.")
+    total_ms: float = Field(description="From the request's head to this response.")
 
 
 class Health(BaseModel):
-    """The answer of /health."""
+    """The response of /health."""
 
     ready: bool
     model: str
@@ -72,22 +72,22 @@ class Health(BaseModel):
     version: str
 
 
-class ErrorAnswer(BaseModel):
-    """The body of every answer that is not 2xx."""
+class ErrorResponse(BaseModel):
+    """The body of every response that is not 2xx."""
 
     error: str = Field(description="What was wrong, and what to do.")
 
 
-def image_answer(name: str, size: tuple[int, int], answer: Answer, decode_seconds: float) -> ImageAnswer:
+def image_response(name: str, size: tuple[int, int], outcome: Outcome, decode_seconds: float) -> ImageResponse:
     """The JSON of one image.
 
     Args:
         name: of the file.
         size: (height, width) of the upright image.
-        answer: of the batcher.
+        outcome: of the batcher.
         decode_seconds: that reading the pixels took.
     """
-    found = answer.detections
+    found = outcome.detections
     columns = (found.data["class_name"], found.class_id, found.data["category_id"], found.confidence, found.xyxy)
     detections = [
         Detection(
@@ -101,16 +101,16 @@ def image_answer(name: str, size: tuple[int, int], answer: Answer, decode_second
     ]
     times = ImageTimes(
         decode_ms=_milliseconds(decode_seconds),
-        wait_ms=_milliseconds(answer.wait_seconds),
-        network_ms=_milliseconds(answer.network_seconds),
-        batch_size=answer.batch_size,
+        wait_ms=_milliseconds(outcome.wait_seconds),
+        network_ms=_milliseconds(outcome.network_seconds),
+        batch_size=outcome.batch_size,
     )
-    return ImageAnswer(name=name, width=size[1], height=size[0], detections=detections, times=times)
+    return ImageResponse(name=name, width=size[1], height=size[0], detections=detections, times=times)
 
 
-def detect_answer(model: str, images: list[ImageAnswer], seconds: float) -> DetectAnswer:
+def detect_response(model: str, images: list[ImageResponse], seconds: float) -> DetectResponse:
     """The JSON of a request."""
-    return DetectAnswer(model=model, images=images, total_ms=_milliseconds(seconds))
+    return DetectResponse(model=model, images=images, total_ms=_milliseconds(seconds))
 
 
 def health(predictor: Predictor, name: str, batch_size: int, ready: bool) -> Health:
