@@ -96,7 +96,7 @@ def test_report(weights, answered, tmp_path, capsys):
     assert f"written: {folder / 'report.html'}" in capsys.readouterr().out
     record = json.loads((folder / "report.json").read_text())
     assert record["metrics"] == json.loads(numbers.read_text())
-    assert record["all_classes"]["right"] > 0
+    assert record["all_classes"]["true_positives"] > 0
     assert len(list((folder / "worst").iterdir())) == 1
     page = (folder / "report.html").read_text()
     assert f"tiny.safetensors on {Path(answered).name}, val split" in page

@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "link", "img", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -52,14 +52,15 @@ def test_page_is_one_file(files, tmp_path, capsys):
     assert main(["explain", str(image), "--weights", str(weights), "--query", "3", "--output", str(tmp_path / "why.html")]) == 0
     found = look_inside(model, image).detection_of(3)
     shown = capsys.readouterr().out
-    assert f"{found.name} {found.score:.2f}, found by query 3" in shown
+    assert f"{found.name} {found.score:.2f}, detected by query 3" in shown
     text = (tmp_path / "why.html").read_text(encoding="utf-8")
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
     assert "url(" not in text
     page = Page(text)
     assert page.open == []
-    assert len(page.sources) == 5
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    pictures = [source for source in page.sources if source != "data:,"]  # without the empty icon
+    assert len(pictures) == 2 * 5  # for light and for dark pages
+    assert all(source.startswith("data:image/webp;base64,") for source in pictures)
     assert found.name in page.text  # escaped once, not twice
     assert "proposal number 4 of 10" in page.text
     assert [item.name for item in tmp_path.iterdir()] == ["why.html"]

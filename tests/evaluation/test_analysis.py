@@ -44,7 +44,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def evaluator(make):
-    """Two cats (label 2) and a dog (label 1) found; a dog called a cat and a bird not found; the second image is perfect."""
+    """Two cats (label 2) and a dog (label 1) detected; a dog as a cat, and a bird not at all; the second image is perfect."""
     first = ([(3, A), (7, B), (9, C)], [(0.8, 2, A), (0.6, 2, B), (0.1, 1, D)])
     return make(first, ([(3, A), (7, B)], [(0.9, 2, A), (0.7, 1, B)]))
 
@@ -53,7 +53,11 @@ def test_at_given_thresholds(evaluator):
     analysis = analyze(evaluator, [0.9, 0.3, 0.5])  # horse, dog, cat
     assert analysis.thresholds_from == "given"
     assert analysis.thresholds == (0.5, 0.3, 0.5)  # cat, dog; the model has no bird
-    assert [(point.right, point.wrong, point.missed) for point in analysis.points] == [(2, 1, 0), (1, 0, 1), (0, 0, 1)]
+    assert [(point.true_positives, point.false_positives, point.false_negatives) for point in analysis.points] == [
+        (2, 1, 0),
+        (1, 0, 1),
+        (0, 0, 1),
+    ]
     assert (analysis.point.precision, analysis.point.recall) == (pytest.approx(3 / 4), pytest.approx(3 / 5))
     assert analysis.point.f1 == pytest.approx(6 / 9)
     assert analysis.confusion.counts.tolist() == [[2, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
@@ -61,7 +65,7 @@ def test_at_given_thresholds(evaluator):
     assert analysis.errors.counts[ErrorType.BACKGROUND] == 1  # below the threshold, but it counts in AP
     assert analysis.errors.ap50 == pytest.approx(analysis.metrics.ap50)
     assert [image.image.image_id for image in analysis.images] == [0, 1]
-    assert [image.mass for image in analysis.images] == [pytest.approx(0.6 + 2), 0]
+    assert [image.error_mass for image in analysis.images] == [pytest.approx(0.6 + 2), 0]
 
 
 def test_at_the_thresholds_of_this_split(evaluator):
@@ -77,14 +81,14 @@ def test_json(evaluator, tmp_path):
     record = json.loads((tmp_path / "new" / "report.json").read_text(), parse_constant=pytest.fail)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.json"]
     cat, dog, bird = record["classes"]
-    assert (cat["name"], cat["threshold"], cat["right"], cat["wrong"]) == ("cat", 0.5, 2, 1)
+    assert (cat["name"], cat["threshold"], cat["true_positives"], cat["false_positives"]) == ("cat", 0.5, 2, 1)
     assert cat["best_threshold"] == pytest.approx(0.7)
     assert len(dog["precision_at_recall"]) == len(dog["f1_at_threshold"]) == 101
     assert dog["f1_at_threshold"][50] == pytest.approx(2 / 3, abs=1e-5)
     assert bird["precision"] is None and bird["best_threshold"] is None
     assert record["confusion"]["counts"][1] == [1, 1, 0, 0]
     assert set(record["errors"]["gains"]) == {str(kind) for kind in ErrorType}
-    assert record["images"] == [{"image_id": 0, "mass": 2.6, "not found": 2, "classification": 1}]
+    assert record["images"] == [{"image_id": 0, "error_mass": 2.6, "counts": {"false_negatives": 2, "classification": 1}}]
 
 
 def test_another_number_of_thresholds(evaluator):
@@ -92,11 +96,11 @@ def test_another_number_of_thresholds(evaluator):
         analyze(evaluator, [0.5, 0.5])
 
 
-def test_nothing_right(make):
+def test_no_true_positive(make):
     analysis = analyze(make(([(3, A)], [(0.9, 2, D)])))
     assert (analysis.thresholds_from, analysis.thresholds) == ("default", (0.5, 0.5, 0.5))
     (sentence,) = advise(analysis)
-    assert sentence.startswith("Nothing right was detected")
+    assert sentence.startswith("There is no true positive")
 
 
 def test_nothing_there(make):
@@ -113,23 +117,23 @@ def test_nothing_detected(make):
 
 def test_crowds(make):
     analysis = analyze(make(([(3, A), (3, B)], [(0.9, 2, A), (0.8, 2, B)]), crowd=[1]))
-    assert (analysis.point.right, analysis.point.wrong, analysis.point.num_objects) == (1, 0, 1)
+    assert (analysis.point.true_positives, analysis.point.false_positives, analysis.point.num_objects) == (1, 0, 1)
 
 
 def test_advice_names_what_costs_most(make):
-    """The cats are found, all dogs are called cats: AP 1 and 0, and 1 and 1 once they have their right name."""
+    """The cats are detected, all dogs as cats: AP 1 and 0, and 1 and 1 once their classes are fixed."""
     images = [([(3, A), (7, B)], [(0.9, 2, A), (0.8, 2, B)]) for _ in range(5)]
     sentences = advise(analyze(make(*images), [0.5, 0.5, 0.5]))
     assert sentences[0].startswith("Classification errors cost 50.0 points of AP50")
-    assert "5 objects of the class “dog” (100 %) were taken for “cat”." in sentences
+    assert "The class “dog” is confused with “cat” in 5 objects (100 %)." in sentences
     assert any("Fewer than 20 objects" in sentence and "cat, dog" in sentence for sentence in sentences)
-    assert any(sentence.startswith("Never detected: dog.") for sentence in sentences)
+    assert any(sentence.startswith("Without a true positive: dog.") for sentence in sentences)
 
 
 def test_advice_to_store_other_thresholds(make):
     evaluator = make(([(3, A)], [(0.3, 2, A)]))
-    assert any("mean F1 of 0.00 here, the best ones for this split 1.00" in text for text in advise(analyze(evaluator, [0.5] * 3)))
-    assert not any("best ones" in text for text in advise(analyze(evaluator, [0.2] * 3)))
+    assert any("mean F1 of 0.00 on this split, its best ones 1.00" in text for text in advise(analyze(evaluator, [0.5] * 3)))
+    assert not any("its best ones" in text for text in advise(analyze(evaluator, [0.2] * 3)))
 
 
 def test_many_detections_of_one_class_count_as_in_coco(make):

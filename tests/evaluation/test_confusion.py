@@ -12,7 +12,7 @@ A, B, C, D = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]
 
 
 def test_by_hand(evaluated_image):
-    """A cat found, a cat taken for a dog, a dog not found; a bird where nothing is; a duplicate is background too."""
+    """A cat detected, a cat detected as a dog, a dog not detected; a bird on background; a duplicate counts as background, too."""
     found = [(0.9, 0, A), (0.8, 1, B), (0.7, 2, D), (0.6, 0, A)]
     matrix = confusion_matrix([evaluated_image(found, truth=[(0, A), (0, B), (1, C)])], NAMES)
     assert matrix.counts.tolist() == [
@@ -24,7 +24,7 @@ def test_by_hand(evaluated_image):
     assert matrix.shares()[0].tolist() == [0.5, 0.5, 0, 0]
     assert matrix.shares()[2].tolist() == [0, 0, 0, 0]
     (confusion,) = matrix.confusions()
-    assert (confusion.truth, confusion.detected, confusion.count, confusion.share) == ("cat", "dog", 1, 0.5)
+    assert (confusion.ground_truth, confusion.confused_with, confusion.count, confusion.share) == ("cat", "dog", 1, 0.5)
 
 
 def test_crowds_are_ignored(evaluated_image):
@@ -86,7 +86,7 @@ def test_as_supervision_where_objects_lie_apart(evaluated_image):
     assert confusion_matrix(images, NAMES).counts.tolist() == theirs.matrix.astype(int).tolist()
 
 
-def test_many_classes_are_cut_down_to_those_with_mistakes(evaluated_image):
+def test_many_classes_are_reduced_to_those_with_errors(evaluated_image):
     names = tuple(f"class {label}" for label in range(30))
     truth = [(label, [50 * label, 0, 50 * label + 30, 30]) for label in range(30)]
     found = [(0.9, 7 if label == 3 else label, box) for label, box in truth if label != 20]

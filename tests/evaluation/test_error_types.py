@@ -1,4 +1,4 @@
-"""Kinds of mistakes: each planted once with its cost worked out by hand, and a second reading of the paper in plain Python.
+"""Error types: each planted once with its cost worked out by hand, and a second reading of the paper in plain Python.
 
 The numbers were also compared once with those of tidecv 1.0.1 on forty drawn sets: equal counts, and gains equal to 1e-15 once
 both read precision off at the same recalls.
@@ -17,38 +17,38 @@ LOOSE_A = [4, 0, 14, 10]  # IoU 6 / 14
 FAR = [80, 80, 90, 90]
 
 
-def kinds(evaluated_image, *found, truth):
-    return [None if kind is None else str(kind) for kind in classify_errors(evaluated_image(found, truth)).kinds]
+def types(evaluated_image, *found, truth):
+    return [None if kind is None else str(kind) for kind in classify_errors(evaluated_image(found, truth)).types]
 
 
-def test_each_kind(evaluated_image):
-    assert kinds(evaluated_image, (0.9, 0, A), truth=[(0, A)]) == [None]
-    assert kinds(evaluated_image, (0.9, 0, LOOSE_A), truth=[(0, A)]) == ["localisation"]
-    assert kinds(evaluated_image, (0.9, 1, A), truth=[(0, A)]) == ["classification"]
-    assert kinds(evaluated_image, (0.9, 1, LOOSE_A), truth=[(0, A)]) == ["both"]
-    assert kinds(evaluated_image, (0.9, 0, A), (0.8, 0, A), truth=[(0, A)]) == [None, "duplicate"]
-    assert kinds(evaluated_image, (0.9, 0, FAR), truth=[(0, A)]) == ["background"]
-    assert kinds(evaluated_image, (0.9, 0, FAR), truth=[]) == ["background"]
+def test_each_type(evaluated_image):
+    assert types(evaluated_image, (0.9, 0, A), truth=[(0, A)]) == [None]
+    assert types(evaluated_image, (0.9, 0, LOOSE_A), truth=[(0, A)]) == ["localisation"]
+    assert types(evaluated_image, (0.9, 1, A), truth=[(0, A)]) == ["classification"]
+    assert types(evaluated_image, (0.9, 1, LOOSE_A), truth=[(0, A)]) == ["both"]
+    assert types(evaluated_image, (0.9, 0, A), (0.8, 0, A), truth=[(0, A)]) == [None, "duplicate"]
+    assert types(evaluated_image, (0.9, 0, FAR), truth=[(0, A)]) == ["background"]
+    assert types(evaluated_image, (0.9, 0, FAR), truth=[]) == ["background"]
 
 
-def test_the_first_kind_that_fits(evaluated_image):
+def test_the_first_type_that_fits(evaluated_image):
     """A duplicate that also lies well on an object of another class counts as a wrong class, as in the paper's order."""
-    assert kinds(evaluated_image, (0.9, 0, A), (0.8, 0, A), truth=[(0, A), (1, A)]) == [None, "classification"]
-    assert kinds(evaluated_image, (0.9, 0, LOOSE_A), truth=[(0, A), (1, LOOSE_A)]) == ["localisation"]
+    assert types(evaluated_image, (0.9, 0, A), (0.8, 0, A), truth=[(0, A), (1, A)]) == [None, "classification"]
+    assert types(evaluated_image, (0.9, 0, LOOSE_A), truth=[(0, A), (1, LOOSE_A)]) == ["localisation"]
 
 
-def test_missed_is_what_no_other_repair_would_find(evaluated_image):
-    """Of three objects not found, one is loosely hit and one is named wrongly: only the third is missed."""
+def test_missed_is_what_no_other_fix_would_detect(evaluated_image):
+    """Of three false negatives, one has an inaccurate box and one the wrong class: only the third is missed."""
     errors = classify_errors(evaluated_image([(0.9, 0, LOOSE_A), (0.8, 1, B)], [(0, A), (0, B), (0, FAR)]))
-    assert errors.found.tolist() == [False] * 3
+    assert errors.detected.tolist() == [False] * 3
     assert errors.missed.tolist() == [False, False, True]
     assert errors.targets.tolist() == [0, 1]
-    assert errors.mass == pytest.approx(0.9 + 0.8 + 3)
+    assert errors.error_mass == pytest.approx(0.9 + 0.8 + 3)
 
 
 def test_crowds_are_neither_right_nor_wrong(evaluated_image):
     errors = classify_errors(evaluated_image([(0.9, 0, A)], crowd=[(0, A)]))
-    assert errors.kinds == (None,) and errors.mass == 0
+    assert errors.types == (None,) and errors.error_mass == 0
 
 
 def one_class(evaluated_image, *found, truth):

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from deformable_detr.evaluation import ClassMetrics, Metrics
-from deformable_detr.evaluation.curves import save_pr_curves
+from deformable_detr.visualize.figures import save_figure
+from deformable_detr.visualize.pages.curve_figures import draw_pr_curves
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 NUMBERS = (*PRECISIONS, "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
@@ -43,10 +44,11 @@ def test_table_shows_percent_and_a_dash_for_none(metrics):
 
 
 def test_pr_curves_are_written(metrics, tmp_path):
-    save_pr_curves(metrics, tmp_path / "curves" / "pr.png")
+    save_figure(draw_pr_curves(metrics), tmp_path / "curves" / "pr.png")
     assert (tmp_path / "curves" / "pr.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_pr_curves_without_any_object(metrics, tmp_path):
-    save_pr_curves(Metrics(**dict.fromkeys(NUMBERS, math.nan), per_class=metrics.per_class[1:], num_images=1), tmp_path / "pr.png")
+    empty = Metrics(**dict.fromkeys(NUMBERS, math.nan), per_class=metrics.per_class[1:], num_images=1)
+    save_figure(draw_pr_curves(empty), tmp_path / "pr.png")
     assert (tmp_path / "pr.png").is_file()

@@ -16,7 +16,7 @@ NAMES = ("a", "b", "c", "d")
 
 
 def curve(*rows, objects):
-    """`rows`: (score, right), best first."""
+    """`rows`: (score, true positive), highest score first."""
     return ScoreCurve("x", objects, np.array([row[0] for row in rows], dtype=float), np.array([row[1] for row in rows], dtype=bool))
 
 
@@ -27,7 +27,7 @@ def test_by_hand():
     assert found.recall.tolist() == pytest.approx([1 / 2, 1 / 2, 1])
     assert found.f1_at(np.array([0.95, 0.9, 0.7, 0.5, 0.4, 0.0])).tolist() == pytest.approx([0, 2 / 3, 2 / 3, 1 / 2, 4 / 5, 4 / 5])
     point = found.at(0.5)
-    assert (point.right, point.wrong, point.missed) == (1, 1, 1)
+    assert (point.true_positives, point.false_positives, point.false_negatives) == (1, 1, 1)
     assert (point.precision, point.recall, point.f1) == (0.5, 0.5, 0.5)
     assert found.average_precision() == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert found.best_threshold() == pytest.approx(0.2)  # the middle of 0 to .4
@@ -55,7 +55,7 @@ def test_equal_scores_stand_or_fall_together():
     assert found.steps[1].tolist() == pytest.approx([4 / 5])
 
 
-def test_classes_without_objects_or_finds_get_the_common_threshold(evaluated_image):
+def test_classes_without_objects_or_true_positives_get_the_common_threshold(evaluated_image):
     image = evaluated_image([(0.9, 0, A), (0.1, 0, C), (0.8, 1, C), (0.7, 2, B)], truth=[(0, A), (1, B)])
     curves = score_curves([image], NAMES[:3])
     assert [found.best_threshold() for found in curves] == [pytest.approx(0.5), None, None]
@@ -64,7 +64,7 @@ def test_classes_without_objects_or_finds_get_the_common_threshold(evaluated_ima
     assert class_thresholds(curves) == (pytest.approx(0.5), common, common)
 
 
-def test_nothing_right_at_all(evaluated_image):
+def test_no_true_positive_at_all(evaluated_image):
     image = evaluated_image([(0.9, 0, A)], truth=[(1, A)])
     assert class_thresholds(score_curves([image], NAMES)) is None
     assert class_thresholds(score_curves([evaluated_image()], NAMES)) is None
@@ -77,7 +77,7 @@ def test_without_objects_there_are_no_numbers(evaluated_image):
 
 
 def slow_counts(images, label, threshold):
-    """Right, wrong, objects of a class at one threshold; boxes compared one by one."""
+    """True positives, false positives, objects of a class at one threshold; boxes compared one by one."""
 
     def area(box):
         return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
@@ -111,13 +111,13 @@ def test_counts_at_any_threshold_as_counted_one_by_one(random_images, seed):
         for threshold in np.linspace(0, 1, 21):
             right, wrong, objects = slow_counts(images, label, threshold)
             point = found.at(threshold)
-            assert (point.right, point.wrong, point.num_objects) == (right, wrong, objects)
+            assert (point.true_positives, point.false_positives, point.num_objects) == (right, wrong, objects)
             f1 = 2 * right / max(1, right + wrong + objects)
             assert found.f1_at(np.array([threshold]))[0] == pytest.approx(f1)
             best = max(best, f1)
         chosen = found.at(found.best_threshold())
         assert chosen.f1 >= 0.99 * best
-        assert (chosen.right, chosen.wrong) == slow_counts(images, label, found.best_threshold())[:2]
+        assert (chosen.true_positives, chosen.false_positives) == slow_counts(images, label, found.best_threshold())[:2]
 
 
 def write_coco(path, images):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Measure how good a detector is: average precision (AP) and recall (AR) as COCO defines them, over all classes and for
 each of them, and the score threshold with the best F1. The classes of the detector and of the dataset are matched by their
-names. --report writes a page that explains what is wrong: curves, confusions, error types, the worst images."""
+names. --report writes a page that shows the errors: curves, confusion matrix, error types, the worst images."""
 
 EXAMPLES = """\
   deformable-detr evaluate runs/first my_data                              the split `val`, best weights of the run
@@ -97,13 +97,14 @@ def run(options: EvaluateOptions) -> None:
 
 def _finish(options: EvaluateOptions, metrics: "Metrics", report: "Report | None") -> None:
     """Write what was asked for, and show the numbers."""
-    from deformable_detr.evaluation.curves import save_pr_curves
+    from deformable_detr.visualize.figures import save_figure
+    from deformable_detr.visualize.pages.curve_figures import draw_pr_curves
 
     with Finish() as finish:
         finish.show(metrics.table(per_class=options.per_class))
         finish.write(options.json, metrics.save_json)
         finish.write(options.results, lambda path: path)
-        finish.write(options.curves, lambda path: save_pr_curves(metrics, path))
+        finish.write(options.curves, lambda path: save_figure(draw_pr_curves(metrics), path))
         if report is not None:
             title = f"{Path(options.weights).name} on {report.title}"
             finish.write(options.report, replace(report, title=title).save)
@@ -123,7 +124,7 @@ def _store_thresholds(weights: Path, thresholds: tuple[float, ...] | None) -> Pa
     from deformable_detr.checkpoints.native import save_thresholds
 
     if thresholds is None:
-        raise ValueError(f"no detection is right, so there are no thresholds to store; {weights} stays as it is")
+        raise ValueError(f"there is no true positive, so there are no thresholds to store; {weights} stays as it is")
     return save_thresholds(find_weights(weights), thresholds)
 
 

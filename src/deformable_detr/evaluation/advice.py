@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation suggest to do next, in plain sentences."""
+"""Recommendations drawn from an evaluation, in plain sentences."""
 
 import math
 from collections.abc import Iterator
@@ -7,34 +7,35 @@ from deformable_detr.evaluation.analysis import Analysis
 from deformable_detr.evaluation.error_types import ErrorType
 
 FEW_OBJECTS = 20
-"""Numbers of a class with fewer objects are shaky."""
+"""The metrics of a class with fewer objects are uncertain."""
 
 NOTABLE = 0.02
-"""Differences below this are not worth a sentence."""
+"""Smaller differences are not mentioned."""
 
 MEANING: dict[ErrorType, str] = {
-    ErrorType.LOCALISATION: "objects are found, but their boxes sit loosely. Check that the annotated boxes are tight and drawn "
+    ErrorType.LOCALISATION: "objects are detected, but with inaccurate boxes. Check that the annotated boxes are tight and drawn "
     "the same way everywhere; longer training and a larger input help, and so does --preset r50-refine or r50-two-stage.",
-    ErrorType.CLASSIFICATION: "boxes are right, names are wrong. Look at the confusion matrix: are the classes told apart the "
-    "same way in all annotations? If so, more examples of the confused classes help most.",
-    ErrorType.DUPLICATE: "objects are detected more than once. Longer training usually cures it (the queries learn to divide "
-    "the work); also check that no object is annotated twice.",
-    ErrorType.BACKGROUND: "things are detected where nothing is annotated. Look at the worst images first: often the objects are "
-    "there and the annotation is missing. Otherwise add images of such background without objects.",
-    ErrorType.BOTH: "boxes lie roughly on objects of another class. This goes with short training; train longer before anything "
-    "else.",
-    ErrorType.MISSED: "objects are not seen at all. Are they small or rare? Then a larger input size (data.eval_short_side and "
-    "data.train_short_sides) or more examples help; crowded images may need more queries (model.num_queries).",
+    ErrorType.CLASSIFICATION: "boxes are accurate, classes are wrong. Look at the confusion matrix: are the classes annotated "
+    "consistently? If so, more examples of the confused classes help most.",
+    ErrorType.DUPLICATE: "objects are detected more than once. Longer training usually removes duplicates (the queries learn to "
+    "divide the work); also check that no object is annotated twice.",
+    ErrorType.BACKGROUND: "there are detections where nothing is annotated. Look at the worst images first: often the object is "
+    "there and its annotation is missing. Otherwise add images of such background without objects.",
+    ErrorType.BOTH: "boxes overlap objects of another class only roughly. This is typical of short training; train longer before "
+    "anything else.",
+    ErrorType.MISSED: "objects have no detection near them. Are they small or rare? Then a larger input size "
+    "(data.eval_short_side and data.train_short_sides) or more examples help; crowded images may need more queries "
+    "(model.num_queries).",
 }
 
 
 def advise(analysis: Analysis) -> tuple[str, ...]:
-    """Sentences drawn from the numbers, the weightiest first."""
+    """Recommendations, the most important first; empty where nothing stands out."""
     if not any(curve.num_objects for curve in analysis.curves):
         return ("This split has no objects, so nothing could be measured.",)
     if not analysis.errors.ap50:
         return (
-            "Nothing right was detected. Check the data first (deformable-detr doctor DATA): box format, category ids and class "
+            "There is no true positive. Check the data first (deformable-detr doctor DATA): box format, category ids and class "
             "names are the usual reasons. Detectors of this family also need many steps before AP leaves 0.",
         )
     return (*_errors(analysis), *_sizes(analysis), *_confusions(analysis), *_classes(analysis), *_thresholds(analysis))
@@ -51,8 +52,8 @@ def _sizes(analysis: Analysis) -> Iterator[str]:
     larger = [value for value in (numbers.ap_medium, numbers.ap_large) if not math.isnan(value)]
     if larger and numbers.ap_small < 0.6 * max(larger):
         yield (
-            f"Small objects (below 32 × 32 pixels) are the weak side: AP {100 * numbers.ap_small:.1f} against "
-            f"{100 * max(larger):.1f} for larger ones. A larger input size helps, or detection tile by tile."
+            f"Small objects (below 32 × 32 pixels) are the weak point: AP {100 * numbers.ap_small:.1f} against "
+            f"{100 * max(larger):.1f} for larger ones. A larger input size helps, or prediction in tiles."
         )
 
 
@@ -60,8 +61,8 @@ def _confusions(analysis: Analysis) -> Iterator[str]:
     for confusion in analysis.confusion.confusions(2):
         if confusion.count >= 3 and confusion.share >= 0.05:
             yield (
-                f"{confusion.count} objects of the class “{confusion.truth}” ({100 * confusion.share:.0f} %) were taken for "
-                f"“{confusion.detected}”."
+                f"The class “{confusion.ground_truth}” is confused with “{confusion.confused_with}” in {confusion.count} objects "
+                f"({100 * confusion.share:.0f} %)."
             )
 
 
@@ -69,30 +70,30 @@ def _classes(analysis: Analysis) -> Iterator[str]:
     classes = [entry for entry in analysis.metrics.per_class if entry.num_objects]
     never = [entry.name for entry in classes if entry.ap50 == 0]
     if never:
-        yield f"Never detected: {_listed(never)}. Are they in the training split, and under the same name?"
+        yield f"Without a true positive: {_listed(never)}. Are they in the training split, under the same name?"
     weak = [entry.name for entry in classes if 0 < entry.ap50 < 0.6 * analysis.errors.ap50]
     if weak:
-        yield f"Far below the others: {_listed(weak)}. Look at their rows, their confusions and their images."
+        yield f"Far below the other classes: {_listed(weak)}. Look at their confusions and their images."
     few = [entry.name for entry in classes if entry.num_objects < FEW_OBJECTS]
     if few:
-        yield f"Fewer than {FEW_OBJECTS} objects here, so that chance moves the numbers by many points: {_listed(few)}."
+        yield f"Fewer than {FEW_OBJECTS} objects in this split, so that their metrics are uncertain by many points: {_listed(few)}."
 
 
 def _thresholds(analysis: Analysis) -> Iterator[str]:
     point = analysis.point
     best = [point.f1 for point in _best_points(analysis)]
-    now = [point.f1 for point, curve in zip(analysis.points, analysis.curves, strict=True) if curve.right.any()]
+    now = [point.f1 for point, curve in zip(analysis.points, analysis.curves, strict=True) if curve.true_positive.any()]
     if analysis.thresholds_from == "given" and sum(best) - sum(now) >= NOTABLE * len(best):
         yield (
-            f"The thresholds stored with the weights give a mean F1 of {sum(now) / len(now):.2f} here, the best ones for this "
-            f"split {sum(best) / len(best):.2f}. If this split is more like your use, store those: deformable-detr evaluate … "
+            f"The thresholds stored with the weights give a mean F1 of {sum(now) / len(now):.2f} on this split, its best ones "
+            f"{sum(best) / len(best):.2f}. If this split is closer to your use, store those: deformable-detr evaluate … "
             "--save_thresholds."
         )
     if abs(point.precision - point.recall) >= 0.15:
-        side = "precise but misses much" if point.precision > point.recall else "finds much but is often wrong"
+        side = "precise but misses many objects" if point.precision > point.recall else "sensitive but has many false positives"
         yield (
             f"At its thresholds the detector is {side} (precision {point.precision:.2f}, recall {point.recall:.2f}). predict "
-            "--threshold moves the balance: lower finds more, higher errs less."
+            "--threshold shifts the balance: lower raises recall, higher raises precision."
         )
 
 

@@ -1,6 +1,5 @@
-"""A closer look at an evaluation than AP: curves, thresholds, confusions, kinds of mistakes, worst images; all as data."""
+"""What lies behind AP, as data: curves, thresholds, confusion matrix, error types, worst images."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from deformable_detr.evaluation.confusion import ConfusionMatrix, confusion_matr
 from deformable_detr.evaluation.error_types import ErrorType, ErrorTypes, ImageErrors, classify_errors, error_types
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.evaluation.thresholds import OperatingPoint, ScoreCurve, class_thresholds, joint_curve, score_curves
+from deformable_detr.files import write_json
 
 ThresholdOrigin = Literal["given", "found here", "default"]
 CURVE_POINTS = np.linspace(0, 1, 101)
@@ -22,52 +22,52 @@ CURVE_POINTS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What an evaluation says about a detector. Classes are those of the annotation file, in the order of their ids."""
+    """A detailed evaluation. Classes are those of the annotation file, in the order of their ids."""
 
     metrics: Metrics
-    """COCO's numbers."""
+    """COCO's AP and AR."""
 
     curves: tuple[ScoreCurve, ...]
-    """Precision, recall and F1 of each class over the score."""
+    """Precision, recall and F1 of each class as functions of the score threshold."""
 
     thresholds: tuple[float, ...]
-    """The score threshold of each class at which everything below was counted."""
+    """The score threshold of each class, used by all fields below but `errors`."""
 
     thresholds_from: ThresholdOrigin
-    """Where they come from: they were given (those stored with the weights), or maximise F1 on this very split."""
+    """Whether they were given (such as those stored with the weights), or maximise F1 on this very split."""
 
     confusion: ConfusionMatrix
     """At the thresholds."""
 
     errors: ErrorTypes
-    """What each kind of mistake costs; over all detections, as AP itself."""
+    """What each error type costs; counts all detections, as AP does."""
 
     images: tuple[ImageErrors, ...]
-    """At the thresholds, the image with the most error mass first."""
+    """At the thresholds, the image with the largest error mass first."""
 
     @property
     def joint_curve(self) -> ScoreCurve:
-        """The curve of all classes together."""
+        """The curve of all classes in one ranking."""
         return joint_curve(self.curves)
 
     @property
     def points(self) -> tuple[OperatingPoint, ...]:
-        """Each class at its threshold."""
+        """The counts of each class at its threshold."""
         return tuple(curve.at(threshold) for curve, threshold in zip(self.curves, self.thresholds, strict=True))
 
     @property
     def point(self) -> OperatingPoint:
-        """All classes at their thresholds, counted together; `threshold` is NaN."""
+        """The counts of all classes at their thresholds, added up; `threshold` is NaN."""
         points = self.points
-        totals = (sum(getattr(point, name) for point in points) for name in ("right", "wrong", "num_objects"))
+        totals = (sum(getattr(point, name) for point in points) for name in ("true_positives", "false_positives", "num_objects"))
         return OperatingPoint(math.nan, *totals)
 
     @property
     def counts(self) -> dict[ErrorType, int]:
-        """How many mistakes of each kind there are at the thresholds."""
-        kinds = Counter(kind for image in self.images for kind in image.kinds)
+        """Errors of each type at the thresholds."""
+        types = Counter(kind for image in self.images for kind in image.types)
         missed = sum(int(image.missed.sum()) for image in self.images)
-        return {kind: kinds[kind] for kind in ErrorType} | {ErrorType.MISSED: missed}
+        return {kind: types[kind] for kind in ErrorType} | {ErrorType.MISSED: missed}
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, for JSON; None stands for NaN."""
@@ -89,31 +89,27 @@ class Analysis:
                 "counts_at_thresholds": {str(kind): count for kind, count in self.counts.items()},
             },
             "images": [
-                {"image_id": image.image.image_id, "mass": round(image.mass, 4), **mistakes_of(image)}
+                {"image_id": image.image.image_id, "error_mass": round(image.error_mass, 4), "counts": image.counts}
                 for image in self.images
-                if image.mass > 0
+                if image.error_mass > 0
             ],
         }
 
     def save_json(self, path: str | Path) -> None:
-        """Write :meth:`to_dict` to a file, whole or not at all; its folder is made where it is missing."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        """Write :meth:`to_dict` to a file."""
+        write_json(path, self.to_dict(), indent=1)
 
 
 def analyze(evaluator: CocoEvaluator, thresholds: Sequence[float] | None = None) -> Analysis:
-    """Look closely at the detections that an evaluator has collected.
+    """Analyse the detections that an evaluator has collected.
 
     Args:
         evaluator: after all its updates.
-        thresholds: for each label of the **model** the score from which on a detection counts, such as `Metadata.thresholds`. None:
-            those that maximise F1 on this split.
+        thresholds: the smallest score of a detection that counts, for each label of the **model**, such as `Metadata.thresholds`.
+            None: those that maximise F1 on this split.
 
     Raises:
-        ValueError: no image was seen, or another number of thresholds than of classes.
+        ValueError: no image was evaluated, or the number of thresholds is not that of the classes.
     """
     metrics = evaluator.compute()
     images, names = evaluator.images(), evaluator.ground_truth.categories.names
@@ -127,21 +123,14 @@ def analyze(evaluator: CocoEvaluator, thresholds: Sequence[float] | None = None)
         thresholds_from=origin,
         confusion=confusion_matrix(shown, names),
         errors=error_types(images, len(names)),
-        images=tuple(sorted(map(classify_errors, shown), key=lambda image: -image.mass)),
+        images=tuple(sorted(map(classify_errors, shown), key=lambda image: -image.error_mass)),
     )
-
-
-def mistakes_of(image: ImageErrors) -> dict[str, int]:
-    """How many objects of an image were not found, and how many detections are wrong in which way; counts above 0."""
-    kinds = Counter(image.kinds)
-    counts = {"not found": int((~image.found).sum())} | {str(kind): kinds[kind] for kind in ErrorType}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _limits(
     columns: Sequence[int | None], curves: Sequence[ScoreCurve], thresholds: Sequence[float] | None
 ) -> tuple[np.ndarray, ThresholdOrigin]:
-    """`[K]` of the file's classes."""
+    """The thresholds `[K]` of the file's classes, and where they come from."""
     limits = np.full(len(curves), 0.5)
     if thresholds is not None:
         if len(thresholds) != len(columns):
@@ -157,12 +146,12 @@ def _limits(
 
 
 def _point(point: OperatingPoint) -> dict[str, Any]:
-    names = ("threshold", "num_objects", "right", "wrong", "missed", "precision", "recall", "f1")
+    names = ("threshold", "num_objects", "true_positives", "false_positives", "false_negatives", "precision", "recall", "f1")
     return {name: _number(getattr(point, name)) for name in names}
 
 
 def _curve(curve: ScoreCurve) -> dict[str, Any]:
-    """Sampled at 101 places: precision over recall, F1 over the threshold."""
+    """Precision at 101 recalls and F1 at 101 thresholds."""
     if not curve.num_objects:
         return {"best_threshold": None, "precision_at_recall": [], "f1_at_threshold": []}
     return {

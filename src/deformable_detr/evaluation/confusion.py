@@ -1,4 +1,4 @@
-"""Confusion matrix with background: what the objects were taken for, and what the detections really are."""
+"""Confusion matrix of the classes and the background: which class is confused with which."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,39 +12,39 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Confusion:
-    """Objects of one class that were taken for another."""
+    """A class whose objects were detected as another class."""
 
-    truth: str
+    ground_truth: str
     """The class of the objects."""
 
-    detected: str
-    """The class that they were taken for."""
+    confused_with: str
+    """The class of the detections."""
 
     count: int
-    """How many."""
+    """How many objects."""
 
     share: float
-    """Of all objects of their class."""
+    """Their share of all objects of the class."""
 
 
 @dataclass(frozen=True, eq=False)
 class ConfusionMatrix:
-    """Counts of (truth, detected), matched one to one whatever the class."""
+    """Counts of (ground truth, detection) pairs, matched one to one regardless of the class."""
 
     names: tuple[str, ...]
     """Of the K classes."""
 
     counts: np.ndarray
-    """`[K + 1, K + 1]` int: row = class of the object, column = class of the detection. The last row are detections where there is
-    nothing (background), the last column objects that were not detected; the last cell is 0."""
+    """`[K + 1, K + 1]` int: row = class of the object, column = class of the detection. The last row counts detections on
+    background, the last column objects without a detection; the last cell is 0."""
 
     def shares(self) -> np.ndarray:
-        """`[K + 1, K + 1]` each row as shares of its sum; rows without anything are 0."""
+        """`[K + 1, K + 1]` each row divided by its sum; empty rows are 0."""
         totals = self.counts.sum(axis=1, keepdims=True)
         return self.counts / np.maximum(totals, 1)
 
     def confusions(self, most: int = 10) -> list[Confusion]:
-        """The most frequent mistakes between two classes, then by name."""
+        """List the most frequent confusions of two classes, most frequent first."""
         wrong = self.counts[:-1, :-1] * ~np.eye(len(self.names), dtype=bool)
         order = np.argsort(-wrong, axis=None, kind="stable")[:most]
         pairs = [divmod(int(place), len(self.names)) for place in order]
@@ -56,11 +56,11 @@ class ConfusionMatrix:
         ]
 
     def largest(self, most: int) -> "ConfusionMatrix":
-        """The matrix of the classes with the most mistakes, in their own order; the others are one class `others`."""
+        """Reduce the matrix to the classes with the most errors, in their own order; the others become one class `… others`."""
         if len(self.names) <= most:
             return self
-        mistakes = self.counts.sum(axis=0) + self.counts.sum(axis=1) - 2 * self.counts.diagonal()
-        chosen = np.sort(np.argsort(-mistakes[:-1], kind="stable")[: most - 1])
+        errors = self.counts.sum(axis=0) + self.counts.sum(axis=1) - 2 * self.counts.diagonal()
+        chosen = np.sort(np.argsort(-errors[:-1], kind="stable")[: most - 1])
         place = np.full(len(self.names) + 1, most - 1)
         place[chosen], place[-1] = np.arange(most - 1), most
         counts = np.zeros((most + 1, most + 1), dtype=self.counts.dtype)
@@ -70,21 +70,20 @@ class ConfusionMatrix:
 
 
 def confusion_matrix(images: Sequence[EvaluatedImage], names: Sequence[str]) -> ConfusionMatrix:
-    """Count what became of every object and every detection at IoU .50.
+    """Match all objects and detections at IoU .50 and count the pairs of classes.
 
     Args:
-        images: with only those detections that reach their threshold (:meth:`EvaluatedImage.above`).
-        names: of the classes; labels count them.
+        images: with the detections that reach their threshold (:meth:`EvaluatedImage.above`).
+        names: of the classes, in the order of the labels.
     """
     size, background = len(names) + 1, len(names)
     counts = np.zeros(size * size, dtype=np.int64)
     for image in images:
         matched = match_across_classes(image)
-        found = matched >= 0
-        missed = np.ones(len(image.true_labels), dtype=bool)
-        missed[matched[found]] = False
-        invented = image.labels[~found & ~image.in_crowd]
-        truth = (image.true_labels[matched[found]], np.full(len(invented), background), image.true_labels[missed])
-        detected = (image.labels[found], invented, np.full(missed.sum(), background))
-        counts += np.bincount(np.concatenate(truth) * size + np.concatenate(detected), minlength=size * size)
+        is_pair = matched >= 0
+        undetected = np.delete(image.true_labels, matched[is_pair])
+        on_background = image.labels[~is_pair & ~image.in_crowd]
+        rows = (image.true_labels[matched[is_pair]], np.full(len(on_background), background), undetected)
+        columns = (image.labels[is_pair], on_background, np.full(len(undetected), background))
+        counts += np.bincount(np.concatenate(rows) * size + np.concatenate(columns), minlength=size * size)
     return ConfusionMatrix(tuple(names), counts.reshape(size, size))

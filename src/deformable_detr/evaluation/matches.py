@@ -1,7 +1,7 @@
-"""Which detection found which object: what curves, thresholds, confusion matrix and error types are counted from.
+"""Match detections with ground-truth objects: the basis of curves, thresholds, confusion matrix and error types.
 
-As in COCO, detections choose in the order of their scores, each object is found once, and what lies in a crowd region of its own
-class is neither right nor wrong.
+As in COCO, detections are matched in the order of their scores, each object at most once, and an unmatched detection in a crowd
+region of its own class is ignored: neither a true nor a false positive.
 """
 
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ import numpy as np
 from deformable_detr.structures import ImageId
 
 MATCH_IOU = 0.5
-"""From this overlap on a box counts as found (COCO's AP50)."""
+"""Smallest IoU of a match (COCO's AP50)."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedImage:
-    """One image: what was detected in it, and what is there. Labels count the categories of the annotation file from 0.
+    """The detections and the ground truth of one image. Labels count the categories of the annotation file from 0.
 
     D detections, T objects, R crowd regions; boxes are xyxy in pixels, float64.
     """
@@ -27,7 +27,7 @@ class EvaluatedImage:
     """As in the annotation file."""
 
     scores: np.ndarray
-    """`[D]` in [0, 1], best first."""
+    """`[D]` in [0, 1], highest first."""
 
     labels: np.ndarray
     """`[D]`"""
@@ -56,7 +56,7 @@ class EvaluatedImage:
 
     @cached_property
     def same_class(self) -> np.ndarray:
-        """`[D, T]` whether detection and object are of one class."""
+        """`[D, T]` whether detection and object have the same class."""
         return self.labels[:, None] == self.true_labels
 
     @cached_property
@@ -67,7 +67,7 @@ class EvaluatedImage:
         return (inside & (self.labels[:, None] == self.crowd_labels)).any(axis=1)
 
     def above(self, thresholds: np.ndarray) -> Self:
-        """The same image with the detections that reach the threshold of their class.
+        """Keep the detections that reach the threshold of their class.
 
         Args:
             thresholds: `[K]`, one per class.
@@ -77,14 +77,14 @@ class EvaluatedImage:
 
 
 def match_greedily(overlaps: np.ndarray, least: float = MATCH_IOU) -> np.ndarray:
-    """Let each detection take the object that it overlaps most among those that no better-scored one has taken.
+    """Match each detection with the object of the highest IoU among those that no higher-scored detection has matched.
 
     Args:
-        overlaps: `[D, T]`, best score first; 0 where a pair must not match.
-        least: overlap from which a pair may match.
+        overlaps: `[D, T]` IoU, highest score first; 0 where a pair must not match.
+        least: smallest IoU of a match.
 
     Returns:
-        `[D]` the index of the object, -1 for none. Of equal overlaps the last object is taken, as in COCO's evaluation.
+        `[D]` the index of the object, -1 for none. Among equal IoUs the last object wins, as in COCO's evaluation.
     """
     matched = np.full(len(overlaps), -1, dtype=np.int64)
     free = np.ones(overlaps.shape[1], dtype=bool)
@@ -97,12 +97,12 @@ def match_greedily(overlaps: np.ndarray, least: float = MATCH_IOU) -> np.ndarray
 
 
 def match_within_classes(image: EvaluatedImage) -> np.ndarray:
-    """`[D]`: for each detection the object of its own class that it found, or -1."""
+    """`[D]` the object of the same class that each detection matches, or -1."""
     return match_greedily(image.overlaps * image.same_class)
 
 
 def match_across_classes(image: EvaluatedImage) -> np.ndarray:
-    """`[D]`: for each detection the object of whatever class that it found, or -1; so confusions of classes are seen."""
+    """`[D]` the object of any class that each detection matches, or -1; shows which classes are confused."""
     right_class_first = 1 + 1e-9 * image.same_class  # decides only between equal overlaps
     return match_greedily(image.overlaps * right_class_first)
 

@@ -1,20 +1,22 @@
-"""How good a detector is: COCO's numbers, for all classes together and for each; as JSON, and as a table for the screen."""
+"""COCO's metrics, of all classes together and of each; as JSON, and as a table for the screen."""
 
-import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
+
+from deformable_detr.files import write_json
 
 NOT_A_NUMBER = float("nan")
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """The numbers of one class."""
+    """The metrics of one class."""
 
     name: str
     """The name of the class."""
@@ -40,10 +42,10 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """COCO's twelve numbers, each in [0, 1], or NaN where there is nothing to find; and the numbers of each class."""
+    """COCO's twelve metrics, each in [0, 1], or NaN without objects; and the metrics of each class."""
 
     ap: float
-    """Mean over the classes of the average precision at IoU .50, .55 … .95: the main number."""
+    """Mean over the classes of the average precision at IoU .50, .55 … .95: COCO's main metric."""
 
     ap50: float
     """The same at IoU .50."""
@@ -61,13 +63,13 @@ class Metrics:
     """AP of objects above 96 x 96 pixels."""
 
     ar_1: float
-    """Recall, averaged over classes and thresholds, with the best detection of each class in each image alone."""
+    """Recall, averaged over classes and IoU thresholds, with one detection per class and image: the highest-scored."""
 
     ar_10: float
-    """The same with the ten best."""
+    """The same with ten detections."""
 
     ar_100: float
-    """The same with the hundred best."""
+    """The same with a hundred detections."""
 
     ar_small: float
     """`ar_100` of objects below 32 x 32 pixels."""
@@ -85,11 +87,11 @@ class Metrics:
     """How many images were evaluated."""
 
     thresholds: tuple[float, ...] | None = field(default=None, repr=False)
-    """For each label of the model (not of the file) the score threshold that maximises its F1, for `Metadata.thresholds`. None:
-    nothing right was detected. Not in :meth:`to_dict`, where each class has its own."""
+    """The score threshold with the best F1 for each label of the model (not of the file), for `Metadata.thresholds`. None:
+    there is no true positive. Left out by :meth:`to_dict`, where each class has its own."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, NaN as None; without the curves of the classes."""
+        """Plain values for JSON, None for NaN; without the curves of the classes."""
         record: dict[str, Any] = {
             item.name: _none_for_nan(getattr(self, item.name))
             for item in fields(self)
@@ -109,40 +111,26 @@ class Metrics:
         return record
 
     def save_json(self, path: str | Path) -> None:
-        """Write :meth:`to_dict` to a file, whose folder is made where it is missing."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write :meth:`to_dict` to a file."""
+        write_json(path, self.to_dict(), indent=2)
 
     def table(self, per_class: bool = True) -> Group:
-        """The numbers in percent, ready for `rich.print`.
+        """The metrics in percent, ready for `rich.print`.
 
         Args:
-            per_class: with a row for each class.
+            per_class: add a row for each class.
         """
-        precision = _row_table(
-            f"Average precision on {self.num_images} images (%)",
-            {
-                "AP": self.ap,
-                "AP50": self.ap50,
-                "AP75": self.ap75,
-                "AP small": self.ap_small,
-                "AP medium": self.ap_medium,
-                "AP large": self.ap_large,
-            },
-        )
-        recall = _row_table(
-            "Average recall (%)",
-            {
-                "AR 1": self.ar_1,
-                "AR 10": self.ar_10,
-                "AR 100": self.ar_100,
-                "AR small": self.ar_small,
-                "AR medium": self.ar_medium,
-                "AR large": self.ar_large,
-            },
-        )
+        precision = self._row_table(f"Average precision on {self.num_images} images (%)", "ap", ("", "50", "75"))
+        recall = self._row_table("Average recall (%)", "ar", ("_1", "_10", "_100"))
         return Group(precision, recall, *([self._class_table()] if per_class else []))
+
+    def _row_table(self, title: str, kind: str, first: tuple[str, ...]) -> Table:
+        names = [kind + suffix for suffix in (*first, "_small", "_medium", "_large")]
+        table = Table(title=title, title_justify="left")
+        for name in names:
+            table.add_column(name[:2].upper() + name[2:].replace("_", " "), justify="right")
+        table.add_row(*(percent(getattr(self, name)) for name in names))
+        return table
 
     def _class_table(self) -> Table:
         table = Table("class", title="Per class (%)", title_justify="left")
@@ -150,20 +138,13 @@ class Metrics:
             table.add_column(heading, justify="right")
         for entry in self.per_class:
             threshold = "–" if math.isnan(entry.threshold) else f"{entry.threshold:.2f}"
-            numbers = (_percent(entry.ap), _percent(entry.ap50), _percent(entry.f1), threshold, str(entry.num_objects))
-            table.add_row(entry.name, *numbers)
+            numbers = (percent(entry.ap), percent(entry.ap50), percent(entry.f1), threshold, str(entry.num_objects))
+            table.add_row(escape(entry.name), *numbers)
         return table
 
 
-def _row_table(title: str, values: dict[str, float]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in values:
-        table.add_column(heading, justify="right")
-    table.add_row(*(_percent(value) for value in values.values()))
-    return table
-
-
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """`0.5` → `50.0`; a dash for NaN."""
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of a class over the score threshold, and the threshold to use."""
+"""Precision, recall and F1 of a class as functions of the score threshold, and the threshold to use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from deformable_detr.evaluation.matches import EvaluatedImage, match_within_classes
 
 RECALLS = np.linspace(0, 1, 101)
-"""Where COCO reads precision off."""
+"""The recalls at which COCO reads precision."""
 
 TOLERANCE = 0.01
 """Thresholds whose F1 is within this share of the best are equally good."""
@@ -17,77 +17,77 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a class looks like at one threshold."""
+    """The counts of a class at one score threshold, at IoU .50."""
 
     threshold: float
     """Detections with this score or more count."""
 
-    right: int
-    """Detections that found an object."""
+    true_positives: int
+    """Detections that matched an object."""
 
-    wrong: int
-    """Detections that did not."""
+    false_positives: int
+    """Detections that did not, duplicates included."""
 
     num_objects: int
-    """Objects that are there."""
+    """Ground-truth objects, crowd regions not counted."""
 
     @property
-    def missed(self) -> int:
-        """Objects that no detection found."""
-        return self.num_objects - self.right
+    def false_negatives(self) -> int:
+        """Objects without a matching detection."""
+        return self.num_objects - self.true_positives
 
     @property
     def precision(self) -> float:
-        """right / (right + wrong); NaN without detections."""
-        return _ratio(self.right, self.right + self.wrong)
+        """TP / (TP + FP); NaN without detections."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
-        """right / num_objects; NaN without objects."""
-        return _ratio(self.right, self.num_objects)
+        """TP / (TP + FN); NaN without objects."""
+        return _ratio(self.true_positives, self.num_objects)
 
     @property
     def f1(self) -> float:
-        """2 right / (2 right + wrong + missed): the harmonic mean of precision and recall; NaN where there is nothing."""
-        return _ratio(2 * self.right, 2 * self.right + self.wrong + self.missed)
+        """2 TP / (2 TP + FP + FN): the harmonic mean of precision and recall; NaN without detections and objects."""
+        return _ratio(2 * self.true_positives, self.true_positives + self.false_positives + self.num_objects)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreCurve:
-    """All detections of one class over a split, best first, with what has become of them at IoU .50."""
+    """All detections of one class in a split, highest score first, and which of them are true positives at IoU .50."""
 
     name: str
     """Of the class."""
 
     num_objects: int
-    """How many there are, crowd regions not counted."""
+    """Ground-truth objects, crowd regions not counted."""
 
     scores: np.ndarray
-    """`[D]` best first."""
+    """`[D]` highest first."""
 
-    right: np.ndarray
-    """`[D]` bool: the detection found an object."""
+    true_positive: np.ndarray
+    """`[D]` bool: the detection matched an object."""
 
     @cached_property
     def precision(self) -> np.ndarray:
-        """`[D]` of the detections up to each."""
-        return np.cumsum(self.right) / np.arange(1, len(self.right) + 1)
+        """`[D]` precision of the detections up to each one."""
+        return np.cumsum(self.true_positive) / np.arange(1, len(self.scores) + 1)
 
     @cached_property
     def recall(self) -> np.ndarray:
-        """`[D]` of the detections up to each; NaN without objects."""
-        return np.cumsum(self.right) / (self.num_objects or np.nan)
+        """`[D]` recall of the detections up to each one; NaN without objects."""
+        return np.cumsum(self.true_positive) / (self.num_objects or np.nan)
 
     @cached_property
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """The different scores, best first, and the F1 that holds for thresholds from the next lower score up to each."""
-        last = np.append(np.diff(self.scores) != 0, True)[: len(self.scores)]  # of detections with equal scores
-        found = np.cumsum(self.right)[last]
-        detected = np.flatnonzero(last) + 1
-        return self.scores[last], 2 * found / np.maximum(detected + self.num_objects, 1)
+        """The distinct scores, highest first, and the F1 of all thresholds between the next lower score and each one."""
+        last = np.append(np.diff(self.scores) != 0, True)[: len(self.scores)]  # of each run of equal scores
+        true_positives = np.cumsum(self.true_positive)[last]
+        detections = np.flatnonzero(last) + 1
+        return self.scores[last], 2 * true_positives / np.maximum(detections + self.num_objects, 1)
 
     def interpolated_precision(self) -> np.ndarray:
-        """`[101]` the highest precision at recall 0, .01 … 1 or more, as COCO defines it."""
+        """`[101]` the highest precision at recall 0, .01 … 1 or any higher recall, as COCO defines it."""
         envelope = np.append(np.maximum.accumulate(self.precision[::-1])[::-1], 0.0)
         return envelope[np.searchsorted(self.recall, RECALLS, side="left")]
 
@@ -96,28 +96,28 @@ class ScoreCurve:
         return float(self.interpolated_precision().mean()) if self.num_objects else float("nan")
 
     def f1_at(self, thresholds: np.ndarray) -> np.ndarray:
-        """F1 at many thresholds at once; 0 above the best score."""
+        """F1 at many thresholds at once; 0 above the highest score."""
         scores, f1 = self.steps
         number = np.searchsorted(-scores, -thresholds, side="right")
         return np.append(0.0, f1)[number]
 
     def at(self, threshold: float) -> OperatingPoint:
-        """The numbers at one threshold."""
+        """The counts at one threshold."""
         kept = self.scores >= threshold
-        right = int(self.right[kept].sum())
-        return OperatingPoint(threshold, right, int(kept.sum()) - right, self.num_objects)
+        true_positives = int(self.true_positive[kept].sum())
+        return OperatingPoint(threshold, true_positives, int(kept.sum()) - true_positives, self.num_objects)
 
     def best_threshold(self) -> float | None:
-        """The threshold with the best F1, as the middle of the widest range that is practically as good.
+        """The threshold with the best F1: the middle of the widest range of thresholds that are practically as good.
 
-        A single lucky score should not decide: all thresholds whose F1 lies within 1 % of the maximum count as equally good, and
-        the middle of their widest uninterrupted range is taken, where a little shift of the scores changes least.
+        All thresholds whose F1 is within 1 % of the maximum count as equally good, so that a single lucky score does not decide. In
+        the middle of their widest uninterrupted range a small shift of the scores changes F1 least.
 
         Returns:
-            A score in (0, 1), or None where nothing right was detected.
+            A score in (0, 1), or None without a true positive.
         """
         scores, f1 = self.steps
-        if not self.right.any():
+        if not self.true_positive.any():
             return None
         below = np.append(scores[1:], 0.0)  # f1[i] holds for thresholds in (below[i], scores[i]]
         good = f1 >= (1 - TOLERANCE) * f1.max()
@@ -128,40 +128,40 @@ class ScoreCurve:
 
 
 def score_curves(images: Sequence[EvaluatedImage], names: Sequence[str]) -> tuple[ScoreCurve, ...]:
-    """The curve of each class.
+    """Rank the detections of each class over a split.
 
     Args:
-        images: detections and truth.
-        names: of the classes; labels count them.
+        images: detections and ground truth.
+        names: of the classes, in the order of the labels.
     """
     nothing = (np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool))
     rows = [nothing, *(_counted(image) for image in images)]
-    scores, labels, right = (np.concatenate(column) for column in zip(*rows, strict=True))
+    scores, labels, true_positive = (np.concatenate(column) for column in zip(*rows, strict=True))
     true_labels = np.concatenate([np.zeros(0, dtype=np.int64), *(image.true_labels for image in images)])
     num_objects = np.bincount(true_labels, minlength=len(names))
     order = np.argsort(-scores, kind="stable")
-    scores, labels, right = scores[order], labels[order], right[order]
+    scores, labels, true_positive = scores[order], labels[order], true_positive[order]
     return tuple(
-        ScoreCurve(name, int(num_objects[label]), scores[labels == label], right[labels == label])
+        ScoreCurve(name, int(num_objects[label]), scores[labels == label], true_positive[labels == label])
         for label, name in enumerate(names)
     )
 
 
 def joint_curve(curves: Sequence[ScoreCurve], name: str = "all classes") -> ScoreCurve:
-    """The detections of all classes in one ranking; each still has to have found an object of its own class."""
+    """Rank the detections of all classes together; a true positive still matches an object of its own class."""
     scores = np.concatenate([np.zeros(0), *(curve.scores for curve in curves)])
-    right = np.concatenate([np.zeros(0, dtype=bool), *(curve.right for curve in curves)])
+    true_positive = np.concatenate([np.zeros(0, dtype=bool), *(curve.true_positive for curve in curves)])
     order = np.argsort(-scores, kind="stable")
-    return ScoreCurve(name, sum(curve.num_objects for curve in curves), scores[order], right[order])
+    return ScoreCurve(name, sum(curve.num_objects for curve in curves), scores[order], true_positive[order])
 
 
 def class_thresholds(curves: Sequence[ScoreCurve]) -> tuple[float, ...] | None:
-    """For each class the threshold that maximises its F1.
+    """Find the threshold of each class that maximises its F1.
 
-    A class of which nothing right was detected, or that the split does not have, gets the best one of all classes together.
+    A class without a true positive, or without objects in the split, gets the best threshold of all classes together.
 
     Returns:
-        One score per curve, or None where nothing right was detected at all.
+        One score per curve, or None without any true positive.
     """
     common = joint_curve(curves).best_threshold()
     if common is None:
@@ -171,10 +171,10 @@ def class_thresholds(curves: Sequence[ScoreCurve]) -> tuple[float, ...] | None:
 
 
 def _counted(image: EvaluatedImage) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, labels and rightness of the detections that count."""
-    right = match_within_classes(image) >= 0
-    counted = right | ~image.in_crowd
-    return image.scores[counted], image.labels[counted], right[counted]
+    """Score, label and whether it is a true positive, of each detection that counts."""
+    true_positive = match_within_classes(image) >= 0
+    counted = true_positive | ~image.in_crowd
+    return image.scores[counted], image.labels[counted], true_positive[counted]
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -30,6 +29,7 @@ from deformable_detr.serving.responses import (
 from deformable_detr.serving.service import DetectionService
 from deformable_detr.serving.uploads import FIELD
 from deformable_detr.version import __version__
+from deformable_detr.visualize.pages.page import render
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(files("deformable_detr.serving").joinpath("page.html").read_text(encoding="utf-8"))
+        return HTMLResponse(render("server.html", title=name))
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

@@ -6,10 +6,17 @@ Figures are made without pyplot: nothing is shown, nothing is global, and thread
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.text import Text
+
+from deformable_detr.files import atomic_file
+
+INK = "#1b2230"
+"""Text, axes and main lines."""
 
 FORMATS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
@@ -34,13 +41,9 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: a figure is written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    plain_text(figure)
+    with atomic_file(path) as partial:
         figure.savefig(partial, dpi=dpi, format=path.suffix.lower()[1:])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -49,6 +52,38 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_axes(width: float, height: float, **settings: Any) -> tuple[Figure, Axes]:
+    """A figure with one chart: a faint grid, no frame at the top and the right.
+
+    Args:
+        width: of the figure in inches.
+        height: of the figure in inches.
+        settings: of the axes, such as `xlabel`.
+    """
+    figure = new_figure(width, height)
+    axes = figure.add_subplot(**settings)
+    axes.grid(alpha=0.25)
+    open_frame(axes)
+    return figure, axes
+
+
+def plain_text(figure: Figure) -> None:
+    """Show every text as it is, also a class name with dollar signs, which would be a formula."""
+    for text in figure.findobj(Text):
+        text.set(parse_math=False)
+
+
+def short_name(name: str, most: int = 24) -> str:
+    """A class name as a label: long ones are cut off; one that begins with an underscore would be left out of a legend."""
+    name = name if len(name) <= most else name[: most - 1] + "…"
+    return f" {name}" if name.startswith("_") else name
+
+
+def open_frame(axes: Axes) -> None:
+    """Leave out the frame at the top and the right."""
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def panels(figure: Figure | SubFigure, count: int, columns: int) -> list[Axes]:

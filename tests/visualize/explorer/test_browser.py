@@ -1,9 +1,7 @@
 """The page in a real Chromium: it loads without the network, and clicks and controls change the drawing."""
 
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from playwright.sync_api import Page as Tab
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
@@ -24,11 +22,6 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
 from deformable_detr.visualize.inside.look import look_inside
 
-CHROMIUM = "/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else shutil.which("chromium")
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 THRESHOLD = 0.3  # that the page starts with
 PATIENCE = 60_000  # milliseconds, for busy machines
 
@@ -70,32 +63,12 @@ def address(detector, images, tmp_path_factory):
         server.wait()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        message = "this test needs Chromium: apt-get install chromium"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def tab(browser, address):
-    """A tab with the page; afterwards: nothing was asked from elsewhere, and nothing went wrong in the page."""
-    requests, complaints = [], []
-    tab = browser.new_page(viewport={"width": 1280, "height": 800})
-    tab.set_default_timeout(PATIENCE)
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-    tab.goto(address)
-    tab.wait_for_selector("#stage svg .sample")
-    yield tab
-    tab.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+def tab(open_tab, address):
+    with open_tab(address) as tab:
+        tab.set_default_timeout(PATIENCE)
+        tab.wait_for_selector("#stage svg .sample")
+        yield tab
 
 
 def drawing(tab: Tab) -> str:

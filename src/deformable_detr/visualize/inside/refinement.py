@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 
 from deformable_detr.boxes import box_iou
-from deformable_detr.visualize.figures import View, new_figure
+from deformable_detr.visualize.figures import View, new_figure, short_name
 from deformable_detr.visualize.inside.canvas import draw_box, draw_reference, focus, show_image
 from deformable_detr.visualize.inside.inside import Inside
 
@@ -54,7 +54,9 @@ def draw_scores(axes: Axes, inside: Inside, query: int) -> None:
     layers = list(range(len(boxes)))
     for rank, label in enumerate(scores[-1].topk(min(4, scores.shape[1])).indices.tolist()):
         style = {"linewidth": 2.4 if rank == 0 else 1.3, "color": ("#1f6feb", "#8b949e", "#b1bac4", "#d0d7de")[rank]}
-        axes.plot(layers[1:], scores[:, label].tolist(), marker="o", label=f"score {inside.categories.names[label]}", **style)
+        axes.plot(
+            layers[1:], scores[:, label].tolist(), marker="o", label=f"score {short_name(inside.categories.names[label])}", **style
+        )
     axes.plot(layers, _overlaps(boxes).tolist(), marker="s", color="#e8590c", linestyle="--", label="IoU with the last box")
     axes.set(ylim=(0, 1.03), xticks=layers, xticklabels=["reference", *map(str, layers[1:])], xlabel="decoder layer")
     axes.grid(alpha=0.25)

@@ -7,60 +7,64 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from deformable_detr.evaluation.analysis import Analysis
-from deformable_detr.evaluation.thresholds import RECALLS, ScoreCurve
+from deformable_detr.evaluation.metrics import Metrics
+from deformable_detr.evaluation.thresholds import RECALLS, OperatingPoint, ScoreCurve, joint_curve
 from deformable_detr.visualize.colors import class_color
-from deformable_detr.visualize.figures import new_figure
+from deformable_detr.visualize.figures import INK, new_axes, short_name
 
 MOST_COLORS = 10
 SCORES = np.linspace(0, 1, 1001)
-FAINT, DARK = "#b5bcc6", "#20262e"
+FAINT = "#b5bcc6"
 
 
-def draw_pr_curves(analysis: Analysis) -> Figure:
-    """Precision over recall at IoU .50, with a dot where the threshold of the class lies."""
-    figure, axes = _axes("recall", "precision")
-    for label, curve, color in _colored(analysis.curves):
-        axes.plot(RECALLS, curve.interpolated_precision(), color=color, **_line(color))
-        point = analysis.points[label]
-        if color != FAINT and point.right:
-            axes.plot(point.recall, point.precision, "o", color=color, markeredgecolor="white", markersize=7, zorder=4)
-        _name(axes, color, f"{curve.name}  {curve.average_precision():.2f}")
-    there = [curve.interpolated_precision() for curve in analysis.curves if curve.num_objects]
-    if there:
-        mean = np.mean(there, axis=0)
-        axes.plot(RECALLS, mean, color=DARK, linewidth=2.6, label=f"mean  {mean.mean():.2f}")
-    return _finished(figure, axes, "AP50")
+def draw_pr_curves(metrics: Metrics, points: Sequence[OperatingPoint] = ()) -> Figure:
+    """Draw precision over recall at IoU .50.
+
+    Args:
+        metrics: with the curve of each class.
+        points: one for each class, such as those at its threshold; drawn as dots.
+    """
+    figure, axes = new_axes(5.6, 4.9, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    for label, color in _colored([entry.num_objects for entry in metrics.per_class]):
+        entry = metrics.per_class[label]
+        axes.plot(RECALLS, entry.precision, color=color, label=f"{short_name(entry.name)}  {entry.ap50:.2f}", **_line(color))
+        if points and color != FAINT and points[label].true_positives:
+            _dot(axes, points[label].recall, points[label].precision, color)
+    curves = [entry.precision for entry in metrics.per_class if entry.num_objects]
+    if curves:
+        mean = np.mean(curves, axis=0)
+        axes.plot(RECALLS, mean, color=INK, linewidth=2.6, label=f"mean  {mean.mean():.2f}")
+    _add_legend(axes, "AP50")
+    return figure
 
 
-def draw_f1_curves(analysis: Analysis) -> Figure:
-    """F1 at IoU .50 over the score threshold, with a dot at the threshold of each class."""
-    figure, axes = _axes("score threshold", "F1")
-    for label, curve, color in _colored(analysis.curves):
-        axes.plot(SCORES, curve.f1_at(SCORES), color=color, **_line(color))
-        point = analysis.points[label]
+def draw_f1_curves(curves: Sequence[ScoreCurve], points: Sequence[OperatingPoint]) -> Figure:
+    """Draw F1 at IoU .50 over the score threshold.
+
+    Args:
+        curves: of all classes.
+        points: each class at its threshold; drawn as dots.
+    """
+    figure, axes = new_axes(5.6, 4.9, xlabel="score threshold", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02))
+    for label, color in _colored([curve.num_objects for curve in curves]):
+        curve, point = curves[label], points[label]
+        name = f"{short_name(curve.name)}  {point.f1:.2f} at {point.threshold:.2f}"
+        axes.plot(SCORES, curve.f1_at(SCORES), color=color, label=name, **_line(color))
         if color != FAINT:
-            axes.plot(point.threshold, point.f1, "o", color=color, markeredgecolor="white", markersize=7, zorder=4)
-        _name(axes, color, f"{curve.name}  {point.f1:.2f} at {point.threshold:.2f}")
-    joint = analysis.joint_curve
+            _dot(axes, point.threshold, point.f1, color)
+    joint = joint_curve(curves)
     if joint.num_objects:
-        axes.plot(SCORES, joint.f1_at(SCORES), color=DARK, linewidth=2.6, label="all classes together")
-    return _finished(figure, axes, "F1 at the threshold")
+        axes.plot(SCORES, joint.f1_at(SCORES), color=INK, linewidth=2.6, label="all classes together")
+    _add_legend(axes, "F1 at the threshold")
+    return figure
 
 
-def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = new_figure(5.8, 4.0)
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.02))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _colored(curves: Sequence[ScoreCurve]) -> list[tuple[int, ScoreCurve, str]]:
-    """Label, curve, colour of the classes with objects: the most frequent ones in colour, and last, so that they lie on top."""
-    frequent = sorted((label for label, curve in enumerate(curves) if curve.num_objects), key=lambda i: -curves[i].num_objects)
+def _colored(num_objects: Sequence[int]) -> list[tuple[int, str]]:
+    """Label and colour of the classes with objects: the most frequent ones in colour, and last, so that they lie on top."""
+    frequent = sorted((label for label, count in enumerate(num_objects) if count), key=lambda label: -num_objects[label])
+    many = len(num_objects) > MOST_COLORS
     return [
-        (label, curves[label], FAINT if rank >= MOST_COLORS else class_color(rank if len(curves) > MOST_COLORS else label).as_hex())
+        (label, FAINT if rank >= MOST_COLORS else class_color(rank if many else label).as_hex())
         for rank, label in reversed(list(enumerate(frequent)))
     ]
 
@@ -69,17 +73,14 @@ def _line(color: str) -> dict[str, Any]:
     return {"linewidth": 0.8, "alpha": 0.6, "zorder": 1} if color == FAINT else {"linewidth": 1.6, "zorder": 2}
 
 
-def _name(axes: Axes, color: str, text: str) -> None:
-    if color != FAINT:
-        axes.get_lines()[-1].set_label(text)
+def _dot(axes: Axes, x: float, y: float, color: str) -> None:
+    axes.plot(x, y, "o", color=color, markeredgecolor="white", markersize=7, zorder=4)
 
 
-def _finished(figure: Figure, axes: Axes, title: str) -> Figure:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        hidden = sum(line.get_color() == FAINT for line in axes.get_lines())
-        title += f"\n({hidden} rarer classes in grey)" if hidden else ""
-        axes.legend(
-            handles[::-1], labels[::-1], fontsize="small", title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
-        )
-    return figure
+def _add_legend(axes: Axes, title: str) -> None:
+    """Name the lines below the axes, in the reverse order of drawing; those of rare classes only by their number."""
+    named = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_child")]
+    shown = [line for line in named if line.get_color() != FAINT]
+    if shown:
+        title += f" ({len(named) - len(shown)} rarer classes in grey)" if len(named) > len(shown) else ""
+        axes.figure.legend(handles=shown[::-1], title=title, loc="outside lower center", ncols=2, fontsize=9, frameon=False)

@@ -1,4 +1,4 @@
-"""The kinds of mistakes as bars: what each costs, and how often it occurs."""
+"""Error types as bars: what each costs, and how often it occurs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,15 +22,15 @@ ERROR_COLORS: Mapping[ErrorType, str] = {
 
 
 def draw_error_types(analysis: Analysis) -> Figure:
-    """dAP of each kind; dAP of all wrong detections and of all objects not found; counts at the thresholds."""
+    """Draw the gain of fixing each error type, of fixing all false positives or negatives, and the counts at the thresholds."""
     figure = new_figure(10.5, 3.1)
     gains, totals, counts = figure.subplots(1, 3, width_ratios=(3, 2.1, 3))
     kinds, colors = list(ERROR_COLORS), list(ERROR_COLORS.values())
     errors = analysis.errors
-    _bars(gains, kinds, [100 * errors.gains[kind] for kind in kinds], colors, "AP50 points to gain, each kind alone", "{:.1f}")
+    _bars(gains, kinds, [100 * errors.gains[kind] for kind in kinds], colors, "gain of AP50 if fixed, in points", "{:.1f}")
     both = [100 * errors.false_positive_gain, 100 * errors.false_negative_gain]
-    _bars(totals, ("wrong\ndetections", "objects\nnot found"), both, ("#6b7480", "#b5bcc6"), "all of them", "{:.1f}")
-    _bars(counts, kinds, [analysis.counts[kind] for kind in kinds], colors, "how many, at the thresholds", "{:.0f}")
+    _bars(totals, ("false\npositives", "false\nnegatives"), both, ("#6b7480", "#b5bcc6"), "all of them fixed", "{:.1f}")
+    _bars(counts, kinds, [analysis.counts[kind] for kind in kinds], colors, "errors at the thresholds", "{:.0f}")
     return figure
 
 

@@ -1,7 +1,10 @@
-"""Why a box came out: everything about one detection of one image, as data, as one figure or as a page."""
+"""Why a detection was made: everything about it, as data, as one figure or as a page."""
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -12,14 +15,14 @@ from deformable_detr.visualize.inside.inside import Detection, Inside
 from deformable_detr.visualize.inside.refinement import view_refinement
 from deformable_detr.visualize.inside.sampling import view_sampling
 from deformable_detr.visualize.pages.explanation_figure import found_figure, summary_figure
-from deformable_detr.visualize.pages.page import Section, write_page
+from deformable_detr.visualize.pages.page import embed_figure, write_page
 
 PAGE_SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
 class SamplingPoint:
-    """One place that a decoder layer looked at."""
+    """One sampling point of a decoder layer."""
 
     layer: int
     """From 0."""
@@ -30,7 +33,7 @@ class SamplingPoint:
     """Pixels of the image."""
     y: float
     weight: float
-    """Of all points of its head in this layer, which sum to 1."""
+    """The weights of a head in a layer sum to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,23 +51,12 @@ class Explanation:
     level_mass: Tensor
     """`[N, L]`: the share of each layer's cross-attention on each level, the mean over the heads."""
     points: tuple[SamplingPoint, ...]
-    """The places with the largest weights in the last layer, largest first."""
+    """The sampling points with the largest weights in the last layer, largest first."""
 
     @property
     def title(self) -> str:
-        """What was found, how sure, and by which query."""
-        return f"{self.detection.name} {self.detection.score:.2f}, found by query {self.detection.query}"
-
-    def figures(self) -> dict[str, Figure]:
-        """The figures of the page by their headings."""
-        inside, query = self.inside, self.detection.query
-        return {
-            "What was found": found_figure(inside, self.detection),
-            "From layer to layer": view_refinement(inside, query).figure,
-            "Where each layer looked": view_sampling(inside, query).figure,
-            "The last layer, head by head": view_sampling(inside, query, split="head").figure,
-            "The last layer, level by level": view_sampling(inside, query, split="level").figure,
-        }
+        """Class, score and query of the detection."""
+        return f"{self.detection.name} {self.detection.score:.2f}, detected by query {self.detection.query}"
 
     def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
         """The tables of the page: for each heading the column names and the rows."""
@@ -90,45 +82,50 @@ class Explanation:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write a page (`.html`: one file, images inside it, no network needed) or an image (`.png`, `.svg`, `.pdf`).
+        """Write a page (`.html`: one file, figures inside it, no network needed) or a figure (`.png`, `.svg`, `.pdf`).
 
         Raises:
             ValueError: another suffix.
         """
         path = Path(path)
         if path.suffix.lower() in PAGE_SUFFIXES:
-            return write_page(path, self.title, self.origin, self._sections())
+            return write_page(path, "explanation.html", title=self.title, lead=self.origin, sections=list(self._sections()))
         columns, rows = self.tables()["Strongest points of the last layer"]
         return save_figure(summary_figure(self.inside, self.detection, self.title, self.origin, columns, rows[:8]), path)
 
-    def _sections(self) -> list[Section]:
-        figures, tables = self.figures(), self.tables()
-        return [
-            Section("What was found", WHAT, figures["What was found"]),
-            Section("From layer to layer", REFINED, figures["From layer to layer"]),
-            *(Section(name, "", table=tables[name], half=True) for name in ("Class scores after each layer", "Boxes (pixels)")),
-            Section("Where each layer looked", LOOKED, figures["Where each layer looked"]),
-            Section("The last layer, head by head", HEADS, figures["The last layer, head by head"]),
-            Section("The last layer, level by level", LEVELS, figures["The last layer, level by level"]),
-            *(
-                Section(name, "", table=tables[name], half=True)
-                for name in ("Cross-attention per level", "Strongest points of the last layer")
-            ),
-        ]
+    def _sections(self) -> Iterator[dict[str, Any]]:
+        """What `explanation.html` shows: each section has a figure with a text, or a table."""
+        inside, query, tables = self.inside, self.detection.query, self.tables()
+        show = functools.partial(_section, name=self.detection.name, query=query)
+        yield show("Detection", DETECTION, found_figure(inside, self.detection))
+        yield show("Refinement layer by layer", REFINEMENT, view_refinement(inside, query).figure)
+        yield from ({"heading": name, "figure": None, "text": "", "table": tables[name]} for name in list(tables)[:2])
+        yield show("Sampling points of each layer", SAMPLING, view_sampling(inside, query).figure)
+        yield show("The last layer, head by head", HEADS, view_sampling(inside, query, split="head").figure)
+        yield show("The last layer, level by level", LEVELS, view_sampling(inside, query, split="level").figure)
+        yield from ({"heading": name, "figure": None, "text": "", "table": tables[name]} for name in list(tables)[2:])
 
 
-WHAT = "All detections with a score of 0.3 or more are drawn thin, the explained one thick."
-REFINED = "Green and dashed: the reference that the query started from. Then the box after each decoder layer, violet to yellow."
-LOOKED = (
-    "Cross-attention of every decoder layer. The area of a circle is its attention weight, the colour the feature level; "
-    "the green cross is the reference that the layer sampled around, the white box the one that it gave."
+def _section(heading: str, text: str, figure: Figure, *, name: str, query: int) -> dict[str, Any]:
+    alt = f"{heading}: query {query}, {name}. {text}"
+    return {"heading": heading, "text": text, "figure": embed_figure(figure, alt, photos=True), "table": None}
+
+
+DETECTION = "All detections with a score of 0.3 or more are drawn thin, the explained one thick."
+REFINEMENT = (
+    "Left: the reference that the query starts from, green and dashed, then the box after each decoder layer, violet to yellow. "
+    "Right: class scores, and the IoU of each box with the last one."
 )
-HEADS = "Each head looks at its own places; the weights of a head sum to 1 over all levels and points."
-LEVELS = "Fine levels see details, coarse ones the whole and what is around it."
+SAMPLING = (
+    "Cross-attention of every decoder layer. The area of a circle is its attention weight, the colour its feature level; the green "
+    "cross is the reference that the layer samples around, the white box its result."
+)
+HEADS = "Each head has its own sampling points; the weights of a head sum to 1 over all levels and points."
+LEVELS = "Fine levels carry detail, coarse ones the whole object and its surroundings."
 
 
 def explain(inside: Inside, query: int, *, num_points: int = 12) -> Explanation:
-    """Gather everything about one query's detection.
+    """Gather everything about the detection of one query.
 
     Args:
         inside: from :func:`look_inside`.

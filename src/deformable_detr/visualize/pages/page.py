@@ -1,104 +1,141 @@
-"""A page of figures and tables as one HTML file: images and style are inside it, nothing is fetched from anywhere."""
+"""HTML pages by Jinja2 (`templates/`): one skeleton, one style; figures and images are inside, nothing is fetched from anywhere."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.artist import Artist
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.spines import Spine
+from matplotlib.text import Text
+from PIL import Image
+from torch import Tensor
 
-STYLE = """
-:root { color-scheme: light dark; --ground: #f6f8fa; --card: #fff; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #0d1117; --card: #161b22; --ink: #e6edf3; --soft: #9198a1; --line: #30363d; }
-  figure img { background: #fff; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.55 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 48px; display: grid; gap: 18px; grid-template-columns: 1fr 1fr; }
-header, section { grid-column: 1 / -1; }
-section.half { grid-column: span 1; }
-@media (max-width: 760px) { section.half { grid-column: 1 / -1; } }
-h1 { font-size: 26px; margin: 0 0 6px; } h2 { font-size: 17px; margin: 0 0 4px; }
-p { margin: 0 0 10px; color: var(--soft); }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; min-width: 0; }
-figure { margin: 0; overflow-x: auto; }
-figure img { max-width: 100%; height: auto; border-radius: 8px; display: block; margin: 0 auto; }
-.table { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: right; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--line); padding: 4px 8px; }
-td { text-align: right; padding: 3px 8px; } th:first-child, td:first-child { text-align: left; }
-tbody tr:nth-child(even) { background: var(--ground); }
-"""
+from deformable_detr.files import write_text
+from deformable_detr.version import __version__
+from deformable_detr.visualize.figures import INK, plain_text
+
+LIGHT_INK = "#e5e9ef"
+"""Replaces the ink of a figure where the reader prefers dark pages; `--ink` of style.css."""
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("deformable_detr.visualize.pages"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
-@dataclass(frozen=True, eq=False)
-class Section:
-    """One part of a page."""
-
-    heading: str
-    text: str
-    figure: Figure | None = None
-    table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
-    """Column names and rows."""
-    half: bool = False
-    """Half as wide as the page, where there is room."""
-
-
-def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write the page, making the folder where needed.
+def render(template: str, **values: Any) -> str:
+    """Fill in a template; every value is escaped.
 
     Args:
-        path: the HTML file.
+        template: name of a file in `templates/`.
+        values: what it needs.
+    """
+    return _TEMPLATES.get_template(template).render(version=__version__, **values)
+
+
+def write_page(path: str | Path, template: str, *, title: str, lead: str, **values: Any) -> Path:
+    """Write a page as one HTML file.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        template: name of a file in `templates/` that extends `base.html`.
         title: heading.
         lead: a paragraph below it.
-        sections: one card each.
+        values: what the template needs besides.
+
+    Returns:
+        `path`.
     """
-    body = "\n".join(_section(section) for section in sections)
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>
-{body}
-</main>
-</body>
-</html>
-"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(path)
+    return write_text(path, render(template, title=title, lead=lead, **values))
 
 
-def _section(section: Section) -> str:
-    parts = [f"<h2>{escape(section.heading)}</h2>"]
-    if section.text:
-        parts.append(f"<p>{escape(section.text)}</p>")
-    if section.figure is not None:
-        parts.append(
-            f'<figure><img alt="{escape(section.heading)}" width="{section.figure.get_figwidth() * 96:.0f}" '
-            f'src="{_inline(section.figure)}"></figure>'
-        )
-    if section.table is not None:
-        parts.append(_table(*section.table))
-    return f"<section{' class=half' if section.half else ''}>" + "\n".join(parts) + "</section>"
+@dataclass(frozen=True)
+class EmbeddedFigure:
+    """A figure as `data:` addresses, for light and for dark pages; the ground is transparent."""
+
+    alt: str
+    width: int
+    """CSS pixels."""
+    height: int
+    light: str
+    dark: str
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+def embed_figure(figure: Figure, alt: str, *, photos: bool = False) -> EmbeddedFigure:
+    """Draw a figure for a page.
+
+    Args:
+        figure: its ink (black, and `INK`) is replaced for dark pages; other colours stay.
+        alt: what it shows, for those who cannot see it.
+        photos: it holds photographs, which are compressed with losses.
+    """
+    plain_text(figure)
+    options = {"quality": 88} if photos else {"lossless": True}
+
+    def draw() -> str:
+        stream = io.BytesIO()
+        figure.savefig(stream, dpi=150, format="webp", transparent=True, pil_kwargs=options)
+        return _data_address("webp", stream)
+
+    light = draw()
+    with _light_ink(figure):
+        dark = draw()
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return EmbeddedFigure(alt, width, height, light, dark)
 
 
-def _inline(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def embed_image(image: Image.Image | np.ndarray | Tensor, *, longest: int, quality: int = 86) -> str:
+    """Make a `data:` address of an image: PNG where it is tiny, else JPEG.
+
+    Args:
+        image: RGB; an array `[H, W, 3]` or a tensor `[3, H, W]`, uint8.
+        longest: its longer side is reduced to so many pixels.
+        quality: of the JPEG.
+    """
+    if isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).contiguous().numpy()
+    small = Image.fromarray(image) if isinstance(image, np.ndarray) else image.copy()
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    if small.width * small.height <= 256 * 256:
+        small.save(stream, "png")
+        return _data_address("png", stream)
+    small.save(stream, "jpeg", quality=quality, subsampling=0)
+    return _data_address("jpeg", stream)
+
+
+def _data_address(kind: str, stream: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+
+
+@contextmanager
+def _light_ink(figure: Figure) -> Iterator[None]:
+    """Show what is drawn in ink (text, axes, lines) in `LIGHT_INK` while the block lasts."""
+    inked = list(_inked(figure.findobj()))
+    for artist, name in inked:
+        artist.set(**{name: LIGHT_INK})
+    try:
+        yield
+    finally:
+        for artist, name in inked:
+            artist.set(**{name: INK})
+
+
+def _inked(artists: Iterable[Artist]) -> Iterator[tuple[Artist, str]]:
+    """Texts, lines and frames whose colour is ink, with the name of that property."""
+    for artist in artists:
+        name = "edgecolor" if isinstance(artist, Spine) else "color"
+        if isinstance(artist, (Text, Line2D, Spine)) and to_hex(getattr(artist, f"get_{name}")()) in ("#000000", INK):
+            yield artist, name
