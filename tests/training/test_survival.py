@@ -1,5 +1,6 @@
 """Runs that meet what long runs meet: a worker that dies, an image that cannot be read, a full disk, a kill, no progress."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.training import batches, train, trainer, validation
 from deformable_detr.training.batches import DeadWorkerError
+from deformable_detr.training.result import Position
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
 
@@ -105,10 +108,46 @@ def test_a_full_disk_in_between_costs_a_state_but_not_the_run(
 
 def test_weights_that_cannot_be_written_at_the_end_are_an_error(config: RunConfig, tmp_path: Path) -> None:
     config = replace(config, train=replace(config.train, steps=1, evaluate_every=0), output_dir=str(tmp_path / "run"))
-    with pytest.raises(OSError, match=r"last\.safetensors .*is the disk full"), no_room_for_files_above(300_000):
+    with (
+        pytest.raises(OSError, match=r"last\.safetensors .*is the disk full.*no state could be saved either"),
+        no_room_for_files_above(300_000),
+    ):
         train(config)
     assert not (tmp_path / "run" / "weights" / "last.safetensors").exists()
     assert not list((tmp_path / "run" / "weights").iterdir())
+
+
+def test_a_log_that_cannot_be_written_costs_nothing_else(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: RunFolder, record: dict) -> None:
+        if record["kind"] != "start":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log))
+
+    monkeypatch.setattr(RunFolder, "append_log", full)
+    result = train(replace(config, train=replace(config.train, steps=2, log_every=1), output_dir=str(tmp_path / "run")))
+    assert result.steps == 2
+    assert any("log.jsonl" in record.getMessage() and "goes on" in record.getMessage() for record in caplog.records)
+
+
+def test_a_script_without_main_guard(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where workers are started afresh, each runs the script again: it says what the script lacks, and so does the parent."""
+    run = replace(config, output_dir=str(tmp_path / "run"))
+    with monkeypatch.context() as worker:
+        worker.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+        with pytest.raises(RuntimeError, match='if __name__ == "__main__":'):
+            train(run)
+    assert not (tmp_path / "run").exists()
+
+    class Loader:
+        sampler = SimpleNamespace(set_epoch=lambda *arguments, **settings: None)
+
+        def __iter__(self):
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
+    with pytest.raises(DeadWorkerError, match='if __name__ == "__main__":'):
+        next(batches.step_batches(Loader(), Position(), 1))  # type: ignore[arg-type]
 
 
 def test_a_kill_at_any_moment_loses_the_steps_since_the_last_state_alone(config: RunConfig, tmp_path: Path) -> None:

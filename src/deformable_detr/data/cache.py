@@ -1,35 +1,62 @@
 """Files derived from a dataset: in `.deformable-detr` inside it, else in the user's cache; written whole or not at all."""
 
 import hashlib
+import logging
 import os
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 FOLDER = ".deformable-detr"
 
 
 def user_cache() -> Path:
-    """Our folder in this user's cache: below `~/.cache`, `~/Library/Caches` or `%LOCALAPPDATA%`."""
+    """Our folder in this user's cache: below `~/.cache`, `~/Library/Caches` or `%LOCALAPPDATA%`, made where needed.
+
+    Where that cannot be written (containers with `--user`, read-only homes), it is a temporary folder, and a warning says so.
+
+    Raises:
+        OSError: there is no folder at all that can be written.
+    """
+    try:
+        folder = _cache_root() / "deformable-detr"
+        if _writable(folder):
+            return folder
+    except RuntimeError:  # a user without a home
+        folder = Path("~/.cache/deformable-detr")
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    temporary = Path(tempfile.gettempdir()) / f"deformable-detr-{user}"
+    hint = "set XDG_CACHE_HOME (or HOME) to a folder that can be written"
+    if not _writable(temporary, mode=0o700):
+        raise OSError(f"neither the cache {folder} nor {temporary} can be written: {hint}")
+    logger.warning("the cache %s cannot be written, so %s is used; to keep what lies there, %s", folder, temporary, hint)
+    return temporary
+
+
+def _writable(folder: Path, mode: int = 0o777) -> bool:
+    try:
+        folder.mkdir(mode, parents=True, exist_ok=True)
+    except OSError:  # a read-only disk, or no permission
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _cache_root() -> Path:
     if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "deformable-detr"
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def derived_folder(root: Path) -> Path:
     """The folder for files derived from a dataset; made where needed, in the user's cache where the dataset is read-only."""
     folder = root / FOLDER
-    try:
-        folder.mkdir(exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:  # a read-only disk, or no permission
-        pass
+    if root.is_dir() and _writable(folder):
+        return folder
     name = str(root.resolve())
     folder = user_cache() / "data" / f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)

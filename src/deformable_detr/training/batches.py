@@ -1,10 +1,12 @@
 """The batches of an epoch, grouped into optimiser steps; the loader is started anew where one of its workers has died."""
 
 import logging
+import multiprocessing
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
 
+from deformable_detr.training.processes import MAIN_GUARD
 from deformable_detr.training.result import Position
 from deformable_detr.training.state import random_state, set_random_state
 from deformable_detr.training.train_step import Batch
@@ -44,6 +46,8 @@ def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mix
             if "DataLoader worker" not in str(error):
                 raise
             loader._iterator = None  # the persistent workers, of which one is gone
+            if "killed by signal" not in f"{error} {error.__cause__}" and multiprocessing.get_start_method() != "fork":
+                raise DeadWorkerError(f"a worker that reads images could not start ({error}). Probably {MAIN_GUARD}") from error
             if restart == MOST_RESTARTS:
                 raise DeadWorkerError(f"{MOST_RESTARTS + 1} workers died in one epoch ({error}). {ADVICE}") from error
             logger.warning("%s. Going on after step %d with new workers", ADVICE, position.step)

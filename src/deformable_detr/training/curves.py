@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from deformable_detr.files import atomic_file
+
 LOSSES = {"loss": "weighted sum", "loss_class": "class", "loss_bbox": "L1", "loss_giou": "GIoU"}
 
 
@@ -61,7 +63,6 @@ def draw_metrics_curve(path: Path, history: Sequence[Mapping[str, Any]]) -> None
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Draw without a display and without matplotlib's global state; replace the image in one go."""
-    partial = path.with_name(path.name + ".partial")
-    FigureCanvasAgg(figure).print_figure(partial, dpi=110, format="png")
-    partial.replace(path)
+    """Draw without a display and without matplotlib's global state."""
+    with atomic_file(path) as partial:
+        FigureCanvasAgg(figure).print_figure(partial, dpi=110, format="png")

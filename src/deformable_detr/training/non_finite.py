@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deformable_detr.config import LossConfig, Metadata
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training.train_step import Batch, Criterion, is_broken
@@ -194,13 +195,10 @@ def save_step(
         "network": {name: value.cpu() for name, value in model.state_dict().items()},
         "batches": [_batch_record(*batch) for batch in batches],
     }
-    partial = path.with_suffix(".pt.partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(record, partial)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
+        with atomic_file(path) as partial:
+            torch.save(record, partial)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         logger.warning("the broken step could not be kept in %s: %s", path, error)
         return None
     return path

@@ -1,10 +1,26 @@
 """What the processes of one run tell each other."""
 
+import multiprocessing
 from typing import cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+MAIN_GUARD = (
+    "where processes are started afresh (Windows, macOS), each of them runs the script again: put the call that trains below "
+    '`if __name__ == "__main__":`'
+)
+
+
+def refuse_in_starting_process() -> None:
+    """See that this is not a worker on its way, which would train like its parent instead of reading images for it.
+
+    Raises:
+        RuntimeError: it is; the message says what the script lacks.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks it
+        raise RuntimeError(f"a worker of a training has begun to train: {MAIN_GUARD}")
 
 
 def mean_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:

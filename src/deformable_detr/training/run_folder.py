@@ -3,7 +3,8 @@
 import csv
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +100,23 @@ class RunFolder:
             writer.writerows(history)
 
 
-def write_weights(paths: Sequence[Path], network: DeformableDETR, metadata: Metadata, *, must: bool) -> None:
-    """Write weights; a full disk is an error line, and an error only where they must be written.
-
-    Args:
-        paths: the files.
-        network: whose weights they are.
-        metadata: for their header.
-        must: these are the last ones of the run.
+def write_weights(paths: Sequence[Path], model: DeformableDETR, metadata: Metadata) -> None:
+    """Write the same weights to one or several files.
 
     Raises:
-        OSError: they must be written, and cannot.
+        OSError: the disk is full or cannot be written.
     """
     for path in paths:
         try:
-            save_weights(path, network, metadata=metadata)
+            save_weights(path, model, metadata=metadata)
         except (OSError, SafetensorError) as error:
-            text = f"the weights could not be written to {path} ({error}): is the disk full?"
-            if must:
-                raise OSError(f"{text} The state of the run is kept: make room, then --resume") from error
-            logger.error("%s The run goes on", text)
+            raise OSError(f"the weights could not be written to {path} ({error}): is the disk full?") from error
+
+
+@contextmanager
+def files_are_a_bonus() -> Iterator[None]:
+    """Let a training go on where a file that it could do without, such as a curve, cannot be written; an error line says so."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("could not be written: %s. The run goes on", error)

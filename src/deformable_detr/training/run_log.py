@@ -5,7 +5,7 @@ from typing import Any
 
 from deformable_detr.training.curves import draw_loss_curve, draw_metrics_curve
 from deformable_detr.training.progress import ProgressDisplay
-from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.run_folder import RunFolder, files_are_a_bonus
 
 POSITION = ("step", "epoch", "lr", "train_loss")
 """What a row of the history has beside the metrics."""
@@ -56,8 +56,9 @@ class RunLog:
         Args:
             record: `step`, `epoch` (from 1), `lr`, `images_per_second` and the losses.
         """
-        self.folder.append_log({"kind": "train", **record})
-        self._scalars("train", record)
+        with files_are_a_bonus():
+            self.folder.append_log({"kind": "train", **record})
+            self._scalars("train", record)
         self.display.line(record["step"], record["epoch"], record, record["lr"], record["images_per_second"])
 
     def evaluation(self, history: Sequence[Mapping[str, Any]], per_class: Sequence[Mapping[str, Any]]) -> None:
@@ -68,11 +69,12 @@ class RunLog:
             per_class: the metrics of each class at the last one.
         """
         row = history[-1]
-        self.folder.append_log({"kind": "evaluation", **row, "per_class": list(per_class)})
-        self.folder.write_metrics(history)
-        self._scalars("validation", {name: value for name, value in row.items() if name not in POSITION or name == "step"})
-        draw_metrics_curve(self.folder.metrics_curve, history)
-        self.draw_losses()
+        with files_are_a_bonus():
+            self.folder.append_log({"kind": "evaluation", **row, "per_class": list(per_class)})
+            self.folder.write_metrics(history)
+            self._scalars("validation", {name: value for name, value in row.items() if name not in POSITION or name == "step"})
+            draw_metrics_curve(self.folder.metrics_curve, history)
+            self.draw_losses()
         text = "  ".join(f"{label} {row[name] or 0:.3f}" for name, label in SHOWN.items())
         self.display.message(f"epoch {row['epoch']}, step {row['step']}: {text}")
 
@@ -82,7 +84,8 @@ class RunLog:
 
     def close(self) -> None:
         """Write what is still in memory."""
-        self._tensorboard.close()
+        with files_are_a_bonus():
+            self._tensorboard.close()
 
     def _scalars(self, group: str, record: Mapping[str, Any]) -> None:
         for name, value in record.items():

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from deformable_detr.files import atomic_file
+
 STATE_FILE = re.compile(r"step-(\d+)\.pt")
 
 
@@ -53,21 +55,15 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises:
         StateNotSavedError: the disk is full or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    partial = path.with_suffix(".pt.partial")
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with atomic_file(path) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
         raise StateNotSavedError(f"the state of the run could not be written to {path}: {error}. Is the disk full?") from error
-    partial.replace(path)
     _sync_folder(folder)
     for other in folder.iterdir():
-        if other != path and STATE_FILE.match(other.name):
+        if other != path and (STATE_FILE.fullmatch(other.name) or other.name.endswith(".partial.pt")):  # of a run that was killed
             other.unlink()
     return path
 

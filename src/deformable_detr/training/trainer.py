@@ -33,10 +33,10 @@ from deformable_detr.training.preparation import (
     describe_data,
     open_data,
 )
-from deformable_detr.training.processes import in_any_process, mean_over_processes
+from deformable_detr.training.processes import in_any_process, mean_over_processes, refuse_in_starting_process
 from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.result import Position, TrainResult
-from deformable_detr.training.run_folder import RunFolder, write_weights
+from deformable_detr.training.run_folder import RunFolder, files_are_a_bonus, write_weights
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
 from deformable_detr.training.train_step import Batch
@@ -84,6 +84,7 @@ class Trainer:
         show_progress: bool = True,
     ) -> None:
         """Open the data, build the network, and read the saved state when resuming; arguments as for :func:`train`."""
+        refuse_in_starting_process()
         check_train_config(config.train)
         self.folder = RunFolder(config.output_dir)
         saved = self._saved_state(config)
@@ -263,7 +264,8 @@ class Trainer:
             self.log.evaluation(self.validation.history, per_class)
             self.advisor.evaluation(self.validation.history, per_class)
         elif self.data.val is None:
-            self.log.draw_losses()
+            with files_are_a_bonus():
+                self.log.draw_losses()
 
     def _save_weights(self, metrics: Metrics | None) -> None:
         if not self.accelerator.is_main_process:
@@ -282,7 +284,19 @@ class Trainer:
         metadata = replace(self.network.metadata, training=source, thresholds=thresholds)
         best = metrics is not None and self.validation.best is self.validation.history[-1]
         paths = [self.folder.last_weights, *([self.folder.best_weights] if best else [])]
-        write_weights(paths, self.learner.result, metadata, must=self.position.step == self.total_steps)
+        try:
+            write_weights(paths, self.learner.result, metadata)
+        except OSError as error:
+            if self.position.step < self.total_steps:
+                logger.error("%s The run goes on", error)
+                return
+            state = latest_state(self.folder.state)
+            kept = (
+                f"{state} is kept: make room, then --resume"
+                if state
+                else "no state could be saved either: make room, then train anew"
+            )
+            raise OSError(f"{error} These are the last ones of the run; {kept}") from error
 
     def _result(self) -> TrainResult:
         if self.log is not None:

@@ -19,6 +19,7 @@ from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.model import DeformableDETR
 from deformable_detr.training.progress import ProgressDisplay
+from deformable_detr.training.run_folder import files_are_a_bonus
 
 DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
 """Draws predictions for some images of a dataset into a folder; visualization stands beside training, so it is handed in."""
@@ -85,8 +86,9 @@ class Validation:
         )
         gc.collect()  # the folded weights stand in cycles of torch.fx, and would take up memory beside the next steps
         if self.draw_samples is not None and self.accelerator.is_main_process:
-            self.samples.mkdir(exist_ok=True)
-            self.draw_samples(network.eval(), dataset, self.samples)
+            with files_are_a_bonus():
+                self.samples.mkdir(exist_ok=True)
+                self.draw_samples(network.eval(), dataset, self.samples)
         return metrics
 
     def add(self, position: dict[str, Any], metrics: Metrics) -> None:
