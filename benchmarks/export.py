@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from deformable_detr.acceleration import InferenceModel
 from deformable_detr.export import ExportedNetwork, export_model
-from deformable_detr.inference import InferenceModel
 from deformable_detr.model import build_model
 from deformable_detr.structures import ImageBatch
 

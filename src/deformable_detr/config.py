@@ -83,6 +83,10 @@ class ModelConfig:
     two_stage: bool = False
     """Queries from the encoder's best proposals (paper, app. A.4). Needs box_refinement."""
 
+    original_padding: bool = False
+    """Treat padding exactly as the original does: the padded canvas runs as one in evaluation, too, and padded positions compete
+    among the proposals. By default an image's boxes do not depend on its neighbours in the batch."""
+
     backbone_levels: int = 3
     """How many of the backbone's last stages become levels of their own; 4 adds stride 4 (DINO with 5 scales)."""
 

@@ -78,6 +78,16 @@ class ImageBatch:
         """The same batch in page-locked memory (called by the data loader)."""
         return replace(self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory())
 
+    @property
+    def may_be_padded(self) -> bool:
+        """False where the image sizes say that every image fills the canvas."""
+        return self.image_sizes is None or any(size != tuple(self.images.shape[-2:]) for size in self.image_sizes)
+
+    @property
+    def sizes(self) -> tuple | None:
+        """What decides every mask of the batch: the canvas and the images' sizes. None: only `padding_mask` says."""
+        return None if self.image_sizes is None else (tuple(self.images.shape[-2:]), self.image_sizes)
+
     def __len__(self) -> int:
         return self.images.shape[0]
 
@@ -115,23 +125,63 @@ class Target:
 
 
 @dataclass(frozen=True)
-class FlatFeatures:
-    """All levels of a feature pyramid as one sequence of S positions, finest level first, each level row by row."""
+class FeaturePyramid:
+    """The neck's maps of a batch."""
 
-    features: Tensor
-    """`[B, S, C]`"""
+    levels: list[Tensor]
+    """L maps `[B, C, h, w]`, finest first."""
+
+    padding_masks: list[Tensor] | None = None
+    """L masks `[B, h, w]` bool, True where there is padding. None: nowhere."""
+
+    sizes: tuple | None = None
+    """Equal for batches of equal masks, see `ImageBatch.sizes`. None: no masks, or only they themselves say."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What is known of the S positions of the sequence, whatever the images show; B is that of the images, or 1 for all."""
 
     positions: Tensor
     """`[B, S, C]` sine encoding of the place plus the embedding of the level."""
 
-    padding_mask: Tensor
-    """`[B, S]` bool, True where there is padding."""
+    padding_mask: Tensor | None
+    """`[B, S]` bool, True where there is padding. None: nowhere."""
 
     spatial_shapes: tuple[tuple[int, int], ...]
     """`(h, w)` of each of the L levels."""
 
     valid_ratios: Tensor
     """`[B, L, 2]` (x, y): the share of the level's width and height that the image itself covers, in (0, 1]."""
+
+    reference_points: Tensor
+    """`[B, S, L, 2]` (x, y): each position's own place on every level, in [0, 1] of each padded level; float32."""
+
+    proposal_logits: Tensor | None
+    """`[B, S, 4]`, two-stage only: the box that each position stands for, as logits of cxcywh in [0, 1] of each image."""
+
+    can_propose: Tensor | None
+    """`[B, S, 1]` bool, two-stage only: False in the padding and where the box leaves the range from 0.01 to 0.99."""
+
+    def for_images(self, number: int) -> Self:
+        """The geometry of one image, for this many images that are like it."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.expand(number, *value.shape[1:]) for name, value in tensors.items()})
+
+    def with_features(self, features: Tensor) -> "FlatFeatures":
+        """The sequence whose features are `[B, S, C]`."""
+        return FlatFeatures(**vars(self), features=features)
+
+    @property
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        """`proposal_logits` and `can_propose`.
+
+        Raises:
+            ValueError: they were not computed.
+        """
+        if self.proposal_logits is None or self.can_propose is None:
+            raise ValueError("a two-stage model needs the proposals of the positions: build FlattenLevels with proposals=True")
+        return self.proposal_logits, self.can_propose
 
     @property
     def level_start_index(self) -> tuple[int, ...]:
@@ -140,6 +190,14 @@ class FlatFeatures:
         for height, width in self.spatial_shapes[:-1]:
             starts.append(starts[-1] + height * width)
         return tuple(starts)
+
+
+@dataclass(frozen=True)
+class FlatFeatures(Geometry):
+    """All levels of a feature pyramid as one sequence of S positions, finest level first, each level row by row."""
+
+    features: Tensor
+    """`[B, S, C]`"""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, DeformableDetrConfig, DeformableDet
 
 from deformable_detr.checkpoints import load_checkpoint, load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
+from deformable_detr.model.pyramid import PaddedCanvas
 
 FLAGS = {
     "one-stage": {},
@@ -52,7 +53,7 @@ def their_model(variant, randomise, **options):
 
 def assert_same_outputs(ours, theirs, batch):
     ours = ours.eval()
-    ours.separate_images = False  # transformers runs the padded canvas
+    ours.canvas = PaddedCanvas()  # as transformers does
     with torch.no_grad():
         expected = theirs(pixel_values=batch.images, pixel_mask=(~batch.padding_mask).long())
         found = ours(batch)

@@ -72,8 +72,8 @@ def translate(theirs: dict[str, torch.Tensor], our_keys: list[str]) -> dict[str,
     return ours
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def pair(request):
+def make_pair(variant: str, *, dropout: float = 0.1, **settings):
+    """Our model and theirs with the same weights, both in evaluation mode."""
     theirs = DeformableDetrForObjectDetection(
         DeformableDetrConfig(
             backbone="resnet50",
@@ -82,13 +82,20 @@ def pair(request):
             num_labels=CLASSES,
             num_queries=QUERIES,
             two_stage_num_proposals=QUERIES,
-            **VARIANTS[request.param],
+            dropout=dropout,
+            **VARIANTS[variant],
         )
     ).eval()
     randomise(theirs)
-    ours = build_model(request.param, num_classes=CLASSES, num_queries=QUERIES, pretrained_backbone=False).eval()
+    settings |= {"num_classes": CLASSES, "num_queries": QUERIES, "pretrained_backbone": False, "dropout": dropout}
+    ours = build_model(variant, **settings).eval()
     ours.load_state_dict(translate(theirs.state_dict(), list(ours.state_dict())))
     return ours, theirs
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def pair(request):
+    return make_pair(request.param)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -117,3 +124,35 @@ def test_outputs_equal(pair, padded):
     else:
         assert predictions.encoder_logits is None
         assert predictions.encoder_boxes is None
+
+
+@pytest.fixture(scope="module")
+def original():
+    return make_pair("r50-two-stage", dropout=0.0, original_padding=True)
+
+
+@pytest.fixture(scope="module")
+def padded_batch():
+    """The small image has 39 positions, one less than there are queries: padding must be among the proposals."""
+    generator = torch.Generator().manual_seed(2)
+    return ImageBatch.from_images([torch.randn(3, *size, generator=generator) for size in ((96, 128), (40, 40), (70, 90))])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_original_padding(original, padded_batch, training):
+    ours, theirs = (model.train(training) for model in original)
+    with torch.no_grad():
+        expected = theirs(pixel_values=padded_batch.images, pixel_mask=(~padded_batch.padding_mask).long())
+        found = ours(padded_batch)
+    torch.testing.assert_close(found.logits[-1].sigmoid(), expected.logits.sigmoid(), rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.boxes[-1], expected.pred_boxes, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.encoder_logits, expected.enc_outputs_class, rtol=0, atol=1e-4)
+
+
+def test_original_padding_is_off_by_default(original, padded_batch):
+    ours, _ = original
+    default = build_model(ours.metadata.model, original_padding=False).eval()
+    default.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        difference = default(padded_batch).boxes - ours.eval()(padded_batch).boxes
+    assert difference.abs().max() > 0.1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.config import RunConfig
-from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.training import train, validation
 from deformable_detr.training.run_folder import RunFolder
 

@@ -35,6 +35,7 @@ _HIDDEN = (
     "freeze_batch_norm",
     "frozen_backbone_stages",
     "pretrained_backbone",
+    "original_padding",
 )
 """Settings that the tensors do not show."""
 

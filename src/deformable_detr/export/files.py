@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deformable_detr.export.exported_program import save_program, trace
 from deformable_detr.export.form import ExportForm, smallest_side
-from deformable_detr.export.network import ExportableNetwork, MaskFree, PlainNetwork, TopDetections
+from deformable_detr.export.network import MaskFree, TensorNetwork, TopDetections, exportable_network, plain_network
 from deformable_detr.export.onnx import save_onnx, to_onnx
 from deformable_detr.export.openvino import save_openvino
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
@@ -64,8 +64,8 @@ def export_model(
         raise ValueError("preprocess is for .onnx and .xml, and the images decide the size: leave out size")
     padding_mask = padding_mask and not preprocess
     form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, top_k=top_k, smallest_side=smallest)
-    plain = PlainNetwork(model)
-    network, batches = ExportableNetwork(plain.model), parity_batches(form)
+    plain = plain_network(model)
+    network, batches = exportable_network(plain), parity_batches(form)
     program = trace(_outputs(_inputs(network, form), form), form, batches[0 if form.size else 1])
     translated: Any = program if suffix == ".pt2" else to_onnx(program, form)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ WRITERS: dict[str, Callable[[Path, Any, ExportForm], None]] = {
 """Suffix → the function that writes a traced (.pt2) or translated network."""
 
 
-def _inputs(network: ExportableNetwork, form: ExportForm) -> torch.nn.Module:
+def _inputs(network: TensorNetwork, form: ExportForm) -> torch.nn.Module:
     return network if form.padding_mask else MaskFree(network)
 
 

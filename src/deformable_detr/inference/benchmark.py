@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from deformable_detr.acceleration.model import InferenceModel
+from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.checkpoints import load_pretrained
 from deformable_detr.config import DataConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.data.transforms import eval_transform
-from deformable_detr.inference.optimize import InferenceModel
-from deformable_detr.inference.options import InferenceOptions
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.structures import Target

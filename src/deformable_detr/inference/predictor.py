@@ -19,15 +19,16 @@ import supervision as sv
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.acceleration.model import InferenceModel
+from deformable_detr.acceleration.options import PLAIN, InferenceOptions, fastest_precision
 from deformable_detr.categories import Categories
 from deformable_detr.config import DEFAULT_THRESHOLD, Metadata
 from deformable_detr.data.transforms import eval_transform
-from deformable_detr.inference.optimize import InferenceModel
-from deformable_detr.inference.options import PLAIN, InferenceOptions, Precision, fastest_precision
 from deformable_detr.inference.sources import InputImage, Source, is_single, open_source
 from deformable_detr.inference.tiles import Tiling, iterate_tiled
 from deformable_detr.ops.cpu import use_one_core_here
 from deformable_detr.postprocessing import postprocess
+from deformable_detr.precision import Precision
 from deformable_detr.structures import ImageBatch
 
 logger = logging.getLogger(__name__)

@@ -6,13 +6,14 @@ from torch import nn
 
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.model.backbone import Backbone
-from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder
+from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder, keep_reference, refine_boxes
 from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
 from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
 from deformable_detr.model.flatten import FlattenLevels
-from deformable_detr.model.heads import BoxHead, class_head
+from deformable_detr.model.heads import BoxHead, ClassHeads, class_head
 from deformable_detr.model.neck import ChannelMapper
+from deformable_detr.model.pyramid import PaddedCanvas, SeparateImages
 from deformable_detr.model.queries import EncoderProposals, LearnedQueries
 from deformable_detr.presets import model_preset
 
@@ -42,11 +43,12 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
     return DeformableDETR(
         backbone=backbone,
         neck=neck,
-        flatten=FlattenLevels(config.hidden_dim, config.num_feature_levels),
+        canvas=PaddedCanvas() if config.original_padding else SeparateImages(),
+        flatten=FlattenLevels(config.hidden_dim, config.num_feature_levels, proposals=config.two_stage),
         encoder=DeformableEncoder([_encoder_layer(config) for _ in range(config.num_encoder_layers)]),
         query_source=_query_source(config),
         decoder=_decoder(config),
-        class_heads=[class_head(config.hidden_dim, config.num_classes) for _ in range(_num_heads(config))],
+        class_heads=ClassHeads([class_head(config.hidden_dim, config.num_classes) for _ in range(_num_heads(config))]),
         metadata=Metadata(model=config),
     )
 
@@ -75,11 +77,11 @@ def _decoder(config: ModelConfig) -> DeformableDecoder:
     first_size_bias = 0.0 if config.two_stage else -2.0  # two-stage references are boxes already
     box_heads = [BoxHead(config.hidden_dim, 0.0 if index else first_size_bias) for index in range(_num_heads(config))]
     layers = [_decoder_layer(config) for _ in range(config.num_decoder_layers)]
-    return DeformableDecoder(layers, box_heads, box_refinement=config.box_refinement)
+    return DeformableDecoder(layers, box_heads, update_boxes=refine_boxes if config.box_refinement else keep_reference)
 
 
 def _query_source(config: ModelConfig) -> nn.Module:
     if not config.two_stage:
         return LearnedQueries(config.num_queries, config.hidden_dim)
     heads = class_head(config.hidden_dim, config.num_classes), BoxHead(config.hidden_dim)
-    return EncoderProposals(config.num_queries, config.hidden_dim, *heads)
+    return EncoderProposals(config.num_queries, config.hidden_dim, *heads, padding_last=not config.original_padding)

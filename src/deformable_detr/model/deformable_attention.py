@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.model.geometry import SpatialShapes
 from deformable_detr.ops import ms_deform_attn_fused
-
-SpatialShapes = tuple[tuple[int, int], ...]
 
 
 class MultiScaleDeformableAttention(nn.Module):

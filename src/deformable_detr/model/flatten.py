@@ -1,56 +1,54 @@
-"""L levels → one sequence, with positions, padding mask and valid ratios; all of them are computed here, once."""
-
-from collections.abc import Sequence
+"""L levels → one sequence, with all that the decoder and the encoder need to know of its positions, computed here, once."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deformable_detr.model.geometry import places_in_image, proposals_at, valid_ratio
 from deformable_detr.model.position_encoding import SinePositionEncoding
-from deformable_detr.structures import FlatFeatures
+from deformable_detr.structures import FeaturePyramid, FlatFeatures, Geometry
 
 
 class FlattenLevels(nn.Module):
-    """Adds the sine position and the level's embedding to each position (paper, app. A.2) and joins the levels.
+    """Joins the levels; each position gets the sine encoding of its place plus its level's embedding (paper, app. A.2).
 
     Args:
         hidden_dim: C.
         num_levels: L.
+        proposals: compute the boxes that the positions propose, for a two-stage model.
     """
 
-    def __init__(self, hidden_dim: int, num_levels: int) -> None:
+    def __init__(self, hidden_dim: int, num_levels: int, *, proposals: bool) -> None:
         super().__init__()
         self.position_encoding = SinePositionEncoding(hidden_dim)
         self.level_embed = nn.Parameter(torch.randn(num_levels, hidden_dim))
+        self.proposals = proposals
 
-    def forward(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> FlatFeatures:
-        """L maps `[B, C, h, w]` and their masks `[B, h, w]` (True = padding) → the sequence."""
-        features = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # [B, S, C]
-        return FlatFeatures(
-            features=features,
-            positions=self.positions(padding_masks).to(features.dtype),
-            padding_mask=torch.cat([mask.flatten(1) for mask in padding_masks], dim=1),
-            spatial_shapes=tuple((level.shape[2], level.shape[3]) for level in levels),
-            valid_ratios=torch.stack([valid_ratio(mask) for mask in padding_masks], dim=1),
+    def forward(self, pyramid: FeaturePyramid) -> FlatFeatures:
+        """L maps `[B, C, h, w]` and their masks → the sequence."""
+        return self.geometry(pyramid).with_features(joined(pyramid))
+
+    def geometry(self, pyramid: FeaturePyramid) -> Geometry:
+        """All of the sequence but the features; of the levels only their shapes, dtype and device are read."""
+        shapes = tuple((level.shape[2], level.shape[3]) for level in pyramid.levels)
+        masks = pyramid.padding_masks or [
+            torch.zeros_like(level[:, 0], dtype=torch.bool) for level in pyramid.levels
+        ]  # L x [B, h, w]
+        ratios = torch.stack([valid_ratio(mask) for mask in masks], dim=1)
+        places = places_in_image(shapes, ratios)
+        padding_mask = None if pyramid.padding_masks is None else torch.cat([mask.flatten(1) for mask in masks], dim=1)
+        proposals = proposals_at(places, shapes, padding_mask) if self.proposals else (None, None)
+        encoded = [self.position_encoding(mask).flatten(1, 2) + embed for mask, embed in zip(masks, self.level_embed, strict=True)]
+        return Geometry(
+            positions=torch.cat(encoded, dim=1).to(pyramid.levels[0].dtype),
+            padding_mask=padding_mask,
+            spatial_shapes=shapes,
+            valid_ratios=ratios,
+            reference_points=places[:, :, None] * ratios[:, None],
+            proposal_logits=proposals[0],
+            can_propose=proposals[1],
         )
 
-    def positions(self, padding_masks: Sequence[Tensor]) -> Tensor:
-        """Masks `[B, h, w]` of the L levels → the sine position plus the level's embedding of each position, `[B, S, C]`."""
-        encoded = [
-            self.position_encoding(mask).flatten(1, 2) + embed for mask, embed in zip(padding_masks, self.level_embed, strict=True)
-        ]  # L x [B, h * w, C]
-        return torch.cat(encoded, dim=1)
 
-
-def valid_ratio(padding_mask: Tensor) -> Tensor:
-    """`[B, h, w]` → `[B, 2]` float32 (x, y): the share of the width and height that is image and not padding."""
-    height, width = padding_mask.shape[1:]
-    valid_y = (~padding_mask[:, :, 0]).sum(1, dtype=torch.float32) / height
-    valid_x = (~padding_mask[:, 0, :]).sum(1, dtype=torch.float32) / width
-    return torch.stack((valid_x, valid_y), dim=-1)
-
-
-def resize_padding_mask(padding_mask: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
-    """The mask `[B, H, W]` of the canvas at the size of each level `[B, C, h, w]`, by nearest neighbour (official)."""
-    mask = padding_mask[:, None].float()
-    return [F.interpolate(mask, size=level.shape[-2:]).to(torch.bool)[:, 0] for level in levels]
+def joined(pyramid: FeaturePyramid) -> Tensor:
+    """The levels one after the other, each row by row: `[B, S, C]`."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid.levels], dim=1)

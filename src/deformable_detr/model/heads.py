@@ -56,6 +56,14 @@ def class_head(hidden_dim: int, num_classes: int) -> nn.Linear:
     return head
 
 
+class ClassHeads(nn.ModuleList):
+    """One class head for all decoder layers, or one for each."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Queries after each layer, `[N, B, Q, C]` → logits `[N, B, Q, K]`."""
+        return torch.stack([self[min(layer, len(self) - 1)](queries) for layer, queries in enumerate(hidden)])
+
+
 def apply_box_delta(delta: Tensor, reference: Tensor) -> Tensor:
     """Correct a reference in logit space, in float32: boxes in bfloat16 would be several pixels coarse.
 

@@ -1,16 +1,13 @@
 """Where the decoder's queries come from: learned ones, or the encoder's best proposals (paper, section 4.2 and app. A.4)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.model.encoder import pixel_centres
 from deformable_detr.model.position_encoding import SCALE, sine_embedding
-from deformable_detr.structures import FlatFeatures
-
-PROPOSAL_SIZE = 0.05
-"""Side of a proposal on the finest level, as a share of the image; it doubles with every level."""
+from deformable_detr.structures import FlatFeatures, Predictions
 
 NO_PROPOSAL_LOGIT = 20.0
 """Box logit of a position that cannot propose: its sigmoid is 1 and its gradient 0, as for the original's infinity."""
@@ -29,11 +26,19 @@ class Queries:
     reference_points: Tensor
     """`[B, Q, 2]` (x, y) or `[B, Q, 4]` (cx, cy, w, h), in [0, 1] of each image; float32."""
 
+    attn_mask: Tensor | None = None
+    """Of the self-attention: bool, True where row i may not see column j, or float, added to its logits; `[Q, Q]` or
+    `[B * M, Q, Q]`. None: all see all."""
+
     encoder_logits: Tensor | None = None
     """`[B, S, K]`, see `Predictions`."""
 
     encoder_boxes: Tensor | None = None
     """`[B, S, 4]`, see `Predictions`."""
+
+    def predictions(self, logits: Tensor, boxes: Tensor) -> Predictions:
+        """What the decoder made of these queries, `[N, B, Q, K]` and `[N, B, Q, 4]`, each under its name."""
+        return Predictions(logits, boxes, self.encoder_logits, self.encoder_boxes)
 
 
 class LearnedQueries(nn.Module):
@@ -58,23 +63,42 @@ class LearnedQueries(nn.Module):
         return Queries(query, query_pos, self.reference_points(query_pos).float().sigmoid())
 
 
+def objectness(logits: Tensor) -> Tensor:
+    """`[..., K]` → `[...]`: class channel 0.
+
+    It is no class: for the loss of the proposals all labels are set to 0, which makes that channel the probability that there
+    is an object at all.
+    """
+    return logits[..., 0]
+
+
 class EncoderProposals(nn.Module):
     """Every position of the memory proposes a box; the best become the queries.
-
-    The ranking reads class channel 0. It is no class: for the loss of the proposals all labels are set to 0, which makes that
-    channel the probability that there is an object at all.
 
     Args:
         num_queries: Q, the number of proposals kept.
         hidden_dim: C.
         class_head: `[..., C]` → `[..., K]`.
         box_head: `[..., C]` → `[..., 4]`.
+        score: `[..., K]` → `[...]`, what the proposals are ranked by.
+        padding_last: rank padded positions behind all others. False: let them compete, as the original does.
     """
 
-    def __init__(self, num_queries: int, hidden_dim: int, class_head: nn.Module, box_head: nn.Module) -> None:
+    def __init__(
+        self,
+        num_queries: int,
+        hidden_dim: int,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        *,
+        score: Callable[[Tensor], Tensor] = objectness,
+        padding_last: bool = True,
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.hidden_dim = hidden_dim
+        self.score = score
+        self.padding_last = padding_last
         self.memory_proj = nn.Linear(hidden_dim, hidden_dim)
         self.memory_norm = nn.LayerNorm(hidden_dim)
         self.class_head = class_head
@@ -86,33 +110,72 @@ class EncoderProposals(nn.Module):
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
         """The best Q proposals of each image (all of them where an image has fewer positions)."""
-        proposals, can_propose = proposal_logits(flat)
-        features = self.memory_norm(self.memory_proj(memory.masked_fill(~can_propose, 0.0)))  # [B, S, C]
+        proposal_logits, can_propose = flat.proposals
+        features = self.features(memory, can_propose)
         logits = self.class_head(features)
-        box_logits = (self.box_head(features).float() + proposals).masked_fill(~can_propose, NO_PROPOSAL_LOGIT)
-        objectness = logits[..., 0].float().masked_fill(flat.padding_mask, float("-inf"))  # padding comes last
-        best = objectness.topk(min(self.num_queries, memory.shape[1]), dim=1).indices  # [B, Q]
-        references = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()  # [B, Q, 4]
-        embedding = sine_embedding(references * SCALE, self.hidden_dim // 2).to(memory.dtype)  # [B, Q, 2C]
+        box_logits = self.box_logits(features, proposal_logits, can_propose)
+        best = self.best(self.score(logits), flat)
+        query, query_pos, references = self.embedded(take(box_logits.detach(), best), memory.dtype)
+        return Queries(query, query_pos, references, encoder_logits=logits, encoder_boxes=box_logits.sigmoid())
+
+    def features(self, memory: Tensor, can_propose: Tensor) -> Tensor:
+        """`[B, S, C]` → what the heads read, `[B, S, C]`; the same for all positions that cannot propose."""
+        return self.memory_norm(self.memory_proj(memory.masked_fill(~can_propose, 0.0)))
+
+    def box_logits(self, features: Tensor, proposal_logits: Tensor, can_propose: Tensor) -> Tensor:
+        """The proposals after their correction, `[B, S, 4]` logits of cxcywh; float32."""
+        return (self.box_head(features).float() + proposal_logits).masked_fill(~can_propose, NO_PROPOSAL_LOGIT)
+
+    def best(self, scores: Tensor, flat: FlatFeatures) -> Tensor:
+        """`[B, S]` → the positions of the best proposals, `[B, Q]`, best first."""
+        scores = scores.float()
+        if self.padding_last and flat.padding_mask is not None:
+            scores = scores.masked_fill(flat.padding_mask, float("-inf"))
+        return scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
+
+    def embedded(self, box_logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """The best proposals, `[B, Q, 4]` logits, as queries: content and position, `[B, Q, C]`, and boxes `[B, Q, 4]`."""
+        references = box_logits.sigmoid()
+        embedding = sine_embedding(references * SCALE, self.hidden_dim // 2).to(dtype)  # [B, Q, 2C]
         query_pos, query = self.query_norm(self.query_proj(embedding)).chunk(2, dim=-1)
-        return Queries(query, query_pos, references, logits, box_logits.sigmoid())
+        return query, query_pos, references
 
 
-def proposal_logits(flat: FlatFeatures) -> tuple[Tensor, Tensor]:
-    """The box that each position stands for, before any correction.
+class BestProposals(nn.Module):
+    """The queries of `EncoderProposals` without what only its loss needs: boxes of the best proposals alone.
 
-    Returns:
-        `[B, S, 4]` logits of cxcywh in the frame of the image (any finite number where there is no proposal), float32, and
-        `[B, S, 1]` bool: True for positions inside the image whose box stays between 0.01 and 0.99.
+    Args:
+        source: whose weights are used; they must not change afterwards.
+        chunk: score so many positions at a time. None: all at once.
     """
-    batch, boxes = flat.padding_mask.shape[0], []
-    centres = pixel_centres(flat.spatial_shapes, flat.padding_mask.device)
-    for level, ((height, width), points) in enumerate(zip(flat.spatial_shapes, centres, strict=True)):
-        ratios = flat.valid_ratios[:, level]
-        valid = torch.stack((ratios[:, 0] * width, ratios[:, 1] * height), dim=-1)  # [B, 2]: pixels of the image
-        centre = points[None] / valid[:, None]
-        boxes.append(torch.cat((centre, torch.full_like(centre, PROPOSAL_SIZE * 2.0**level)), dim=-1).expand(batch, -1, -1))
-    proposals = torch.cat(boxes, dim=1)  # [B, S, 4]
-    can_propose = ((proposals > 0.01) & (proposals < 0.99)).all(-1, keepdim=True) & ~flat.padding_mask[..., None]
-    proposals = proposals.clamp(0.01, 0.99)
-    return torch.log(proposals / (1 - proposals)), can_propose
+
+    def __init__(self, source: EncoderProposals, chunk: int | None = None) -> None:
+        super().__init__()
+        self.source, self.chunk = source, chunk
+        self.class_head = _scoring_channel(source)
+
+    def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
+        """The best Q proposals of each image, see `EncoderProposals`."""
+        source, size = self.source, self.chunk or memory.shape[1]
+        proposal_logits, can_propose = flat.proposals
+        pieces = zip(memory.split(size, 1), can_propose.split(size, 1), strict=True)
+        scores = [source.score(self.class_head(source.features(*piece))) for piece in pieces]
+        best = source.best(torch.cat(scores, dim=1), flat)
+        features = source.features(take(memory, best), take(can_propose, best))
+        box_logits = source.box_logits(features, take(proposal_logits, best), take(can_propose, best))
+        return Queries(*source.embedded(box_logits, memory.dtype))
+
+
+def take(tensor: Tensor, positions: Tensor) -> Tensor:
+    """Of `[B, S, A]` the positions `[B, Q]`: `[B, Q, A]`."""
+    return tensor.gather(1, positions[..., None].expand(-1, -1, tensor.shape[-1]))
+
+
+def _scoring_channel(source: EncoderProposals) -> nn.Module:
+    """The class head, of a plain linear one only the channel that `objectness` reads."""
+    head = source.class_head
+    if source.score is not objectness or type(head) is not nn.Linear:
+        return head
+    channel = nn.Linear(head.in_features, 1, device="meta")
+    channel.weight, channel.bias = (nn.Parameter(tensor[:1].clone(), requires_grad=False) for tensor in (head.weight, head.bias))
+    return channel

@@ -11,12 +11,12 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.categories import Categories
 from deformable_detr.config import TrainConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.evaluation.metrics import Metrics
-from deformable_detr.inference.optimize import InferenceModel
 from deformable_detr.model import DeformableDETR
 from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.run_folder import files_are_a_bonus

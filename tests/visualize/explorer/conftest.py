@@ -45,7 +45,7 @@ def make_inside(*, learned: bool) -> Inside:
         predictions=Predictions(probabilities.logit()[:, None], boxes[:, None]),
         backbone_levels=(),
         neck_levels=(),
-        flat=FlatFeatures(empty, empty, torch.zeros(1, tokens, dtype=torch.bool), SHAPES, torch.tensor(RATIOS)[None]),
+        flat=FlatFeatures(empty, None, SHAPES, torch.tensor(RATIOS)[None], centres, None, None, features=empty),
         memory=empty,
         queries=Queries(torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), references[None]),
         encoder=(sampling("encoder", 0, tokens, centres),),

@@ -171,7 +171,7 @@ def _rows(
     starts = ", ".join(map(str, flat.level_start_index))
     yield Row("flatten", "features", tuple(flat.features.shape), f"S = {lengths}")
     yield Row("flatten", "level start index", (len(flat.spatial_shapes),), starts)
-    yield Row("flatten", "padding mask", tuple(flat.padding_mask.shape), f"{flat.padding_mask.float().mean():.1%} padding")
+    yield Row("flatten", "reference points", tuple(flat.reference_points.shape), "each position's own place, on every level")
     yield Row("flatten", "valid ratios", tuple(flat.valid_ratios.shape), "share of each level that is image (x, y)")
     yield Row("flatten", "positions", tuple(flat.positions.shape), "sine encoding of (y, x) + level embedding")
     yield from _attention_rows("encoder, layer 1", calls, model.encoder.layers[0].self_attn)  # type: ignore[index, union-attr]
@@ -213,8 +213,7 @@ def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCou
         for parameter in module.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
         name = f"{type(model).__name__}.{part}"
-        names = [key for key in counts if key == name or (part == "class_heads" and key.startswith(f"{name}."))]
-        macs = sum(sum(counts[key].values()) for key in names) / 2
+        macs = sum(counts.get(name, {}).values()) / 2
         attentions = [item for item in module.modules() if isinstance(item, MultiScaleDeformableAttention)]
         macs += sum(_operator_macs(item, calls[item]) for item in attentions)
         yield PartCost(part, sizes[True], sizes[False], macs / 1e9)

@@ -103,7 +103,8 @@ def _draw_levels(figure: Canvas, inside: Inside, images: Sequence[np.ndarray], c
 
 
 def _draw_padding(figure: Canvas, inside: Inside) -> None:
-    masks = split_levels(inside, inside.flat.padding_mask[..., None])
+    mask = inside.flat.padding_mask  # None for an image alone
+    masks = split_levels(inside, torch.zeros_like(inside.flat.positions[..., :1]) if mask is None else mask[..., None])
     for level, (axes, mask) in enumerate(zip(_row(figure, len(masks)), masks, strict=True)):
         rows, columns = inside.spatial_shapes[level]
         shown = mask[0, 0].numpy()

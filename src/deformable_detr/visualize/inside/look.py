@@ -22,7 +22,7 @@ from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_source
 from deformable_detr.model import DeformableDETR
-from deformable_detr.model.queries import Queries, proposal_logits
+from deformable_detr.model.queries import Queries
 from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
 from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, on_cpu, sampling_of_call
 from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Stage
@@ -99,11 +99,11 @@ def _proposals(flat: FlatFeatures, queries: Queries, image_size: Sequence[int]) 
     if queries.encoder_logits is None or queries.encoder_boxes is None:
         return None
     boxes = queries.encoder_boxes[0].float()
-    objectness = queries.encoder_logits[0, :, 0].float().masked_fill(flat.padding_mask[0], float("-inf"))
+    objectness = queries.encoder_logits[0, :, 0].float()  # one image: no padding
     height, width = image_size
     return Proposals(
         objectness=objectness.sigmoid(),
         boxes=cxcywh_to_xyxy(boxes) * torch.tensor([width, height, width, height]),
-        can_propose=proposal_logits(flat)[1][0, :, 0],
+        can_propose=flat.proposals[1][0, :, 0],
         taken=objectness.topk(queries.reference_points.shape[1]).indices,
     )

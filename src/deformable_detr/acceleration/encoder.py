@@ -1,16 +1,18 @@
 """The encoder for inference: everything between two attentions is done for a few thousand tokens at a time, in cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from deformable_detr.model.encoder import EncoderLayer
 from deformable_detr.ops import ms_deform_attn_fused
 from deformable_detr.structures import FlatFeatures
+
+Compiler = Callable[[Callable], Callable]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class _Inputs:
     logits: Tensor  # [B, S, M * L * P] float32
 
 
-class ChunkedEncoder:
+class ChunkedEncoder(nn.Module):
     """Encoder layers that work through the sequence piece by piece and keep one copy of it.
 
     The output projection, both norms and the feed-forward network of a layer, and the value, offsets and logits of the next
@@ -32,26 +34,19 @@ class ChunkedEncoder:
     Args:
         layers: the model's own layers; their weights are used as they are, except that offsets and logits are joined.
         chunk_tokens: length of a piece; None takes the whole sequence at once (on a GPU).
-        compiled: makes a faster function of one that works on a piece, such as `torch.compile`.
+        compiler: makes a faster function of one that works on a piece, such as `torch.compile`.
     """
 
-    def __init__(
-        self, layers: Sequence[EncoderLayer], chunk_tokens: int | None, compiled: Callable[[Callable], Callable] | None = None
-    ) -> None:
+    def __init__(self, layers: Iterable[EncoderLayer], chunk_tokens: int | None, compiler: Compiler | None = None) -> None:
+        super().__init__()
         self.layers = [_PieceLayer(layer) for layer in layers]
         self.chunk_tokens = chunk_tokens
-        compiled = compiled or (lambda function: function)
-        self._heads = [compiled(layer.attention_inputs) for layer in self.layers]
-        self._tails = [compiled(layer.rest) for layer in self.layers]
+        compiler = compiler or (lambda function: function)
+        self._heads = [compiler(layer.attention_inputs) for layer in self.layers]
+        self._tails = [compiler(layer.rest) for layer in self.layers]
 
-    def __call__(self, flat: FlatFeatures, reference_points: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """The sequence → `memory`, `[B, S, C]`; `flat.features` may be overwritten.
-
-        Args:
-            flat: the sequence.
-            reference_points: `[B, S, L, 2]`.
-            padding_mask: `[B, S]`, or None where nothing is padding.
-        """
+    def forward(self, flat: FlatFeatures) -> Tensor:
+        """The sequence → `memory`, `[B, S, C]`; `flat.features` may be overwritten."""
         memory = flat.features.float() if torch.is_autocast_enabled(flat.features.device.type) else flat.features
         if not self.layers:
             return memory
@@ -60,7 +55,7 @@ class ChunkedEncoder:
         for row, piece in pieces:
             self._fill(0, inputs, row, piece, memory, flat.positions)
         for index, layer in enumerate(self.layers):
-            attended = layer.attend(inputs, flat, reference_points, padding_mask)
+            attended = layer.attend(inputs, flat)
             for row, piece in pieces:
                 memory[row, piece] = self._tails[index](memory[row, piece], attended[row, piece])
                 self._fill(index + 1, inputs, row, piece, memory, flat.positions)
@@ -98,14 +93,15 @@ class _PieceLayer:
         geometry = F.linear(features + positions, self.weight, self.bias)
         return self.attention.value_proj(features), geometry[..., : self.num_offsets], geometry[..., self.num_offsets :]
 
-    def attend(self, inputs: _Inputs, flat: FlatFeatures, reference_points: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, inputs: _Inputs, flat: FlatFeatures) -> Tensor:
         """The attention itself, over the whole sequence: `[B, S, C]`."""
-        value = inputs.value if mask is None else inputs.value.masked_fill_(mask[..., None], 0.0)
+        value, mask = inputs.value, flat.padding_mask
+        value = value if mask is None else value.masked_fill_(mask[..., None], 0.0)
         heads, levels, points = self.geometry
         return ms_deform_attn_fused(
             value.unflatten(-1, (heads, -1)),
             flat.spatial_shapes,
-            reference_points,
+            flat.reference_points,
             inputs.offsets.unflatten(-1, (heads, levels, points, 2)),
             inputs.logits.unflatten(-1, (heads, levels, points)),
         )

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from deformable_detr.inference.constants import Constants
-from deformable_detr.inference.network import InferenceNetwork
-from deformable_detr.structures import ImageBatch, Predictions
+from deformable_detr.acceleration.geometry import KeptGeometry
+from deformable_detr.model.deformable_detr import DeformableDETR
+from deformable_detr.structures import Geometry, ImageBatch, Predictions
 
 WARM_UPS = 3
 
@@ -17,7 +17,7 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     place: ImageBatch  # where it reads its images
     predictions: Predictions  # where it writes
-    constants: list[Constants]  # what it reads besides; kept, as the cache may let go of them
+    kept: list[Geometry]  # what it reads besides; `KeptGeometry` may let go of them
 
 
 class CudaGraphs:
@@ -28,18 +28,16 @@ class CudaGraphs:
         most_shapes: so many shapes are recorded, the first ones that come; others run as they are.
     """
 
-    def __init__(self, network: InferenceNetwork, most_shapes: int = 4) -> None:
+    def __init__(self, network: DeformableDETR, most_shapes: int = 4) -> None:
         self.network, self.most_shapes = network, most_shapes
         self._recorded: dict[tuple, _Recording] = {}
         self._lock = threading.Lock()  # a recorded graph has one place for its images
 
     def __call__(self, batch: ImageBatch) -> Predictions:
         """Predictions in memory of their own."""
-        height, width = batch.images.shape[-2:]
-        whole = batch.image_sizes is not None and set(batch.image_sizes) == {(height, width)}
         key = (tuple(batch.images.shape), batch.images.dtype, batch.images.device)
         with self._lock:
-            if not whole or (key not in self._recorded and len(self._recorded) >= self.most_shapes):
+            if batch.may_be_padded or (key not in self._recorded and len(self._recorded) >= self.most_shapes):
                 return self.network(batch)
             if key not in self._recorded:
                 self._recorded[key] = self._record(batch)
@@ -52,15 +50,15 @@ class CudaGraphs:
         place = ImageBatch(batch.images.clone(), batch.padding_mask.clone(), (), batch.image_sizes)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # fills the caches of constants, Triton and cuDNN: none of that may be recorded
+        with torch.cuda.stream(side):  # fills the caches of geometry, Triton and cuDNN: none of that may be recorded
             for _ in range(WARM_UPS):
                 self.network(place)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             predictions = self.network(place)
-        constants = [] if self.network.constants is None else self.network.constants.kept()
-        return _Recording(graph, place, predictions, constants)
+        flatten = self.network.flatten
+        return _Recording(graph, place, predictions, flatten.kept() if isinstance(flatten, KeptGeometry) else [])
 
 
 def _copy(predictions: Predictions) -> Predictions:

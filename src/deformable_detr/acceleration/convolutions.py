@@ -7,7 +7,7 @@ shares all modules that stay as they are with the original; only convolutions wi
 import copy
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from deformable_detr.inference.fused_convolutions import (
+from deformable_detr.acceleration.fused_convolutions import (
     FusedConvolution,
     WinogradConvolution,
     fits_winograd,
@@ -52,7 +52,7 @@ def optimized_backbone(
     fuse_convolutions: bool,
     channels_last: bool,
     winograd: bool = False,
-) -> Callable[[Tensor], list[Tensor]]:
+) -> nn.Module:
     """`body` in its fastest form for inference; `body` itself where there is no graph of it.
 
     The new form is run against the old one on a small random image before it is given away.
@@ -79,7 +79,7 @@ def optimized_backbone(
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.eval()
-    run: Callable[[Tensor], list[Tensor]] = _ChannelsLast(graph_module) if channels_last else graph_module
+    run = _ChannelsLast(graph_module) if channels_last else graph_module
     return run if _agrees(run, body) else body
 
 
@@ -232,7 +232,7 @@ def _set_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module) 
     node.target = name
 
 
-def _agrees(run: Callable[[Tensor], list[Tensor]], body: nn.Module) -> bool:
+def _agrees(run: nn.Module, body: nn.Module) -> bool:
     weight = next(body.parameters())
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator).to(weight)

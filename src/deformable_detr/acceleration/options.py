@@ -3,13 +3,11 @@
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from deformable_detr.precision import Precision, autocast_dtype
 
 WORTHWHILE = 1.2
 """Lower precision must be this many times faster than float32 to be chosen."""
@@ -66,7 +64,7 @@ def fastest_precision(device: torch.device) -> Precision:
         candidate = "bf16"
     else:
         return "fp32"
-    dtype = AUTOCAST_DTYPES[candidate] or torch.float32
+    dtype = autocast_dtype(candidate) or torch.float32
     return candidate if _seconds(device, torch.float32) > WORTHWHILE * _seconds(device, dtype) else "fp32"
 
 

@@ -7,11 +7,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.acceleration.cuda_graphs import CudaGraphs
+from deformable_detr.acceleration.network import fast_network, trace_backbone
+from deformable_detr.acceleration.options import PLAIN, InferenceOptions
 from deformable_detr.config import Metadata
-from deformable_detr.inference.cuda_graphs import CudaGraphs
-from deformable_detr.inference.network import InferenceNetwork, trace_backbone
-from deformable_detr.inference.options import AUTOCAST_DTYPES, PLAIN, InferenceOptions, Precision
 from deformable_detr.model.deformable_detr import DeformableDETR
+from deformable_detr.precision import Precision, autocast, autocast_dtype
 from deformable_detr.structures import ImageBatch, Predictions
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,7 @@ class InferenceModel(nn.Module):
 
     def __init__(self, model: nn.Module, options: InferenceOptions | None = None, precision: Precision = "fp32") -> None:
         super().__init__()
-        if precision not in AUTOCAST_DTYPES:
-            raise ValueError(f"unknown precision {precision!r}; known are {', '.join(AUTOCAST_DTYPES)}")
+        autocast_dtype(precision)  # raises an error for an unknown one
         self.model = model
         self.options = InferenceOptions() if options is None else options
         self.precision: Precision = precision
@@ -64,11 +64,10 @@ class InferenceModel(nn.Module):
             the plain model.
         """
         batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(images)
-        dtype, device = AUTOCAST_DTYPES[self.precision], batch.images.device.type
         was_training = [module for module in self.model.modules() if module.training] if self.model.training else []
         self.model.eval()
         try:
-            with torch.inference_mode(), torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            with torch.inference_mode(), autocast(self.precision, batch.images.device):
                 return self._current()(batch)
         finally:
             for module in was_training:
@@ -90,7 +89,7 @@ class InferenceModel(nn.Module):
             return self.model
         options = self.options
         compiler = inductor() if options.compile else None
-        network = InferenceNetwork(self.model, options, self._graph, compiler)  # pyright: ignore[reportArgumentType]
+        network = fast_network(self.model, options, self._graph, compiler)  # pyright: ignore[reportArgumentType]
         device = next(self.model.parameters()).device
         return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
 

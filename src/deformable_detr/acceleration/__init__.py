@@ -1,0 +1,6 @@
+"""A detector made fast for inference: the same network, put together from other parts."""
+
+from deformable_detr.acceleration.model import InferenceModel
+from deformable_detr.acceleration.options import InferenceOptions, fastest_precision
+
+__all__ = ["InferenceModel", "InferenceOptions", "fastest_precision"]

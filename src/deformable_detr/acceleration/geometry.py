@@ -1,0 +1,50 @@
+"""What the image sizes alone decide, computed once per size and kept for the last few sizes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from deformable_detr.model.flatten import FlattenLevels, joined
+from deformable_detr.structures import FeaturePyramid, FlatFeatures, Geometry
+
+
+class KeptGeometry(nn.Module):
+    """A `FlattenLevels` that remembers.
+
+    Args:
+        flatten: whose weights are used; they must not change afterwards.
+        entries: so many geometries are kept, the last ones used.
+    """
+
+    def __init__(self, flatten: FlattenLevels, entries: int) -> None:
+        super().__init__()
+        self.flatten, self.entries = flatten, entries
+        self._kept: dict[tuple, Geometry] = {}
+
+    def forward(self, pyramid: FeaturePyramid) -> FlatFeatures:
+        """The sequence of a batch; where no image is padded, one geometry serves for all images of the batch."""
+        if pyramid.padding_masks is None:
+            pyramid_of_one = replace(pyramid, levels=[level[:1] for level in pyramid.levels])
+            geometry = self._remembered(pyramid, lambda: self.flatten.geometry(pyramid_of_one))
+        elif pyramid.sizes is None:  # comparing masks costs more than it saves
+            geometry = self.flatten.geometry(pyramid)
+        else:
+            geometry = self._remembered(pyramid, lambda: self.flatten.geometry(pyramid))
+        features = joined(pyramid)
+        return geometry.for_images(len(features)).with_features(features)
+
+    def kept(self) -> list[Geometry]:
+        """What is kept now."""
+        return list(self._kept.values())
+
+    def _remembered(self, pyramid: FeaturePyramid, compute: Callable[[], Geometry]) -> Geometry:
+        """Safe for several threads: each step is a single operation on the dict."""
+        first = pyramid.levels[0]
+        key = (tuple(level.shape[2:] for level in pyramid.levels), pyramid.sizes, first.dtype, first.device)
+        found = self._kept.pop(key, None)
+        found = compute() if found is None else found
+        self._kept[key] = found
+        for old in list(self._kept)[: -self.entries]:
+            self._kept.pop(old, None)
+        return found
