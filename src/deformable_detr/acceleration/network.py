@@ -50,14 +50,15 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
     """The parts of a network that gives the last layer's answer (N = 1), and nothing that is only for a loss.
 
     Args:
-        model: whose weights are used. A query source or decoder of a type of your own stays, then all layers answer.
+        model: whose weights are used. A query source or decoder of a type of your own runs as it is.
         chunk: score the proposals of so many positions at a time. None: all at once.
     """
     parts = {}
     if type(model.query_source) is EncoderProposals:
         parts["query_source"] = BestProposals(model.query_source, chunk)
-    if type(model.decoder) is DeformableDecoder and type(model.class_heads) is ClassHeads:
-        parts["decoder"] = LastLayer(model.decoder)
+    if type(model.class_heads) is ClassHeads:
+        usual = type(model.decoder) is DeformableDecoder
+        parts["decoder"] = LastLayer(model.decoder) if usual else _LastOfAll(model.decoder)  # pyright: ignore[reportArgumentType]
         parts["class_heads"] = ClassHeads([model.class_heads[-1]])
     return parts
 
@@ -65,6 +66,18 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
 def trace_backbone(model: DeformableDETR) -> fx.Graph | None:
     """The graph of the backbone, or None where it has to run as it is; see `convolutions.trace`."""
     return trace(model.backbone.body) if type(model.backbone) is Backbone else None
+
+
+class _LastOfAll(nn.Module):
+    """The last layer's answer of a decoder that gives those of all layers."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        hidden, boxes = self.decoder(*inputs)
+        return hidden[-1:], boxes[-1:]
 
 
 class _Function(nn.Module):
