@@ -1,4 +1,5 @@
 import json
+import signal
 
 import cv2
 import numpy as np
@@ -43,7 +44,7 @@ def count_frames(path):
     return count
 
 
-def test_film_and_json(weights, clip, tmp_path, capsys):
+def test_video_and_json(weights, clip, tmp_path, capsys):
     arguments = [str(clip), "--threshold", "0", "--top_k", "3", "--every", "2", "--batch_size", "2", "--output", str(tmp_path)]
     assert main(["predict", weights, *arguments]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-clip.json", "my-clip.mp4"]
@@ -63,7 +64,7 @@ def test_film_and_json(weights, clip, tmp_path, capsys):
     assert "5 frames, found:" in capsys.readouterr().out
 
 
-def test_tracks_without_a_film(weights, clip, tmp_path):
+def test_tracks_without_a_video(weights, clip, tmp_path):
     arguments = [str(clip), "--threshold", "0.01", "--track", "--no-draw", "--json", str(tmp_path / "a.json")]
     assert main(["predict", weights, *arguments]) == 0
     record = json.loads((tmp_path / "a.json").read_text())
@@ -89,6 +90,39 @@ def test_stopped_in_the_middle(weights, clip, tmp_path, monkeypatch, capsys, err
     assert "stopped: after 4 frames; they are kept: " in capsys.readouterr().err
     assert len(json.loads((tmp_path / "my-clip.json").read_text())["frames"]) == 4
     assert count_frames(tmp_path / "my-clip.mp4") == 4
+
+
+def test_an_error_of_the_model_keeps_what_was_done(weights, clip, tmp_path, monkeypatch, capsys):
+    detect = Detector._detect
+    calls = []
+
+    def failing(self, *arguments):
+        calls.append(0)
+        if len(calls) == 6:
+            raise ValueError("the model has had enough")
+        return detect(self, *arguments)
+
+    monkeypatch.setattr(Detector, "_detect", failing)
+    assert main(["predict", weights, str(clip), "--output", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert "the model has had enough" in printed.err
+    assert "5 frames, found: " in printed.out
+    assert len(json.loads((tmp_path / "my-clip.json").read_text())["frames"]) == 5
+    assert count_frames(tmp_path / "my-clip.mp4") == 5
+
+
+def test_sigterm_completes_the_files(weights, clip, tmp_path, monkeypatch, capsys):
+    add = FrameRecords.add
+
+    def terminated(self, frame):
+        add(self, frame)
+        if frame.index == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(predict_videos.FrameRecords, "add", terminated)
+    assert main(["predict", weights, str(clip), "--no-draw", "--output", str(tmp_path)]) == 130
+    assert len(json.loads((tmp_path / "my-clip.json").read_text())["frames"]) == 4
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

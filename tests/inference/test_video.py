@@ -1,13 +1,14 @@
 import threading
 import time
+from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 import pytest
 import supervision as sv
 import torch
 
-from deformable_detr.inference import video as module
 from deformable_detr.inference.predictor import Result
 from deformable_detr.inference.tracking import Tracker
 from deformable_detr.inference.video import Video, is_video, iterate_video, read_ahead
@@ -165,7 +166,7 @@ def test_a_camera_gives_its_newest_frames(monkeypatch):
                 time.sleep(0.02)
                 yield result
 
-    monkeypatch.setattr(module.cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
     with Video("0") as video:
         assert (video.live, video.num_frames, video.fps) == (True, None, 30.0)
         frames = list(iterate_video(Slow(), video))
@@ -189,8 +190,105 @@ def test_errors_of_the_reading_thread_arrive():
 
 def test_what_is_a_video(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for source in ("0", "12", "a.MP4", "x/y.mkv", "rtsp://h/s", "https://h/v"):
+    for source in ("0", "12", "a.MP4", "x/y.mkv", "rtsp://h/s", "https://h/v", "https://h/v.mp4?key=a.jpg"):
         assert is_video(source)
     (tmp_path / "12").mkdir()
-    for source in ("12", "a.jpg", "folder", "*.png", "-1"):
+    for source in ("12", "a.jpg", "folder", "*.png", "-1", "https://h/a.JPG?size=large"):
         assert not is_video(source)
+
+
+UNEVEN = [0, 33, 66, 100, 2100, 2133, 2166, 6000]  # milliseconds
+
+
+def encode(path, times, codec="libx264", rotation=None, key_frames="250"):
+    """A video whose frames come at these times (milliseconds) and get brighter; the upper half is white."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30, options={"g": key_frames} if codec == "libx264" else {})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        for number, moment in enumerate(times):
+            pixels = np.full((120, 160, 3), 2 * number, np.uint8)
+            pixels[:60] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = moment, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read(path, every=1):
+    with Video(path) as video:
+        return list(video.frames(every))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mjpeg")]
+)
+def test_frames_have_the_times_of_the_container(tmp_path, name, codec):
+    if name == "a.avi":  # knows no times of its own
+        frames = read(write_video(tmp_path / name, [image_of(places) for places in moving_objects(8)], fps=20.0))
+        assert [seconds for _, seconds, _ in frames] == pytest.approx([number / 20 for number in range(8)])
+        return
+    path = encode(tmp_path / name, UNEVEN, codec)
+    assert [seconds for _, seconds, _ in read(path)] == pytest.approx([t / 1000 for t in UNEVEN], abs=2e-3)
+    assert [(index, round(seconds, 2)) for index, seconds, _ in read(path, every=3)] == [(0, 0.0), (3, 0.1), (6, 2.17)]
+
+
+def test_time_goes_on_where_it_jumps_back(tmp_path):
+    """A stream that is joined from two, as transport streams often are."""
+    content = encode(tmp_path / "a.ts", range(0, 1000, 100)).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(2 * content)
+    seconds = [seconds for _, seconds, _ in read(tmp_path / "joined.ts")]
+    assert len(seconds) == 20
+    assert (np.diff(seconds) > 0).all()
+    assert seconds[:10] == pytest.approx([number / 10 for number in range(10)])
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
+def test_frames_are_upright(tmp_path, rotation):
+    """The display matrix turns the picture counter-clockwise; the upper half is white."""
+    (_, _, image), *_ = read(encode(tmp_path / "a.mp4", [0, 100], rotation=rotation))
+    expected = np.rot90(np.repeat([[255], [0]], (60, 60), axis=0).repeat(160, axis=1), rotation // 90)
+    assert image.shape[:2] == expected.shape
+    assert np.abs(image[..., 0].astype(int) - expected).mean() < 8
+
+
+def test_names_that_look_like_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "a.mp4", [0, 100]).rename("12:30 #1?.mp4")
+    assert len(read("12:30 #1?.mp4")) == 2
+
+
+def test_a_codec_that_cannot_be_decoded_is_named(tmp_path):
+    content = encode(tmp_path / "a.mp4", [0, 100]).read_bytes()
+    (tmp_path / "new.mp4").write_bytes(content.replace(b"avc1", b"zz99"))
+    with pytest.raises(ValueError, match=r"new\.mp4: its codec cannot be decoded here: zz99; convert it to H\.264 first"):
+        Video(tmp_path / "new.mp4")
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match="no video in it"):
+        Video(tmp_path / "a.mp4")
+
+
+def test_damaged_and_cut_files_are_used_as_far_as_they_go(tmp_path, caplog):
+    content = bytearray(encode(tmp_path / "a.mkv", range(0, 6000, 100), key_frames="5").read_bytes())
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) * 2 // 3])
+    seconds = [seconds for _, seconds, _ in read(tmp_path / "cut.mkv")]
+    assert 10 < len(seconds) < 50
+    assert f"cut.mkv ends after {seconds[-1]:.1f} of 5.9 s" in caplog.text
+    generator = np.random.default_rng(0)
+    for place in generator.integers(len(content) // 4, len(content) * 3 // 4, 200):
+        content[place] = generator.integers(256)
+    (tmp_path / "hurt.mkv").write_bytes(content)
+    frames = read(tmp_path / "hurt.mkv")
+    assert 0 < len(frames) <= 60
+    assert "hurt.mkv: " in caplog.text and "frames are damaged" in caplog.text

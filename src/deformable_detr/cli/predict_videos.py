@@ -3,9 +3,11 @@
 import json
 import math
 import re
+import signal
+import threading
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -65,15 +67,17 @@ def _predict_video(detector: Predictor, source: str, target: Path, options: Pred
         video = stack.enter_context(Video(source))
         fps = video.fps if video.live else video.fps / options.every
         records = stack.enter_context(FrameRecords(json_path, video, detector.categories))
-        drawn = stack.enter_context(DrawnVideo(target, fps, real_time=video.live)) if options.draw else None
+        drawn = stack.enter_context(DrawnVideo(target, fps)) if options.draw else None
         frames = iterate_video(
             detector, video, options.threshold, every=options.every, tracker=tracker, **options.predict_settings()
         )
         bar = stack.enter_context(progress(Path(source).name or source, unit="frames"))
         total = math.ceil(video.num_frames / options.every) if video.num_frames else None
         stack.enter_context(closing(frames))
+        stack.enter_context(_stopped_by_sigterm())
+        broken: list[Exception] = []
         try:
-            for frame in bar.track(frames, total=total):
+            for frame in bar.track(_until_broken(frames, broken), total=total):
                 records.add(frame)
                 if drawn is not None:
                     drawn.add(frame)
@@ -81,8 +85,31 @@ def _predict_video(detector: Predictor, source: str, target: Path, options: Pred
             kept = f"; they are kept: {target if drawn else json_path}" if records.frames else ""
             raise KeyboardInterrupt(f"after {records.frames} frames{kept}") from None
     written = [f"video: {target}"] if options.draw else []
-    lines = [f"{source}: {records.summary()}", *written, f"detections: {json_path}"]
-    show(*lines)
+    if records.frames:
+        show(f"{source}: {records.summary()}", *written, f"detections: {json_path}")
+    if broken:
+        raise broken[0]
+
+
+def _until_broken(frames: Iterator[Frame], errors: list[Exception]) -> Iterator[Frame]:
+    """The frames up to an error of the source or the model, which goes to `errors`: what is done until then is kept."""
+    try:
+        yield from frames
+    except Exception as error:
+        errors.append(error)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a video as Ctrl-C does. Only the main thread is asked for signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class FrameRecords:

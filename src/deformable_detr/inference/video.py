@@ -12,24 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import cv2
 import numpy as np
 import supervision as sv
 
+from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.tracking import Tracker
+from deformable_detr.inference.video_readers import CameraReader, FileReader, Reader, is_address
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp"}
 )
-DEFAULT_FPS = 25.0
-"""For cameras and streams that do not say how fast they are."""
-
-MISSING_SHARE = 0.02
-"""A video that ends with more of its frames missing than this is reported; headers are often off by a frame or two."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,42 +60,45 @@ class Video:
         camera = is_camera(self.name)
         if not camera and not is_address(self.name) and not Path(self.name).is_file():
             raise FileNotFoundError(f"no such video: {self.name}")
-        self._capture = cv2.VideoCapture(int(self.name)) if camera else cv2.VideoCapture(self.name)
-        if not self._capture.isOpened():
-            self._capture.release()
-            raise ValueError(f"{self.name}: {_cannot_open(self.name)}")
-        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.live = camera or self.name.lower().startswith(("rtsp:", "rtmp:")) or frames <= 0
+        self._reader: Reader = CameraReader(int(self.name)) if camera else FileReader(self.name)
+        self.live = self._reader.live
         """Whether frames come in their own time and for ever, so that those that nobody has time for are left out."""
-        self.num_frames = None if self.live else frames
-        """According to the file, which may be wrong; None for a camera or stream."""
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps: float = rate if 0 < rate < 1000 else DEFAULT_FPS
+        self.num_frames = self._reader.num_frames
+        """According to the file, which may be wrong; None where nobody knows."""
+        self.fps = self._reader.fps
+        """Frames per second, on average."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._capture.release()
+        self._reader.close()
 
     def frames(self, every: int = 1) -> Iterator[tuple[int, float, np.ndarray]]:
-        """Index, seconds since the beginning, and pixels `[H, W, 3]` uint8 RGB of every `every`-th frame.
+        """Index, seconds since the first frame, and pixels `[H, W, 3]` uint8 RGB of every `every`-th frame.
+
+        The seconds are the frames' own time stamps, live the time of their arrival. Where there are none, or where they jump back
+        (as at the joints of joined streams), time goes on at the average rate.
 
         Raises:
             ValueError: not one frame can be decoded.
         """
-        index, began = 0, time.monotonic()
-        while self._capture.grab():
-            if index % every == 0:
-                seconds = time.monotonic() - began if self.live else index / self.fps
-                decoded, image = self._capture.retrieve()
-                if decoded:
-                    yield index, seconds, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        index, began, shift, seconds = 0, time.monotonic(), 0.0, 0.0
+        for stamp, pixels in self._reader.moments():
+            earliest = seconds + 1 / self.fps if index else 0.0
+            if self.live:
+                seconds = time.monotonic() - began
+            elif stamp is None:
+                seconds = earliest
+            else:
+                if index == 0 or stamp + shift <= seconds:
+                    shift = earliest - stamp
+                seconds = stamp + shift
+            if index % every == 0 and (image := pixels()) is not None:
+                yield index, seconds, image
             index += 1
         if index == 0:
             raise ValueError(f"{self.name}: not one frame can be decoded; the file may be damaged or cut off")
-        if self.num_frames and index < self.num_frames * (1 - MISSING_SHARE) - 1:
-            logger.warning("%s ends after %d of %d frames; the file may be cut off", self.name, index, self.num_frames)
 
 
 def iterate_video(
@@ -197,24 +195,11 @@ def read_ahead(items: Iterator[Item], size: int = 8, newest: bool = False) -> Ge
 
 def is_video(source: str | Path) -> bool:
     """Whether this is a video, a camera or a stream, and not an image, a folder or a pattern; files by their suffix."""
-    return is_camera(str(source)) or is_address(str(source)) or Path(source).suffix.lower() in VIDEO_SUFFIXES
+    name = str(source)
+    suffix = Path(re.sub(r"[?#].*", "", name) if is_address(name) else name).suffix.lower()
+    return is_camera(name) or suffix in VIDEO_SUFFIXES or (is_address(name) and suffix not in IMAGE_SUFFIXES)
 
 
 def is_camera(source: str) -> bool:
     """A number, unless there is a file of that name."""
     return source.isdecimal() and not Path(source).exists()
-
-
-def is_address(source: str) -> bool:
-    """Something on the network, other than an image."""
-    return re.match(r"(rtsp|rtmp|https?)://", source, re.IGNORECASE) is not None
-
-
-def _cannot_open(name: str) -> str:
-    if is_camera(name):
-        return "there is no such camera, or another program uses it"
-    if is_address(name):
-        return "this address cannot be opened, or holds no video"
-    return (
-        "not a video that can be read (damaged, cut off, or in a format that OpenCV does not know); play it elsewhere to see which"
-    )

@@ -1,3 +1,4 @@
+import av
 import cv2
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_every_frame_is_written_in_order(tmp_path):
     assert [item.name for item in path.parent.iterdir()] == ["a.mp4"]
 
 
-def test_an_interruption_keeps_the_film_and_an_error_does_not(tmp_path):
+def test_an_interruption_keeps_the_video_and_an_error_does_not(tmp_path):
     for error, kept in ((KeyboardInterrupt, True), (RuntimeError, False)):
         path = tmp_path / f"{error.__name__}.mp4"
         with pytest.raises(error), DrawnVideo(path, 10.0) as drawn:
@@ -55,11 +56,31 @@ def test_an_interruption_keeps_the_film_and_an_error_does_not(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_camera_s_film_lasts_as_long_as_it_took(tmp_path):
-    with DrawnVideo(tmp_path / "a.mp4", 20.0, real_time=True) as drawn:
-        for index in (0, 3, 4, 10):  # up to one second
+def test_frames_keep_their_own_times(tmp_path):
+    """As of a camera, or of a video with a variable frame rate."""
+    path = tmp_path / "a.mp4"
+    with DrawnVideo(path, 20.0) as drawn:
+        for index in (0, 3, 4, 10, 10):
             drawn.add(frame(index))
-    assert len(read(tmp_path / "a.mp4")[0]) == 21
+    with av.open(str(path)) as container:
+        times = [decoded.time for decoded in container.decode(video=0)]
+    assert times == pytest.approx([0, 0.3, 0.4, 1.0, 1.0], abs=1e-4)
+
+
+def test_browsers_can_play_it(tmp_path):
+    """H.264 in 8 bits and 4:2:0, its colours named, the index before the frames."""
+    path = tmp_path / "a.mp4"
+    colour = np.array([200, 40, 60], dtype=np.uint8)
+    with DrawnVideo(path, 10.0) as drawn:
+        for index in range(3):
+            drawn.add(Frame(index, index / 10, np.broadcast_to(colour, (480, 480, 3)), sv.Detections.empty()))
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt, context.colorspace) == ("h264", "yuv420p", 1)
+        decoded = next(container.decode(video=0))
+    assert np.abs(decoded.to_ndarray(format="rgb24").astype(int) - colour).max() <= 3
 
 
 def test_traces_have_the_colour_of_their_class():
