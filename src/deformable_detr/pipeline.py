@@ -1,7 +1,7 @@
 """Work for threads: several items at once, few of them in memory, results in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -75,7 +75,7 @@ def ordered_map(
     limit: int,
     name: str = "map",
     initializer: Callable[[], object] | None = None,
-) -> Iterator[tuple[Item, Future[Result]]]:
+) -> Generator[tuple[Item, Future[Result]], None, None]:
     """Apply a function in threads, at most `limit` items ahead of whoever takes the results.
 
     Args:

@@ -271,3 +271,27 @@ def test_thresholds_of_the_weights_hold_unless_one_is_given(finder):
     assert next(iter(finder.iterate([image]))).detections.class_id.tolist() == [2, 0]
     assert finder.predict(image, classes=["dog", "bird"]).class_id.tolist() == [2]
     assert finder.predict(image, 0.5).class_id.tolist() == [1]
+
+
+def test_suppression_for_one_call(finder):
+    """Three of four queries give the same box: with `nms_iou` one of them is left in each of the three classes."""
+    image = rectangle_image(80, 60, (0, 0, 20, 20))
+    assert len(finder.predict(image, 0.0)) == 12
+    assert len(finder.predict(image, 0.0, nms_iou=0.5)) == 6
+    assert len(finder.predict(image, 0.0)) == 12
+    finder.nms_iou = 0.5
+    assert len(finder.predict(image, 0.0)) == 6
+    assert len(finder.predict(image, 0.0, nms_iou=1.0)) == 12
+    assert len(finder.predict(image, 0.0, nms_iou=0.5, tiles=200)) == 6
+    with pytest.raises(ValueError, match="nms_iou must lie in"):
+        finder.predict(image, nms_iou=0)
+
+
+def test_classes_and_device(finder):
+    image = rectangle_image(80, 60, (0, 0, 20, 20))
+    assert finder.classes == ("cat", "dog", "bird")
+    before = finder.predict(image)
+    assert finder.to("cpu") is finder
+    np.testing.assert_array_equal(finder.predict(image).xyxy, before.xyxy)
+    with pytest.raises(ValueError, match="unknown device"):
+        finder.to("toaster")

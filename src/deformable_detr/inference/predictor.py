@@ -5,18 +5,18 @@ The model itself takes prepared tensors; what lies between — reading, resizing
 
 import logging
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 import supervision as sv
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from deformable_detr.acceleration.model import InferenceModel
@@ -24,9 +24,11 @@ from deformable_detr.acceleration.options import PLAIN, InferenceOptions, fastes
 from deformable_detr.categories import Categories
 from deformable_detr.config import DEFAULT_THRESHOLD, Metadata
 from deformable_detr.data.transforms import eval_transform
-from deformable_detr.inference.sources import InputImage, Source, is_single, open_source
+from deformable_detr.inference.sources import ImageLike, InputImage, Source, is_single, open_source
 from deformable_detr.inference.tiles import Tiling, iterate_tiled
+from deformable_detr.keywords import PredictionOptions
 from deformable_detr.ops.cpu import use_one_core_here
+from deformable_detr.pipeline import ordered_map
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.precision import Precision
 from deformable_detr.structures import ImageBatch
@@ -93,6 +95,22 @@ class Predictor:
         self.nms_iou = self.metadata.nms_iou  # may be changed; see `postprocess`
         self.optimize(options, precision=precision)
 
+    def to(self, device: str | torch.device) -> Self:
+        """Move the detector to another device.
+
+        Args:
+            device: as for the class.
+
+        Returns:
+            This detector.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        self.device = choose_device(device)
+        self.model.to(self.device)
+        return self.optimize(self._inference_model.options)
+
     def optimize(
         self,
         options: InferenceOptions | bool | None = None,
@@ -148,19 +166,27 @@ class Predictor:
         short_side = self.metadata.eval_short_side
         return getattr(self.model, "image_size", None) or (short_side, short_side * 4 // 3)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; the label of a detection is an index into them."""
+        return self.categories.names
+
+    @overload
+    def predict(
+        self, source: str | Path, threshold: float | None = None, **options: Unpack[PredictionOptions]
+    ) -> Any: ...  # what a path stands for, one image or a folder of them, is known when it is read
+    @overload
     def predict(
         self,
-        source: Source,
+        source: bytes | Image.Image | np.ndarray | Tensor,
         threshold: float | None = None,
-        *,
-        batch_size: int = 1,
-        top_k: int = 100,
-        classes: str | Sequence[str] | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
-        num_threads: int = 2,
-        tiles: int | None = None,
-        tile_overlap: float = 0.2,
-    ) -> Any:
+        **options: Unpack[PredictionOptions],
+    ) -> sv.Detections: ...
+    @overload
+    def predict(
+        self, source: Iterable[ImageLike], threshold: float | None = None, **options: Unpack[PredictionOptions]
+    ) -> list[sv.Detections]: ...
+    def predict(self, source: Source, threshold: float | None = None, **options: Unpack[PredictionOptions]) -> Any:
         """Detect objects in one image or in many.
 
         Args:
@@ -168,15 +194,8 @@ class Predictor:
                 torch tensor (uint8 `[3, H, W]`, RGB) for one image; a folder, a glob pattern or an iterable for many.
             threshold: keep detections whose score is at least this, in [0, 1]. None: the thresholds that are stored with the
                 weights, one per class (`metadata.thresholds`), else 0.5.
-            batch_size: how many images go through the network at once.
-            top_k: at most this many detections per image.
-            classes: only objects of these classes (names). None: all.
-            on_error: with many images, what an unreadable one does: `raise` ends with an error that names it, `skip` leaves it
-                out of the list and logs a warning.
-            num_threads: threads that read and resize the next images meanwhile.
-            tiles: for images far larger than the network's input: divide them into squares of so many pixels, and merge what is
-                found in them (docs/video.md). `batch_size` then counts tiles.
-            tile_overlap: share of a tile's side that neighbours have in common.
+            options: `batch_size`, `top_k`, `classes`, `nms_iou`, `on_error`, `num_threads`, `tiles`, `tile_overlap`; see
+                :class:`~deformable_detr.keywords.PredictionOptions`.
 
         Returns:
             `supervision.Detections` for one image, a list of them (in the order of the images) for many. `xyxy` are pixels of
@@ -189,18 +208,9 @@ class Predictor:
             ValueError: an unreadable image, an unknown class, a setting out of range.
         """
         single = is_single(source)
-        results = self.iterate(
-            source,
-            threshold,
-            batch_size=batch_size,
-            top_k=top_k,
-            classes=classes,
-            on_error="raise" if single and on_error == "skip" else on_error,
-            num_threads=num_threads,
-            tiles=tiles,
-            tile_overlap=tile_overlap,
-        )
-        found = [result.detections for result in results]
+        if single and options.get("on_error") == "skip":
+            options["on_error"] = "raise"
+        found = [result.detections for result in self.iterate(source, threshold, **options)]
         return found[0] if single else found
 
     def iterate(
@@ -211,6 +221,7 @@ class Predictor:
         batch_size: int = 1,
         top_k: int = 100,
         classes: str | Sequence[str] | None = None,
+        nms_iou: float | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         num_threads: int = 2,
         tiles: int | None = None,
@@ -226,15 +237,20 @@ class Predictor:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+        if nms_iou is not None and not 0 < nms_iou <= 1:
+            raise ValueError(f"nms_iou must lie in (0, 1], not {nms_iou}")
         labels = self._labels_of(classes)
         if tiles is not None:
+            settings = PredictionOptions(
+                batch_size=batch_size, top_k=top_k, classes=classes, nms_iou=nms_iou, num_threads=num_threads
+            )
 
             def plain(views: Iterator[Tensor]) -> Iterator[Result]:
-                return self.iterate(views, threshold, batch_size=batch_size, top_k=top_k, classes=classes, num_threads=num_threads)
+                return self.iterate(views, threshold, **settings)
 
             return iterate_tiled(plain, open_source(source), Tiling(tiles, tile_overlap), on_error=on_error, top_k=top_k)
         prepared = self._prepare(open_source(source), on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
-        return self._run(prepared, batch_size, limits, top_k, labels)
+        return self._run(prepared, batch_size, limits, partial(self._detect, top_k=top_k, labels=labels, nms_iou=nms_iou))
 
     def score_limits(self, threshold: float | None = None) -> Tensor:
         """`[K]` the score from which on a detection of each label is kept.
@@ -252,15 +268,20 @@ class Predictor:
         return torch.full((len(self.categories),), DEFAULT_THRESHOLD if threshold is None else threshold)
 
     def _run(
-        self, prepared: Iterator["_Prepared"], batch_size: int, limits: Tensor, top_k: int, labels: list[int] | None
+        self,
+        prepared: Generator["_Prepared", None, None],
+        batch_size: int,
+        limits: Tensor,
+        detect: Callable[[list["_Prepared"]], list[dict[str, Tensor]]],
     ) -> Iterator[Result]:
-        with closing(prepared):  # pyright: ignore[reportArgumentType] (a generator)
+        with closing(prepared):
             while batch := list(islice(prepared, batch_size)):
-                found = self._detect(batch, top_k, labels)
-                for item, detections in zip(batch, found, strict=True):
+                for item, detections in zip(batch, detect(batch), strict=True):
                     yield self._result(item, detections, limits)
 
-    def _prepare(self, sources: Iterable[InputImage], on_error: str, window: int, num_threads: int) -> Iterator["_Prepared"]:
+    def _prepare(
+        self, sources: Iterable[InputImage], on_error: str, window: int, num_threads: int
+    ) -> Generator["_Prepared", None, None]:
         """Read and resize in threads, `window` sources ahead, in order."""
         metadata = self.metadata
         transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
@@ -269,28 +290,22 @@ class Predictor:
             pixels = source.read()
             return _Prepared(source, pixels, transform(pixels, None)[0])
 
-        pending: deque[tuple[InputImage, Future[_Prepared]]] = deque()
-        sources = iter(sources)
-        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read", initializer=use_one_core_here)
-        try:
-            while True:
-                pending.extend((source, pool.submit(prepare, source)) for source in islice(sources, window - len(pending)))
-                if not pending:
-                    return
-                source, future = pending.popleft()
+        pairs = ordered_map(prepare, sources, num_threads=num_threads, limit=window, name="read", initializer=use_one_core_here)
+        with closing(pairs):
+            for source, future in pairs:
                 try:
                     item = future.result()
                 except (OSError, ValueError) as error:
                     if on_error == "raise":
                         raise
                     logger.warning("skipped %s: %s", source.name, error)
-                    continue
-                yield item
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+                else:
+                    yield item
 
     @torch.inference_mode()
-    def _detect(self, batch: Sequence["_Prepared"], top_k: int, labels: list[int] | None) -> list[dict[str, Tensor]]:
+    def _detect(
+        self, batch: Sequence["_Prepared"], top_k: int, labels: list[int] | None, nms_iou: float | None
+    ) -> list[dict[str, Tensor]]:
         """Scores, labels and boxes (xyxy, pixels of the original image) of one batch, on the CPU."""
         self.model.eval()
         names = [item.source.name for item in batch]
@@ -299,7 +314,7 @@ class Predictor:
         if labels is not None:
             predictions = replace(predictions, logits=predictions.logits[..., labels])
         sizes = [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch]
-        found = postprocess(predictions, sizes, top_k, clip=True, nms_iou=self.nms_iou)
+        found = postprocess(predictions, sizes, top_k, clip=True, nms_iou=self.nms_iou if nms_iou is None else nms_iou)
         for name, one in zip(names, found, strict=True):
             if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
                 hint = "" if self.precision == "fp32" else f"; try precision='fp32' instead of {self.precision!r}"
