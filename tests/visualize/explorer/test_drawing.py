@@ -12,7 +12,7 @@ from PIL import Image
 
 from deformable_detr.visualize.colors import level_color
 from deformable_detr.visualize.explorer.choices import first_choices
-from deformable_detr.visualize.explorer.drawing import draw, image_data, point_radius
+from deformable_detr.visualize.explorer.drawing import draw, point_radius
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -101,10 +101,10 @@ def test_zooming_shows_a_part_with_the_box_in_it(inside):
 
 
 @pytest.mark.parametrize(("size", "kind"), [((60, 90), "PNG"), ((700, 2000), "JPEG")])
-def test_the_image_is_in_the_drawing(size, kind):
+def test_the_image_is_in_the_drawing(inside, size, kind):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 255, (3, *size), dtype=torch.uint8, generator=generator)
-    head, content = image_data(pixels).split(",")
+    head, content = elements(draw(replace(inside, image=pixels), first_choices(inside)), "image")[0].get("href").split(",")
     shown = Image.open(io.BytesIO(base64.b64decode(content)))
     assert head == f"data:image/{kind.lower()};base64"
     assert (shown.format, max(shown.size)) == (kind, min(max(size), 1600))

@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from deformable_detr.visualize.explorer import markup, tables
+from deformable_detr.visualize.explorer import tables
 from deformable_detr.visualize.explorer.choices import first_choices
 from deformable_detr.visualize.inside.description import Description, PartCost, Row
+from deformable_detr.visualize.pages.page import macros
+
+PARTS = macros("explorer.html")
 
 
 def test_share_of_each_level_is_the_mean_over_the_chosen_heads(inside):
@@ -42,9 +45,9 @@ def test_what_is_seen_in_words(inside, learned_inside):
     choices = first_choices(inside)
     assert tables.title(inside, choices) == "Query 1: dog <b> 0.90"
     seen = tables.explanation(inside, choices)
-    assert "4 places (2 heads × 2 levels × 1 points)" in seen
+    assert "4 points (2 heads × 2 levels × 1 points)" in seen
     assert "1 of them lies outside" in seen
-    assert "around its box of the layer before" in seen
+    assert "around its box of the previous layer" in seen
     assert "around the proposed box" in tables.explanation(inside, replace(choices, decoder_layer=1))
     assert "position of level 1" in tables.explanation(inside, replace(choices, decoder_layer=0))
     assert "learned" in tables.explanation(learned_inside, replace(choices, decoder_layer=0))
@@ -73,7 +76,7 @@ def test_shapes_and_costs(inside):
         ("", "level 1", "1 × 64 × 8 × 7", ""),
     ]
     assert tables.costs(description).rows[0] == ("neck", "1,234", "0.300", "75%")
-    html = markup.table_html(tables.journey(description), classes={2: "shape"}, marked=1)
+    html = PARTS.table(tables.journey(description), classes={2: "shape"}, marked=1)
     assert "a &lt; b" in html
     assert html.count('<tr class="marked">') == 1
     assert html.count('<td class="shape">') == 2
@@ -82,18 +85,25 @@ def test_shapes_and_costs(inside):
 def test_names_are_escaped_everywhere(inside):
     choices = first_choices(inside)
     for html in (
-        markup.queries_html(tables.queries(inside), 1),
-        markup.heading_html(tables.title(inside, choices), ""),
-        markup.table_html(tables.refinement(inside, 1)),
-        markup.thumbnails_html([("<b>.png", "", True)], 1),
+        PARTS.queries(tables.queries(inside), 1),
+        PARTS.heading(tables.title(inside, choices), ""),
+        PARTS.table(tables.refinement(inside, 1)),
+        PARTS.thumbnails([("<b>.png", None, True)], 1),
     ):
         assert "<b>.png" not in html
         assert "dog <b>" not in html
 
 
-def test_thumbnails(tmp_path):
-    (tmp_path / "bad&.png").write_text("no image")
-    assert markup.thumbnail(tmp_path / "bad&.png") == "<span>bad&amp;.png</span>"
-    html = markup.thumbnails_html([("a.png", "A", False), ("b.png", "B", True)], 9)
-    assert 'data-index="1" class=chosen>B' in html
+def test_thumbnails():
+    html = PARTS.thumbnails([("a.png", "data:,", False), ("bad&.png", None, True)], 9)
+    assert "<span>bad&amp;.png</span>" in html
+    assert '<img alt="a.png" src="data:,">' in html
+    assert html.count('class="chosen"') == 1 and 'data-index="1" class="chosen"' in html
     assert "the first 2 of 9" in html
+
+
+def test_the_share_of_each_level_is_a_bar(inside):
+    html = PARTS.shares(tables.level_shares(inside, first_choices(inside)), shown=(1,))
+    assert "width:57.5%" in html and "width:42.5%" in html
+    assert html.count("hidden-level") == 1
+    assert "Nothing is sampled" in PARTS.shares([], ())

@@ -1,1 +1,1 @@
-"""The web page of `deformable-detr explore`: what is chosen, how it is drawn and told, and the page around it."""
+"""The web page of `deformable-detr explore`: what is chosen, its drawing and its numbers, and the page around them."""

@@ -1,6 +1,6 @@
-"""What the page shows of an image, as one value: every click and every control makes a new one from the last.
+"""What the page shows of an image, as one value: every click and every control makes a new one from the last one.
 
-No gradio here, and nothing is drawn: :mod:`.drawing` and :mod:`.tables` read a :class:`Choices` beside an :class:`Inside`.
+Independent of gradio; nothing is drawn here: :mod:`.drawing` and :mod:`.tables` read :class:`Choices` beside an :class:`Inside`.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Stage
 
 @dataclass(frozen=True)
 class Choices:
-    """What is looked at, and how much of it is shown."""
+    """What is chosen, and how much of it is shown."""
 
     stage: Stage
     """Decoder: a query and its cross-attention. Encoder: a position of the feature maps and its self-attention."""
@@ -31,23 +31,23 @@ class Choices:
     """From 1."""
 
     levels: tuple[int, ...]
-    """Sampling points on these levels are shown."""
+    """The levels whose sampling points are shown."""
 
     heads: tuple[int, ...]
-    """Sampling points of these heads are shown."""
+    """The heads whose sampling points are shown."""
 
     threshold: float = 0.5
-    """Detections with a lower score are not shown, in [0, 1]."""
+    """Smallest score of the detections that are shown, in [0, 1]."""
 
     all_references: bool = False
-    """Also show where all the other queries are."""
+    """Also show the box centres of all other queries."""
 
     zoom: bool = False
-    """Show only the part of the image that is looked at."""
+    """Show only the part of the image around what is chosen."""
 
 
 class Look(NamedTuple):
-    """Where one query or position looks in one layer."""
+    """The sampling of one query or position in one layer."""
 
     points: Tensor
     """`[M, L, P, 2]` (x, y) in pixels of the image; they may lie outside."""
@@ -60,7 +60,7 @@ class Look(NamedTuple):
 
 
 def first_choices(inside: Inside, threshold: float = 0.5) -> Choices:
-    """The strongest detection in the last layer, seen on all levels by all heads; in the encoder the middle of the image."""
+    """The highest-scored detection in the last layer with all levels and heads; in the encoder the middle of the image."""
     height, width = inside.image_size
     weights = inside.decoder[-1].attention_weights
     best = inside.detections(top_k=1)
@@ -77,16 +77,16 @@ def first_choices(inside: Inside, threshold: float = 0.5) -> Choices:
 
 
 def at_another_image(inside: Inside, choices: Choices) -> Choices:
-    """The same settings, with what the new image has to look at."""
+    """Keep the settings, and choose the first query and position of the new image."""
     first = first_choices(inside, choices.threshold)
     return replace(choices, query=first.query, position=first.position)
 
 
 def at_point(inside: Inside, choices: Choices, x: float, y: float) -> Choices:
-    """What a click on the point (x, y) of the image, in pixels, chooses.
+    """Choose what a click on the point (x, y) of the image, in pixels, means.
 
-    In the decoder: the query whose object lies there (a detection that is shown before others, else the nearest query). In the
-    encoder: the position whose cell holds the point, on the level of the one before; outside the image the nearest one.
+    In the decoder: the query whose box contains the point (shown detections first), else the nearest query. In the encoder: the
+    position whose cell contains the point, on the same level as before; outside the image the nearest one.
     """
     if choices.stage == "decoder":
         return replace(choices, query=inside.query_at(x, y, choices.threshold))
@@ -97,7 +97,7 @@ def at_point(inside: Inside, choices: Choices, x: float, y: float) -> Choices:
 
 
 def on_level(inside: Inside, choices: Choices, level: int) -> Choices:
-    """The encoder's position at the same place of the image on another level."""
+    """Choose the encoder's position at the same place of the image on another level."""
     left, top, right, bottom = cell_of(inside, choices.position)
     height, width = inside.image_size
     x, y = min((left + right) / 2, width), min((top + bottom) / 2, height)
@@ -105,14 +105,14 @@ def on_level(inside: Inside, choices: Choices, level: int) -> Choices:
 
 
 def sampling_of(inside: Inside, choices: Choices) -> LayerSampling | None:
-    """The layer that is looked at; None before the first decoder layer."""
+    """The chosen layer; None before the first decoder layer."""
     if choices.stage == "encoder":
         return inside.encoder[choices.encoder_layer - 1]
     return inside.decoder[choices.decoder_layer - 1] if choices.decoder_layer else None
 
 
 def look_of(inside: Inside, choices: Choices) -> Look | None:
-    """The chosen query's or position's points; None before the first decoder layer."""
+    """The sampling of the chosen query or position; None before the first decoder layer."""
     sampling = sampling_of(inside, choices)
     if sampling is None:
         return None
@@ -130,7 +130,7 @@ class Point(NamedTuple):
     head: int
     level: int
     point: int
-    """Which of the P of its head and level."""
+    """Its index among the P of its head and level."""
     x: float
     y: float
     """Pixels of the image."""
@@ -138,7 +138,7 @@ class Point(NamedTuple):
 
 
 def shown_points(look: Look, choices: Choices) -> list[Point]:
-    """The sampling points on the chosen levels of the chosen heads, heaviest first."""
+    """The sampling points on the chosen levels of the chosen heads, largest weight first."""
     found = [
         Point(head, level, point, x, y, weight)
         for head in choices.heads
@@ -151,7 +151,7 @@ def shown_points(look: Look, choices: Choices) -> list[Point]:
 
 
 def cell_of(inside: Inside, position: int) -> tuple[float, float, float, float]:
-    """The patch of the image that a position of the sequence stands for: xyxy in pixels."""
+    """The part of the image that a position of the sequence covers: xyxy in pixels."""
     level, row, column = inside.level_and_cell(position)
     rows, columns = inside.spatial_shapes[level]
     ratio_x, ratio_y = inside.valid_ratios[0, level].tolist()

@@ -1,13 +1,16 @@
-"""The parts of the web page, laid out: controls at the left, the drawing, panels at the right.
+"""The components of the web page: controls at the left, the drawing, panels at the right.
 
-What they do is connected in :mod:`.page`; the scripts here tell it where a click fell.
+:mod:`.page` connects them with what they do; the scripts here tell it where a click was.
 """
+
+from typing import Any
 
 import gradio as gr
 
-from deformable_detr.visualize.explorer import markup
+from deformable_detr.visualize.pages.page import macros
 
 START_THRESHOLD = 0.3
+PARTS = macros("explorer.html")
 STAGES = [("queries (decoder)", "decoder"), ("positions (encoder)", "encoder")]
 LOOKING = '<div class="empty">Looking …</div>'
 
@@ -36,14 +39,14 @@ class Components:
     """
 
     def __init__(self, title: str, *, num_levels: int, num_heads: int, num_layers: dict[str, int]) -> None:
-        gr.HTML(f'<div id="top"><h1>Deformable DETR explorer</h1><span>{markup.escape(title)}</span></div>')
+        gr.HTML(PARTS.title(title))
         with gr.Row(equal_height=False):
             with gr.Column(scale=0, min_width=232, elem_id="controls"):
                 self._controls(num_layers, range(num_levels), range(num_heads))
                 self._ways()
             with gr.Column(scale=6, min_width=440):
                 self.stage = gr.HTML(LOOKING, apply_default_css=False, elem_id="stage", js_on_load=STAGE_EVENTS)
-                gr.HTML(apply_default_css=False, value=markup.legend_html(num_levels))
+                gr.HTML(apply_default_css=False, value=PARTS.legend(num_levels))
                 self.strip = gr.HTML(apply_default_css=False, elem_id="strip", js_on_load=BUTTON_EVENTS)
             with gr.Column(scale=5, min_width=400):
                 self._panels()
@@ -54,39 +57,27 @@ class Components:
             STAGES, value="decoder", label="Look at", info="Then click in the image.", elem_classes="chips", elem_id="kind"
         )
         self.threshold = gr.Slider(0, 1, START_THRESHOLD, step=0.01, label="Score threshold", buttons=[], elem_id="threshold")
+        last = layers["decoder"]
         self.decoder_layer = gr.Slider(
-            *(0, layers["decoder"], layers["decoder"]),
-            **{"step": 1, "label": "Decoder layer", "buttons": [], "info": "0: before the first"},
-            elem_id="decoder-layer",
+            0, last, last, step=1, label="Decoder layer", info="0: before the first", buttons=[], elem_id="decoder-layer"
         )
+        chips: dict[str, Any] = {"elem_classes": "chips"}
         self.encoder_layer = gr.Radio(
-            [(str(layer), layer) for layer in range(1, layers["encoder"] + 1)],
-            value=layers["encoder"],
-            label="Encoder layer",
-            visible=False,
-            elem_classes="chips",
+            _numbered(range(1, layers["encoder"] + 1)), value=layers["encoder"], label="Encoder layer", visible=False, **chips
         )
         self.position_level = gr.Radio(
-            [(str(level), level) for level in levels],
+            _numbered(levels),
             value=min(1, len(levels) - 1),
             label="Position on level",
             visible=False,
-            elem_classes="chips",
             elem_id="position-level",
+            **chips,
         )
-        self.levels = gr.CheckboxGroup(
-            [(str(level), level) for level in levels],
-            value=list(levels),
-            label="Points on levels",
-            elem_classes="chips",
-            elem_id="levels",
-        )
-        self.heads = gr.CheckboxGroup(
-            [(str(head), head) for head in heads], value=list(heads), label="Points of heads", elem_classes="chips", elem_id="heads"
-        )
+        self.levels = gr.CheckboxGroup(_numbered(levels), value=list(levels), label="Points on levels", elem_id="levels", **chips)
+        self.heads = gr.CheckboxGroup(_numbered(heads), value=list(heads), label="Points of heads", elem_id="heads", **chips)
 
     def _ways(self) -> None:
-        """Other ways to see the drawing, and to keep it."""
+        """How the drawing is shown, and how it is saved."""
         with gr.Row(elem_id="ways"):
             self.zoom = gr.Checkbox(False, label="zoom in", elem_id="zoom", min_width=90)
             self.references = gr.Checkbox(False, label="all queries", elem_id="references", min_width=100)
@@ -99,16 +90,20 @@ class Components:
     def _panels(self) -> None:
         self.heading = gr.HTML(apply_default_css=False, elem_id="heading")
         with gr.Tabs(elem_id="panels"):
-            with gr.Tab("Where it looks"):
-                gr.HTML('<h3 class="panel">Share of the attention on each level</h3>')
+            with gr.Tab("Sampling points"):
+                gr.HTML('<h3 class="panel">Attention weight per level</h3>')
                 self.shares = gr.HTML(apply_default_css=False, elem_id="shares")
-                gr.HTML('<h3 class="panel">The heaviest points</h3>')
+                gr.HTML('<h3 class="panel">The largest attention weights</h3>')
                 self.points = gr.HTML(apply_default_css=False, elem_id="points")
-            with gr.Tab("Box by box"):
-                gr.HTML('<p class="quiet">What each decoder layer makes of the query\'s box and class.</p>')
+            with gr.Tab("Box per layer"):
+                gr.HTML('<p class="quiet">The query\'s box and class after each decoder layer.</p>')
                 self.boxes = gr.HTML(apply_default_css=False, elem_id="boxes")
             with gr.Tab("Queries"):
                 gr.HTML('<p class="quiet">All queries by their score in the last layer: click one.</p>')
                 self.queries = gr.HTML(apply_default_css=False, elem_id="queries", js_on_load=BUTTON_EVENTS)
             with gr.Tab("Shapes"):
                 self.journey = gr.HTML(apply_default_css=False, elem_id="journey")
+
+
+def _numbered(numbers: range) -> list[tuple[str, int]]:
+    return [(str(number), number) for number in numbers]

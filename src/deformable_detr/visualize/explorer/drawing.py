@@ -1,31 +1,27 @@
-"""The image with what is looked at, as SVG: boxes, references, sampling points.
+"""The image with boxes, references and sampling points, as SVG.
 
-Sizes are in pixels of the image, scaled with it, so that a drawing looks alike at every resolution. Each sampling point and box
-carries its numbers as a tooltip, and the drawing is complete in itself: it can be saved and opened elsewhere.
+Lengths are shares of the image's size, so that a drawing looks alike at every resolution. Sampling points and boxes carry their
+numbers as tooltips. The drawing is complete in itself: it can be saved and opened elsewhere.
 """
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
-from PIL import Image
-from torch import Tensor
-
 from deformable_detr.visualize.colors import class_color, level_color
 from deformable_detr.visualize.explorer.choices import Choices, Look, cell_of, look_of, shown_points
 from deformable_detr.visualize.inside.inside import Detection, Inside
+from deformable_detr.visualize.pages.page import embed_image
 
 MARGIN = 0.07
-"""Of the longer side, around the image: some points lie outside."""
+"""Of the longer side, around the image, for sampling points outside of it."""
 
 LARGEST_EMBEDDED = 1600
 """Longer side of the image inside the drawing, in pixels."""
 
 DARK = "#06080c"
 VEIL = 0.45
-"""How much the image is darkened behind the points."""
+"""Opacity of the dark layer between image and points."""
 
 
 class View(NamedTuple):
@@ -38,19 +34,20 @@ class View(NamedTuple):
 
     @property
     def unit(self) -> float:
-        """A hundredth of the longer side: what lines, dots and letters are measured in."""
+        """A hundredth of the longer side, the unit of lines, dots and letters."""
         return max(self.width, self.height) / 100
 
 
 def draw(inside: Inside, choices: Choices) -> str:
-    """The image and all that is chosen, as one `<svg>` element in pixels of the image."""
+    """Draw the image and what is chosen as one `<svg>` element in pixels of the image."""
     height, width = inside.image_size
     look = look_of(inside, choices)
     view = close_view(inside, choices, look) if choices.zoom else whole_view(inside)
+    pixels = embed_image(inside.image, longest=LARGEST_EMBEDDED, quality=90)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{" ".join(f"{value:.2f}" for value in view)}" '
         'font-family="system-ui, sans-serif" role="img" aria-label="image with boxes and sampling points">',
-        f'<image href="{image_data(inside.image)}" width="{width}" height="{height}" preserveAspectRatio="none"/>',
+        f'<image href="{pixels}" width="{width}" height="{height}" preserveAspectRatio="none"/>',
         f'<rect width="{width}" height="{height}" fill="{DARK}" fill-opacity="{VEIL}"/>',
     ]
     if choices.stage == "decoder":
@@ -73,7 +70,7 @@ def whole_view(inside: Inside) -> View:
 
 
 def close_view(inside: Inside, choices: Choices, look: Look | None) -> View:
-    """What is looked at with all its points near the image, and some room; at least a fifth of the image, of its shape."""
+    """The chosen boxes or cell with their sampling points and a margin; of the image's shape, at least a fifth of it."""
     whole = whole_view(inside)
     boxes = [cell_of(inside, choices.position)]
     if choices.stage == "decoder":
@@ -89,18 +86,8 @@ def close_view(inside: Inside, choices: Choices, look: Look | None) -> View:
     return View(left, top, width, height)
 
 
-def image_data(pixels: Tensor, longest: int = LARGEST_EMBEDDED) -> str:
-    """`[3, H, W]` uint8 → a `data:` address: PNG where it is small, else JPEG, its longer side at most `longest` pixels."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((longest, longest))
-    stream = io.BytesIO()
-    kind = "png" if image.width * image.height <= 256 * 256 else "jpeg"
-    image.save(stream, kind, **({"quality": 90} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
 def _detections(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
-    """The other detections, with their boxes after the chosen layer; large ones first, so that small ones lie on top."""
+    """The other detections with their boxes after the chosen layer; large ones first, so that small ones lie on top."""
     found = {item.query: item for item in reversed(inside.detections(choices.threshold)) if item.query != choices.query}
     boxes = {query: inside.boxes_per_layer(query)[choices.decoder_layer].tolist() for query in found}
     labelled = [inside.boxes_per_layer(choices.query)[choices.decoder_layer].tolist()]
@@ -112,14 +99,14 @@ def _detections(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
         if _area(box) == 0:
             yield _cross(box[0], box[1], view.unit, f"{item.name} {item.score:.2f} (query {query}) starts here")
             continue
-        tooltip = f"{item.name} {item.score:.2f} (query {query}): click to see where it looks"
+        tooltip = f"{item.name} {item.score:.2f} (query {query}): click to see its sampling points"
         yield _rectangle(box, color, 0.4 * view.unit, tooltip, opacity=0.85, name="detection")
         if box in labelled:
             yield _label(_name_after(inside, item, choices.decoder_layer), box, color, view, opacity=0.85)
 
 
 def _refinement(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
-    """The chosen query's box after the chosen layer, and thin lines for the boxes that came before."""
+    """The chosen query's box after the chosen layer, and thin lines for its earlier boxes."""
     boxes = inside.boxes_per_layer(choices.query)[: choices.decoder_layer + 1].tolist()
     chosen, layer = inside.detection_of(choices.query), choices.decoder_layer
     color = class_color(chosen.label).as_hex()
@@ -136,7 +123,7 @@ def _refinement(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
 
 
 def _name_after(inside: Inside, item: Detection, layer: int) -> str:
-    """The class, with the score that the decoder layer gives it; before the first layer there is none."""
+    """The class with its score after the decoder layer; before the first layer without a score."""
     return f"{item.name} {inside.scores_per_layer(item.query)[layer - 1, item.label]:.2f}" if layer else item.name
 
 
@@ -151,7 +138,7 @@ def _stage_name(inside: Inside, layer: int) -> str:
 
 
 def _references(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
-    """A small ring at the place of every query."""
+    """A small ring at the box centre of every query."""
     boxes = [inside.boxes_per_layer(query)[choices.decoder_layer].tolist() for query in range(inside.num_queries)]
     for query, (left, top, right, bottom) in enumerate(boxes):
         if query != choices.query:
@@ -165,7 +152,7 @@ def _references(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
 
 
 def _cell(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
-    """The patch of the image that the chosen position stands for."""
+    """The cell of the chosen position."""
     level, row, column = inside.level_and_cell(choices.position)
     tooltip = f"the position: row {row}, column {column} of level {level}"
     box = cell_of(inside, choices.position)
@@ -179,7 +166,7 @@ def _reference(look: Look, view: View) -> Iterator[str]:
 
 
 def _points(look: Look, choices: Choices, view: View) -> Iterator[str]:
-    """The sampling points that are chosen, heavy ones first: colour is the level, area the weight."""
+    """The chosen sampling points, large weights first: the colour is the level, the area the weight."""
     for head, level, point, x, y, weight in shown_points(look, choices):
         tooltip = f"level {level}, head {head}, point {point}: weight {weight:.3f} at ({x:.1f}, {y:.1f})"
         yield (
@@ -190,7 +177,7 @@ def _points(look: Look, choices: Choices, view: View) -> Iterator[str]:
 
 
 def point_radius(weight: float, unit: float) -> float:
-    """The area grows with the weight; points of no weight can still be seen. `unit` is a hundredth of the longer side."""
+    """Radius of a sampling point: the area grows with the weight, and a weight of 0 is still visible."""
     return unit * (0.45 + 2.4 * weight**0.5)
 
 
@@ -219,7 +206,7 @@ def _cross(x: float, y: float, unit: float, tooltip: str) -> str:
 
 
 def _label(text: str, box: Sequence[float], color: str, view: View, size: float = 1.0, opacity: float = 1.0) -> str:
-    """The name on a coloured ground: above the box, inside it where there is no room above, and always within the view."""
+    """The name on a coloured ground: above the box, inside where there is no room above, always within the view."""
     unit = size * view.unit
     letters, padding = 2.2 * unit, 0.6 * unit
     height, width = letters + padding, 0.56 * letters * len(text) + 2 * padding

@@ -1,6 +1,6 @@
-"""What the controls of the web page do: every event makes a new :class:`Session` from the last and shows it.
+"""What the controls of the web page do: every event makes a new :class:`Session` from the last one and shows it.
 
-The components themselves are in :mod:`.components`; what the choices mean is decided in :mod:`.choices`.
+:mod:`.components` lays the controls out; :mod:`.choices` decides what a choice means.
 """
 
 import json
@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import escape
 
-from deformable_detr.visualize.explorer import markup, tables
+from deformable_detr.data.images import read_image
+from deformable_detr.visualize.explorer import tables
 from deformable_detr.visualize.explorer.choices import Choices, at_another_image, at_point, first_choices, on_level
-from deformable_detr.visualize.explorer.components import START_THRESHOLD, Components
+from deformable_detr.visualize.explorer.components import PARTS, START_THRESHOLD, Components
 from deformable_detr.visualize.explorer.drawing import draw
 from deformable_detr.visualize.explorer.views import Views
+from deformable_detr.visualize.pages.page import embed_image
 
 MOST_THUMBNAILS = 48
+THUMBNAIL_SIDE = 112
 NO_IMAGE = '<div class="empty">Drop an image on the field at the left.</div>'
 
 PRIVATE: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "private"}
@@ -50,7 +54,7 @@ class Page:
         self.num_levels: int = network.flatten.level_embed.shape[0]  # type: ignore[union-attr]
         num_heads: int = network.decoder.layers[0].cross_attn.num_heads  # type: ignore[index, union-attr]
         num_layers = {"encoder": len(network.encoder.layers), "decoder": len(network.decoder.layers)}  # type: ignore[arg-type, union-attr]
-        self.thumbnails = lru_cache(maxsize=2 * MOST_THUMBNAILS)(markup.thumbnail)
+        self.thumbnails = lru_cache(maxsize=2 * MOST_THUMBNAILS)(thumbnail)
         with gr.Blocks(title="Deformable DETR explorer", analytics_enabled=False, fill_width=True) as self.blocks:
             self.session = gr.State(Session())
             self.parts = Components(title, num_levels=self.num_levels, num_heads=num_heads, num_layers=num_layers)
@@ -108,7 +112,7 @@ class Page:
         return part.click(handle, [self.session], self._shown(), **progress)
 
     def _set(self, name: str) -> Change:
-        """What a control does that stands for one of the choices."""
+        """The effect of a control that sets one of the choices."""
 
         def change(session: Session, value: Any) -> Session:
             if session.choices is None:
@@ -161,7 +165,7 @@ class Page:
             inside = self.views.description(path).inside
         except (OSError, ValueError) as error:
             message = str(error).replace(str(path), path.name)
-            raise gr.Error(markup.escape(message), title="This image cannot be shown", print_exception=False) from error
+            raise gr.Error(str(escape(message)), title="This image cannot be shown", print_exception=False) from error
         if session.choices is None:
             return Session(path, first_choices(inside, START_THRESHOLD))
         return Session(path, at_another_image(inside, session.choices))
@@ -177,11 +181,11 @@ class Page:
         return [
             session,
             draw(inside, choices),
-            markup.heading_html(tables.title(inside, choices), tables.explanation(inside, choices)),
-            markup.shares_html(tables.level_shares(inside, choices), choices.levels),
-            markup.table_html(tables.strongest_points(inside, choices), classes=dict.fromkeys(range(4), "number")),
-            markup.table_html(tables.refinement(inside, choices.query), classes=dict.fromkeys((2, 4), "number"), marked=layer),
-            markup.queries_html(tables.queries(inside), choices.query),
+            PARTS.heading(tables.title(inside, choices), tables.explanation(inside, choices)),
+            PARTS.shares(tables.level_shares(inside, choices), choices.levels),
+            PARTS.table(tables.strongest_points(inside, choices), dict.fromkeys(range(4), "number")),
+            PARTS.table(tables.refinement(inside, choices.query), dict.fromkeys((2, 4), "number"), layer),
+            PARTS.queries(tables.queries(inside), choices.query),
             strip,
             choices.stage,
             *[gr.update(visible=in_decoder)] * 3,
@@ -192,21 +196,24 @@ class Page:
     def _strip(self, chosen: Path | None) -> str:
         images = self.views.images
         shown = [(path.name, self.thumbnails(path), path == chosen) for path in images[:MOST_THUMBNAILS]]
-        return markup.thumbnails_html(shown, len(images))
+        return PARTS.thumbnails(shown, len(images))
 
     def _shapes(self, session: Session) -> str:
         if session.path is None:
             return ""
         description = self.views.description(session.path)
-        journey = markup.table_html(tables.journey(description), classes={2: "shape"})
-        costs = markup.table_html(tables.costs(description), classes=dict.fromkeys((1, 2, 3), "number"))
-        return (
-            f'<div class="scrolling"><h3 class="panel">The journey of the image</h3>{journey}'
-            f'<h3 class="panel">What the parts cost</h3>{costs}</div>'
-        )
+        return PARTS.shapes(tables.journey(description), tables.costs(description))
 
     def _record(self, session: Session) -> str:
         if session.path is None or session.choices is None:
             raise gr.Error("There is no image yet.", print_exception=False)
         shown = tables.record(self.views.description(session.path).inside, session.choices, session.path.name)
         return json.dumps(shown, indent=1)
+
+
+def thumbnail(path: Path) -> str | None:
+    """The `data:` address of a small version of an image; None where it cannot be read."""
+    try:
+        return embed_image(read_image(path), longest=THUMBNAIL_SIDE)
+    except (OSError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""The page behind an address of this machine: its theme, style and script, and the port."""
+"""Serve the page at an address of this machine, with its theme, style and script."""
 
 from importlib import resources
 
@@ -50,7 +50,7 @@ def serve(page: Page, host: str, port: int | None, *, open_browser: bool = False
 
 
 def _level_colors(num_levels: int) -> str:
-    """The check boxes of the levels in the colours of their points."""
+    """Check boxes of the levels in the colours of their points."""
     return "".join(
         f"#levels label:nth-of-type({level + 1}) {{ --checkbox-background-color-selected: {level_color(level)}; "
         f"--checkbox-border-color-selected: {level_color(level)}; border-bottom: 3px solid {level_color(level)}; }}\n"

@@ -1,7 +1,4 @@
-"""The numbers beside the image: an explanation in one line, weight per level, strongest points, boxes per layer, queries, shapes.
-
-Each function gives plain text; :mod:`.markup` makes HTML of it.
-"""
+"""The numbers beside the image, as plain text: an explanation, weights, boxes per layer, queries, shapes, costs."""
 
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -22,17 +19,17 @@ class Table(NamedTuple):
 
 
 class LevelShare(NamedTuple):
-    """How much of the attention goes to one level."""
+    """The attention weight of one level."""
 
     level: int
     shape: tuple[int, int]
     """(h, w)"""
     weight: float
-    """In [0, 1], over all levels 1: the mean over the chosen heads."""
+    """In [0, 1], the mean over the chosen heads; sums to 1 over the levels."""
 
 
 def title(inside: Inside, choices: Choices) -> str:
-    """What is looked at, in a few words."""
+    """Name what is chosen."""
     if choices.stage == "encoder":
         level, row, column = inside.level_and_cell(choices.position)
         return f"Position in row {row}, column {column} of level {level}"
@@ -41,37 +38,32 @@ def title(inside: Inside, choices: Choices) -> str:
 
 
 def explanation(inside: Inside, choices: Choices) -> str:
-    """What one sees, in one or two sentences."""
+    """Explain the drawing in one or two sentences."""
     look = look_of(inside, choices)
     if look is None:
         if inside.query_source == "learned":
             return (
-                "Before the first layer: a point that this query learned in training, the same in every image. It has no box yet."
+                "Before the first layer: the learned reference point of this query, the same in every image. There is no box yet."
             )
         place = inside.level_and_cell(int(inside.proposals.taken[choices.query]))[0] if inside.proposals else 0
-        return (
-            f"Before the first layer: the box that the encoder proposes, from a position of level {place}. Nothing is sampled yet."
-        )
+        return f"Before the first layer: the encoder's proposal, from a position of level {place}. Nothing is sampled yet."
     heads, levels, points = look.weights.shape
-    places = f"{heads * levels * points} places ({heads} heads × {levels} levels × {points} points)"
+    count = f"{heads * levels * points} points ({heads} heads × {levels} levels × {points} points)"
     outside = _num_outside(inside, look.points)
     lie = "lies" if outside == 1 else "lie"
-    beyond = f"; {outside} of them {lie} outside the image, where everything is zero" if outside else ""
+    beyond = f"; {outside} of them {lie} outside the image, where features are zero" if outside else ""
     if choices.stage == "encoder":
-        return (
-            f"In encoder layer {choices.encoder_layer} this position, whose patch is framed, gathers what it becomes from "
-            f"{places}{beyond}."
-        )
-    box = "its box of the layer before" if choices.decoder_layer > 1 else "the proposed box"
+        return f"In encoder layer {choices.encoder_layer} this position (framed) samples {count}{beyond}."
+    box = "its box of the previous layer" if choices.decoder_layer > 1 else "the proposed box"
     around = "the cross" if len(look.reference) == 2 else box
     return (
-        f"In decoder layer {choices.decoder_layer} this query looks at {places} around {around}{beyond}. "
-        "It corrects its box with what it finds there."
+        f"In decoder layer {choices.decoder_layer} this query samples {count} around {around}{beyond}. "
+        "Its box is corrected by what they show."
     )
 
 
 def level_shares(inside: Inside, choices: Choices) -> list[LevelShare]:
-    """The weight of each level, the mean over the chosen heads; empty before the first decoder layer or without heads."""
+    """The attention weight of each level; empty before the first decoder layer or without heads."""
     look = look_of(inside, choices)
     if look is None or not choices.heads:
         return []
@@ -80,7 +72,7 @@ def level_shares(inside: Inside, choices: Choices) -> list[LevelShare]:
 
 
 def strongest_points(inside: Inside, choices: Choices, count: int = 8) -> Table:
-    """The heaviest of the points that are shown."""
+    """The sampling points with the largest weights among those that are shown."""
     look = look_of(inside, choices)
     rows = [
         (str(item.level), str(item.head), str(item.point), f"{item.weight:.3f}", f"{item.x:.1f}, {item.y:.1f}")
@@ -90,7 +82,7 @@ def strongest_points(inside: Inside, choices: Choices, count: int = 8) -> Table:
 
 
 def refinement(inside: Inside, query: int) -> Table:
-    """The box of a query from its start to the last layer, its class there, and how far it still is from the last box."""
+    """The box of a query from its reference to the last layer, its class, and the IoU with the last box."""
     boxes, scores = inside.boxes_per_layer(query), inside.scores_per_layer(query)
     overlaps = box_iou(boxes, boxes[-1:])[:, 0].nan_to_num().tolist()
     rows = []
@@ -114,7 +106,7 @@ def queries(inside: Inside, count: int = 100) -> list[tuple[int, int, str, float
 
 
 def journey(description: Description) -> Table:
-    """Every tensor on the way, as `deformable-detr describe` lists them."""
+    """The tensors on the way, as `deformable-detr describe` lists them."""
     rows = []
     previous = ""
     for row in description.rows:
@@ -134,11 +126,11 @@ def costs(description: Description) -> Table:
 
 
 def record(inside: Inside, choices: Choices, name: str) -> dict[str, Any]:
-    """All that is shown, as plain values for JSON; coordinates in pixels of the image.
+    """What is shown, as plain values for JSON; coordinates in pixels of the image.
 
     Args:
         inside: the image's pass through the network.
-        choices: what is looked at.
+        choices: what is chosen.
         name: of the image.
     """
     height, width = inside.image_size

@@ -1,4 +1,4 @@
-"""The images of a session and what the detector made of them."""
+"""The images of a session and their forward passes."""
 
 import threading
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.visualize.inside.description import Description, describe
 
 KEPT = 3
-"""Passes that stay in memory; at 800 pixels one of a full network takes some hundred megabytes."""
+"""Forward passes that stay in memory; one of the full network at 800 pixels takes some hundred megabytes."""
 
 
 class Views:
-    """Sends images through a detector, one at a time, and keeps the last few passes.
+    """Runs a detector on images, one at a time, and keeps the last few forward passes.
 
     Args:
-        detector: the network and its settings.
-        images: what the page offers; others can be viewed, too.
+        detector: any.
+        images: those that the page offers; others can be viewed, too.
     """
 
     def __init__(self, detector: Predictor, images: Sequence[Path]) -> None:
         self.detector = detector
         self.images = list(images)
-        self._lock = threading.Lock()  # passes of two browser tabs must not listen in on each other
+        self._lock = threading.Lock()  # hooks of two browser tabs must not see each other's forward pass
         self._cached = lru_cache(maxsize=KEPT)(self._look)
 
     def description(self, path: Path) -> Description:
-        """The stages of an image's pass with their shapes and costs; what was captured on the way is in `.inside`.
+        """The stages of an image's forward pass with their shapes and costs; what was captured on the way is in `.inside`.
 
         Raises:
             OSError: the file cannot be read.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deformable_detr.files import write_text
 from deformable_detr.version import __version__
+from deformable_detr.visualize.colors import class_color, level_color
 from deformable_detr.visualize.figures import INK, plain_text
 
 LIGHT_INK = "#e5e9ef"
@@ -33,6 +34,14 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+_TEMPLATES.globals.update(class_color=class_color, level_color=level_color)
+
+
+def macros(template: str) -> Any:
+    """The macros of a template, as functions that give HTML; every value is escaped."""
+    return _TEMPLATES.get_template(template).module
 
 
 def render(template: str, **values: Any) -> str:
