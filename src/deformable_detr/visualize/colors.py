@@ -5,11 +5,11 @@ import colorsys
 import supervision as sv
 
 LEVEL_COLORS = ("#19c3ff", "#ffb000", "#ff4f79", "#8f6bff", "#2fd07f", "#c9d1d9")
-"""Level 0 (the finest) first; told apart also by those who see few colours, light enough for a dark ground."""
+"""Level 0 (the finest) first; distinguishable with colour blindness, light enough for a dark ground."""
 
 
 def level_color(level: int) -> str:
-    """`#rrggbb` of a level; they repeat after the sixth."""
+    """The colour `#rrggbb` of a level; they repeat after the sixth."""
     return LEVEL_COLORS[level % len(LEVEL_COLORS)]
 
 
@@ -20,7 +20,7 @@ _FIRST_COLORS = (
 
 
 def class_color(label: int) -> sv.Color:
-    """The colour of a class: the same in every image, twelve hand-picked ones and then ever new hues."""
+    """The colour of a class, the same in every image: twelve hand-picked ones, then further hues."""
     if label < len(_FIRST_COLORS):
         return sv.Color.from_hex(_FIRST_COLORS[label])
     red, green, blue = colorsys.hsv_to_rgb((label * 0.618034) % 1, 0.55 + 0.3 * (label % 2), 0.95 - 0.2 * (label % 3 == 0))

@@ -1,6 +1,6 @@
-"""Images with boxes: detections or truth drawn on an image, and sheets of several images.
+"""Images with boxes: detections or ground truth drawn on an image, and sheets of several images.
 
-All pixels here are RGB uint8. Nothing is shown on screen; :func:`save_drawing` writes a file.
+All pixels are RGB uint8. Nothing is shown on screen; :func:`save_drawing` writes a file.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.categories import Categories
+from deformable_detr.files import atomic_file
 from deformable_detr.structures import Target
 from deformable_detr.visualize.colors import class_color
 
@@ -24,7 +25,7 @@ Rectangle = tuple[int, int, int, int]
 _HALO = sv.Color(12, 14, 18)
 _HALO_STRENGTH = 0.55
 _MAX_COVERED = 0.15
-"""A label is left out where more than this share of it would lie on other labels."""
+"""A label is left out if a larger share of it would overlap other labels."""
 
 
 def draw_detections(
@@ -37,8 +38,8 @@ def draw_detections(
 ) -> np.ndarray:
     """Draw boxes with labels such as `dog 0.87`.
 
-    Lines and text are sized to the image; labels keep clear of each other, and one that finds no place is left out (its box
-    stays, and the colour tells the class).
+    Lines and text are sized to the image. Labels do not hide each other; one without room is left out (its box stays, and the
+    colour tells the class).
 
     Args:
         image: `[H, W, 3]` uint8 RGB, a `[3, H, W]` uint8 tensor, or a PIL image (turned upright); it stays as it is.
@@ -71,7 +72,7 @@ def draw_detections(
 def draw_grid(
     images: Sequence[Drawable], columns: int = 4, *, titles: Sequence[str] = (), cell_width: int | None = None, gap: int = 10
 ) -> np.ndarray:
-    """A sheet of images, row by row, each fitted into a cell of the same size.
+    """Arrange images in a sheet, row by row, each fitted into a cell of the same size.
 
     Args:
         images: images of any sizes, as in :func:`draw_detections`.
@@ -112,10 +113,10 @@ def draw_grid(
 
 
 def truth_detections(target: Target, categories: Categories) -> sv.Detections:
-    """The annotated boxes of an image in the form of detections, without scores.
+    """Convert the ground truth of an image to detections without scores.
 
     Args:
-        target: its `image_size` says how large the image is that is drawn on.
+        target: with the `image_size` of the image that is drawn on.
         categories: the names and ids of the labels.
 
     Raises:
@@ -137,15 +138,11 @@ def truth_detections(target: Target, categories: Categories) -> sv.Detections:
 
 
 def save_drawing(path: str | Path, image: Drawable) -> Path:
-    """Write an image as PNG or JPEG (by the suffix), making the folder where needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing = _to_pil(image)
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        drawing.save(path, quality=92, subsampling=0)
-    else:
-        drawing.save(path)
-    return path
+    """Write an image as PNG or JPEG (by the suffix)."""
+    options = {"quality": 92, "subsampling": 0} if Path(path).suffix.lower() in (".jpg", ".jpeg") else {}
+    with atomic_file(path) as partial:
+        _to_pil(image).save(partial, **options)
+    return Path(path)
 
 
 def _to_pil(image: Drawable) -> Image.Image:
@@ -166,7 +163,7 @@ def _fit(image: Image.Image, width: int) -> Image.Image:
 
 
 def _draw_boxes(canvas: Image.Image, boxes: np.ndarray, colors: list[sv.Color]) -> Image.Image:
-    """Coloured rectangles with a dark halo, which keeps them visible on light and on like-coloured ground."""
+    """Coloured rectangles with a dark halo, which keeps them visible on light grounds and on grounds of their own colour."""
     thickness = max(2, round(max(canvas.size) / 420))
     limits = np.array([canvas.width, canvas.height, canvas.width, canvas.height]) - 1
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")  # small boxes on top
@@ -178,7 +175,7 @@ def _draw_boxes(canvas: Image.Image, boxes: np.ndarray, colors: list[sv.Color]) 
 
 
 def _label_texts(detections: sv.Detections, scores: bool) -> list[tuple[str, ...]]:
-    """For each detection what to write, the wordy form first."""
+    """The label of each detection, the longer form first."""
     names = detections.data.get("class_name")
     if names is None:
         names = ["object"] * len(detections) if detections.class_id is None else [f"class {label}" for label in detections.class_id]
@@ -211,9 +208,9 @@ def _draw_labels(canvas: Image.Image, boxes: np.ndarray, colors: list[sv.Color],
 def _find_place(
     box: np.ndarray, size: tuple[int, int], placed: list[Rectangle], others: np.ndarray, canvas: tuple[int, int]
 ) -> Rectangle | None:
-    """Where a label goes: above its box if that is free, else inside at the top, below, inside at the bottom; left, then right.
+    """Find a place for a label: above its box, inside at the top, below, inside at the bottom; left, then right.
 
-    Of the places that leave the earlier labels readable, the one that hides least of small objects; None where there is none.
+    Among the places that leave earlier labels readable, the one that hides least of small objects wins; None without such a place.
     """
     width, height = size
     left, top, right, bottom = (round(float(value)) for value in box)
@@ -240,7 +237,7 @@ def _common_area(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def _text_color(background: sv.Color) -> tuple[int, int, int]:
-    """Black or white, whichever stands out more (relative luminance of WCAG, without its gamma)."""
+    """Black or white, whichever has more contrast (by luma)."""
     brightness = 0.299 * background.r + 0.587 * background.g + 0.114 * background.b
     return (16, 18, 22) if brightness > 140 else (255, 255, 255)
 

@@ -1,4 +1,4 @@
-"""Sample sheets of a detector: its predictions beside the truth, for some images of a dataset."""
+"""Sample sheets of a detector: predictions beside the ground truth, for some images of a dataset."""
 
 from pathlib import Path
 
@@ -12,24 +12,24 @@ from deformable_detr.visualize.drawing.detections import draw_detections, draw_g
 def draw_samples(
     model: nn.Module, dataset: CocoDataset, output_dir: str | Path, *, count: int = 8, threshold: float = 0.35
 ) -> None:
-    """Predict on some images and draw what was found beside what is there.
+    """Predict on some images and draw the predictions beside the ground truth.
 
     Args:
         model: a detector with `.metadata`; stays on its device, and is left in evaluation mode.
-        dataset: images with their truth; `count` of them are taken, evenly spread, the same ones every time.
-        output_dir: gets one image per sample, named after its file, and `overview.png` with all of them.
-        count: how many.
+        dataset: images with ground truth; `count` of them are taken, evenly spread, the same ones every time.
+        output_dir: gets a drawing of each sample, named after its file, and `overview.png` with all of them.
+        count: number of images.
         threshold: smallest score that is drawn; networks that have learned for minutes are seldom surer.
     """
     predictor = Predictor(model, device=next(model.parameters()).device)
     indices = _spread(len(dataset), count)
     images = [dataset.image(index) for index in indices]
     found = predictor.predict(images, threshold)
-    titles = (f"prediction (score ≥ {threshold:g})", "truth")
+    titles = (f"prediction (score ≥ {threshold:g})", "ground truth")
     cells = []
     for index, image, detections in zip(indices, images, found, strict=True):
-        truth = truth_detections(dataset.target(index), dataset.categories)
-        pair = [draw_detections(image, detections), draw_detections(image, truth)]
+        ground_truth = truth_detections(dataset.target(index), dataset.categories)
+        pair = [draw_detections(image, detections), draw_detections(image, ground_truth)]
         cells += pair
         name = f"{index:05d}-{dataset.image_path(index).stem}.png"
         save_drawing(Path(output_dir) / name, draw_grid(pair, 2, titles=titles))
@@ -39,6 +39,6 @@ def draw_samples(
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """`count` different indices below `length`, evenly spread; all where there are fewer."""
+    """`count` indices below `length`, evenly spread; all of them if there are fewer."""
     count = min(length, count)
     return [position * length // count for position in range(count)]

@@ -1,4 +1,4 @@
-"""What the network sees in training: augmented images with their boxes and the padding of their batch."""
+"""Training images as the network gets them: augmented, with their boxes and the padding of their batch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +26,7 @@ PLAIN = {
     "copy_paste": 0.0,
     "mixup": 0.0,
 }
-"""Every augmentation off but the choice of a size."""
+"""All augmentations off except the choice of a size."""
 
 STRONG = {
     "horizontal_flip": 1.0,
@@ -38,27 +38,27 @@ STRONG = {
     "copy_paste": 1.0,
     "mixup": 1.0,
 }
-"""What each choice is shown with: always, and with this strength where the settings do not say another one."""
+"""The value that shows each augmentation, where the settings do not have another one."""
 
 STRIPES = 12  # pixels
 STRIPE_GREYS = (70, 95)
 NOT_FINITE = (255, 0, 255)
-"""The colour of pixels that are NaN or infinite."""
+"""The colour of non-finite pixels."""
 
 
 def draw_training_images(
     dataset: CocoDataset, data: DataConfig, *, batch_size: int, seed: int, count: int, training: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The first images of a training as the network gets them, with boxes and class names.
+    """Draw the first images of a training as the network gets them, with boxes and class names.
 
-    Pixels are those of the batch, de-normalised; what is padding there is striped.
+    Pixels are those of the batch, de-normalised; padding is striped.
 
     Args:
         dataset: with its transform.
         data: its settings.
         batch_size: images per batch.
         seed: of the order and the augmentation, as in training.
-        count: how many images; not more than an epoch has.
+        count: number of images, at most those of an epoch.
         training: False goes through the dataset in order.
 
     Yields:
@@ -77,10 +77,10 @@ def draw_training_images(
 
 
 def choices(data: DataConfig) -> dict[str, DataConfig]:
-    """Settings that show one augmentation each, by a title: without any, each for itself, and all as they are set.
+    """Make settings that show one augmentation each, by title: none, each alone, and all as configured.
 
     Args:
-        data: sizes are taken from here, and the strengths of choices that are on.
+        data: with the sizes, and the strengths of augmentations that are on.
     """
     plain = replace(data, **PLAIN)
     shown = {"as it is": plain}
@@ -95,7 +95,7 @@ def choices(data: DataConfig) -> dict[str, DataConfig]:
 
 
 def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig | Metadata, categories: Categories) -> np.ndarray:
-    """One image of a batch as `[H, W, 3]` uint8 RGB: de-normalised, its padding striped, with its boxes and their classes."""
+    """Draw one image of a batch, `[H, W, 3]` uint8 RGB: de-normalised, with striped padding, boxes and class names."""
     pixels = denormalised(batch.images[index], data)
     height, width = pixels.shape[1:]
     padding = batch.padding_mask[index]
@@ -108,7 +108,7 @@ def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig 
 
 
 def denormalised(image: Tensor, data: DataConfig | Metadata) -> Tensor:
-    """`[3, H, W]` as the network takes it → uint8 RGB; pixels that are not finite are magenta."""
+    """Undo the normalisation of an image `[3, H, W]`: uint8 RGB, with non-finite pixels in magenta."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
     finite = image.cpu().isfinite().all(dim=0)  # [H, W]
     pixels = ((image.cpu().nan_to_num() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

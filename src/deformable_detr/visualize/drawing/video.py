@@ -120,11 +120,11 @@ class DrawnVideo:
 
 
 def draw_frame(frame: Frame, traces: sv.TraceAnnotator | None = None) -> np.ndarray:
-    """Boxes with names (and numbers such as `car 3`, where they are tracked), and traces where the objects came from.
+    """Draw boxes with names, and where objects are tracked with numbers (`car 3`) and the traces of their paths.
 
     Args:
         frame: with its detections.
-        traces: keeps the earlier places; None draws none.
+        traces: holds the earlier positions; None draws no traces.
 
     Returns:
         `[H, W, 3]` uint8 RGB.
