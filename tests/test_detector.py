@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from deformable_detr.detector import Detector
 from deformable_detr.evaluation import Metrics
 from deformable_detr.presets import model_preset
 from deformable_detr.settings import GROUPS, run_config
+from deformable_detr.visualize import look_inside
 
 NAMES = {3: "circle", 8: "square"}
 SMALL = {"train_short_sides": (64,), "crop_short_sides": (), "eval_short_side": 64, "max_long_side": 96, "num_workers": 0}
@@ -177,3 +179,32 @@ def test_the_original_weights_are_not_changed_by_predicting(trained, dataset):
     before = {key: value.clone() for key, value in detector.model.state_dict().items()}
     detector.predict(dataset / "val", 0.0)
     assert all(torch.equal(before[key], value) for key, value in detector.model.state_dict().items())
+
+
+def test_looking_inside(trained, dataset, tmp_path):
+    detector, _ = trained
+    image = dataset / "val" / "0.png"
+    strongest = detector.explain(image)
+    assert strongest.detection == look_inside(detector, image).detections(top_k=1)[0]
+    assert detector.explain(image, 3).detection.query == 3
+    assert detector.explain(image, box=strongest.detection.box).detection.box == strongest.detection.box
+    assert strongest.save(tmp_path / "why.html").is_file()
+    with pytest.raises(ValueError, match="query and point may not go together"):
+        detector.explain(image, 3, point=(1, 2))
+    description = detector.describe(image, num_detections=2)
+    assert len(description.detections) == 2
+    assert description.detections[0].query == strongest.detection.query
+
+
+def test_videos(trained, tmp_path):
+    detector, _ = trained
+    path = str(tmp_path / "clip.mp4")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"mp4v"), 5, (80, 64))
+    for _ in range(4):
+        writer.write(np.full((64, 80, 3), 40, np.uint8))
+    writer.release()
+    frames = list(detector.stream(path, 0.0, every=2, top_k=3))
+    assert [(frame.index, len(frame.detections), frame.detections.tracker_id) for frame in frames] == [(0, 3, None), (2, 3, None)]
+    tracked = list(detector.track(path, 0.0, top_k=3))
+    assert len(tracked) == 4
+    assert all(frame.detections.tracker_id is not None for frame in tracked)

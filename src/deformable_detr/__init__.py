@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from deformable_detr.version import __version__
 
 if TYPE_CHECKING:
+    from deformable_detr import data, ops, presets, visualize
     from deformable_detr.categories import Categories
     from deformable_detr.checkpoints import load_pretrained, save_weights
     from deformable_detr.config import (
@@ -47,6 +48,9 @@ _HOME = {
     "save_weights": "checkpoints",
 }
 
+_ROOMS = {"data", "ops", "presets", "visualize"}
+"""Packages and modules that are reached through this one."""
+
 __all__ = [
     "Categories",
     "DataConfig",
@@ -66,13 +70,19 @@ __all__ = [
     "__version__",
     "build_model",
     "build_optimizer",
+    "data",
     "load_pretrained",
+    "ops",
     "postprocess",
+    "presets",
     "save_weights",
+    "visualize",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"deformable_detr.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'deformable_detr' has no attribute {name!r}")
     return getattr(import_module(f"deformable_detr.{_HOME[name]}"), name)

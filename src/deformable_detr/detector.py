@@ -1,7 +1,7 @@
 """The whole product as one object: train on a folder, load, predict, evaluate, save."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack
 
@@ -15,13 +15,15 @@ from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import CocoEvaluator, Metrics, analyze, detect
 from deformable_detr.export.parity import Difference
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.keywords import EvaluationOptions
+from deformable_detr.inference.sources import ImageLike, open_source
+from deformable_detr.inference.video import Frame, Video, iterate_video
+from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.precision import Precision
 from deformable_detr.settings import run_config
 from deformable_detr.training.recipe import settings_of_recipe
 from deformable_detr.training.trainer import TrainResult, train
+from deformable_detr.visualize import Description, Explanation, Report, describe, explain, look_inside
 from deformable_detr.visualize.drawing.samples import draw_samples
-from deformable_detr.visualize.pages.report import Report
 
 
 class Detector(Predictor):
@@ -49,17 +51,18 @@ class Detector(Predictor):
         precision: Precision | Literal["auto"] = "fp32",
         optimize: bool = True,
         compile: bool = False,
-        **options: Any,
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """A detector from weights.
 
         Args:
             source: a run folder (its best weights), or a weights file of any known format.
             device: `auto` takes a GPU where there is one.
-            precision: arithmetic of the network when predicting and evaluating; `auto` measures what is fastest here.
-            optimize: make the network fast for inference, see :meth:`optimize`.
+            precision: autocast dtype of the model when predicting and evaluating; `auto` measures what is fastest here.
+            optimize: make the model fast for inference, see :meth:`optimize`.
             compile: compile it too.
-            options: further keywords of :func:`~deformable_detr.checkpoints.load.load_pretrained`.
+            options: further keywords of :func:`~deformable_detr.checkpoints.load.load_pretrained`; see
+                :class:`~deformable_detr.keywords.LoadOptions`.
 
         Raises:
             FileNotFoundError: there is no such file or folder.
@@ -75,7 +78,7 @@ class Detector(Predictor):
         *,
         config: str | Path | None = None,
         show_progress: bool = True,
-        **settings: Any,
+        **settings: Unpack[TrainSettings],
     ) -> Self:
         """Train on a dataset (COCO, YOLO or Pascal VOC) and give back the detector with the best weights.
 
@@ -98,7 +101,7 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, a split or its images are missing.
             FileExistsError: `output_dir` holds a run already.
         """
-        asked = settings if dataset is None else {"dataset": dataset, **settings}
+        asked: dict[str, Any] = {**settings} if dataset is None else {"dataset": dataset, **settings}
         run = run_config(asked, config, choose=settings_of_recipe)
         result = train(run, draw_samples=draw_samples, show_progress=show_progress)
         detector = cls.load(result.best_weights, device=run.train.device)
@@ -196,6 +199,108 @@ class Detector(Predictor):
             progress=None if progress is None else lambda done: progress(done, total),
         )
         return evaluator, images
+
+    def stream(
+        self,
+        source: str | Path | Video,
+        threshold: float | None = None,
+        *,
+        every: int = 1,
+        **options: Unpack[PredictionOptions],
+    ) -> Generator[Frame, None, None]:
+        """Detect objects in a video, a camera's images or a stream, frame by frame.
+
+        ```python
+        for frame in detector.stream("street.mp4", every=5):
+            print(frame.time, frame.detections.data["class_name"])
+        ```
+
+        Args:
+            source: a file, the number of a camera (`"0"`), an address (`rtsp://…`), or an opened video.
+            threshold: smallest score of a detection; None as for :meth:`predict`.
+            every: take every N-th frame.
+            options: see :class:`~deformable_detr.keywords.PredictionOptions`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the video cannot be decoded, or an option is out of range.
+        """
+        return iterate_video(self, source, threshold, every=every, **options)
+
+    def track(
+        self,
+        source: str | Path | Video,
+        threshold: float | None = None,
+        *,
+        every: int = 1,
+        **options: Unpack[PredictionOptions],
+    ) -> Generator[Frame, None, None]:
+        """Follow objects through a video: as :meth:`stream`, with `tracker_id`, the same number for the same object.
+
+        Args:
+            source: as for :meth:`stream`.
+            threshold: smallest score of a detection that begins a track; None as for :meth:`predict`.
+            every: take every N-th frame.
+            options: see :class:`~deformable_detr.keywords.PredictionOptions`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the video cannot be decoded, or an option is out of range.
+        """
+        return iterate_video(self, source, threshold, every=every, tracker=True, **options)
+
+    def explain(
+        self,
+        image: ImageLike,
+        query: int | None = None,
+        *,
+        box: Sequence[float] | None = None,
+        point: Sequence[float] | None = None,
+    ) -> Explanation:
+        """Explain one detection: where its query came from, where each layer looked for it, how box and scores changed.
+
+        ```python
+        detector.explain("street.jpg", point=(320, 140)).save("why.html")
+        ```
+
+        Args:
+            image: as for :meth:`predict`, a single one.
+            query: the number of a decoder query, from 0.
+            box: (left, top, right, bottom) in pixels: the query whose box overlaps most with it.
+            point: (x, y) in pixels: the query whose object lies there, the smallest one of several.
+
+        Returns:
+            The explanation of that detection; without any of the three, of the strongest one. `.save` writes it.
+
+        Raises:
+            FileNotFoundError: no such image.
+            ValueError: more than one of query, box and point, or there is no such query.
+        """
+        given = [name for name, value in (("query", query), ("box", box), ("point", point)) if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} may not go together: one of them says which detection is meant")
+        inside = look_inside(self, image)
+        if box is not None:
+            query = inside.query_of_box(box)
+        elif point is not None:
+            query = inside.query_at(*point)
+        elif query is None:
+            query = inside.detections(top_k=1)[0].query
+        return explain(inside, query)
+
+    def describe(self, image: ImageLike, *, num_detections: int = 5) -> Description:
+        """Show the way of an image through the network: shapes, parameters and multiply-adds of every stage, boxes of every layer.
+
+        Args:
+            image: as for :meth:`predict`, a single one.
+            num_detections: how many of the strongest detections are followed through the layers.
+
+        Raises:
+            FileNotFoundError: no such image.
+            ValueError: it is not an image.
+        """
+        (source,) = open_source(image)
+        return describe(self.model, source.read(), num_detections=num_detections)  # pyright: ignore[reportArgumentType]
 
     def save(self, path: str | Path) -> Path:
         """Write the weights with everything that :meth:`load` needs, as one `.safetensors` file.

@@ -1,10 +1,12 @@
 """The keywords of the detector's methods, with their types, so that editors complete and check them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
+from deformable_detr.categories import Categories
 from deformable_detr.class_names import MatchBy
+from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -58,3 +60,151 @@ class PredictionOptions(TypedDict, total=False):
 
     tile_overlap: float
     """Share of a tile's side that neighbours have in common (0.2)."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """How weights are read."""
+
+    num_classes: int | None
+    """How many classes are wanted; None: as many as the file has."""
+
+    classes: Sequence[str] | Categories | None
+    """Their names. Rows of the class heads are kept for classes of the same name, the others start afresh."""
+
+    strict: bool
+    """Every tensor must fit (True). Otherwise what does not fit keeps its initial value, with a warning."""
+
+    revision: str | None
+    """Version (branch, tag or commit) of a model on the hub."""
+
+    dilation: bool
+    """The weights are those of a DC5 model: their tensors do not show it."""
+
+    num_heads: int
+    """Attention heads, where they are not 8: tensors do not show them."""
+
+    num_queries: int
+    """Queries of a two-stage model, where they are not 300: its tensors do not show them."""
+
+    dropout: float
+    """Dropout, for training on."""
+
+
+class TrainSettings(TypedDict, total=False):
+    """All settings of a training by their own names, and the groups that they stand in; explained and with their defaults in
+    :mod:`deformable_detr.config`."""
+
+    preset: str
+    recipe: Literal["finetune", "small-data"] | None
+    output_dir: str | Path
+    weights: str | Path | None
+    resume: bool
+
+    num_classes: int
+    backbone: str
+    backbone_options: Mapping[str, Any]
+    pretrained_backbone: bool | str | Path
+    frozen_backbone_stages: int
+    freeze_batch_norm: bool
+    dilation: bool
+    num_feature_levels: int
+    hidden_dim: int
+    num_heads: int
+    num_encoder_points: int
+    num_decoder_points: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    ffn_dim: int
+    dropout: float
+    num_queries: int
+    box_refinement: bool
+    two_stage: bool
+    original_padding: bool
+    backbone_levels: int
+    position_temperature: float
+    position_offset: float
+    logit_eps: float
+    query_content: Literal["proposal", "learned"]
+    query_position: Literal["proposal", "reference"]
+    proposal_classes: bool
+    proposal_loss: Literal["all", "selected"]
+    look_forward_twice: bool
+    decoder_norm: bool
+    shared_heads: bool
+    relation_bias: bool
+    denoising_queries: int
+    label_noise: float
+    box_noise: float
+    one_to_many_queries: int
+
+    class_loss: Literal["focal", "ia-bce", "varifocal", "mal"]
+    class_weight: float | None
+    bbox_weight: float
+    giou_weight: float
+    class_cost: float
+    bbox_cost: float
+    giou_cost: float
+    focal_alpha: float
+    focal_gamma: float
+    mal_gamma: float
+    giou_eps: float | None
+    copies: int
+    encoder_copies: int
+    one_to_many_copies: int
+    one_to_many_weight: float
+    branch_weights: Mapping[str, Any]
+
+    train_split: str
+    val_split: str
+    train_short_sides: Sequence[int]
+    crop_short_sides: Sequence[int]
+    crop_range: Sequence[int]
+    eval_short_side: int
+    max_long_side: int
+    pad_size_divisor: int
+    horizontal_flip: float
+    vertical_flip: float
+    transpose: float
+    color_jitter: float | Sequence[float]
+    scale_jitter: Sequence[float]
+    mosaic: float
+    copy_paste: float
+    mixup: float
+    mixing_until: float
+    mean: Sequence[float]
+    std: Sequence[float]
+    num_workers: int
+    on_bad_image: Literal["stop", "skip"]
+
+    lr: float
+    backbone_lr_scale: float
+    sampling_lr_scale: float
+    weight_decay: float
+    clip_grad_norm: float
+    schedule: Literal["step", "cosine"]
+    drop_at: float
+    drop_factor: float
+    warmup_steps: int
+
+    epochs: int
+    steps: int | None
+    batch_size: int | Literal["auto"]
+    accumulate: int
+    target_batch_size: int
+    gradient_checkpointing: bool
+    precision: Literal["fp32", "bf16", "fp16"]
+    ema_decay: float
+    nms_iou: float | None
+    evaluate_every: int
+    log_every: int
+    checkpoint_every: int
+    patience: int
+    on_non_finite: Literal["stop", "skip"]
+    seed: int
+    device: str
+
+    model: ModelConfig | Mapping[str, Any]
+    loss: LossConfig | Mapping[str, Any]
+    data: DataConfig | Mapping[str, Any]
+    optimizer: OptimizerConfig | Mapping[str, Any]
+    train: TrainConfig | Mapping[str, Any]

@@ -96,11 +96,11 @@ def test_an_error_of_the_model_keeps_what_was_done(weights, clip, tmp_path, monk
     detect = Detector._detect
     calls = []
 
-    def failing(self, *arguments):
+    def failing(self, *arguments, **settings):
         calls.append(0)
         if len(calls) == 6:
             raise ValueError("the model has had enough")
-        return detect(self, *arguments)
+        return detect(self, *arguments, **settings)
 
     monkeypatch.setattr(Detector, "_detect", failing)
     assert main(["predict", weights, str(clip), "--output", str(tmp_path)]) == 2

@@ -54,18 +54,17 @@ class DescribeOptions:
 
 def run(options: DescribeOptions) -> None:
     """Describe an image's way, write it, show it."""
-    from deformable_detr.checkpoints import load_pretrained
-    from deformable_detr.data.images import read_image
+    from deformable_detr.detector import Detector
     from deformable_detr.files import write_json
-    from deformable_detr.inference.predictor import choose_device
     from deformable_detr.model import build_model
-    from deformable_detr.visualize.inside.description import describe
     from deformable_detr.visualize.inside.journey import view_journey
 
     log_to_screen()
-    image = read_image(options.image)
-    model = load_pretrained(options.weights) if options.weights else build_model(options.preset, pretrained_backbone=False)
-    found = describe(model.to(choose_device(options.device)), image, num_detections=options.top_k)
+    if options.weights is not None:
+        detector = Detector.load(options.weights, device=options.device)
+    else:
+        detector = Detector(build_model(options.preset, pretrained_backbone=False), device=options.device)
+    found = detector.describe(options.image, num_detections=options.top_k)
     with Finish() as finish:
         finish.write(options.json, lambda path: write_json(path, found.to_dict(), indent=1))
         finish.write(options.figure, lambda path: view_journey(found.inside).save(path))

@@ -57,28 +57,17 @@ def run(options: ExplainOptions) -> None:
     """
     if not options.weights:
         raise ValueError("which detector? give --weights with a run folder or a weights file (deformable-detr explain --help)")
-    given = [name for name in ("query", "box", "point") if getattr(options, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"--{' and --'.join(given)} may not go together: one of them says which detection is meant")
     box = numbers(options.box, 4, "--box takes LEFT,TOP,RIGHT,BOTTOM") if options.box is not None else None
     point = numbers(options.point, 2, "--point takes X,Y") if options.point is not None else None
 
     from deformable_detr.detector import Detector
-    from deformable_detr.visualize import explain, look_inside
 
     log_to_screen()
-    inside = look_inside(Detector.load(options.weights, device=options.device), options.image)
-    if box is not None:
-        query = inside.query_of_box(box)
-    elif point is not None:
-        query = inside.query_at(*point)
-    else:
-        query = options.query if options.query is not None else inside.detections(top_k=1)[0].query
-    explanation = explain(inside, query)
+    explanation = Detector.load(options.weights, device=options.device).explain(options.image, options.query, box=box, point=point)
     left, top, right, bottom = explanation.detection.box
     with Finish() as finish:
         finish.show(f"{explanation.title}, box ({left:.0f}, {top:.0f}, {right:.0f}, {bottom:.0f})", explanation.origin)
-        page = Path("runs/explain") / f"{Path(options.image).stem}-query-{query}.html"
+        page = Path("runs/explain") / f"{Path(options.image).stem}-query-{explanation.detection.query}.html"
         finish.write(options.output or page, explanation.save)
 
 

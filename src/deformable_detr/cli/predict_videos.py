@@ -17,7 +17,6 @@ from deformable_detr.cli.predict_options import PredictOptions
 from deformable_detr.cli.screen import progress, show
 from deformable_detr.files import atomic_file
 from deformable_detr.inference import Predictor
-from deformable_detr.inference.tracking import Tracker
 from deformable_detr.inference.video import Frame, Video, is_video, iterate_video
 from deformable_detr.visualize.drawing.video import DrawnVideo
 
@@ -62,14 +61,13 @@ def output_names(sources: Sequence[str]) -> list[str]:
 def _predict_video(detector: Predictor, source: str, target: Path, options: PredictOptions) -> None:
     """Predict on one video; what there is at an interruption is kept."""
     json_path = Path(options.json) if options.json else target.with_suffix(".json")
-    tracker = Tracker(detector.score_limits(options.threshold).tolist()) if options.track else None
     with ExitStack() as stack:
         video = stack.enter_context(Video(source))
         fps = video.fps if video.live else video.fps / options.every
         records = stack.enter_context(FrameRecords(json_path, video, detector.categories))
         drawn = stack.enter_context(DrawnVideo(target, fps)) if options.draw else None
         frames = iterate_video(
-            detector, video, options.threshold, every=options.every, tracker=tracker, **options.predict_settings()
+            detector, video, options.threshold, every=options.every, tracker=options.track, **options.predict_settings()
         )
         bar = stack.enter_context(progress(Path(source).name or source, unit="frames"))
         total = math.ceil(video.num_frames / options.every) if video.num_frames else None

@@ -107,7 +107,7 @@ def iterate_video(
     threshold: float | None = None,
     *,
     every: int = 1,
-    tracker: Tracker | None = None,
+    tracker: Tracker | bool | None = None,
     **options: Any,
 ) -> Generator[Frame, None, None]:
     """Detect objects in a video, a camera's images or a stream, frame by frame.
@@ -119,7 +119,8 @@ def iterate_video(
         video: an opened one, or what opens one.
         threshold: smallest score of a detection, None as for :meth:`Predictor.predict`; a tracker has its own.
         every: take every so many frames.
-        tracker: gives the objects numbers. Instead of ours, any object with `update(detections)` and `lowest_score`.
+        tracker: gives the objects numbers; True: one that begins tracks at `threshold`. Instead of ours, any object with
+            `update(detections)` and `lowest_score`.
         options: further ones of :meth:`Predictor.iterate`: `batch_size`, `top_k`, `classes`, `tiles`, …
 
     Raises:
@@ -132,6 +133,9 @@ def iterate_video(
         with Video(video) as opened:
             yield from iterate_video(predictor, opened, threshold, every=every, tracker=tracker, **options)
         return
+    if tracker is True:
+        tracker = Tracker(predictor.score_limits(threshold).tolist())
+    following = tracker or None
     waiting: deque[tuple[int, float]] = deque()
 
     def images() -> Iterator[np.ndarray]:
@@ -139,10 +143,10 @@ def iterate_video(
             waiting.append((index, seconds))
             yield image
 
-    lowest = threshold if tracker is None else tracker.lowest_score
+    lowest = threshold if following is None else following.lowest_score
     with closing(read_ahead(video.frames(every), newest=video.live)) as ahead:
         for result in predictor.iterate(images(), lowest, **options):
-            found = result.detections if tracker is None else tracker.update(result.detections)
+            found = result.detections if following is None else following.update(result.detections)
             yield Frame(*waiting.popleft(), result.image, found)
 
 
