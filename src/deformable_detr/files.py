@@ -93,7 +93,10 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> 
         OSError: see :func:`atomic_file`.
         TypeError: something in `content` has no form in JSON; then nothing is written.
     """
-    return write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        text = json.dumps(content, indent=indent)  # file names in another encoding than UTF-8: as \udc.., which reading gives back
+    return write_text(path, text + "\n")
 
 
 def _target(path: str | Path) -> Path:

@@ -1,6 +1,5 @@
 """COCO's evaluation of boxes, over any number of processes; the counting itself is faster-coco-eval's."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.matches import EvaluatedImage
 from deformable_detr.evaluation.metrics import NOT_A_NUMBER, ClassMetrics, Metrics
 from deformable_detr.evaluation.thresholds import ScoreCurve, class_thresholds, joint_curve, score_curves
+from deformable_detr.files import write_json
 from deformable_detr.structures import ImageId, Target
 
 logger = logging.getLogger(__name__)
@@ -139,9 +139,7 @@ class CocoEvaluator:
 
     def save_results(self, path: str | Path) -> None:
         """Write :meth:`results` as JSON, as COCO's evaluation server takes it; the folder is made where it is missing."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.results()), encoding="utf-8")
+        write_json(path, self.results())
 
     def _with_thresholds(self, metrics: Metrics, curves: Sequence[ScoreCurve]) -> Metrics:
         """The metrics with the thresholds of the file's classes, and of the model's labels."""

@@ -1,9 +1,7 @@
 """Run a model over a split and measure how good its detections are."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -13,10 +11,8 @@ from deformable_detr.class_names import MatchBy
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.postprocessing import postprocess
+from deformable_detr.precision import Precision, autocast
 from deformable_detr.structures import ImageBatch, Target
-
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST_DTYPES: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def evaluate(
@@ -91,14 +87,14 @@ def detect(
     """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the truth."""
     evaluator = CocoEvaluator(annotation_file, categories, match_by)
     device = torch.device(device) if device is not None else _device_of(model)
-    autocast = _autocast(precision, device)
+    context = autocast(precision, device)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             done = 0
             for batch, targets in loader:
-                with autocast:
+                with context:
                     predictions = model(batch.to(device, non_blocking=True))
                 sizes = [_image_size(target) for target in targets]
                 evaluator.update(targets, postprocess(predictions, sizes, top_k, nms_iou=nms_iou))
@@ -121,13 +117,6 @@ def _image_size(target: Target) -> tuple[int, int]:
 
 def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    if precision not in AUTOCAST_DTYPES:
-        raise ValueError(f"unknown precision {precision!r}; known are {', '.join(AUTOCAST_DTYPES)}")
-    dtype = AUTOCAST_DTYPES[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def _is_first_process() -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from deformable_detr.files import write_json
 
@@ -139,7 +139,7 @@ class Metrics:
         for entry in self.per_class:
             threshold = "–" if math.isnan(entry.threshold) else f"{entry.threshold:.2f}"
             numbers = (percent(entry.ap), percent(entry.ap50), percent(entry.f1), threshold, str(entry.num_objects))
-            table.add_row(escape(entry.name), *numbers)
+            table.add_row(Text(entry.name), *numbers)  # as it is, whatever looks like markup in it
         return table
 
 
