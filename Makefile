@@ -4,7 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint format bench-op wheel clean
+# Tests whose numbers could depend on the processor, once more with the instructions of an old one.
+ISA_TESTS := tests/ops/test_cpu.py tests/ops/test_ms_deform_attn.py tests/ops/test_winograd.py tests/model/test_parity.py \
+	tests/criterion/test_losses.py tests/inference/test_optimize.py::test_predictor_options \
+	tests/export/test_files.py::test_a_file_that_computes_something_else_is_not_kept
+OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE_DETR_CPU_ISA=portable
+
+# The native kernels with AddressSanitizer and UndefinedBehaviorSanitizer, which must be loaded before Python's own libraries.
+ASAN := build/asan
+ASAN_TESTS := tests/ops/test_cpu.py tests/ops/test_winograd.py tests/ops/test_ms_deform_attn.py tests/ops/test_defaults.py
+
+.PHONY: install demo test test-isa test-asan lint format bench-op wheel clean
 
 install: $(STAMP)
 
@@ -18,6 +28,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+test-isa: $(STAMP)
+	$(OLD_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(ISA_TESTS)
+
+test-asan: $(STAMP)
+	DEFORMABLE_DETR_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib $(ASAN) --build-temp $(ASAN)/objects
+	DEFORMABLE_DETR_CPU_LIBRARY=$(CURDIR)/$(ASAN)/deformable_detr/ops/_cpu_kernels.so OMP_NUM_THREADS=1 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	$(BIN)/python -m pytest -q -x -p no:cacheprovider $(ASAN_TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Builds the native CPU kernels of the operator, when there is a compiler; everything else is in pyproject.toml."""
 
 import logging
+import os
 import platform
 import re
 from pathlib import Path
@@ -16,11 +17,18 @@ FLAGS = ["-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-
 CPP_FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]
+if os.environ.get("DEFORMABLE_DETR_SANITIZE"):  # make test-asan: mistakes in memory and arithmetic end the process
+    FLAGS = [*FLAGS, "-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    LINK_FLAGS = ["-fsanitize=address,undefined"]
+else:
+    LINK_FLAGS = []
 SOURCES = {"kernel_portable.cpp": [], **({"kernel_avx2.cpp": AVX2, "kernel_avx512.cpp": AVX512} if X86 else {})}
+
+PLAIN_SOURCES = ("threads.c", "checks.c")
 
 KERNELS = Extension(
     "deformable_detr.ops._cpu_kernels",
-    sources=[str(CSRC / "threads.c"), *(str(CSRC / name) for name in SOURCES)],
+    sources=[*(str(CSRC / name) for name in PLAIN_SOURCES), *(str(CSRC / name) for name in SOURCES)],
     depends=[str(CSRC / name) for name in ("kernel.h", "vector.h", "problem.h", "winograd.h")],
     optional=True,
 )
@@ -51,13 +59,14 @@ class BuildKernels(build_ext):
     def _compile(self, ext: Extension) -> None:
         compiler, output = self.compiler, Path(self.build_temp)
         macros = [("MSDA_X86", "1")] if X86 else []
-        objects = compiler.compile([str(CSRC / "threads.c")], output_dir=str(output), macros=macros, extra_postargs=FLAGS)
+        plain = [str(CSRC / name) for name in PLAIN_SOURCES]
+        objects = compiler.compile(plain, output_dir=str(output), macros=macros, extra_postargs=FLAGS, depends=ext.depends)
         for name, instructions in SOURCES.items():
             flags = [*FLAGS, *CPP_FLAGS, *instructions]
             objects += compiler.compile([str(CSRC / name)], output_dir=str(output), extra_postargs=flags, depends=ext.depends)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        compiler.link_shared_object(objects, str(target), libraries=["pthread"])
+        compiler.link_shared_object(objects, str(target), libraries=["pthread"], extra_postargs=LINK_FLAGS)
 
 
 class PlatformWheel(bdist_wheel):

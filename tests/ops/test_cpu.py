@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,15 +33,10 @@ def restore_threads():
 @pytest.fixture
 def layout(monkeypatch):
     """Makes every call read values in place (1) or copy heads first (2), and use all threads however little there is to do."""
-    original = cpu._problem
 
     def choose(number):
-        def problem(*tensors):
-            made, keep = original(*tensors)
-            made.layout, made.threads = number, torch.get_num_threads()
-            return made, keep
-
-        monkeypatch.setattr(cpu, "_problem", problem)
+        monkeypatch.setattr(cpu, "LAYOUT", number)
+        monkeypatch.setattr(cpu, "_num_threads", lambda samples: torch.get_num_threads())
 
     return choose
 
@@ -156,12 +154,130 @@ def test_a_library_that_is_missing_or_broken(tmp_path, monkeypatch):
         cpu.library.__wrapped__()
 
 
-def test_struct_matches_the_header():
-    assert ctypes.sizeof(cpu.Problem) == 8 * (len(cpu._SIZES) + len(cpu._POINTERS) + len(cpu._RESULTS))
-    header = (cpu.LIBRARY.parent / "csrc" / "problem.h").read_text()
-    body = header.split("typedef struct {")[1].split("} msda_problem")[0]
-    places = [body.index(name) for name in ("reference_size", "shapes", "grad_output", "grad_weights")]
-    assert places == sorted(places)
+@pytest.mark.parametrize(("struct", "name"), [(cpu.Problem, "msda_problem"), (cpu.WinogradProblem, "winograd_problem")])
+def test_structs_match_the_header(struct, name):
+    header = (Path(cpu.__file__).parent / "csrc" / "problem.h").read_text()
+    body = re.search(rf"typedef struct {{([^}}]*)}} {name};", header)[1]
+    fields = re.findall(r"(\w+)[,;]", re.sub(r"//.*", "", body))
+    assert fields == [field for field, _ in struct._fields_]
+    assert ctypes.sizeof(struct) == 8 * len(fields)
+    assert f"#define MSDA_INTERFACE {cpu.INTERFACE}" in header
+
+
+def test_a_library_of_other_sources_is_not_called(monkeypatch):
+    monkeypatch.setattr(cpu, "INTERFACE", cpu.INTERFACE + 1)
+    with pytest.raises(cpu.KernelsMissing, match="built from other sources"):
+        cpu.library.__wrapped__()
+
+
+def valid_problem(problems, reference=2):
+    p = problems(queries=5, reference=reference)
+    problem, kept = cpu._problem(p.value, [size for pair in p.shapes for size in pair], p.reference, p.offsets, p.weights)
+    kept.append(output := cpu.new_tensor(2, 5, 256).fill_(7))
+    cpu.attach(problem, "output", output)
+    return problem, kept, output
+
+
+WRONG = {
+    "batch": (0, "a size or kind"),
+    "queries": (-3, "a size or kind"),
+    "threads": (0, "a size or kind"),
+    "dtype": (3, "a size or kind"),
+    "reference_size": (3, "a size or kind"),
+    "layout": (9, "a size or kind"),
+    "tokens": (2**31, "beyond what 32-bit indices reach"),
+    "heads": (2**62, "beyond what 32-bit indices reach"),
+    "value": (None, "a tensor is missing"),
+    "reference": (None, "a tensor is missing"),
+    "shapes": (12345, "not aligned"),
+    "output": (2**40 + 2, "not aligned"),
+    "value_bytes": (4, "does not have the size"),
+    "output_bytes": (2 * 5 * 256 * 2, "does not have the size"),  # what another default dtype would allocate
+    "weights_bytes": (10**9, "does not have the size"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_the_kernel_refuses_problems_that_contradict_themselves(problems, field):
+    problem, _kept, output = valid_problem(problems)
+    number, message = WRONG[field]
+    setattr(problem, field, number)
+    with pytest.raises(RuntimeError, match=f"msda_forward: .*{message}"):
+        cpu.run("msda_forward", problem)
+    assert (output == 7).all()
+
+
+@pytest.mark.parametrize("sizes", [[10, 17, 5, 8, 3, 4, 1, 3], [10, 17, 5, 8, 3, 4, 0, 2], [2**31, 17, 5, 8, 3, 4, 1, 2]])
+def test_the_kernel_refuses_levels_that_do_not_fit(problems, sizes):
+    problem, kept, output = valid_problem(problems)
+    kept.append(array := (ctypes.c_int64 * 8)(*sizes))
+    problem.shapes = ctypes.addressof(array)
+    with pytest.raises(RuntimeError, match=r"levels|32-bit"):
+        cpu.run("msda_forward", problem)
+    assert (output == 7).all()
+
+
+def test_a_backward_problem_needs_its_gradients(problems):
+    problem, *_ = valid_problem(problems)
+    with pytest.raises(RuntimeError, match="msda_backward: a tensor is missing"):
+        cpu.run("msda_backward", problem)
+
+
+def test_only_contiguous_cpu_tensors_are_attached():
+    with pytest.raises(TypeError, match=r"value: .* contiguous"):
+        cpu.attach(cpu.Problem(), "value", torch.zeros(3, 4).T)
+    with pytest.raises(TypeError, match="on meta"):
+        cpu.attach(cpu.Problem(), "value", torch.zeros(3, device="meta"))
+
+
+def test_misaligned_memory(problems, error_of):
+    """Tensors over foreign buffers may begin anywhere."""
+    p = problems(queries=5)
+
+    def moved(t):
+        memory = bytearray(1) + bytearray(t.numpy().tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the buffer is writable, but one byte off
+            return torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=1).view(t.shape)
+
+    expected = run(p)
+    q = p.map(moved)
+    assert q.value.data_ptr() % 4 != 0
+    assert torch.equal(run(q), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_rounds_the_output_once(problems, definition, layout, monkeypatch, isa, dtype):
+    """To the nearest, ties to even, as torch rounds: what float32 gives, rounded, for channels in and beyond whole vectors."""
+    monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    for number in (1, 2):
+        layout(number)
+        for channels in (32, 64, 21):
+            p = problems(queries=11, channels=channels)
+            p.value = (p.value * 3).to(dtype)
+            low = run(p)
+            p.value = p.value.float()
+            unit = torch.finfo(dtype).eps / 2
+            exact = definition(p.map(torch.Tensor.double))
+            assert low.dtype == dtype
+            assert ((low.double() - exact).abs() <= unit * exact.abs() * 1.001 + 1e-6).all()
+            assert (low == run(p).to(dtype)).float().mean() > 0.99  # sums in another order may round the other way
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_at_the_edges(monkeypatch, isa, dtype):
+    """Ties, subnormals and what overflows: the mean of each two neighbours, and four times as much, as torch rounds it."""
+    monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    numbers = torch.arange(2**15 - 1).to(torch.int16).view(dtype)
+    numbers = numbers[numbers.isfinite()]
+    pairs = torch.stack([numbers[:-1], numbers[1:]], dim=-1).view(-1, 2, 1, 1)  # an image of two pixels each
+    between = torch.full((len(pairs), 1, 1, 1, 1, 2), 0.5)
+    for factor in (1.0, 4.0):
+        expected = (pairs.double().mean(1) * factor).float().to(dtype)
+        found = ms_deform_attn(pairs, [(1, 2)], between, torch.full((len(pairs), 1, 1, 1, 1), factor), backend="cpu")
+        assert torch.equal(found.flatten(), expected.flatten())
 
 
 def test_the_operator_imports_without_the_rest():

@@ -27,6 +27,44 @@ def test_the_original_signature(arguments, error_of):
     assert all(tensor.grad is not None for tensor in (value, locations, weights))
 
 
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        (torch.tensor([170, 0, 210, 222]), "level 0 begins at token 170, but the levels before it have 0 pixels"),
+        (torch.tensor([0, 170, 211, 222]), "level 2 begins at token 211, but the levels before it have 210 pixels"),
+        (torch.tensor([0, 170]), "expected 4 integers, one per level, got \\[2\\]"),
+        (torch.tensor([0.0, 170.0, 210.0, 222.0]), "expected 4 integers"),
+    ],
+)
+def test_first_tokens_that_do_not_fit(arguments, starts, message):
+    value, shapes, _, *rest = arguments
+    with pytest.raises(ValueError, match=f"level_start_index: {message}"):
+        MSDeformAttnFunction.apply(value, shapes, starts, *rest)
+
+
+def test_one_node_of_a_compiled_program(arguments):
+    """Shapes and first tokens are arguments, or known from outside; what does not fit is found when the program runs."""
+    value, shapes, starts, locations, weights, step = arguments
+    nodes = []
+
+    def backend(graph, inputs):
+        nodes.extend(node for node in graph.graph.nodes if "ms_deform_attn" in str(node.target))
+        return graph.forward
+
+    def program(value, shapes, starts):
+        return MSDeformAttnFunction.apply(value, shapes, starts, locations, weights, step)
+
+    compiled = torch.compile(program, fullgraph=True, backend=backend)
+    assert torch.equal(compiled(value, shapes, starts), MSDeformAttnFunction.apply(*arguments))
+    assert len(nodes) == 1
+    with pytest.raises(ValueError, match="level_start_index: level 0 begins at token 7"):
+        compiled(value, shapes, starts + 7)
+    with pytest.raises(ValueError, match="spatial_shapes: the levels have 394 pixels"):
+        taller = shapes.clone()
+        taller[0, 0] += 10
+        compiled(value, taller, torch.cat([shapes.new_zeros(1), taller.prod(1).cumsum(0)[:-1]]))
+
+
 def test_against_mmcv(arguments):
     ops = pytest.importorskip("mmcv.ops.multi_scale_deform_attn", reason="mmcv is not installed")
     value, shapes, _, locations, weights, _ = arguments

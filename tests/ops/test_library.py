@@ -121,9 +121,44 @@ def test_vmap_over_gradients(problems):
             torch.testing.assert_close(t[i], a)
 
 
-def test_second_derivative_is_refused(problems):
-    q = problems(reference=2, queries=3).leaves()
-    output = ms_deform_attn_fused(q.value, q.shapes, q.reference, q.offsets, q.weights)
-    (grad,) = torch.autograd.grad(output.square().sum(), q.value, create_graph=True)
-    with pytest.raises(NotImplementedError, match="backend='reference'"):
-        grad.sum().backward()
+class TableAttention(torch.nn.Module):
+    """The sizes of the levels come as a tensor: an argument, or one that the module holds."""
+
+    def __init__(self, table, backend=None):
+        super().__init__()
+        self.table, self.backend = table, backend
+
+    def forward(self, value, *geometry, table=None):
+        table = self.table if table is None else table
+        function = ms_deform_attn if len(geometry) == 2 else ms_deform_attn_fused
+        return function(value, table, *geometry, backend=self.backend)
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("reference", [0, 2])
+def test_sizes_in_a_tensor_compile_into_one_node(problems, with_gradients, error_of, reference, backend, held):
+    p = problems(reference=reference, queries=5)
+    table = torch.tensor(p.shapes)
+    module = TableAttention(table, backend)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    given = {} if held else {"table": table}
+    grad = torch.randn(2, 5, 256)
+    found = with_gradients(lambda q: compiled(*q.tensors(), **given), p.leaves(), grad)
+    expected = with_gradients(lambda q: module(*q.tensors()), p.leaves(), grad)
+    assert all(error_of(f, e) < 1e-6 for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_opcheck_with_sizes_in_a_tensor(problems):
+    p = problems(reference=0, queries=5).leaves()
+    overload = torch.ops.deformable_detr.ms_deform_attn.table
+    table = torch.tensor(p.shapes)
+    torch.library.opcheck(overload, (p.value, table, None, p.offsets, p.weights, "cpu"))
+
+
+def test_the_registered_operator_itself_points_to_the_function(problems):
+    p = problems(queries=3)
+    shapes = [size for pair in p.shapes for size in pair]
+    with pytest.raises(NotImplementedError, match=r"call deformable_detr\.ops"):
+        torch.func.grad(lambda v: OPERATOR(v, shapes, p.reference, p.offsets, p.weights, "cpu").sum())(p.value)

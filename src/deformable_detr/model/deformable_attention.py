@@ -77,8 +77,8 @@ class MultiScaleDeformableAttention(nn.Module):
 
 def compass_grid(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     """`[M, L, P, 2]`: (x, y) on the edge of a square, head m at the angle 2πm / M, point p that far out p + 1 times."""
-    angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    angles = torch.arange(num_heads, dtype=torch.float32, device="cpu") * (2 * math.pi / num_heads)
     directions = torch.stack((angles.cos(), angles.sin()), dim=-1)  # [M, 2]
     directions = directions / directions.abs().amax(-1, keepdim=True)
-    steps = torch.arange(1, num_points + 1, dtype=torch.float32)  # [P]
+    steps = torch.arange(1, num_points + 1, dtype=torch.float32, device="cpu")  # [P]
     return directions[:, None, None, :] * steps[None, None, :, None].expand(-1, num_levels, -1, -1)

@@ -46,7 +46,7 @@ class BoxHead(MLP):
         last: nn.Linear = self.layers[-1]  # type: ignore[assignment]
         nn.init.zeros_(last.weight)
         with torch.no_grad():
-            last.bias.copy_(torch.tensor([0.0, 0.0, size_bias, size_bias]))
+            last.bias.copy_(last.bias.new_tensor([0.0, 0.0, size_bias, size_bias]))
 
 
 def class_head(hidden_dim: int, num_classes: int) -> nn.Linear:

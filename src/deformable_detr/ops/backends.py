@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from deformable_detr.ops import cpu
+from deformable_detr.ops.plain import PLAIN
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("cpu", "triton", "reference")
-PLAIN = ("reference", "gather")
-"""Forms in plain PyTorch, which run everywhere and can be exported. `gather` has no grid_sample and is never chosen by itself."""
-
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _forced: str | None = None  # what use_backend says

@@ -78,16 +78,24 @@ class Measurement:
 
 def make_inputs(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """[value, reference points, offsets, logits], or [value, locations, weights] of the plain form; offsets of about 3 pixels."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def random(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, dtype=torch.float32, device="cpu")
+
+    def centres(size: int) -> Tensor:
+        return (torch.arange(size, dtype=torch.float32, device="cpu") + 0.5) / size
+
     tokens, levels = sum(h * w for h, w in case.shapes), len(case.shapes)
-    value = torch.randn(case.batch, tokens, case.heads, case.channels, generator=generator)
+    value = random(case.batch, tokens, case.heads, case.channels)
     if case.queries is None:
-        centres = [torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in case.shapes]
-        reference = torch.cat(centres)[None, :, None].expand(case.batch, tokens, levels, 2).contiguous()
+        places = [torch.cartesian_prod(centres(h), centres(w)).flip(-1) for h, w in case.shapes]
+        reference = torch.cat(places)[None, :, None].expand(case.batch, tokens, levels, 2).contiguous()
     else:
-        reference = torch.rand(case.batch, case.queries, levels, 2, generator=generator)
+        sizes = (case.batch, case.queries, levels, 2)
+        reference = torch.rand(*sizes, generator=generator, dtype=torch.float32, device="cpu")
     geometry = (case.batch, reference.shape[1], case.heads, levels, case.points)
-    offsets, logits = 3 * torch.randn(*geometry, 2, generator=generator), torch.randn(*geometry, generator=generator)
+    offsets, logits = 3 * random(*geometry, 2), random(*geometry)
     value = value.to(dtype)
     if case.fused:
         return [tensor.to(device) for tensor in (value, reference, offsets, logits)]
@@ -131,7 +139,7 @@ def _instructions(isa: str | None) -> Iterator[None]:
 
 
 def _device_shapes(shapes: list[tuple[int, int]], value: Tensor) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor(shapes, device=value.device)
+    sizes = torch.tensor(shapes, dtype=torch.int64, device=value.device)
     return sizes, torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
 
 
@@ -251,7 +259,7 @@ def measure(
         memory: also start a process for each one that measures its peak memory.
     """
     inputs = make_inputs(case, device, dtype)
-    grad = torch.randn(case.batch, inputs[1].shape[1], case.heads * case.channels, device=device).to(dtype)
+    grad = torch.randn(case.batch, inputs[1].shape[1], case.heads * case.channels, dtype=torch.float32, device=device).to(dtype)
     exact = _step(_operator(CLASSIC, case.fused), case, [t.double() for t in inputs], grad.double())()
     results, steps = [], []
     for name in names:
@@ -293,10 +301,10 @@ def peaks(case: Case, name: str, device: str, dtype: torch.dtype) -> list[int | 
     operator = _operator(name, case.fused)
     small = replace(case, height=64, width=64, queries=case.queries and 8)
     small_queries = make_inputs(small)[1].shape[1]
-    for grad in (None, torch.ones(case.batch, small_queries, case.heads * case.channels, device=device).to(dtype)):
+    for grad in (None, torch.ones(case.batch, small_queries, case.heads * case.channels, dtype=dtype, device=device)):
         _step(operator, small, make_inputs(small, device, dtype), grad)()  # what loads once is not the problem's memory
     inputs = make_inputs(case, device, dtype)
-    grad = torch.ones(case.batch, inputs[1].shape[1], case.heads * case.channels, device=device).to(dtype)
+    grad = torch.ones(case.batch, inputs[1].shape[1], case.heads * case.channels, dtype=dtype, device=device)
     found = []
     for step in (_step(operator, case, inputs, None), _step(operator, case, inputs, grad)):
         before = _reset_peak(device)

@@ -13,20 +13,43 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-LIBRARY = Path(__file__).with_name("_cpu_kernels.so")
+LIBRARY_VARIABLE = "DEFORMABLE_DETR_CPU_LIBRARY"
+LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("_cpu_kernels.so"))
+"""The compiled kernels; the environment variable names another build of them (`make test-asan`)."""
+
 ISA_VARIABLE = "DEFORMABLE_DETR_CPU_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in the order of msda_supports
+_OUT_OF_MEMORY = 1  # MSDA_OUT_OF_MEMORY
 VALUE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _SIZES = ("batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size", "dtype", "threads", "layout")
-_POINTERS = ("shapes", "value", "reference", "offsets", "weights", "grad_output")
-_RESULTS = ("output", "grad_value", "grad_reference", "grad_offsets", "grad_weights")
+_BUFFERS = (
+    *("shapes", "value", "reference", "offsets", "weights", "grad_output"),
+    *("output", "grad_value", "grad_reference", "grad_offsets", "grad_weights"),
+)
+INTERFACE = 2
+"""`MSDA_INTERFACE` of csrc/problem.h: raised with every change of the structs."""
+
+LAYOUT = 0
+"""0: the kernel chooses; 1: value is read in place; 2: each head is copied first (for tests)."""
 
 
 class Problem(ctypes.Structure):
-    """`msda_problem` of csrc/problem.h."""
+    """`msda_problem` of csrc/problem.h: sizes, and each buffer as an address and its size in bytes."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [(name, ctypes.c_void_p) for name in _POINTERS + _RESULTS]
+    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [
+        field for name in _BUFFERS for field in ((name, ctypes.c_void_p), (f"{name}_bytes", ctypes.c_int64))
+    ]
+
+
+class WinogradProblem(ctypes.Structure):
+    """`winograd_problem` of csrc/problem.h; see `ops.winograd`."""
+
+    sizes = ("batch", "height", "width", "channels", "out_channels", "tiles", "relu", "threads")
+    buffers = ("input", "weights", "bias", "added", "transformed", "products", "output")
+    _fields_ = [(name, ctypes.c_int64) for name in sizes] + [
+        field for name in buffers for field in ((name, ctypes.c_void_p), (f"{name}_bytes", ctypes.c_int64))
+    ]
 
 
 class KernelsMissing(ImportError):
@@ -46,10 +69,15 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         raise KernelsMissing(f"{LIBRARY.name} does not load: {error}") from error
+    expected = INTERFACE << 32 | ctypes.sizeof(Problem) << 16 | ctypes.sizeof(WinogradProblem)
+    loaded.msda_interface.argtypes, loaded.msda_interface.restype = [], ctypes.c_int64
+    if loaded.msda_interface() != expected:
+        raise KernelsMissing(f"{LIBRARY.name} was built from other sources: install the package again")
     for isa in ISAS:
-        for direction in ("forward", "backward"):
-            if (function := getattr(loaded, f"msda_{direction}_{isa}", None)) is not None:
-                function.argtypes, function.restype = [ctypes.POINTER(Problem)], ctypes.c_int
+        for function, problem in (("msda_forward", Problem), ("msda_backward", Problem), ("winograd_convolution", WinogradProblem)):
+            if (entry := getattr(loaded, f"{function}_{isa}", None)) is not None:
+                entry.argtypes, entry.restype = [ctypes.POINTER(problem)], ctypes.c_int
+    loaded.msda_message.argtypes, loaded.msda_message.restype = [ctypes.c_int], ctypes.c_char_p
     loaded.msda_use_gomp.argtypes, loaded.msda_use_gomp.restype = [ctypes.c_void_p], None
     loaded.msda_use_gomp(_gomp_parallel())
     return loaded
@@ -125,33 +153,72 @@ def missing_reason() -> str | None:
     return None
 
 
+def run(function: str, problem: Problem | WinogradProblem) -> None:
+    """Call a kernel of the current form with a problem whose buffers are attached.
+
+    Raises:
+        MemoryError: the kernel could not allocate its buffers.
+        RuntimeError: the problem contradicts itself; nothing was written.
+    """
+    loaded = library()
+    status = getattr(loaded, f"{function}_{current_isa()}")(ctypes.byref(problem))
+    if status != 0:
+        reason = loaded.msda_message(status).decode()
+        raise (MemoryError if status == _OUT_OF_MEMORY else RuntimeError)(f"{function}: {reason}")
+
+
+def attach(problem: Problem | WinogradProblem, name: str, tensor: Tensor) -> None:
+    """Enter a tensor as a buffer; it must stay alive until the kernel has returned.
+
+    Raises:
+        TypeError: not a contiguous tensor in the CPU's memory. Size and alignment are checked by the kernel, which knows them.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise TypeError(f"{name}: the CPU kernels take contiguous CPU tensors, got strides {tensor.stride()} on {tensor.device}")
+    setattr(problem, name, tensor.data_ptr())
+    setattr(problem, f"{name}_bytes", tensor.numel() * tensor.element_size())
+
+
+def aligned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this type, contiguous and at an address that is a multiple of its element's size."""
+    tensor = tensor.detach().to(dtype).contiguous()
+    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+
+
+def new_tensor(*sizes: int) -> Tensor:
+    """An uninitialised float32 tensor in the CPU's memory, whatever the defaults of the process are."""
+    return torch.empty(sizes, dtype=torch.float32, device="cpu")
+
+
+@functools.lru_cache(maxsize=256)
+def _shapes_array(shapes: tuple[int, ...]) -> ctypes.Array:
+    return (ctypes.c_int64 * len(shapes))(*shapes)
+
+
+def _num_threads(samples: int) -> int:
+    return max(1, min(torch.get_num_threads(), samples // 2048))  # waking a thread costs more than 2048 samples
+
+
 def _problem(
     value: Tensor, shapes: Sequence[int], reference: Tensor | None, offsets: Tensor, weights: Tensor
 ) -> tuple[Problem, list[object]]:
-    """The struct for these contiguous tensors, and what must stay alive while it is used."""
+    """The struct for these tensors, and what must stay alive while it is used."""
     batch, tokens, heads, channels = value.shape
     queries, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
-    sizes = (ctypes.c_int64 * len(shapes))(*shapes)
-    work = batch * queries * heads * levels * points
-    threads = max(1, min(torch.get_num_threads(), work // 2048))  # waking a thread costs more than 2048 samples
+    threads = _num_threads(batch * queries * heads * levels * points)
     reference_size = 0 if reference is None else reference.shape[-1]
     dtype = VALUE_DTYPES[value.dtype]
-    problem = Problem(batch, tokens, heads, channels, queries, levels, points, reference_size, dtype, threads, 0)
-    problem.shapes = ctypes.addressof(sizes)
-    problem.value, problem.offsets, problem.weights = value.data_ptr(), offsets.data_ptr(), weights.data_ptr()
-    if reference is not None:
-        problem.reference = reference.data_ptr()
-    return problem, [sizes, value, reference, offsets, weights]
-
-
-def _run(direction: str, problem: Problem) -> None:
-    status = getattr(library(), f"msda_{direction}_{current_isa()}")(ctypes.byref(problem))
-    if status != 0:
-        raise MemoryError("not enough memory for the buffers of multi-scale deformable attention")
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().contiguous()
+    problem = Problem(batch, tokens, heads, channels, queries, levels, points, reference_size, dtype, threads, LAYOUT)
+    array = _shapes_array(tuple(shapes))
+    problem.shapes, problem.shapes_bytes = ctypes.addressof(array), ctypes.sizeof(array)
+    value = aligned(value, value.dtype)
+    kept: list[object] = [array, value]
+    attach(problem, "value", value)
+    for name, tensor in (("reference", reference), ("offsets", offsets), ("weights", weights)):
+        if tensor is not None:
+            kept.append(ready := aligned(tensor, torch.float32))
+            attach(problem, name, ready)
+    return problem, kept
 
 
 def forward(value: Tensor, shapes: Sequence[int], reference: Tensor | None, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -160,24 +227,18 @@ def forward(value: Tensor, shapes: Sequence[int], reference: Tensor | None, offs
     Args:
         value: `[B, S, M, D]`, float32, bfloat16 or float16.
         shapes: `h_0, w_0, h_1, w_1, …`.
-        reference: `[B, Q, L, 2 | 4]` float32 for the fused form; None: `offsets` are locations and `weights` are no logits.
-        offsets: `[B, Q, M, L, P, 2]` float32.
-        weights: `[B, Q, M, L, P]` float32.
+        reference: `[B, Q, L, 2 | 4]` for the fused form; None: `offsets` are locations and `weights` are no logits.
+        offsets: `[B, Q, M, L, P, 2]`.
+        weights: `[B, Q, M, L, P]`.
     """
-    batch, _, heads, channels = value.shape
-    output = torch.empty(batch, offsets.shape[1], heads * channels)
-    if output.numel() == 0 or value.shape[1] == 0 or weights.numel() == 0:
-        return output.zero_().to(value.dtype)
-    problem, _keep = _problem(*_inputs(value, shapes, reference, offsets, weights))
-    problem.output = output.data_ptr()
-    _run("forward", problem)
-    return output.to(value.dtype)
-
-
-def _inputs(
-    value: Tensor, shapes: Sequence[int], reference: Tensor | None, offsets: Tensor, weights: Tensor
-) -> tuple[Tensor, Sequence[int], Tensor | None, Tensor, Tensor]:
-    return value.detach().contiguous(), shapes, _contiguous(reference), offsets.detach().contiguous(), weights.detach().contiguous()
+    batch, tokens, heads, channels = value.shape
+    output = torch.empty(batch, offsets.shape[1], heads * channels, dtype=value.dtype, device="cpu")
+    if output.numel() == 0 or tokens == 0 or weights.numel() == 0:
+        return output.zero_()
+    problem, _keep = _problem(value, shapes, reference, offsets, weights)
+    attach(problem, "output", output)
+    run("msda_forward", problem)
+    return output
 
 
 def backward(
@@ -200,19 +261,21 @@ def backward(
         weights: see `forward`.
         with_reference: whether the reference's gradient is wanted.
     """
-    with_reference = with_reference and reference is not None
-    grad_offsets, grad_weights = torch.empty_like(offsets, memory_format=torch.contiguous_format), torch.empty(weights.shape)
-    if grad_output.numel() == 0 or value.shape[1] == 0 or weights.numel() == 0:
-        grad_reference = torch.zeros(reference.shape) if with_reference and reference is not None else torch.empty(0)
-        return torch.zeros(value.shape, dtype=value.dtype), grad_reference, grad_offsets.zero_(), grad_weights.zero_()
-    grad_value = torch.empty(value.shape)
-    problem, _keep = _problem(*_inputs(value, shapes, reference, offsets, weights))
-    grad_output = grad_output.detach().to(torch.float32).contiguous()
-    problem.grad_output, problem.grad_value = grad_output.data_ptr(), grad_value.data_ptr()
-    problem.grad_offsets, problem.grad_weights = grad_offsets.data_ptr(), grad_weights.data_ptr()
-    shares = torch.empty(0)
+    batch, tokens, heads, _ = value.shape
+    grads = {"grad_value": new_tensor(*value.shape)}
+    grads |= {"grad_offsets": new_tensor(*offsets.shape), "grad_weights": new_tensor(*weights.shape)}
+    shares = new_tensor(0)
     if with_reference and reference is not None:
-        shares = torch.empty(value.shape[0], value.shape[2], *reference.shape[1:])  # one per head
-        problem.grad_reference = shares.data_ptr()
-    _run("backward", problem)
-    return grad_value.to(value.dtype), shares.sum(1) if with_reference else shares, grad_offsets, grad_weights
+        shares = grads["grad_reference"] = new_tensor(batch, heads, *reference.shape[1:])  # one per head
+    if grad_output.numel() == 0 or tokens == 0 or weights.numel() == 0:
+        for grad in grads.values():
+            grad.zero_()
+    else:
+        problem, _keep = _problem(value, shapes, reference, offsets, weights)
+        grad_output = aligned(grad_output, torch.float32)
+        attach(problem, "grad_output", grad_output)
+        for name, grad in grads.items():
+            attach(problem, name, grad)
+        run("msda_backward", problem)
+    grad_reference = shares.sum(1) if "grad_reference" in grads else shares
+    return grads["grad_value"].to(value.dtype), grad_reference, grads["grad_offsets"], grads["grad_weights"]

@@ -9,8 +9,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from deformable_detr.ops.levels import check_table, pairs_of_table
 from deformable_detr.ops.ms_deform_attn import ms_deform_attn
 
 TRANSFORMERS_MODELS = (
@@ -42,15 +44,28 @@ class MSDeformAttnFunction:
         Args:
             value: `[B, S, M, D]`.
             value_spatial_shapes: `[L, 2]`, (h, w).
-            value_level_start_index: not needed; the levels lie one after the other.
+            value_level_start_index: `[L]`, the first token of each level; must be that of levels one after the other.
             sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) in [0, 1].
             attention_weights: `[B, Q, M, L, P]`.
             im2col_step: not needed; there is no such buffer.
+
+        Raises:
+            ValueError: see `ms_deform_attn`; or first tokens that do not fit the shapes.
         """
-        return ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+        table = _with_starts(value_spatial_shapes, value_level_start_index)
+        return ms_deform_attn(value, table, sampling_locations, attention_weights)
 
 
 MultiScaleDeformableAttnFunction = MSDeformAttnFunction
+
+
+def _with_starts(shapes: Tensor, starts: Tensor) -> Tensor:
+    """`[L, 3]`: one tensor, so that a GPU is waited for once."""
+    check_table(shapes)
+    if starts.shape != shapes.shape[:1] or starts.is_floating_point():
+        expected = f"expected {shapes.shape[0]} integers, one per level"
+        raise ValueError(f"level_start_index: {expected}, got {list(starts.shape)} {starts.dtype}")
+    return torch.cat([shapes[:, :2], starts[:, None].to(shapes)], dim=1)
 
 
 def _transformers_forward(
@@ -63,6 +78,8 @@ def _transformers_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
+    if level_start_index.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+        pairs_of_table(_with_starts(value_spatial_shapes, level_start_index))
     return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
 

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention without `grid_sample`: gather and arithmetic, for runtimes whose GridSample is slow or wrong.
 
-The same numbers as `reference.py`, in operations that every runtime has. Nobody computes with it here; it is exported, and a
-translator takes its time for every operation: so all levels go through each of them together.
+The same numbers as `reference.py`, in operations that every runtime has and that have derivatives of every order and direction. For
+exported programs all levels go through each operation together: a translator takes its time for every operation.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ def multi_scale_deformable_attn_gather(
     """
     batch, tokens, heads, channels = value.shape
     rows = value.reshape(batch * tokens * heads, channels)
-    image = torch.arange(batch, device=value.device)[:, None] * (tokens * heads) + torch.arange(heads, device=value.device)
+    image, head = (torch.arange(count, dtype=torch.int64, device=value.device) for count in (batch, heads))
+    image = image[:, None] * (tokens * heads) + head
     image = image[:, None, :, None, None]  # [B, 1, M, 1, 1]: the row of each image's and head's first pixel
     sizes, first = _levels(spatial_shapes, sampling_locations)
     places = sampling_locations * sizes - 0.5  # in pixels, 0 at the centre of the first
@@ -37,7 +38,7 @@ def multi_scale_deformable_attn_gather(
         for line, share_y in _one_axis(before[..., 1], fraction[..., 1], sizes[..., 1]):
             pixel = first + line * sizes[..., 0] + column  # [B, Q, M, L, P], exact below 2**24
             picked = rows.index_select(0, (image + pixel.to(torch.int64) * heads).flatten())
-            picked = picked.view(*pixel.shape[:3], -1, channels)  # [B, Q, M, L * P, D]
+            picked = picked.view(*pixel.shape[:3], pixel.shape[3] * pixel.shape[4], channels)  # [B, Q, M, L * P, D]
             weights = (attention_weights * share_x * share_y).flatten(3)[..., None, :]  # [B, Q, M, 1, L * P]
             output = output + weights @ picked
     return output.flatten(2)
@@ -59,6 +60,6 @@ def _one_axis(before: Tensor, fraction: Tensor, size: Tensor) -> list[tuple[Tens
     last = size - 1
     pairs = []
     for pixel, share in ((before, 1 - fraction), (before + 1, fraction)):
-        inside = pixel.relu().minimum(last)
-        pairs.append((inside, share * (inside == pixel)))
+        inside = torch.where(pixel > 0, pixel, 0.0).minimum(last)  # NaN too
+        pairs.append((inside, torch.where(inside == pixel, share, 0.0)))
     return pairs

@@ -15,12 +15,15 @@ def multi_scale_deformable_attn_pytorch(
     Args:
         value: `[B, S, M, D]`, the levels one after the other, each row by row.
         value_spatial_shapes: `[L, 2]`, (h, w) of each level; a tensor or a list of pairs.
-        sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) with the level's corners at 0 and 1; samples outside are zero.
+        sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) with the level's corners at 0 and 1; samples outside are zero, and what is
+            not finite is outside.
         attention_weights: `[B, Q, M, L, P]`.
 
     Returns:
         `[B, Q, M * D]`.
     """
+    if not torch.compiler.is_exporting() and not torch.jit.is_tracing():  # there each pass over the locations would cost time
+        sampling_locations = _finite(sampling_locations)
     shapes = value_spatial_shapes.tolist() if isinstance(value_spatial_shapes, Tensor) else value_spatial_shapes
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
@@ -59,8 +62,26 @@ def sampling_locations_from_offsets(
     centre = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 4:
         size = reference_points[:, :, None, :, None, 2:]
-        return centre + sampling_offsets / sampling_offsets.shape[4] * size * 0.5
+        return _centre_plus(centre, sampling_offsets / sampling_offsets.shape[4], size * 0.5)
     shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
     # One number at a time, because under export a size may be a symbol; [L, 1, 2] as (w, h).
     sizes = torch.stack([sampling_offsets.new_full((), size) for h, w in shapes for size in (w, h)]).view(-1, 1, 2)
     return centre + sampling_offsets / sizes
+
+
+FAR = 9.0
+"""A coordinate that lies outside of every level."""
+
+
+def _finite(locations: Tensor) -> Tensor:
+    """Locations far outside, infinite and NaN ones among them, moved to where they count as outside and have no gradient."""
+    return torch.where(locations > -FAR, locations, -FAR).clamp(max=FAR)
+
+
+def _centre_plus(centre: Tensor, offsets: Tensor, half: Tensor) -> Tensor:
+    """centre + offsets * half, with zero gradients (and not 0 * infinity) where the result is not finite."""
+    locations = centre + offsets * half
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+        return locations
+    finite = locations.isfinite()
+    return torch.where(finite, centre + torch.where(finite, offsets, 0.0) * torch.where(finite, half, 0.0), FAR)

@@ -198,9 +198,10 @@ def _backward_kernel(
                 attention = tl.where(here, a[:, None], attention)
                 grad_attention = tl.where(here, ga[:, None], grad_attention)
                 rx, ry = rx + gx, ry + gy
-                if R == 4:
-                    rw, rh = rw + gx * ox, rh + gy * oy
-                    gx, gy = gx * sx, gy * sy
+                if R == 4:  # outside, where an offset or a size may be infinite, nothing has a gradient
+                    rw += tl.where(gx != 0, gx * ox, 0.0)
+                    rh += tl.where(gy != 0, gy * oy, 0.0)
+                    gx, gy = tl.where(gx != 0, gx * sx, 0.0), tl.where(gy != 0, gy * sy, 0.0)
             tl.store(grad_offsets + 2 * index, gx, mask=query_mask)
             tl.store(grad_offsets + 2 * index + 1, gy, mask=query_mask)
         if R != 0 and WITH_REFERENCE:

@@ -4,8 +4,6 @@ The transforms with roots 0, ±2/3, ±3/2 and infinity are those of Toom and Coo
 Convolutional Neural Networks", section 4.3, has them with ±1 and ±2).
 """
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -21,14 +19,6 @@ BUFFER_FLOATS = 1_500_000
 """About so many floats of the transformed input are there at once: they and the products stay in the last cache."""
 
 _ROOTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-_SIZES = ("batch", "height", "width", "channels", "out_channels", "tiles", "relu", "threads")
-_POINTERS = ("input", "weights", "bias", "added", "transformed", "products", "output")
-
-
-class _Problem(ctypes.Structure):
-    """`winograd_problem` of csrc/problem.h."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [(name, ctypes.c_void_p) for name in _POINTERS]
 
 
 def winograd_available() -> bool:
@@ -52,9 +42,9 @@ def transform_weights(weight: Tensor) -> Tensor:
     if weight.shape[2:] != (3, 3) or outputs % CHANNEL_UNIT or channels % CHANNEL_UNIT:
         raise ValueError(f"weights must be [O, C, 3, 3] with multiples of {CHANNEL_UNIT} channels, not {list(weight.shape)}")
     rows = [[root**power / _others(root) for power in range(3)] for root in _ROOTS]
-    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)  # [6, 3]
+    g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu")  # [6, 3]
     transform = torch.kron(g, g)  # [36, 9]
-    result = torch.empty(36, outputs // PANEL, channels, PANEL)
+    result = cpu.new_tensor(36, outputs // PANEL, channels, PANEL)
     for panel, some in enumerate(weight.detach().cpu().split(PANEL)):  # one at a time: in float64 they are large
         taps = some.reshape(PANEL, channels, 9).permute(2, 1, 0).reshape(9, -1).double()
         result[:, panel] = (transform @ taps).view(36, channels, PANEL)
@@ -99,29 +89,44 @@ def winograd_convolution(
 
     Raises:
         KernelsMissing: the native kernels were not built.
-        ValueError: numbers of channels that do not fit.
+        ValueError: shapes, types or devices that do not fit.
     """
-    outputs = weights.shape[1] * PANEL
-    if weights.shape[2] != x.shape[1]:
-        raise ValueError(f"the weights take {weights.shape[2]} channels, x has {x.shape[1]}")
-    (batch, channels, height, width), total = x.shape, num_tiles(x.shape)
+    (batch, channels, height, width), outputs = x.shape, weights.shape[1] * PANEL
+    _check(x, weights, bias, added, out)
     layout = torch.channels_last
-    x = x.contiguous(memory_format=layout)
-    added = None if added is None else added.contiguous(memory_format=layout)
     if out is None:
-        out = torch.empty(batch, outputs, height, width, memory_format=layout)
+        out = cpu.new_tensor(batch, height, width, outputs).permute(0, 3, 1, 2)
+    total = num_tiles(x.shape)
     if total == 0:
         return out
     blocks = -(-total * 36 * max(channels, outputs) // BUFFER_FLOATS)
     tiles = -(-total // blocks)
     tiles += -tiles % TILE_UNIT
-    buffers = [torch.empty(36 * (tiles * width_of + PANEL)) for width_of in (channels, outputs)]
-    threads = torch.get_num_threads()
-    problem = _Problem(batch, height, width, channels, outputs, tiles, int(relu), threads)
-    tensors = (x, weights, bias, added, *buffers, out)
-    for name, tensor in zip(_POINTERS, tensors, strict=True):
-        setattr(problem, name, None if tensor is None else tensor.data_ptr())
-    function = getattr(cpu.library(), f"winograd_convolution_{cpu.current_isa()}")
-    function.argtypes, function.restype = [ctypes.POINTER(_Problem)], None
-    function(ctypes.byref(problem))
+    maps = {"input": x, "added": added, "output": out}
+    buffers = {name: t.contiguous(memory_format=layout).permute(0, 2, 3, 1) for name, t in maps.items() if t is not None}
+    buffers |= {name: t.contiguous() for name, t in (("weights", weights), ("bias", bias)) if t is not None}
+    for name, size in (("transformed", channels), ("products", outputs)):
+        buffers[name] = cpu.new_tensor(36 * (tiles * size + PANEL))
+    problem = cpu.WinogradProblem(batch, height, width, channels, outputs, tiles, int(relu), torch.get_num_threads())
+    for name, tensor in buffers.items():
+        cpu.attach(problem, name, tensor)
+    cpu.run("winograd_convolution", problem)
     return out
+
+
+def _check(x: Tensor, weights: Tensor, bias: Tensor | None, added: Tensor | None, out: Tensor | None) -> None:
+    batch, channels, height, width = x.shape
+    outputs = weights.shape[1] * PANEL
+    if weights.shape[2] != channels:
+        raise ValueError(f"the weights take {weights.shape[2]} channels, x has {channels}")
+    if weights.shape != (36, outputs // PANEL, channels, PANEL):
+        raise ValueError(f"weights must be [36, O / {PANEL}, C, {PANEL}] of transform_weights, not {list(weights.shape)}")
+    result = (batch, outputs, height, width)
+    for name, tensor, shape in (("bias", bias, (outputs,)), ("added", added, result), ("out", out, result)):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must be {list(shape)}, not {list(tensor.shape)}")
+    for name, tensor in (("x", x), ("weights", weights), ("bias", bias), ("added", added), ("out", out)):
+        if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            raise ValueError(f"{name} must be float32 on the CPU, not {tensor.dtype} on {tensor.device}")
+    if out is not None and not out.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError("out must be contiguous in channels_last")

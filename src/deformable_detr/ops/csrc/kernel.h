@@ -230,9 +230,9 @@ INLINE Corners<T> corners(const Plan &plan, const Scratch &s, const T *value, in
     return c;
 }
 
-// NV vectors of channels from `channel` on: the weighted sum over all points and corners.
-template <int NV, typename T, bool PACKED>
-INLINE void gather(const Plan &plan, const Scratch &s, const T *value, int channel, float *output) {
+// NV vectors of channels from `channel` on: the weighted sum over all points and corners. T and O: of the values and of the output.
+template <int NV, typename T, typename O, bool PACKED>
+INLINE void gather(const Plan &plan, const Scratch &s, const T *value, int channel, O *output) {
     constexpr int CHAINS = W == 16 ? 4 : W == 8 ? 2 : 1;  // sums kept apart, to hide the latency of the additions
     const int padded = plan.padded_points;
     vf total[CHAINS][NV];
@@ -242,29 +242,31 @@ INLINE void gather(const Plan &plan, const Scratch &s, const T *value, int chann
         Corners<T> from = corners<T, PACKED>(plan, s, value, i);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) {
-            vf weight = broadcast(s.corner_weights[k * padded + i]);
+            vf weight = broadcast(s.corner_weights[k * padded + i]), row[NV];
+            load_channels<NV>(from.at[k] + channel, row);
 #pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v) total[k % CHAINS][v] += weight * load_as_float(from.at[k] + channel + v * W);
+            for (int v = 0; v < NV; ++v) total[k % CHAINS][v] += weight * row[v];
         }
     }
+    vf sums[NV];
     for (int v = 0; v < NV; ++v) {
-        vf r = total[0][v];
-        if constexpr (CHAINS == 2) r += total[1][v];
-        if constexpr (CHAINS == 4) r = (r + total[1][v]) + (total[2][v] + total[3][v]);
-        store(output + v * W, r);
+        sums[v] = total[0][v];
+        if constexpr (CHAINS == 2) sums[v] += total[1][v];
+        if constexpr (CHAINS == 4) sums[v] = (sums[v] + total[1][v]) + (total[2][v] + total[3][v]);
     }
+    store_channels<NV>(output, sums);
 }
 
-template <typename T, bool PACKED>
-INLINE void gather_all(const Plan &plan, const Scratch &s, const T *value, float *output) {
+template <typename T, typename O, bool PACKED>
+INLINE void gather_all(const Plan &plan, const Scratch &s, const T *value, O *output) {
     const int channels = (int)plan.p.channels;
     int d = 0;
-    for (; d + 32 <= channels; d += 32) gather<32 / W, T, PACKED>(plan, s, value, d, output + d);
-    for (; d + W <= channels; d += W) gather<1, T, PACKED>(plan, s, value, d, output + d);
+    for (; d + 32 <= channels; d += 32) gather<32 / W, T, O, PACKED>(plan, s, value, d, output + d);
+    for (; d + W <= channels; d += W) gather<1, T, O, PACKED>(plan, s, value, d, output + d);
     if (d == channels) return;
     if constexpr (PACKED) {
-        float last[W];
-        gather<1, T, PACKED>(plan, s, value, d, last);
+        O last[W];
+        gather<1, T, O, PACKED>(plan, s, value, d, last);
         for (int i = d; i < channels; ++i) output[i] = last[i - d];
     } else {
         for (; d < channels; ++d) {
@@ -273,9 +275,28 @@ INLINE void gather_all(const Plan &plan, const Scratch &s, const T *value, float
                 Corners<T> from = corners<T, PACKED>(plan, s, value, i);
                 for (int k = 0; k < 4; ++k) total += s.corner_weights[k * plan.padded_points + i] * one_as_float(from.at[k] + d);
             }
-            output[d] = total;
+            store_one(output + d, total);
         }
     }
+}
+
+// What a forward pass keeps its copies in: bfloat16 as it is, half the size; float16 as float, because its conversion takes longer.
+template <typename T>
+struct PackedAs {
+    typedef float type;
+};
+template <>
+struct PackedAs<bfloat16> {
+    typedef bfloat16 type;
+};
+
+INLINE void copy_channels(float *to, const float *from, int channels) { memcpy(to, from, channels * sizeof *to); }
+INLINE void copy_channels(bfloat16 *to, const bfloat16 *from, int channels) { memcpy(to, from, channels * sizeof *to); }
+template <typename T>
+INLINE void copy_channels(float *to, const T *from, int channels) {
+    int d = 0;
+    for (; d + W <= channels; d += W) store(to + d, load_as_float(from + d));
+    for (; d < channels; ++d) to[d] = one_as_float(from + d);
 }
 
 // Where a level with its margins begins in the padded buffer.
@@ -285,28 +306,27 @@ INLINE int64_t first_element(const Plan &plan, int level) {
     return ((int64_t)l.first_row - (int64_t)PAD * l.stride - PAD) * plan.width;
 }
 
-// Copies the levels [first, last) of one head into the padded buffer, as float.
-template <typename T>
-void pack(const Plan &plan, const T *value, float *buffer, int first, int last) {
+// Copies the levels [first, last) of one head into the padded buffer.
+template <typename T, typename P>
+void pack(const Plan &plan, const T *value, P *buffer, int first, int last) {
     const int channels = (int)plan.p.channels, width = plan.width;
     const int64_t step = plan.p.heads * plan.p.channels;
-    float *to = buffer + first_element(plan, first);
+    P *to = buffer + first_element(plan, first);
     for (int l = first; l < last; ++l) {
         const Level &level = plan.levels[l];
         const T *from = value + level.first_token * step;
         const int64_t margin = (int64_t)level.stride * PAD * width;
-        memset(to, 0, margin * sizeof(float));
+        memset(to, 0, margin * sizeof *to);
         to += margin;
         for (int y = 0; y < level.h; ++y) {
-            memset(to, 0, PAD * width * sizeof(float));
+            memset(to, 0, PAD * width * sizeof *to);
             to += PAD * width;
             for (int x = 0; x < level.w; ++x, from += step, to += width) {
-                int d = 0;
-                for (; d + W <= channels; d += W) store(to + d, load_as_float(from + d));
-                for (; d < width; ++d) to[d] = d < channels ? one_as_float(from + d) : 0.0f;
+                copy_channels(to, from, channels);
+                if (width > channels) memset(to + channels, 0, (width - channels) * sizeof *to);
             }
         }
-        memset(to, 0, (margin + PAD * width) * sizeof(float));
+        memset(to, 0, (margin + PAD * width) * sizeof *to);
         to += margin + PAD * width;
     }
 }
@@ -332,7 +352,7 @@ INLINE void scatter(const Plan &plan, const Scratch &s, const T *value, const fl
     constexpr int GROUP = W / 4;  // points whose 4 corners fill one vector of dot products
     const int padded = plan.padded_points;
     vf g[NV];
-    for (int v = 0; v < NV; ++v) g[v] = load(grad + channel + v * W);
+    for (int v = 0; v < NV; ++v) g[v] = load(grad + v * W);  // of these channels
     for (int i = first; i < last; i += GROUP) {
         vf partial[W];
 #pragma GCC unroll 4
@@ -377,12 +397,12 @@ INLINE void scatter_all(const Plan &plan, const Scratch &s, const T *value, cons
     }
     memset(s.dots, 0, sizeof(float) * 4 * plan.padded_points);
     int d = 0;
-    for (; d + W <= channels; d += W) scatter<1, T, PACKED, true>(plan, s, value, grad, grad_value, d, first, last);
+    for (; d + W <= channels; d += W) scatter<1, T, PACKED, true>(plan, s, value, grad + d, grad_value, d, first, last);
     if (d == channels) return;
     if constexpr (PACKED) {
         float tail[W];
         for (int i = 0; i < W; ++i) tail[i] = d + i < channels ? grad[d + i] : 0.0f;
-        scatter<1, T, PACKED, true>(plan, s, value, tail - d, grad_value, d, first, last);
+        scatter<1, T, PACKED, true>(plan, s, value, tail, grad_value, d, first, last);
     } else {
         const int64_t step = plan.p.heads * plan.p.channels;
         for (int i = first; i < last; ++i) {
@@ -442,7 +462,10 @@ INLINE void reference_gradients(const Plan &plan, const Scratch &s, const float 
         float x = 0, y = 0, w = 0, h = 0;
         for (int i = l * points; i < (l + 1) * points; ++i) {
             x += s.gx[i], y += s.gy[i];
-            if constexpr (R == 4) w += s.gx[i] * offsets[2 * i], h += s.gy[i] * offsets[2 * i + 1];
+            if constexpr (R == 4) {  // outside, where an offset may be infinite, nothing has a gradient
+                if (s.gx[i] != 0) w += s.gx[i] * offsets[2 * i];
+                if (s.gy[i] != 0) h += s.gy[i] * offsets[2 * i + 1];
+            }
         }
         const Level &level = plan.levels[l];
         to[R * l] = x * level.w, to[R * l + 1] = y * level.h;
@@ -452,6 +475,9 @@ INLINE void reference_gradients(const Plan &plan, const Scratch &s, const float 
         }
     }
 }
+
+// gradient * scale, and zero where the gradient is, whatever the scale of a box is there.
+INLINE vf scaled(vf gradient, vf scale) { return (vf)((vi)(gradient * scale) & (gradient != 0)); }
 
 // Writes what `point_gradients` left, for the levels [first, last); the softmax is undone here when all levels are.
 template <int R>
@@ -468,8 +494,8 @@ INLINE void write_gradients(const Plan &plan, const Scratch &s, int64_t row, int
     if constexpr (R != 2) {
         const float *kx = R == 0 ? plan.point_w : s.scale_x, *ky = R == 0 ? plan.point_h : s.scale_y;
         for (int i = 0; i < padded; i += W) {
-            store(s.gx + i, load(s.gx + i) * load(kx + i));
-            store(s.gy + i, load(s.gy + i) * load(ky + i));
+            store(s.gx + i, scaled(load(s.gx + i), load(kx + i)));
+            store(s.gy + i, scaled(load(s.gy + i), load(ky + i)));
         }
     }
     store_pairs(s, s.gx, s.gy, p.grad_offsets + row * 2 * n, begin, end);
@@ -480,7 +506,7 @@ struct Run {
     int64_t tasks, next;
     int64_t heads;         // of a part
     int64_t chunks;        // forward: pieces of the queries of one part; backward: pieces of its levels
-    float *packed;         // shared copies of heads, or null: each worker has its own
+    char *packed;          // shared copies of heads, or null: each worker has its own
     int64_t first_part;    // the first (batch, head) in `packed`
     int failed;
 };
@@ -541,7 +567,8 @@ INLINE void prefetch_row(const Plan &plan, Row at) {
         for (int64_t i = 0; i < 2 * n; i += 16) __builtin_prefetch(p.grad_offsets + at.row * 2 * n + i, 1);
         for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(p.grad_weights + at.row * n + i, 1);
     } else {
-        for (int64_t i = 0; i < d; i += 16) __builtin_prefetch(p.output + at.row * d + i, 1);
+        const int64_t element = p.dtype == MSDA_FLOAT32 ? 4 : 2;
+        for (int64_t i = 0; i < d * element; i += 64) __builtin_prefetch((const char *)p.output + at.row * d * element + i, 1);
     }
 }
 
@@ -574,8 +601,8 @@ INLINE void prepare_group(const Plan &plan, float *scratch, Part part, const T *
     }
 }
 
-// The items [first, last) of a part. `value` is the part's first head, in place or in the buffer.
-template <int R, typename T, bool PACKED, int N>
+// The items [first, last) of a part. `value` is the part's first head, in place or in the buffer; O: type of the output.
+template <int R, typename T, typename O, bool PACKED, int N>
 void forward_items(const Plan &shared, float *scratch, Part part, const T *value, int64_t first, int64_t last) {
     const Plan plan = specialised<N>(shared);
     const int64_t d = plan.p.channels;
@@ -585,7 +612,8 @@ void forward_items(const Plan &shared, float *scratch, Part part, const T *value
         if (begin < first + AHEAD) continue;
         for (int64_t item = begin - AHEAD; item < begin - AHEAD + SLOTS && item < last; ++item) {
             const Row at = row_of(plan, part, item);
-            gather_all<T, PACKED>(plan, slot(plan, scratch, slot_of<PACKED>(item)), value + at.head * d, plan.p.output + at.row * d);
+            gather_all<T, O, PACKED>(plan, slot(plan, scratch, slot_of<PACKED>(item)), value + at.head * d,
+                                     (O *)plan.p.output + at.row * d);
         }
     }
 }
@@ -634,24 +662,25 @@ void forward_worker(void *context, int) {
     Run *run = (Run *)context;
     const Plan &plan = *run->plan;
     const msda_problem &p = plan.p;
-    const int64_t own = PACKED && run->packed == NULL ? plan.rows * plan.width * 4 : 0;
+    typedef typename PackedAs<T>::type P;
+    const int64_t size = plan.rows * plan.width * (int64_t)sizeof(P), own = PACKED && run->packed == NULL ? size : 0;
     char *memory = (char *)aligned_alloc(64, (scratch_bytes(plan) + own + 127) / 64 * 64);
     if (memory == NULL) {
         run->failed = 1;
         return;
     }
     float *s = (float *)memset(memory, 0, scratch_bytes(plan));
-    float *buffer = (float *)(memory + scratch_bytes(plan));
+    P *buffer = (P *)(memory + scratch_bytes(plan));
     for (int64_t task; (task = take_task(run)) < run->tasks;) {
         const int64_t index = task / run->chunks, chunk = task % run->chunks;
         const int64_t first = p.queries * chunk / run->chunks, last = p.queries * (chunk + 1) / run->chunks;
         const Part part = part_of(plan, run->first_part + index, run->heads);
         if constexpr (PACKED) {
-            if (own) pack<T>(plan, head_of<T>(p, part), buffer, 0, (int)p.levels);
-            const float *value = own ? buffer : run->packed + index * plan.rows * plan.width;
-            forward_items<R, float, true, N>(plan, s, part, value, first, last);
+            if (own) pack(plan, head_of<T>(p, part), buffer, 0, (int)p.levels);
+            const P *value = own ? buffer : (const P *)(run->packed + index * size);
+            forward_items<R, P, T, true, N>(plan, s, part, value, first, last);
         } else {
-            forward_items<R, T, false, N>(plan, s, part, head_of<T>(p, part), first * part.heads, last * part.heads);
+            forward_items<R, T, T, false, N>(plan, s, part, head_of<T>(p, part), first * part.heads, last * part.heads);
         }
     }
     free(memory);
@@ -661,9 +690,10 @@ template <typename T>
 void pack_worker(void *context, int) {
     Run *run = (Run *)context;
     const Plan &plan = *run->plan;
+    typedef typename PackedAs<T>::type P;
     for (int64_t task; (task = take_task(run)) < run->tasks;)
-        pack<T>(plan, head_of<T>(plan.p, part_of(plan, run->first_part + task, 1)), run->packed + task * plan.rows * plan.width, 0,
-                (int)plan.p.levels);
+        pack(plan, head_of<T>(plan.p, part_of(plan, run->first_part + task, 1)), (P *)run->packed + task * plan.rows * plan.width, 0,
+             (int)plan.p.levels);
 }
 
 // Sets the gradient of value to zero where it will be written in place, piece by piece.
@@ -697,7 +727,7 @@ void backward_worker(void *context, int) {
         float *grad_value = p.grad_value + (part.batch * p.tokens * p.heads + part.head) * p.channels;
         if constexpr (PACKED) {
             const int64_t begin = first_element(plan, first), end = first_element(plan, last);
-            pack<T>(plan, head_of<T>(p, part), buffer, first, last);
+            pack(plan, head_of<T>(p, part), buffer, first, last);
             memset(grad_buffer + begin, 0, (end - begin) * 4);
             backward_items<R, float, true, N>(plan, s, part, buffer, grad_buffer, first, last);
             unpack(plan, grad_buffer, grad_value, first, last);
@@ -808,10 +838,10 @@ int run_forward(const Plan &plan) {
         return run.failed ? MSDA_OUT_OF_MEMORY : MSDA_OK;
     }
     // More threads than heads: some heads at a time (at most about 64 MB) are copied by all, then used by all.
-    const int64_t bytes = plan.rows * plan.width * 4;
+    const int64_t bytes = plan.rows * plan.width * (int64_t)sizeof(typename PackedAs<T>::type);
     int64_t group = (64 << 20) / bytes;
     group = group < 1 ? 1 : group > pairs ? pairs : group;
-    run.packed = (float *)aligned_alloc(64, (bytes * group + 63) / 64 * 64);
+    run.packed = (char *)aligned_alloc(64, (bytes * group + 63) / 64 * 64);
     if (run.packed == NULL) return MSDA_OUT_OF_MEMORY;
     for (int64_t first = 0; first < pairs; first += group) {
         const int64_t count = pairs - first < group ? pairs - first : group;
@@ -868,10 +898,11 @@ int run(const Plan &plan, bool backward) {
 }
 
 int run(const msda_problem *p, bool backward) {
+    int status = msda_check(p, backward);
+    if (status != MSDA_OK) return status;
     Plan plan;
     char *block = make_plan(p, &plan);
     if (block == NULL) return MSDA_OUT_OF_MEMORY;
-    int status;
     if (p->dtype == MSDA_FLOAT32)
         status = run<float>(plan, backward);
     else if (p->dtype == MSDA_BFLOAT16)

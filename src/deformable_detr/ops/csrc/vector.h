@@ -186,6 +186,74 @@ INLINE vf load_as_float(const float16 *p) {
     return (vf)(result | ((bits & 0x8000u) << 16));
 #endif
 }
+
+// W floats in the type of the output, rounded to the nearest, ties to even.
+INLINE vu bfloat16_bits(vf v) {  // in the upper half
+    const vu bits = (vu)v, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    const vu nan = (vu)((bits & 0x7fffffffu) > 0x7f800000u);  // rounding could make it an infinity
+    return (nan & (bits | 0x00400000u)) | (~nan & rounded);
+}
+INLINE void store_as(float *p, vf v) { store(p, v); }
+INLINE void store_as(bfloat16 *p, vf v) {
+    const vh h = __builtin_convertvector(bfloat16_bits(v) >> 16, vh);
+    memcpy(p, &h, sizeof h);
+}
+INLINE void store_as(float16 *p, vf v) {
+#if W == 16
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif W == 8
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    const vu bits = (vu)v, magnitude = bits & 0x7fffffffu;
+    const vu nan = (vu)(magnitude > 0x7f800000u), large = (vu)(magnitude >= (143u << 23)), small = (vu)(magnitude < (113u << 23));
+    const vu subnormal = (vu)((vf)magnitude + 0.5f) - (126u << 23);  // adding 1/2 shifts the bits into place and rounds them
+    const vu normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    vu half = (small & subnormal) | (~small & normal);
+    half = (large & ((nan & 0x7e00u) | (~nan & 0x7c00u))) | (~large & half);
+    const vh h = __builtin_convertvector(half | ((bits >> 16) & 0x8000u), vh);
+    memcpy(p, &h, sizeof h);
+#endif
+}
+template <typename T>
+INLINE void store_one(T *p, float x) {
+    T padded[W];
+    store_as(padded, broadcast(x));
+    *p = padded[0];
+}
+
+// N vectors of channels, and the way back. Two vectors of bfloat16 are one load: each 32 bits hold an even and an odd channel, which
+// a shift and a mask take apart; so they stay in that order (even ones, odd ones) until they are stored.
+template <int N, typename T>
+INLINE void load_channels(const T *p, vf *v) {
+    for (int i = 0; i < N; ++i) v[i] = load_as_float(p + i * W);
+}
+template <int N, typename T>
+INLINE void store_channels(T *p, const vf *v) {
+    for (int i = 0; i < N; ++i) store_as(p + i * W, v[i]);
+}
+template <int N>
+INLINE void load_channels(const bfloat16 *p, vf *v) {
+    if constexpr (N % 2 != 0) {
+        for (int i = 0; i < N; ++i) v[i] = load_as_float(p + i * W);
+    } else {
+        for (int i = 0; i < N; i += 2) {
+            vu pairs;
+            memcpy(&pairs, p + i * W, sizeof pairs);
+            v[i] = (vf)(pairs << 16), v[i + 1] = (vf)(pairs & 0xffff0000u);
+        }
+    }
+}
+template <int N>
+INLINE void store_channels(bfloat16 *p, const vf *v) {
+    if constexpr (N % 2 != 0) {
+        for (int i = 0; i < N; ++i) store_as(p + i * W, v[i]);
+    } else {
+        for (int i = 0; i < N; i += 2) {
+            const vu pairs = (bfloat16_bits(v[i]) >> 16) | (bfloat16_bits(v[i + 1]) & 0xffff0000u);
+            memcpy(p + i * W, &pairs, sizeof pairs);
+        }
+    }
+}
 INLINE float one_as_float(const float *p) { return *p; }
 template <typename T>
 INLINE float one_as_float(const T *p) {

@@ -24,11 +24,11 @@ constexpr float A = 2.0f / 3, B = 3.0f / 2, A2 = A * A, B2 = B * B;
 // What the threads of one phase share.
 struct Phase {
     winograd_problem p;
-    int64_t columns;       // tiles in a row of an image
-    int64_t per_image;   // tiles of an image
-    int64_t first, count;  // tiles of this block
+    int64_t columns;              // tiles in a row of an image
+    int64_t per_image;            // tiles of an image
+    int64_t first, count;         // tiles of this block
     int64_t in_plane, out_plane;  // from one of the 36 positions to the next, in the buffers
-    int64_t next;          // task
+    int64_t next;                 // task
 };
 
 struct Tile {
@@ -184,4 +184,8 @@ void convolve(const winograd_problem *p) {
 }  // namespace winograd
 }  // namespace
 
-extern "C" MSDA_EXPORT void NAME(winograd_convolution)(const winograd_problem *p) { winograd::convolve(p); }
+extern "C" MSDA_EXPORT int NAME(winograd_convolution)(const winograd_problem *p) {
+    const int status = winograd_check(p);
+    if (status == MSDA_OK) winograd::convolve(p);
+    return status;
+}
