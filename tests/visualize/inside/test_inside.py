@@ -183,7 +183,7 @@ def test_queries_are_found_by_box_and_point(one_stage, photo):
     assert inside.detection_of(1).box == pytest.approx((64, 48, 96, 72))
     with pytest.raises(ValueError, match="left < right"):
         inside.query_of_box((10, 10, 5, 20))
-    with pytest.raises(ValueError, match="no query's box touches"):
+    with pytest.raises(ValueError, match="no query's box overlaps"):
         inside.query_of_box((158, 118, 160, 120))
     with pytest.raises(ValueError, match="no query 99"):
         inside.detection_of(99)

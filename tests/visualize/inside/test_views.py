@@ -242,7 +242,7 @@ def test_weight_changes(two_stage):
     assert {part for part, item in parts.items() if item.change > 0} == {"decoder 2: sampling offsets", "neck"}
     assert sum(part.parameters for part in parts.values()) == sum(value.numel() for value in two_stage.parameters())
     assert "box heads" in parts
-    with pytest.raises(ValueError, match="not the same network"):
+    with pytest.raises(ValueError, match="not of one architecture"):
         view_weight_changes(two_stage, {"a": torch.zeros(3)})
 
 

@@ -99,8 +99,7 @@ def refinement(inside: Inside, query: int) -> Table:
 
 def queries(inside: Inside, count: int = 100) -> list[tuple[int, int, str, float]]:
     """(query, label, class, score) by the strongest class of each query, best first; at most `count`."""
-    best = inside.predictions.logits[-1, 0].float().sigmoid().amax(-1)
-    order = best.argsort(descending=True, stable=True)[:count].tolist()
+    order = inside.scores.argsort(descending=True, stable=True)[:count].tolist()
     found = [inside.detection_of(query) for query in order]
     return [(item.query, item.label, item.name, item.score) for item in found]
 

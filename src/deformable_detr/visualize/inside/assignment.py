@@ -1,6 +1,6 @@
-"""The Hungarian matching of one image: what every query would cost each target, of which parts, and which one it is given to.
+"""The Hungarian matching of one image: the cost of every pair of target and query, its parts, and the matched pairs.
 
-Paper, section 4; DETR, section 3.1. `matching.py` follows the same assignments through layers, checkpoints and epochs.
+Paper, section 4; DETR, section 3.1. `matching.py` compares matchings of layers, checkpoints and epochs.
 """
 
 from copy import deepcopy
@@ -14,21 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.criterion.matcher import HungarianMatcher
 from deformable_detr.criterion.targets import FlatTargets
 from deformable_detr.structures import Target
-from deformable_detr.visualize.figures import View, new_figure, panels
+from deformable_detr.visualize.figures import View, new_figure, open_frame, panels
 from deformable_detr.visualize.inside.canvas import draw_box, show_image
 from deformable_detr.visualize.inside.inside import Inside
 from deformable_detr.visualize.inside.matching import UNMATCHED
 
 PARTS = {"class_cost": ("class", "#0072b2"), "bbox_cost": ("L1", "#e69f00"), "giou_cost": ("GIoU", "#7f4f9c")}
-"""Weight of the matcher → name and colour of the part; told apart also by those who see few colours."""
+"""Weight of the matcher → name and colour of the part; distinguishable with colour blindness."""
 
 TARGET_COLORS = ("#56b4e9", "#e69f00", "#cc79a7", "#f0e442", "#0fb58b", "#d55e00")
 RIVALS = 3
-"""Queries that were not taken, drawn beside the one that was."""
+"""Queries that were not matched, drawn beside the one that was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +35,10 @@ class AssignmentView(View):
     """T targets of one image and Q queries."""
 
     queries: Tensor
-    """`[T]` int64: the query that each target is given to; -1 where there are more targets than queries."""
+    """`[T]` int64: the query that each target is matched with; -1 where there are more targets than queries."""
 
     costs: Tensor
-    """`[3, T, Q]`: class, L1 and GIoU, each times its weight; their sum is what the matching makes smallest."""
+    """`[3, T, Q]`: class, L1 and GIoU, each times its weight; the matching minimises their sum."""
 
 
 def view_assignment(
@@ -51,7 +50,7 @@ def view_assignment(
     num_targets: int = 6,
     num_queries: int = 20,
 ) -> AssignmentView:
-    """Draw which query each target of an image is given to, and what that costs beside the other queries.
+    """Draw which query each target of an image is matched with, and its cost beside the other queries.
 
     ```python
     dataset = build_dataset("my_data", "val", DataConfig(), training=False, categories=detector.metadata.categories)
@@ -59,18 +58,18 @@ def view_assignment(
     ```
 
     Args:
-        inside: the image's pass, from :func:`look_inside`.
-        target: what is really there, boxes cxcywh in [0, 1] of the whole image, labels as the network counts them.
+        inside: of the image, from :func:`look_inside`.
+        target: its ground truth, boxes cxcywh in [0, 1] of the whole image, labels of the model.
         matcher: as in training. None: with the official costs.
         layer: which decoder layer's predictions.
-        num_targets: at most so many are drawn, the first ones.
-        num_queries: at most so many columns of the table of costs: the queries that are cheapest for one of the targets.
+        num_targets: largest number of targets that are drawn, the first ones.
+        num_queries: largest number of columns of the cost table: the queries with the lowest cost for one of the targets.
 
     Raises:
-        ValueError: the image has no targets, or unsound ones.
+        ValueError: the image has no targets, or invalid ones.
     """
     if len(target) == 0:
-        raise ValueError("this image has no targets, so nothing is matched; take one with objects")
+        raise ValueError("this image has no targets, so that nothing is matched; choose one with objects")
     matcher = matcher or HungarianMatcher()
     logits, boxes = (values[layer][None].float() for values in (inside.predictions.logits, inside.predictions.boxes))
     chosen, objects = matcher(logits, boxes, [target]).of_image(0)
@@ -90,14 +89,14 @@ def _alone(matcher: HungarianMatcher, part: str) -> HungarianMatcher:
 
 
 def _draw(inside: Inside, target: Target, queries: Tensor, costs: Tensor, layer: int, num_targets: int, num_queries: int) -> Figure:
-    """The image beside the table of costs; below, for each target the parts of the cheapest queries."""
+    """The image beside the cost table; below, the cost parts of the cheapest queries of each target."""
     count, total = min(len(target), num_targets), costs.sum(0)
     names = [f"{inside.categories.names[label]} {number}" for number, label in enumerate(target.labels[:count].tolist())]
     rows = -(-count // 3)
     figure = new_figure(11, 4.0 + 1.9 * rows)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.0, 1.9 * rows))[:, 0]
     number = range(len(inside.decoder))[layer] + 1
-    figure.suptitle(f"Which query each target is given to, by decoder layer {number}", fontsize=11, fontweight="bold")
+    figure.suptitle(f"The query of each target, matched by decoder layer {number}", fontsize=11, fontweight="bold")
     image, table = top.subplots(1, 2, width_ratios=(1, 2.2))
     _draw_pairs(image, inside, target, queries[:count], layer)
     _draw_costs(table, names, queries[:count], total[:count], _columns(queries[:count], total[:count], num_queries))
@@ -112,28 +111,26 @@ def _draw(inside: Inside, target: Target, queries: Tensor, costs: Tensor, layer:
 
 
 def _columns(queries: Tensor, total: Tensor, count: int) -> list[int]:
-    """The given queries, then those with the smallest cost for one of the targets, at most `count` unless more are given."""
+    """The matched queries, then those with the lowest cost for one of the targets; `count` of them, or more if more are matched."""
     cheapest = total.amin(0).argsort().tolist()
     given = [query for query in queries.tolist() if query != UNMATCHED]
     return sorted(list(dict.fromkeys([*given, *cheapest]))[: max(count, len(given))])
 
 
 def _draw_pairs(axes: Axes, inside: Inside, target: Target, queries: Tensor, layer: int) -> None:
-    """The truth dashed, the box of the query that it is given to solid, in one colour for each target."""
+    """The ground truth dashed, the box of the matched query solid, in one colour for each target."""
     show_image(axes, inside.image, fade=0.6)
-    height, width = inside.image_size
-    limits = torch.tensor([width, height, width, height])
-    boxes = inside.predictions.boxes[layer, 0].float()
+    boxes, true_boxes = inside.boxes_in_image(inside.predictions.boxes[layer, 0]), inside.boxes_in_image(target.boxes)
     for index, query in enumerate(queries.tolist()):
         color = TARGET_COLORS[index % len(TARGET_COLORS)]
-        draw_box(axes, (cxcywh_to_xyxy(target.boxes[index]) * limits).tolist(), color, width=1.4, style=(0, (3, 2)))  # type: ignore[arg-type]
+        draw_box(axes, true_boxes[index].tolist(), color, width=1.4, style=(0, (3, 2)))  # type: ignore[arg-type]
         if query != UNMATCHED:
-            draw_box(axes, (cxcywh_to_xyxy(boxes[query]) * limits).tolist(), color, label=f"query {query}", width=2.0)
-    axes.set_title("dashed: the target, solid: its query's box", fontsize=9.5)
+            draw_box(axes, boxes[query].tolist(), color, label=f"query {query}", width=2.0)
+    axes.set_title("dashed: target, solid: box of its query", fontsize=9.5)
 
 
 def _draw_costs(axes: Axes, names: list[str], queries: Tensor, total: Tensor, columns: list[int]) -> None:
-    """The sum of the costs, targets by queries; dark is cheap, the assignment is framed."""
+    """The sum of the costs, targets by queries; dark is low, the matched pairs are framed."""
     values = total[:, columns].numpy()
     axes.imshow(values, cmap="viridis", aspect="auto")
     middle = (values.min() + values.max()) / 2
@@ -148,11 +145,11 @@ def _draw_costs(axes: Axes, names: list[str], queries: Tensor, total: Tensor, co
     axes.tick_params(labelsize=8.5, length=0)
     for label, color in zip(axes.get_yticklabels(), TARGET_COLORS * len(names), strict=False):
         label.set_bbox({"facecolor": color, "edgecolor": "none", "boxstyle": "round,pad=0.2", "alpha": 0.75})
-    axes.set_title("cost of each pair; framed: the matching, whose sum is smallest", fontsize=9.5)
+    axes.set_title("cost of each pair; framed: the matching with the lowest sum", fontsize=9.5)
 
 
 def _draw_parts(axes: Axes, name: str, given: int, costs: Tensor) -> None:
-    """The parts of the cost of the given query and of the cheapest others: what is good to the left, what is bad to the right."""
+    """The cost parts of the matched query and of the cheapest others: negative to the left, positive to the right."""
     total = costs.sum(0)
     others = [query for query in total.argsort().tolist() if query != given][:RIVALS]
     shown = others if given == UNMATCHED else [given, *others]
@@ -168,5 +165,5 @@ def _draw_parts(axes: Axes, name: str, given: int, costs: Tensor) -> None:
     if given != UNMATCHED:
         axes.get_yticklabels()[0].set_fontweight("bold")
     axes.set_title(f"{name} → {'no query' if given == UNMATCHED else f'query {given}'}", fontsize=9.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     axes.tick_params(labelsize=8.5)

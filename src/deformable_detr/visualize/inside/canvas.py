@@ -1,4 +1,4 @@
-"""The image as the ground of a figure, and what is drawn on it: boxes, reference points, sampling points, their legend."""
+"""Draw on an image in a figure: boxes, reference points, sampling points, their legend."""
 
 import math
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ LARGEST_AREA = 190.0
 """Area of the marker of the largest weight, in square points."""
 
 FADED_BRIGHTNESS = 75.0
-"""Mean (of 255) that a bright image is darkened to where points are drawn on it."""
+"""Mean (of 255) to which a bright image is darkened behind sampling points."""
 
 
 def show_image(axes: Axes, image: Tensor, *, fade: float = 0.0) -> None:
-    """The image as ground, one unit of the axes per pixel, its corner at (0, 0).
+    """Draw the image, one unit of the axes per pixel, with its corner at (0, 0).
 
     Args:
         axes: of one panel.
         image: `[3, H, W]` uint8 RGB.
-        fade: 0 the image as it is; up to 1, with less colour and less light, so that what is drawn on it stands out.
+        fade: from 0 (the image as it is) to 1 (less colour, darker), so that what is drawn on it stands out.
     """
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32)
@@ -45,7 +45,7 @@ def show_image(axes: Axes, image: Tensor, *, fade: float = 0.0) -> None:
 def draw_box(
     axes: Axes, box: Sequence[float], color: str, *, label: str = "", width: float = 1.8, style: str = "-", alpha: float = 1.0
 ) -> None:
-    """A rectangle xyxy with a dark halo, and a label in its colour above it."""
+    """Draw a rectangle xyxy with a dark halo, and a label above it."""
     left, top, right, bottom = (float(value) for value in box)
     outline = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=width, linestyle=style)
     outline.set_path_effects([withStroke(linewidth=width + 1.6, foreground=DARK, alpha=0.55 * alpha), Normal()])
@@ -68,7 +68,7 @@ def draw_box(
 
 
 def draw_reference(axes: Axes, reference: Tensor) -> None:
-    """The reference as a cross, with its box where it is one: `[2]` or `[4]` (cx, cy, w, h) in pixels."""
+    """Draw a reference point as a cross, with its box if it has one: `[2]` or `[4]` (cx, cy, w, h) in pixels."""
     x, y = reference[:2].tolist()
     axes.plot(x, y, marker="+", markersize=15, markeredgewidth=4.4, color=DARK, linestyle="none", zorder=5)
     axes.plot(x, y, marker="+", markersize=14, markeredgewidth=2.2, color="#7dff6a", linestyle="none", zorder=6)
@@ -86,7 +86,7 @@ def draw_points(
     largest: float | None = None,
     area: float = LARGEST_AREA,
 ) -> None:
-    """Sampling points as circles: the area shows the weight, the colour the level.
+    """Draw sampling points as circles: the area is the weight, the colour the level.
 
     Args:
         axes: of one panel, in pixels of the image.
@@ -117,7 +117,7 @@ def draw_points(
 
 
 def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> None:
-    """Enlarge the axes beyond the image so that points outside are seen, by the share `most` of it at most."""
+    """Extend the axes beyond the image, by at most the share `most` of its size, to show points outside."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     corner, size = torch.tensor([left, top]), torch.tensor([right - left, bottom - top])
     places = points.reshape(-1, 2)
@@ -129,19 +129,19 @@ def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> None:
 
 
 def count_outside(axes: Axes, points: Tensor) -> int:
-    """How many of the points lie beyond the axes."""
+    """Count the points beyond the axes."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     places = points.reshape(-1, 2)
     return int(((places < torch.tensor([left, top])) | (places > torch.tensor([right, bottom]))).any(-1).sum())
 
 
 def focus(axes: Axes, corners: Tensor, *, least: float) -> None:
-    """Limit the axes to a square around places of interest.
+    """Limit the axes to a square around some points.
 
     Args:
         axes: in pixels of the image.
         corners: `[X, 2]` (x, y) in pixels.
-        least: side of the square at least, in pixels.
+        least: smallest side of the square, in pixels.
     """
     low, high = corners.amin(0), corners.amax(0)
     x, y = ((low + high) / 2).tolist()
@@ -152,13 +152,13 @@ def focus(axes: Axes, corners: Tensor, *, least: float) -> None:
 def level_legend(
     figure: Figure | SubFigure, spatial_shapes: Sequence[tuple[int, int]], *, largest: float | None = None, box: str = ""
 ) -> None:
-    """A line below the figure that explains colours, sizes and the cross.
+    """Add a legend of colours, sizes and the cross below the figure.
 
     Args:
-        figure: gets the legend.
+        figure: to which the legend is added.
         spatial_shapes: (h, w) of each level.
         largest: the weight of the largest circle, where points are drawn.
-        box: what the solid box is.
+        box: meaning of the solid box.
     """
     handles = [_handle("o", level_color(level), 8, f"level {level} ({h} × {w})") for level, (h, w) in enumerate(spatial_shapes)]
     if largest is not None:

@@ -1,6 +1,6 @@
-"""Listening in on one forward pass: hooks note what modules are called with, for as long as a block lasts.
+"""Capture a forward pass: hooks keep the arguments and results of modules while a block lasts.
 
-The fused operator keeps offsets, weights and places to itself; :func:`sampling_of_call` computes them anew from the arguments
+The fused operator does not return offsets, weights and locations; :func:`sampling_of_call` computes them again from the arguments
 of the attention module (paper, section 4.1, equation 3).
 """
 
@@ -24,10 +24,10 @@ class Call:
 
 
 class Sampling(NamedTuple):
-    """What an attention module does inside, for every query."""
+    """The sampling of an attention module, for every query."""
 
     reference_points: Tensor
-    """`[B, Q, L, 2 | 4]` in [0, 1] of each padded level, as the module was given it."""
+    """`[B, Q, L, 2 | 4]` in [0, 1] of each padded level, the argument of the module."""
 
     offsets: Tensor
     """`[B, Q, M, L, P, 2]` (x, y): pixels of the level, or shares of half a box times P where references are boxes."""
@@ -41,7 +41,7 @@ class Sampling(NamedTuple):
 
 @contextmanager
 def capture_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Call]]:
-    """Keep the last call of every module; the hooks go when the block ends, whatever happens in it."""
+    """Keep the last call of every module; the hooks are removed when the block ends, also by an error."""
     calls: dict[nn.Module, Call] = {}
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
@@ -57,7 +57,7 @@ def capture_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Call
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and the mode from before afterwards."""
+    """Switch to evaluation mode, and back to the previous mode of every module afterwards."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -68,9 +68,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def sampling_of_call(attention: MultiScaleDeformableAttention, call: Call) -> Sampling:
-    """Offsets, weights and places of one attention module, from what it was called with.
+    """Compute offsets, weights and locations of one attention module from its arguments.
 
-    Run it in the same autocast context as the call, so that the linear maps round alike.
+    Call it in the same autocast context as the module, so that the linear layers round alike.
     """
     query, reference_points, _, spatial_shapes, _ = call.args
     offsets, logits = (value.to(reference_points.dtype) for value in attention.offsets_and_logits(query))
@@ -79,7 +79,7 @@ def sampling_of_call(attention: MultiScaleDeformableAttention, call: Call) -> Sa
 
 
 def on_cpu(value: Any) -> Any:
-    """The same nest of tuples, lists and dataclasses with its tensors on the CPU, detached."""
+    """Copy nested tuples, lists and dataclasses with their tensors detached and on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, (list, tuple)):

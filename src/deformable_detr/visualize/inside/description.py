@@ -1,7 +1,4 @@
-"""The journey of one image through the network: every stage with its real shapes, and what each part costs.
-
-Nothing is captured unless this module asks for it, see `capture.py`; `journey.py` draws what is found here.
-"""
+"""The way of one image through the network: every stage with its real shapes, and the cost of each part."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +8,18 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deformable_detr.data.transforms import eval_transform
 from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
 from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
 from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, sampling_of_call
 from deformable_detr.visualize.inside.inside import Detection, Inside
-from deformable_detr.visualize.inside.look import inside_of_calls
+from deformable_detr.visualize.inside.look import batch_of, inside_of_calls
 
 PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "class_heads")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One part of the network at work: `source | shapes in → shapes out`."""
+    """The call of one part of the network: `source | shapes in → shapes out`."""
 
     source: str
     """file:function, the file below `deformable_detr/`."""
@@ -48,13 +44,13 @@ class Row:
 
 @dataclass(frozen=True)
 class PartCost:
-    """What a part of the network costs."""
+    """Parameters and multiply-adds of one part of the network."""
 
     part: str
     trainable_parameters: int
     frozen_parameters: int
     gmacs: float
-    """10⁹ multiply-adds, which is what the paper's table calls GFLOPs."""
+    """10⁹ multiply-adds, called GFLOPs in the paper's table."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class FollowedDetection:
 
 @dataclass(frozen=True)
 class Description:
-    """All that :func:`describe` finds out."""
+    """The result of :func:`describe`."""
 
     steps: tuple[Step, ...]
     rows: tuple[Row, ...]
@@ -85,16 +81,14 @@ class Description:
 
 
 def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -> Description:
-    """Send one image through the network and note every stage.
+    """Run the model on one image and note the shapes and the cost of every stage.
 
     Args:
         model: any variant, on any device.
         image: `[3, H, W]` uint8 RGB, as `read_image` gives it.
-        num_detections: how many of the strongest detections are followed through the layers.
+        num_detections: number of the highest-scored detections that are followed through the layers.
     """
-    metadata = model.metadata
-    transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
-    batch = ImageBatch.from_images([transform(image, None)[0]]).to(next(model.parameters()).device)
+    batch = batch_of(model, image)
     modules = [module for module in model.modules() if not list(module.children()) or _is_part(module)]
     with evaluating(model), _without_gradients(model):
         with capture_calls(modules) as calls, FlopCounterMode(display=False) as counter:
@@ -111,7 +105,7 @@ def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -
 
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """No parameter wants a gradient (the counter of operations stumbles over those that do)."""
+    """Switch off the gradients of all parameters, with which the operation counter fails."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
@@ -126,7 +120,7 @@ def _is_part(module: nn.Module) -> bool:
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
-    """The shapes of all tensors in nested tuples, lists and dataclasses, in their order."""
+    """The shapes of all tensors in nested tuples, lists and dataclasses, in order."""
     if isinstance(value, Tensor):
         return (tuple(value.shape),)
     if is_dataclass(value):
@@ -195,14 +189,14 @@ def _rows(
 
 
 def _attention_rows(part: str, calls: dict[nn.Module, Call], attention: MultiScaleDeformableAttention) -> Iterator[Row]:
-    """Offsets, weights and places of one attention module, computed anew from what it was called with."""
+    """The sampling of one attention module."""
     reference_points, offsets, places, weights = sampling_of_call(attention, calls[attention])
     outside = ((places < 0) | (places > 1)).any(-1).float().mean()
     unit = "pixels of the level" if reference_points.shape[-1] == 2 else f"shares of half a box, times {attention.num_points}"
     yield Row(part, "reference points", tuple(reference_points.shape), "in [0, 1] of each padded level")
     yield Row(part, "sampling offsets", tuple(offsets.shape), f"mean length {offsets.norm(dim=-1).mean():.2f} ({unit})")
     yield Row(part, "attention weights", tuple(weights.shape), f"sum to 1 over L·P; the largest is {weights.max():.2f}")
-    yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the image and count as zero")
+    yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the image, where features are zero")
 
 
 def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCounterMode) -> Iterator[PartCost]:
@@ -220,7 +214,7 @@ def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCou
 
 
 def _operator_macs(attention: MultiScaleDeformableAttention, call: Call) -> float:
-    """Four corners and one weight for each channel of each sample; the counter knows only matrix products."""
+    """Multiply-adds of the operator, which the counter leaves out: four corners and one weight per channel and sample."""
     batch, queries, channels = call.args[0].shape
     return 5.0 * batch * queries * attention.num_levels * attention.num_points * channels
 

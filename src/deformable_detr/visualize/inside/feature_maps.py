@@ -1,6 +1,6 @@
-"""Feature maps as images: the three strongest directions of all channels become red, green and blue.
+"""Feature maps as images: the three principal components of the channels become red, green and blue.
 
-Like colours are like features; the colours themselves mean nothing.
+Similar colours mean similar features; the colours themselves have no meaning.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ def principal_colors(features: Tensor, basis_of: Tensor | None = None) -> Tensor
     """Project features on their three principal components.
 
     Args:
-        features: `[X, C]`, any number of places.
-        basis_of: `[Y, C]`, places whose components are taken, so that several maps share their colours. None: `features`.
+        features: `[X, C]`, any number of positions.
+        basis_of: `[Y, C]`, the positions that define the components, so that several maps share their colours. None: `features`.
 
     Returns:
         `[X, 3]` in [0, 1]: each component from its 2nd to its 98th percentile.
@@ -35,7 +35,7 @@ def principal_colors(features: Tensor, basis_of: Tensor | None = None) -> Tensor
 
 
 def level_images(levels: Sequence[Tensor]) -> list[np.ndarray]:
-    """Maps `[1, C, h, w]` of one width → images `[h, w, 3]` in [0, 1] with common colours."""
+    """Convert maps `[1, C, h, w]` of one width to images `[h, w, 3]` in [0, 1] with common colours."""
     sequences = [level[0].flatten(1).T.float() for level in levels]
     together = torch.cat(sequences)
     return [
@@ -45,13 +45,13 @@ def level_images(levels: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def split_levels(inside: Inside, sequence: Tensor) -> list[Tensor]:
-    """`[1, S, C]` → for each level a map `[1, C, h, w]`."""
+    """Split a sequence `[1, S, C]` into a map `[1, C, h, w]` for each level."""
     parts = sequence.split([h * w for h, w in inside.spatial_shapes], dim=1)
     return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, inside.spatial_shapes, strict=True)]
 
 
 def show_map(axes: Axes, inside: Inside, image: np.ndarray, **options) -> None:
-    """A map `[h, w]` or `[h, w, 3]` in the shape of the image, each cell a square of its own."""
+    """Draw a map `[h, w]` or `[h, w, 3]` at the size of the image, without interpolation."""
     height, width = inside.input_size
     axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest", **options)
     axes.set(xticks=[], yticks=[])

@@ -18,20 +18,20 @@ Stage = Literal["encoder", "decoder"]
 
 @dataclass(frozen=True, eq=False)
 class LayerSampling:
-    """Where one attention layer looked: the encoder's self-attention or the decoder's cross-attention."""
+    """The sampling of one attention layer: the encoder's self-attention or the decoder's cross-attention."""
 
     stage: Stage
     """Which stack the layer belongs to."""
 
     layer: int
-    """Its place there, from 0."""
+    """Its index there, from 0."""
 
     reference_points: Tensor
     """`[B, Q, L, 2 | 4]`: (x, y) or (cx, cy, w, h) in [0, 1] of each **padded level** (in the encoder Q is S)."""
 
     sampling_locations: Tensor
     """`[B, Q, M, L, P, 2]`: (x, y), the corners of each **padded level** at 0 and 1, as the operator gets them. They may lie
-    outside, where everything is zero."""
+    outside, where features are zero."""
 
     attention_weights: Tensor
     """`[B, Q, M, L, P]`, in [0, 1], sum to 1 over L · P."""
@@ -51,7 +51,7 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """What the encoder of a two-stage model offered (paper, app. A.4)."""
+    """The encoder's proposals of a two-stage model (paper, app. A.4)."""
 
     objectness: Tensor
     """`[S]` in [0, 1]: class channel 0 of each position. 0 in the padding."""
@@ -89,13 +89,13 @@ class Inside:
     """`[1, C, h, w]` each, L of them."""
 
     flat: FlatFeatures
-    """The sequence that the encoder starts from: features, positions, padding mask, spatial shapes, valid ratios."""
+    """The input of the encoder as one sequence: features, positions, padding mask, spatial shapes, valid ratios."""
 
     memory: Tensor
-    """`[1, S, C]`: what the encoder made of it."""
+    """`[1, S, C]`: the output of the encoder."""
 
     queries: Queries
-    """What the decoder starts from: content, position, reference points."""
+    """The input of the decoder: content, position, reference points."""
 
     encoder: tuple[LayerSampling, ...]
     """Self-attention of each encoder layer."""
@@ -137,7 +137,7 @@ class Inside:
         return self.predictions.boxes.shape[2]
 
     def points_in_image(self, sampling: LayerSampling, query: int) -> Tensor:
-        """Where one query of a layer looked: `[M, L, P, 2]` (x, y) in pixels of the image; points may lie outside it.
+        """The sampling points of one query in a layer: `[M, L, P, 2]` (x, y) in pixels of the image; they may lie outside it.
 
         Args:
             sampling: an entry of `encoder` or `decoder`.
@@ -146,21 +146,34 @@ class Inside:
         return self._to_image(sampling.sampling_locations[0, query], self.valid_ratios[0][None, :, None])
 
     def reference_in_image(self, sampling: LayerSampling, query: int) -> Tensor:
-        """The reference that a query sampled around: `[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels of the image."""
+        """The reference that a query samples around: `[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels of the image."""
         reference, ratios = sampling.reference_points[0, query, 0], self.valid_ratios[0, 0]
         return torch.cat([self._to_image(part, ratios) for part in reference.split(2)])
+
+    def boxes_in_image(self, boxes: Tensor) -> Tensor:
+        """Convert normalised boxes cxcywh `[…, 4]` to xyxy in pixels of the image."""
+        height, width = self.image_size
+        return cxcywh_to_xyxy(boxes.float()) * torch.tensor([width, height, width, height])
+
+    def level_attention(self, query: int) -> Tensor:
+        """`[N, L]`: the share of each decoder layer's cross-attention on each level, the mean over the heads."""
+        return torch.stack([layer.attention_weights[0, query].float().sum(-1).mean(0) for layer in self.decoder])
 
     def boxes_per_layer(self, query: int) -> Tensor:
         """`[N + 1, 4]` xyxy in pixels: first the reference (the proposal's box; a learned point has no size), then each layer's."""
         reference = self.queries.reference_points[0, query].float()
         if len(reference) == 2:
             reference = torch.cat((reference, torch.zeros(2)))
-        boxes = torch.cat((reference[None], self.predictions.boxes[:, 0, query].float()))
-        return cxcywh_to_xyxy(boxes) * self._limits()
+        return self.boxes_in_image(torch.cat((reference[None], self.predictions.boxes[:, 0, query].float())))
 
     def scores_per_layer(self, query: int) -> Tensor:
-        """`[N, K]` in [0, 1]: what each decoder layer's class head says of the query."""
+        """`[N, K]` in [0, 1]: the class scores of the query after each decoder layer."""
         return self.predictions.logits[:, 0, query].float().sigmoid()
+
+    @property
+    def scores(self) -> Tensor:
+        """`[Q]` in [0, 1]: the score of each query's strongest class in the last layer."""
+        return self.predictions.logits[-1, 0].float().sigmoid().amax(-1)
 
     def detections(self, threshold: float = 0.0, top_k: int = 100) -> list[Detection]:
         """The best (query, class) pairs of the last layer, highest score first, as :func:`postprocess` ranks them.
@@ -193,13 +206,12 @@ class Inside:
         return Detection(query, int(label), name, float(score), tuple(box.tolist()))
 
     def query_at(self, x: float, y: float, threshold: float = 0.3) -> int:
-        """The query whose object lies at a point of the image (pixels).
+        """Find the query of the object at a point of the image (pixels).
 
-        Among boxes that contain the point: the smallest one with a score of at least `threshold`, else the one with the highest
-        score; where no box contains it, the query whose box has its centre nearest.
+        Among the boxes that contain the point: the smallest one with a score of at least `threshold`, else the one with the highest
+        score; if no box contains it, the query with the nearest box centre.
         """
-        boxes = cxcywh_to_xyxy(self.predictions.boxes[-1, 0].float()) * self._limits()
-        scores = self.predictions.logits[-1, 0].float().sigmoid().amax(-1)
+        boxes, scores = self.boxes_in_image(self.predictions.boxes[-1, 0]), self.scores
         point = torch.tensor([x, y])
         holds = ((boxes[:, :2] <= point) & (point <= boxes[:, 2:])).all(-1)
         if (sure := holds & (scores >= threshold)).any():
@@ -210,25 +222,23 @@ class Inside:
         return int(((boxes[:, :2] + boxes[:, 2:]) / 2 - point).norm(dim=-1).argmin())
 
     def query_of_box(self, box: Sequence[float]) -> int:
-        """The query whose box of the last layer overlaps most with `box` (xyxy, pixels); of equal ones the surest.
+        """Find the query whose last box has the highest IoU with `box` (xyxy, pixels); among equals the highest-scored one.
 
         Raises:
-            ValueError: a box without area, or that no query's box touches.
+            ValueError: a box without area, or without overlap with any query's box.
         """
         wanted = torch.tensor([[float(value) for value in box]])
         if wanted.shape != (1, 4) or not (wanted[:, 2:] > wanted[:, :2]).all():
             raise ValueError(f"a box is left, top, right, bottom in pixels with left < right and top < bottom, not {list(box)}")
-        boxes = cxcywh_to_xyxy(self.predictions.boxes[-1, 0].float()) * self._limits()
-        overlaps = box_iou(wanted, boxes)[0]
+        overlaps = box_iou(wanted, self.boxes_in_image(self.predictions.boxes[-1, 0]))[0]
         if not (overlaps > 0).any():
             raise ValueError(
-                f"no query's box touches {list(box)}; the image has {self.image.shape[2]} x {self.image.shape[1]} pixels"
+                f"no query's box overlaps {list(box)}; the image has {self.image.shape[2]} x {self.image.shape[1]} pixels"
             )
-        scores = self.predictions.logits[-1, 0].float().sigmoid().amax(-1)
-        return int((overlaps + 1e-3 * scores).argmax())
+        return int((overlaps + 1e-3 * self.scores).argmax())
 
     def position_at(self, x: float, y: float, level: int = 0) -> int:
-        """The encoder's position (in the sequence) whose cell on `level` holds the point (x, y) of the image, in pixels.
+        """Find the encoder's position (in the sequence) whose cell on `level` contains the point (x, y) of the image, in pixels.
 
         Raises:
             ValueError: there is no such level, or the point lies outside the image.
@@ -250,10 +260,6 @@ class Inside:
         return level, *divmod(position - self.level_start_index[level], self.spatial_shapes[level][1])
 
     def _to_image(self, places: Tensor, valid_ratios: Tensor) -> Tensor:
-        """Shares of a padded level → pixels of the image."""
+        """Convert coordinates in [0, 1] of a padded level to pixels of the image."""
         height, width = self.image_size
         return places.float() / valid_ratios * torch.tensor([width, height])
-
-    def _limits(self) -> Tensor:
-        height, width = self.image_size
-        return torch.tensor([width, height, width, height])

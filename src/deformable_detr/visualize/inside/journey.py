@@ -1,4 +1,4 @@
-"""The way of one image through the network as a figure, stage by stage."""
+"""The way of one image through the network as one figure, stage by stage."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.visualize.colors import class_color, level_color
 from deformable_detr.visualize.figures import View, new_figure
 from deformable_detr.visualize.inside.canvas import draw_box, show_image
@@ -22,7 +21,7 @@ MOST_DRAWN = 6
 
 
 def view_journey(inside: Inside, stages: Sequence[str] | None = None) -> View:
-    """Draw what becomes of an image: backbone, neck, padding, positions, sequence, memory, references, sampling, boxes.
+    """Draw the stages of an image: backbone, neck, padding, positions, sequence, memory, references, sampling, boxes.
 
     Args:
         inside: from :func:`look_inside`.
@@ -151,8 +150,7 @@ def _draw_references(figure: Canvas, inside: Inside) -> None:
     show_image(first, inside.image, fade=0.5)
     first.scatter(places[:, 0] * width, places[:, 1] * height, s=14, color="#7dff6a", edgecolors="#14181f", linewidths=0.5)
     first.set_title(f"reference points of {len(places)} queries", fontsize=9.5)
-    boxes = cxcywh_to_xyxy(inside.predictions.boxes[:, 0].float()) * torch.tensor([width, height, width, height])
-    scores = inside.predictions.logits[-1, 0].float().sigmoid().amax(-1)
+    boxes, scores = inside.boxes_in_image(inside.predictions.boxes[:, 0]), inside.scores
     if places.shape[1] == 4:
         starts = torch.stack([inside.boxes_per_layer(query)[0] for query in range(len(places))])
         _draw_all(second, inside, starts, scores, "the same as boxes: the proposals")
@@ -201,14 +199,14 @@ def _level_frame(axes: Axes, level: int) -> None:
 
 
 STAGES: dict[str, tuple[str, Callable[[Canvas, Inside], None]]] = {
-    "backbone": ("The image, and what the backbone sees in it", _draw_backbone),
+    "backbone": ("The image, and the levels of the backbone", _draw_backbone),
     "neck": ("The neck: levels of one width", _draw_neck),
-    "padding": ("Padding masks: what of each level is image", _draw_padding),
-    "positions": ("Positions: sine encoding of the place, plus the embedding of the level", _draw_positions),
+    "padding": ("Padding masks: which part of each level is image", _draw_padding),
+    "positions": ("Positions: sine encoding of the coordinates, plus the embedding of the level", _draw_positions),
     "sequence": ("All levels as one sequence", _draw_sequence),
-    "memory": ("The memory: what the encoder has made of the levels", _draw_memory),
-    "references": ("Where the queries start, and where they end", _draw_references),
-    "sampling": ("Where the strongest query looks", _draw_sampling),
+    "memory": ("The memory: the output of the encoder", _draw_memory),
+    "references": ("References of the queries, and their boxes", _draw_references),
+    "sampling": ("Sampling points of the highest-scored query", _draw_sampling),
     "boxes": ("The boxes after each decoder layer", _draw_boxes),
 }
 """Heading and drawing of each stage, in the order in which data flow."""

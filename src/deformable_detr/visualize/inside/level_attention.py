@@ -1,4 +1,4 @@
-"""Which feature level objects of which size are looked at on: attention mass per level against object size, over many images."""
+"""Attention per level against object size, over many images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import Source, open_source
 from deformable_detr.model import DeformableDETR
 from deformable_detr.visualize.colors import level_color
-from deformable_detr.visualize.figures import View, new_figure
+from deformable_detr.visualize.figures import View, new_figure, open_frame
 from deformable_detr.visualize.inside.inside import Inside
 from deformable_detr.visualize.inside.look import look_inside
 
@@ -28,19 +28,19 @@ class LevelAttentionView(View):
     """`[D, N, L]`: the share of each decoder layer's cross-attention on each level, the mean over the heads; sums to 1 over L."""
 
     edges: Tensor
-    """`[G + 1]`: the limits of the G groups of size that the figure shows, each with as many detections."""
+    """`[G + 1]`: the limits of the G size groups of the figure, of equally many detections."""
 
     grouped: Tensor
-    """`[G, L]`: the mean mass of each group, over all layers."""
+    """`[G, L]`: the mean of each group, over all layers."""
 
 
 def look_inside_many(model: DeformableDETR | Predictor, source: Source, *, limit: int | None = None) -> Iterator[Inside]:
-    """The decoder's inside for one image after the other.
+    """Run :func:`look_inside` (without the encoder's sampling) on one image after the other.
 
     Args:
         model: any variant, or a detector.
         source: images as :meth:`Predictor.predict` takes them: a folder, a pattern, a list.
-        limit: at most so many images. None: all.
+        limit: largest number of images. None: all.
     """
     for image in islice(open_source(source), limit):
         yield look_inside(model, image.read(), encoder=False)
@@ -54,14 +54,14 @@ def view_level_attention(
     limit: int | None = 200,
     groups: int = 8,
 ) -> LevelAttentionView:
-    """Measure how the attention mass shifts between the levels with the size of the objects.
+    """Measure how the cross-attention is distributed over the levels, depending on the size of the objects.
 
     Args:
         model: any variant with more than one level, or a detector.
         source: images, see :func:`look_inside_many`.
         threshold: smallest score of a detection that counts.
-        limit: at most so many images.
-        groups: bars of the figure, each of as many detections.
+        limit: largest number of images.
+        groups: number of bars in the figure, of equally many detections.
 
     Raises:
         ValueError: not one detection in all images.
@@ -74,8 +74,7 @@ def view_level_attention(
         for found in inside.detections(threshold):
             left, top, right, bottom = found.box
             sizes.append(max((right - left) * (bottom - top), 0.0) ** 0.5 * scale)
-            weights = [sampling.attention_weights[0, found.query].float() for sampling in inside.decoder]
-            mass.append(torch.stack([layer.sum(-1).mean(0) for layer in weights]))  # [N, L]
+            mass.append(inside.level_attention(found.query))
     if not sizes or shapes is None:
         raise ValueError(f"no detection with a score of {threshold} or more in these images; try a lower threshold")
     all_sizes, all_mass = torch.tensor(sizes), torch.stack(mass)
@@ -90,7 +89,7 @@ def _draw(mass: Tensor, edges: Tensor, grouped: Tensor, count: int):
     """Stacked bars over groups of size, and the same per layer."""
     figure = new_figure(10.5, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-    figure.suptitle(f"On which level objects are looked at ({count} detections)", fontsize=11, fontweight="bold")
+    figure.suptitle(f"Attention per level against object size ({count} detections)", fontsize=11, fontweight="bold")
     names = [f"{low:.0f}–{high:.0f}" for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     _stack(left, names, grouped)
     left.set(xlabel="object size (√area) in pixels of the network's input", ylabel="share of the cross-attention")
@@ -110,7 +109,7 @@ def _draw(mass: Tensor, edges: Tensor, grouped: Tensor, count: int):
 
 
 def _stack(axes, names: list[str], shares: Tensor) -> None:
-    """One bar per row of `[G, L]`, the finest level at the bottom; shares above a tenth are written into it."""
+    """One bar per row of `[G, L]`, the finest level at the bottom; shares of a tenth or more are written into it."""
     base = np.zeros(len(names))
     for level, values in enumerate(shares.T.numpy()):
         axes.bar(names, values, bottom=base, color=level_color(level), width=0.86, edgecolor="white", linewidth=0.8)
@@ -120,4 +119,4 @@ def _stack(axes, names: list[str], shares: Tensor) -> None:
         base = base + values
     axes.set(ylim=(0, 1))
     axes.tick_params(labelsize=8.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)

@@ -23,6 +23,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_source
 from deformable_detr.model import DeformableDETR
 from deformable_detr.model.queries import Queries
+from deformable_detr.precision import autocast
 from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
 from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, on_cpu, sampling_of_call
 from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Stage
@@ -30,12 +31,12 @@ from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Propo
 
 @torch.no_grad()
 def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder: bool = True) -> Inside:
-    """Send one image through the network and keep what happens on the way.
+    """Run the model on one image and keep what happens inside.
 
     Args:
-        model: any variant, on any device, or a detector (its precision is used). It is left in the mode that it was in.
+        model: any variant, on any device, or a detector (its precision is used). Its mode stays as it is.
         image: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, RGB) or a tensor (uint8 `[3, H, W]`, RGB).
-        encoder: False leaves out the sampling of the encoder, most of the memory: `inside.encoder` is then empty.
+        encoder: False leaves out the sampling of the encoder, which takes most of the memory: `inside.encoder` is then empty.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,14 +45,18 @@ def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder:
     precision = model.precision if isinstance(model, Predictor) else "fp32"
     network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
     pixels = next(open_source(image)).read()
-    metadata = network.metadata
-    transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
-    batch = ImageBatch.from_images([transform(pixels, None)[0]]).to(next(network.parameters()).device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    with evaluating(network), torch.autocast(batch.images.device.type, dtype=dtype, enabled=dtype is not None):
+    batch = batch_of(network, pixels)
+    with evaluating(network), autocast(precision, batch.images.device):
         with capture_calls(parts_of(network)) as calls:
             predictions = network(batch)
         return inside_of_calls(network, calls, pixels, batch, predictions, encoder=encoder)
+
+
+def batch_of(model: DeformableDETR, image: Tensor) -> ImageBatch:
+    """Resize and normalise one image `[3, H, W]` (uint8 RGB) as the model wants it, on its device."""
+    metadata = model.metadata
+    transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
+    return ImageBatch.from_images([transform(image, None)[0]]).to(next(model.parameters()).device)
 
 
 def parts_of(model: DeformableDETR) -> list[torch.nn.Module]:
@@ -69,7 +74,7 @@ def inside_of_calls(
     *,
     encoder: bool = True,
 ) -> Inside:
-    """Put together what was captured from a batch of one image."""
+    """Assemble what was captured from a batch of one image."""
     flat, queries = on_cpu(calls[model.flatten].output), on_cpu(calls[model.query_source].output)
     self_attentions = [layer.self_attn for layer in model.encoder.layers] if encoder else []  # type: ignore[union-attr]
     cross_attentions = [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]

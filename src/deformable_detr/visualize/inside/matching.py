@@ -1,4 +1,4 @@
-"""Which query is given which target in training, and how stable that is (DN-DETR, section 3.2, measures its opposite)."""
+"""Which query each target is matched with in training, and how stable that is (DN-DETR, section 3.2, measures the instability)."""
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from deformable_detr.criterion import SetCriterion
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch, ImageId, Predictions, Target
-from deformable_detr.visualize.figures import View, new_figure
+from deformable_detr.visualize.figures import View, new_figure, open_frame
 from deformable_detr.visualize.inside.capture import evaluating
 
 Matcher = HungarianMatcher | SetCriterion
@@ -33,23 +33,23 @@ class Samples(Sized, Protocol):
 
 @dataclass
 class Assignments:
-    """What was matched at one time, such as in one epoch."""
+    """The matching at one time, such as in one epoch."""
 
     queries: dict[ImageId, Tensor] = field(default_factory=dict)
-    """For each image int64 `[T]`: the query that each of its targets was given to; -1 for a target without a query."""
+    """For each image int64 `[T]`: the query that each of its targets is matched with; -1 for a target without a query."""
 
     kind: str = "query"
     """What the numbers are: `query`, or `position` in the sequence."""
 
     def add(self, matching: Matching, targets: Sequence[Target], layer: int = -1) -> None:
-        """Take in one batch.
+        """Add one batch.
 
         Raises:
-            ValueError: an image without an id, which could not be found again in another epoch.
+            ValueError: an image without an id, which cannot be recognised in another epoch.
         """
         for index, target in enumerate(targets):
             if target.image_id is None:
-                raise ValueError("a target has no image_id; without it the same image cannot be found again in another epoch")
+                raise ValueError("a target has no image_id; without it the same image cannot be recognised in another epoch")
             chosen, objects = matching.of_image(index, layer)
             queries = torch.full((len(target),), UNMATCHED, dtype=torch.int64)
             queries[objects.cpu()] = chosen.cpu()
@@ -58,16 +58,16 @@ class Assignments:
 
 @dataclass(frozen=True, eq=False)
 class MatchingView(View):
-    """E checkpoints or epochs; a step is the way from one to the next."""
+    """The matchings of E checkpoints or epochs; a step is from one to the next."""
 
     names: tuple[str, ...]
-    """What the checkpoints are called."""
+    """Of the checkpoints."""
 
     assignments: tuple[Assignments, ...]
     """One for each of them."""
 
     stability: tuple[float, ...]
-    """`E − 1` shares in [0, 1]: targets that stayed with their query, of all targets."""
+    """`E − 1` shares in [0, 1]: targets that kept their query, of all targets."""
 
     instability: tuple[float, ...]
     """`E − 1` numbers: queries whose target changed, per image (DN-DETR's IS)."""
@@ -75,10 +75,10 @@ class MatchingView(View):
 
 @contextmanager
 def recording(matcher: Matcher, assignments: Assignments, layer: int = -1) -> Iterator[Assignments]:
-    """Note what a matcher decides for the decoder while the block lasts: wrap an epoch of training in it.
+    """Record a matcher's results for the decoder while the block lasts: wrap an epoch of training in it.
 
-    Augmentation moves objects, so in a training run part of the change comes from the images; :func:`record_matching`
-    asks a model about images that stay the same.
+    Augmentation moves objects, so that in training part of the change comes from the images; :func:`record_matching` matches a
+    model's predictions on images that stay the same.
 
     Args:
         matcher: of the criterion, or the criterion itself.
@@ -105,14 +105,14 @@ def record_matching(
 ) -> Assignments:
     """Match a model's predictions with the targets of a dataset, image by image.
 
-    A query of a two-stage model is only a rank, so there a target is said to be given to the **position** in the sequence that
-    its query comes from.
+    A query of a two-stage model is only a rank, so that there the **position** in the sequence that the query comes
+    from is recorded instead.
 
     Args:
         model: any variant.
-        dataset: images, always transformed alike (no random augmentation).
+        dataset: images without random augmentation.
         matcher: as in training, such as `SetCriterion(num_classes)`.
-        limit: at most so many images. None: all.
+        limit: largest number of images. None: all.
         layer: which decoder layer's matching.
     """
     assignments = Assignments()
@@ -134,11 +134,11 @@ def record_matching(
 
 
 def compare_assignments(before: Assignments, after: Assignments) -> tuple[float, float]:
-    """How much the matching changed in the images that both know.
+    """Compare two matchings on the images that both contain.
 
     Returns:
-        The share of targets that stayed with their query, in [0, 1], and the number of queries per image whose target is
-        another one (or none any more): DN-DETR's instability.
+        The share of targets that kept their query, in [0, 1], and the number of queries per image whose target changed (also to
+        or from none): DN-DETR's instability.
 
     Raises:
         ValueError: no image with a target in common.
@@ -159,14 +159,14 @@ def compare_assignments(before: Assignments, after: Assignments) -> tuple[float,
 
 
 def view_matching(assignments: Mapping[str, Assignments], *, num_targets: int = 24) -> MatchingView:
-    """Draw which query each target was given to, checkpoint by checkpoint, and how stable that is.
+    """Draw which query each target is matched with, checkpoint by checkpoint, and how stable that is.
 
     Args:
         assignments: from :func:`record_matching` or :func:`recording`, in the order of the training; the keys are its names.
-        num_targets: how many targets are drawn, those of the first images.
+        num_targets: number of targets that are drawn, those of the first images.
 
     Raises:
-        ValueError: fewer than two of them, or nothing in common.
+        ValueError: fewer than two matchings, or no image in common.
     """
     names, records = tuple(assignments), tuple(assignments.values())
     if len(records) < 2:
@@ -177,13 +177,13 @@ def view_matching(assignments: Mapping[str, Assignments], *, num_targets: int = 
 
 
 def _positions(predictions: Predictions) -> Tensor:
-    """`[Q]`: the place in the sequence that each query of a single, unpadded image comes from."""
+    """`[Q]`: the position in the sequence that each query of a single, unpadded image comes from."""
     assert predictions.encoder_logits is not None
     return predictions.encoder_logits[0, :, 0].float().topk(predictions.boxes.shape[2]).indices
 
 
 SAME, OTHER = "#cfe4f5", "#f6c667"
-"""Fields of the table: blue and amber are told apart by all eyes."""
+"""Cells of the table: blue and amber, which are distinguishable with colour blindness."""
 
 
 def _draw(
@@ -199,23 +199,23 @@ def _draw(
     kind = records[0].kind
     figure = new_figure(10.5, max(3.6, 0.22 * len(rows) + 1.4))
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))[0]
-    figure.suptitle(f"Which {kind} each target is given to", fontsize=11, fontweight="bold")
+    figure.suptitle(f"The {kind} that each target is matched with", fontsize=11, fontweight="bold")
     _draw_table(left.subplots(), names, rows, table)
     upper, lower = right.subplots(2, 1, sharex=True)
     _draw_steps(upper, names, [f"{value:.0%}" for value in stability], stability)
     upper.set(ylim=(0, 1.18), yticks=(0, 0.5, 1))
-    upper.set_title(f"share of the targets that stayed with their {kind}", fontsize=9.5)
+    upper.set_title(f"share of the targets that kept their {kind}", fontsize=9.5)
     _draw_steps(lower, names, [f"{value:.2f}" for value in instability], instability)
     lower.set(ylim=(0, max(*instability, 0.1) * 1.25), xlabel="compared with the one before")
-    lower.set_title(f"{kind}s with another target than before, per image", fontsize=9.5)
+    lower.set_title(f"{kind}s whose target changed, per image", fontsize=9.5)
     return figure
 
 
 def _draw_table(axes: Axes, names: Sequence[str], rows: Sequence[tuple[ImageId, int]], table: np.ndarray) -> None:
-    """Targets by checkpoints `[R, E]`, with the number of the query in each field; what changed is amber and bold."""
+    """Targets by checkpoints `[R, E]` with the number of the query in each cell; changes are amber and bold."""
     changed = np.diff(table, axis=1, prepend=table[:, :1]) != 0
     colors = np.where(changed[..., None], to_rgb(OTHER), to_rgb(SAME))
-    colors[:, 0] = 1  # there is nothing before the first one
+    colors[:, 0] = 1  # nothing precedes the first one
     axes.imshow(colors, aspect="auto")
     for (row, column), query in np.ndenumerate(table):
         text, weight = "–" if query == UNMATCHED else str(query), "bold" if changed[row, column] else "normal"
@@ -223,7 +223,7 @@ def _draw_table(axes: Axes, names: Sequence[str], rows: Sequence[tuple[ImageId, 
     axes.set(xticks=range(len(names)), yticks=range(len(rows)))
     axes.set_xticklabels(names, rotation=0 if max(map(len, names)) < 8 else 30)
     axes.set_yticklabels([f"image {image_id}, target {target}" for image_id, target in rows], fontsize=7.5)
-    axes.set_title("blue: as before, amber and bold: another one", fontsize=9.5)
+    axes.set_title("blue: unchanged, amber and bold: changed", fontsize=9.5)
 
 
 def _draw_steps(axes: Axes, names: Sequence[str], labels: Sequence[str], values: Sequence[float]) -> None:
@@ -232,6 +232,6 @@ def _draw_steps(axes: Axes, names: Sequence[str], labels: Sequence[str], values:
     for step, value, label in zip(steps, values, labels, strict=True):
         axes.annotate(label, (step, value), (0, 7), textcoords="offset points", ha="center", fontsize=8.5)
     axes.set(xticks=steps, xticklabels=names[1:], xlim=(0.7, len(names) - 0.7))
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=8.5)

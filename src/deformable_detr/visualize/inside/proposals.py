@@ -1,4 +1,4 @@
-"""What the encoder of a two-stage model offers, and which of it becomes queries (paper, app. A.4)."""
+"""The proposals of a two-stage model's encoder, and which of them become queries (paper, app. A.4)."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class ProposalsView(View):
     """The proposals of one image."""
 
     proposals: Proposals
-    """All of them."""
+    """All proposals."""
 
     levels: Tensor
     """`[Q]` int64: the level that each taken proposal comes from."""
@@ -29,7 +29,7 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
 
     Args:
         inside: from :func:`look_inside`, of a two-stage model.
-        num_boxes: how many of the taken proposals are drawn as boxes, best first.
+        num_boxes: number of the taken proposals that are drawn as boxes, best first.
 
     Raises:
         ValueError: the model has learned queries and no proposals.
@@ -59,7 +59,7 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
 
 
 def draw_proposals(axes, inside: Inside, num_boxes: int) -> None:
-    """The best taken proposals as boxes, in the colour of their level; the surer, the stronger."""
+    """Draw the best taken proposals as boxes in the colour of their level, with an opacity that grows with the objectness."""
     assert inside.proposals is not None
     show_image(axes, inside.image, fade=0.55)
     found = inside.proposals
@@ -72,7 +72,11 @@ def draw_proposals(axes, inside: Inside, num_boxes: int) -> None:
 
 
 def draw_objectness(axes, inside: Inside, level: int, top: float):
-    """The objectness map of one level over the image (0 dark, `top` bright), its taken positions ringed; gives the map."""
+    """Draw the objectness map of one level over the image (0 dark, `top` bright) with rings at the taken positions.
+
+    Returns:
+        The map, for a colour bar.
+    """
     assert inside.proposals is not None
     found, (h, w), start = inside.proposals, inside.spatial_shapes[level], inside.level_start_index[level]
     height, width = inside.image_size

@@ -1,4 +1,4 @@
-"""Where each query's boxes fall over many images (as figure 7 of DETR shows it for learned queries)."""
+"""The boxes of each query over many images (as figure 7 of DETR shows them for learned queries)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +12,14 @@ from torch import Tensor
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import Source
 from deformable_detr.model import DeformableDETR
-from deformable_detr.visualize.figures import View, new_figure, panels
+from deformable_detr.visualize.figures import View, new_figure, open_frame, panels
 from deformable_detr.visualize.inside.level_attention import look_inside_many
 
 KINDS = {"small box": ("o", "#0072b2"), "large and wide": ("_", "#d55e00"), "large and tall": ("|", "#8a3d78")}
-"""Marker and colour; the marker's shape says the same as the colour."""
+"""Marker and colour of each kind of box; the shape of the marker carries the same information as the colour."""
 
 LARGE = 0.15
-"""A box of less than this share of the image's width and height is small."""
+"""A box is small if its width and height are below this share of the image's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,13 @@ class QueryUsageView(View):
     """`[I, Q, 4]` cxcywh in [0, 1] of each image."""
 
     scores: Tensor
-    """`[I, Q]` in [0, 1]: of the likeliest class."""
+    """`[I, Q]` in [0, 1]: of the highest-scored class."""
 
     labels: Tensor
-    """`[I, Q]` int64: the likeliest class."""
+    """`[I, Q]` int64: the highest-scored class."""
 
     usage: Tensor
-    """`[Q]`: in what share of the images the query's score reached the threshold."""
+    """`[Q]`: the share of the images in which the query's score reaches the threshold."""
 
 
 def view_query_usage(
@@ -47,17 +47,17 @@ def view_query_usage(
     limit: int | None = 500,
     num_queries: int = 20,
 ) -> QueryUsageView:
-    """Collect every query's boxes over many images and draw the centres of the most used queries.
+    """Collect every query's boxes over many images and draw the box centres of the most used queries.
 
-    A learned query is the same in every image and comes to answer for a region and a size. A query of a two-stage model is a
-    rank: query 0 is the best proposal, wherever that lies.
+    A learned query is the same in every image and specialises on a region and a size. A query of a two-stage model is a rank:
+    query 0 is the best proposal, wherever it lies.
 
     Args:
         model: any variant, or a detector.
         source: images as :meth:`Predictor.predict` takes them.
         threshold: smallest score at which a query counts as used.
-        limit: at most so many images. None: all.
-        num_queries: how many queries are drawn, the most used first.
+        limit: largest number of images. None: all.
+        num_queries: number of queries that are drawn, the most used first.
 
     Raises:
         FileNotFoundError: there are no images.
@@ -70,7 +70,7 @@ def view_query_usage(
         labels.append(best.indices)
         kind = "learned queries" if inside.query_source == "learned" else "queries are ranks of proposals"
     if not boxes:
-        raise FileNotFoundError("there is no image to look at")
+        raise FileNotFoundError("there are no images")
     count = min(len(item) for item in boxes)  # a tiny image may have fewer proposals than others
     all_boxes, all_scores, all_labels = (torch.stack([item[:count] for item in items]) for items in (boxes, scores, labels))
     usage = (all_scores >= threshold).float().mean(0)
@@ -84,7 +84,7 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
     rows = -(-len(shown) // columns)
     figure = new_figure(10.0, 1.9 * rows + 2.6)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.9 * rows + 0.6, 1.9))[:, 0]
-    title = f"Where the boxes of the {len(shown)} most used queries lie ({len(boxes)} images, {kind})"
+    title = f"Box centres of the {len(shown)} most used queries ({len(boxes)} images, {kind})"
     top.suptitle(title, fontsize=11, fontweight="bold")
     for axes, query in zip(panels(top, len(shown), columns), shown, strict=True):
         used = scores[:, query] >= threshold
@@ -97,7 +97,7 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
     axes.set(xlim=(-0.6, len(usage) - 0.4), xlabel="query", ylabel=f"images with\na score ≥ {threshold:g}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=21, integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     axes.tick_params(labelsize=8.5)
     handles = [axes.scatter([], [], **_look(kind)) for kind in KINDS]
     handles.append(axes.scatter([], [], s=8, color="#b5bcc6", linewidths=0))
@@ -107,7 +107,7 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
 
 
 def _scatter(axes: Axes, boxes: Tensor) -> None:
-    """The centres of `[X, 4]` boxes, by kind."""
+    """Draw the centres of boxes `[X, 4]`, by kind."""
     small = (boxes[:, 2:] < LARGE).all(-1)
     wide = ~small & (boxes[:, 2] >= boxes[:, 3])
     for members, kind in zip((small, wide, ~small & ~wide), KINDS, strict=True):

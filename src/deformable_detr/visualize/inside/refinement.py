@@ -1,4 +1,4 @@
-"""How a box is refined from layer to layer (paper, app. A.4), and how the score grows meanwhile."""
+"""The refinement of a box from layer to layer (paper, app. A.4), with its class scores."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 
 from deformable_detr.boxes import box_iou
-from deformable_detr.visualize.figures import View, new_figure, short_name
+from deformable_detr.visualize.figures import View, new_figure, open_frame, short_name
 from deformable_detr.visualize.inside.canvas import draw_box, draw_reference, focus, show_image
 from deformable_detr.visualize.inside.inside import Inside
 
@@ -29,7 +29,7 @@ class RefinementView(View):
 
 
 def view_refinement(inside: Inside, query: int) -> RefinementView:
-    """Draw the boxes of one query, from its reference to the last layer, beside its class scores and the overlap with the end.
+    """Draw the boxes of one query, from its reference to the last layer, beside its class scores and the IoU with the last box.
 
     Args:
         inside: from :func:`look_inside`.
@@ -49,7 +49,7 @@ def view_refinement(inside: Inside, query: int) -> RefinementView:
 
 
 def draw_scores(axes: Axes, inside: Inside, query: int) -> None:
-    """The scores of the likeliest classes after each layer, and the overlap of each box with the last."""
+    """Draw the scores of the highest-scored classes after each layer, and the IoU of each box with the last one."""
     boxes, scores = inside.boxes_per_layer(query), inside.scores_per_layer(query)
     layers = list(range(len(boxes)))
     for rank, label in enumerate(scores[-1].topk(min(4, scores.shape[1])).indices.tolist()):
@@ -60,7 +60,7 @@ def draw_scores(axes: Axes, inside: Inside, query: int) -> None:
     axes.plot(layers, _overlaps(boxes).tolist(), marker="s", color="#e8590c", linestyle="--", label="IoU with the last box")
     axes.set(ylim=(0, 1.03), xticks=layers, xticklabels=["reference", *map(str, layers[1:])], xlabel="decoder layer")
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.8, ncols=3)
 
 
@@ -69,9 +69,9 @@ def _overlaps(boxes: Tensor) -> Tensor:
 
 
 def draw_refinement(axes: Axes, inside: Inside, query: int) -> None:
-    """The boxes of all layers on the image, from violet (first) to yellow (last); the reference green and dashed.
+    """Draw the boxes of all layers on the image, from violet (first) to yellow (last), and the reference green and dashed.
 
-    A small object is shown with its surroundings instead of the whole image.
+    For a small object only its surroundings are shown.
     """
     boxes = inside.boxes_per_layer(query)
     show_image(axes, inside.image, fade=0.5)
@@ -86,6 +86,6 @@ def draw_refinement(axes: Axes, inside: Inside, query: int) -> None:
 
 
 def layer_color(layer: int, num_layers: int) -> str:
-    """`#rrggbb` of a decoder layer (from 1): from violet to yellow."""
+    """The colour `#rrggbb` of a decoder layer (from 1): from violet to yellow."""
     share = 0.35 + 0.6 * (layer - 1) / max(num_layers - 1, 1)
     return to_hex(matplotlib.colormaps["plasma"](share))

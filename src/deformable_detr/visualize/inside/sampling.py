@@ -1,4 +1,4 @@
-"""Where a query looks: its sampling points on the image, sized by attention weight (paper, figure 6 and app. A.6)."""
+"""The sampling points of a query on the image, sized by attention weight (paper, figure 6 and app. A.6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from deformable_detr.visualize.inside.inside import Inside, LayerSampling
 
 Split = Literal["layer", "head", "level"]
 SMALL_AREA = 70.0
-"""Of the circle of the largest weight, where a panel is one of many in a larger figure."""
+"""Area of the circle of the largest weight in a panel of a larger figure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def view_sampling(
     split: Split = "layer",
     zoom: bool | None = None,
 ) -> SamplingView:
-    """Draw where a decoder query or an encoder position looks.
+    """Draw the sampling points of a decoder query or an encoder position.
 
     The area of a circle is its attention weight, its colour the level, the cross the reference point. Take the `query` of a
     detection (`inside.detections()[0].query`) or any other; a `position` of the encoder comes from `inside.position_at(x, y)`.
@@ -65,13 +65,13 @@ def view_sampling(
         query: in [0, Q), for the cross-attention of the decoder.
         position: in [0, S), for the self-attention of the encoder, instead of `query`.
         layers: from 0, negative ones from the end. None: all with `split="layer"`, else the last.
-        heads: draw these only. None: all.
-        levels: draw these only. None: all.
+        heads: only these. None: all.
+        levels: only these. None: all.
         split: one panel per layer, per head or per level.
-        zoom: show the surroundings of the object instead of the whole image. None: where the object is small.
+        zoom: show the surroundings of the object instead of the whole image. None: if the object is small.
 
     Raises:
-        ValueError: neither or both of query and position, or a number that there is not.
+        ValueError: neither or both of query and position, or a number out of range.
     """
     stack, index = _stack(inside, query, position)
     chosen = _chosen(layers, len(stack), "layer", default=range(len(stack)) if split == "layer" else (len(stack) - 1,))
@@ -96,7 +96,11 @@ def view_sampling(
 
 
 def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
-    """One panel of :func:`view_sampling`: all heads and levels of a decoder layer; gives the largest weight."""
+    """Draw one panel of :func:`view_sampling`: all heads and levels of a decoder layer.
+
+    Returns:
+        The largest weight.
+    """
     sampling = inside.decoder[layer]
     points, weights = inside.points_in_image(sampling, query), sampling.attention_weights[0, query].float()
     reference = inside.reference_in_image(sampling, query)
@@ -174,7 +178,7 @@ def _chosen(wanted: Sequence[int] | None, count: int, kind: str, default: Sequen
 
 
 def _shown(heads: Sequence[int] | None, levels: Sequence[int] | None, weights: Tensor) -> Tensor:
-    """`[M, L]` bool: what is to be drawn of weights `[A, M, L, P]`."""
+    """`[M, L]` bool: which heads and levels of weights `[A, M, L, P]` to draw."""
     shown = torch.zeros(weights.shape[1:3], dtype=torch.bool)
     chosen_heads, chosen_levels = _chosen(heads, len(shown), "head"), _chosen(levels, shown.shape[1], "level")
     shown[torch.tensor(chosen_heads)[:, None], torch.tensor(chosen_levels)] = True
@@ -200,7 +204,7 @@ def _cells(split: Split, layers: Sequence[int], shown: Tensor) -> list[_Cell]:
 def _title(inside: Inside, query: int | None, position: int | None) -> str:
     if query is not None:
         found = inside.detection_of(query)
-        return f"Where query {query} looks: {found.name} {found.score:.2f}"
+        return f"Sampling points of query {query}: {found.name} {found.score:.2f}"
     assert position is not None
     level, row, column = inside.level_and_cell(position)
-    return f"Where the encoder looks from level {level}, row {row}, column {column}"
+    return f"Sampling points of the encoder's position at level {level}, row {row}, column {column}"

@@ -1,4 +1,4 @@
-"""What changed between two checkpoints of one network: the relative change of every part.
+"""The change of the weights between two checkpoints of one model, part by part.
 
 The running statistics of batch norms are left out: they are no weights, and so large that they would hide everything else.
 """
@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
 from deformable_detr.checkpoints import load_pretrained
-from deformable_detr.visualize.figures import View, new_figure
+from deformable_detr.visualize.figures import View, new_figure, open_frame
 
 LAYER = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.(.+)$")
 KINDS = {
@@ -31,16 +31,16 @@ KINDS = {
 
 @dataclass(frozen=True)
 class PartChange:
-    """How much one part changed."""
+    """The relative change of one part."""
 
     part: str
     """Such as `neck`, or `decoder 3: sampling offsets` (layers from 1)."""
 
     parameters: int
-    """How many numbers it has."""
+    """Number of weights."""
 
     change: float
-    """‖after − before‖ / ‖before‖, over all its numbers together; infinite where all of them were 0 before."""
+    """‖after − before‖ / ‖before‖, over all its weights together; infinite where all of them were 0 before."""
 
     most_changed: str
     """Its tensor with the largest relative change."""
@@ -53,7 +53,7 @@ class WeightChangesView(View):
     parts: tuple[PartChange, ...]
 
     total: float
-    """The relative change of all numbers together."""
+    """The relative change of all weights together."""
 
 
 Weights = nn.Module | Mapping[str, Tensor] | str | Path
@@ -63,16 +63,16 @@ def view_weight_changes(before: Weights, after: Weights) -> WeightChangesView:
     """Compare two checkpoints. Class heads for another number of classes are left out.
 
     ```python
-    view_weight_changes("coco.safetensors", "runs/first").save("changes.png")  # what fine-tuning changed
+    view_weight_changes("coco.safetensors", "runs/first").save("changes.png")  # the effect of fine-tuning
     ```
 
     Args:
-        before: a network, its state dict, or a run folder or weights file of any known format.
-        after: the same network later.
+        before: a model, its state dict, or a run folder or weights file of any known format.
+        after: the same model later.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: tensors that only one of them has, or of different shapes.
+        ValueError: tensors that are in only one of them, or of different shapes.
     """
     old, new = (_floating(one) for one in (before, after))
     for name in [name for name in old.keys() & new.keys() if "class_head" in name and old[name].shape != new[name].shape]:
@@ -80,7 +80,7 @@ def view_weight_changes(before: Weights, after: Weights) -> WeightChangesView:
     different = sorted(old.keys() ^ new.keys()) or [name for name in old if old[name].shape != new[name].shape]
     if different:
         raise ValueError(
-            f"the two are not the same network: {len(different)} tensors differ in name or shape, such as {different[0]}"
+            f"the two are not of one architecture: {len(different)} tensors differ in name or shape, such as {different[0]}"
         )
     groups: dict[str, list[str]] = {}
     for name in old:
@@ -91,7 +91,7 @@ def view_weight_changes(before: Weights, after: Weights) -> WeightChangesView:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to: layers of the transformer by kind, the backbone by stage, the rest by module."""
+    """Name the part that a parameter belongs to: transformer layers by kind, the backbone by stage, the rest by module."""
     if found := LAYER.match(name):
         stack, layer, rest = found.groups()
         kind = next((kind for piece, kind in KINDS.items() if piece in rest), rest.split(".")[0])
@@ -123,7 +123,7 @@ def _change(part: str, names: list[str], old: Mapping[str, Tensor], new: Mapping
 
 
 def _draw(parts: tuple[PartChange, ...], total: float):
-    """Bars for the parts outside the transformer, a table of kinds and layers for those inside."""
+    """Bars for the parts outside the transformer, a table of kinds and layers for the transformer."""
     inside = {part.part: part.change for part in parts if ": " in part.part}
     outside = [part for part in parts if ": " not in part.part]
     layers = list(dict.fromkeys(name.split(": ")[0] for name in inside))
@@ -140,7 +140,7 @@ def _draw(parts: tuple[PartChange, ...], total: float):
     left.set(xlim=(0, max([*finite, 1e-6]) * 1.22), xlabel="‖after − before‖ / ‖before‖")
     left.xaxis.set_major_formatter(PercentFormatter(1.0))
     left.invert_yaxis()
-    left.spines[["top", "right"]].set_visible(False)
+    open_frame(left)
     left.tick_params(labelsize=8.5)
     if table.size:
         finite_table = np.ma.masked_invalid(table)
@@ -159,5 +159,5 @@ def _draw(parts: tuple[PartChange, ...], total: float):
 
 
 def _percent(change: float) -> str:
-    """A part that was all zero before has no relative change."""
+    """Format a relative change; a part that was all zero before has none."""
     return f"{change:.1%}" if np.isfinite(change) else "was 0"

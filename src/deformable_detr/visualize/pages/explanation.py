@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -130,26 +129,25 @@ def explain(inside: Inside, query: int, *, num_points: int = 12) -> Explanation:
     Args:
         inside: from :func:`look_inside`.
         query: in [0, Q); `inside.query_at(x, y)` and `inside.query_of_box(box)` find one.
-        num_points: how many of the strongest sampling points are listed.
+        num_points: number of the sampling points with the largest weights that are listed.
 
     Raises:
         ValueError: there is no such query.
     """
     detection = inside.detection_of(query)
-    mass = torch.stack([layer.attention_weights[0, query].float().sum(-1).mean(0) for layer in inside.decoder])
     return Explanation(
         inside=inside,
         detection=detection,
         origin=origin_of(inside, query),
         boxes=inside.boxes_per_layer(query),
         scores=inside.scores_per_layer(query),
-        level_mass=mass,
+        level_mass=inside.level_attention(query),
         points=_strongest(inside, query, num_points),
     )
 
 
 def origin_of(inside: Inside, query: int) -> str:
-    """Where a query came from: which proposal of the encoder, or which learned point."""
+    """Describe the reference of a query: the encoder's proposal or the learned point that it starts from."""
     reference = inside.boxes_per_layer(query)[0]
     if inside.proposals is None:
         point = f"({reference[0]:.0f}, {reference[1]:.0f})"

@@ -1,4 +1,4 @@
-"""An explanation as one figure, for a slide or a report."""
+"""An explanation as one figure, for slides and documents."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MOST_LAYERS = 6
 
 
 def draw_found(axes: Axes, inside: Inside, detection: Detection, *, threshold: float = 0.3) -> None:
-    """The image with all detections, the explained one emphasised."""
+    """Draw the image with all detections, the explained one emphasised."""
     show_image(axes, inside.image)
     for other in inside.detections(threshold):
         if other.query != detection.query:
@@ -35,13 +35,13 @@ def found_figure(inside: Inside, detection: Detection) -> Figure:
 def summary_figure(
     inside: Inside, detection: Detection, title: str, origin: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> Figure:
-    """Image, refinement and scores; below, where the layers looked; at the bottom a table.
+    """Draw image, refinement and scores; below, the sampling points of each layer; at the bottom a table.
 
     Args:
         inside: from :func:`look_inside`.
         detection: what is explained.
         title: heading.
-        origin: where the query came from, in words.
+        origin: what the query starts from, in words.
         columns: names of the table's columns.
         rows: its rows.
     """
@@ -56,8 +56,8 @@ def summary_figure(
     draw_refinement(second, inside, detection.query)
     draw_scores(third, inside, detection.query)
     first.set_title("\n".join(textwrap.wrap(origin, 62)), fontsize=8, loc="left")
-    second.set_title("the box, layer by layer", fontsize=9.5)
-    third.set_title("scores, and overlap with the last box", fontsize=9.5)
+    second.set_title("refinement of the box", fontsize=9.5)
+    third.set_title("class scores, and IoU with the last box", fontsize=9.5)
     cells = middle.subgridspec(1, max(len(layers), 3))
     for column, layer in enumerate(layers):
         axes = figure.add_subplot(cells[column])
