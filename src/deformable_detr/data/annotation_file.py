@@ -278,7 +278,7 @@ def _check_box(box: list[Any], where: str) -> None:
     if len(box) != 4 or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box):
         raise ValueError(f"{where}: 'bbox' must be four numbers [left, top, width, height], but is {box}")
     if not np.isfinite(box).all():
-        raise ValueError(f"{where}: 'bbox' {box} is not finite; correct or remove this annotation")
+        raise ValueError(f"{where}: 'bbox' {box} has non-finite values; correct or remove this annotation")
     if box[2] < 0 or box[3] < 0:
         raise ValueError(
             f"{where}: 'bbox' {box} has a negative width or height; COCO boxes are [left, top, width, height] in pixels"
