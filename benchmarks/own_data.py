@@ -63,7 +63,7 @@ def main() -> None:
             if step == steps:
                 break
         if step == steps or (epoch + 1) % max(1, config.train.evaluate_every) == 0:
-            metrics = evaluate(Wrapped(model), val, data[0].categories, data[1].annotation_file).to_dict()
+            metrics = evaluate(Wrapped(model), val, data[0].categories, data[1].ground_truth).to_dict()
             rows.append({"step": step, "seconds": round(time.monotonic() - began), "ap": metrics["ap"], "ap50": metrics["ap50"]})
             print(rows[-1], flush=True)
             if options.json:

@@ -10,7 +10,8 @@ from PIL import Image
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.class_mapping import map_classes
 from deformable_detr.class_names import match_classes, normalise_name
-from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.annotation_file import read_annotation_file
+from deformable_detr.data.annotations import target_annotations
 from deformable_detr.evaluation import CocoEvaluator
 
 
@@ -85,7 +86,7 @@ def test_training_evaluation_and_class_heads_agree(written, same, tmp_path):
     evaluator.update([1], [found])
     assert evaluator.compute().ap == (1.0 if same else 0.0)
     if same:
-        assert read_annotations(path, categories=model).labels.tolist() == [0]
+        assert target_annotations(read_annotation_file(path), model).labels.tolist() == [0]
     else:
         with pytest.raises(ValueError, match="do not know: 'traffic lights'"):
-            read_annotations(path, categories=model)
+            target_annotations(read_annotation_file(path), model)

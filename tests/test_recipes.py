@@ -7,7 +7,7 @@ import pytest
 
 from deformable_detr.cli.train import parse_config
 from deformable_detr.config import RunConfig
-from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.annotation_file import read_annotation_file
 from deformable_detr.data.facts import data_facts
 from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
 from deformable_detr.settings import read_config, run_config
@@ -35,7 +35,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_the_facts(dataset: Path) -> None:
-    facts = data_facts(read_annotations(dataset / "annotations" / "instances_train.json"))
+    facts = data_facts(read_annotation_file(dataset / "annotations" / "instances_train.json"))
     assert (facts.num_images, facts.short_side, facts.most_objects) == (20, 480, 7)
     assert facts.aspect == pytest.approx(4 / 3)
     assert facts.small_object == pytest.approx(np.quantile([12, 24, *[96] * 18], 0.1) / 480)
@@ -71,7 +71,7 @@ def test_every_choice_is_a_setting_that_makes_sense(name: str, num_images: int) 
 
 def test_the_command_line_stands_above_the_recipe(dataset: Path) -> None:
     chosen = parse_config([str(dataset), "--recipe", "small-data"])
-    facts = data_facts(read_annotations(dataset / "annotations" / "instances_train.json"))
+    facts = data_facts(read_annotation_file(dataset / "annotations" / "instances_train.json"))
     for key, value in recipe_settings("small-data", facts, chosen.train.batch_size).items():
         group, setting = key.split(".")
         assert getattr(getattr(chosen, group), setting) == value

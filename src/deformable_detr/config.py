@@ -190,6 +190,9 @@ class Metadata:
     std: tuple[float, float, float] = IMAGENET_STD
     """Deviation of the RGB channels (in [0, 1]) that is divided by."""
 
+    bit_depth: int = 16
+    """How many bits of the values of 16-bit images are used; see `DataConfig.bit_depth`."""
+
     thresholds: tuple[float, ...] | None = None
     """For each label the smallest score of a detection that counts, in [0, 1]; found by an evaluation, where F1 is largest.
     None: not known; `DEFAULT_THRESHOLD` holds for all."""
@@ -348,6 +351,10 @@ class DataConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     """Deviation of the RGB channels (in [0, 1]) that is divided by."""
 
+    bit_depth: int = 16
+    """How many bits of the values of 16-bit images are used, from 8 on: with 12, as many cameras have, 4095 becomes 255.
+    `deformable-detr doctor` says what the images hold."""
+
     num_workers: int = 2
     """Processes that read images, per training process. 0 reads in the training process itself."""
 
@@ -418,7 +425,7 @@ class TrainConfig:
 
     nms_iou: float | None = None
     """Drop detections that overlap a better one of their class by more than this IoU, when evaluating, and later when the weights
-    are used. null (official): keep all. After few steps, 0.7 removes duplicate detections."""
+    are used. null (official): keep all. After few steps, 0.7 takes second boxes on one object away."""
 
     evaluate_every: int = 1
     """Epochs between evaluations. 0: only at the end."""

@@ -1,5 +1,6 @@
 """The whole product as one object: train on a folder, load, predict, evaluate, save."""
 
+import logging
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from accelerate import PartialState
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
 from deformable_detr.config import DataConfig
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import CocoEvaluator, Metrics, analyze, detect
 from deformable_detr.export.parity import Difference
@@ -24,6 +26,8 @@ from deformable_detr.training.recipe import settings_of_recipe
 from deformable_detr.training.trainer import TrainResult, train
 from deformable_detr.visualize import Description, Explanation, Report, describe, explain, look_inside
 from deformable_detr.visualize.drawing.samples import draw_samples
+
+logger = logging.getLogger(__name__)
 
 
 class Detector(Predictor):
@@ -108,7 +112,7 @@ class Detector(Predictor):
         detector.result = result
         return detector
 
-    def evaluate(self, dataset: str | Path, split: str = "val", **options: Unpack[EvaluationOptions]) -> Metrics:
+    def evaluate(self, dataset: str | Path, split: str | None = None, **options: Unpack[EvaluationOptions]) -> Metrics:
         """Measure COCO AP and AR on one split of a dataset.
 
         The classes of the detector and of the dataset are matched by name. Started by `accelerate launch` or torchrun, the
@@ -116,7 +120,7 @@ class Detector(Predictor):
 
         Args:
             dataset: folder as for :meth:`train`.
-            split: which part of it.
+            split: which part of it; None takes `val`, and all images of a dataset that has no splits (`all`).
             options: see :class:`~deformable_detr.keywords.EvaluationOptions`.
 
         Returns:
@@ -126,12 +130,13 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, or not one class in common.
         """
-        return self._detect_split(dataset, split, options)[0].compute()
+        opened = open_dataset(dataset)
+        return self._detect_split(opened, split or opened.evaluation_split(), options)[0].compute()
 
     def analyze(
         self,
         dataset: str | Path,
-        split: str = "val",
+        split: str | None = None,
         *,
         thresholds: Sequence[float] | None = None,
         worst: int = 12,
@@ -147,7 +152,7 @@ class Detector(Predictor):
 
         Args:
             dataset: folder as for :meth:`train`.
-            split: which part of it.
+            split: which part of it; see :meth:`evaluate`.
             thresholds: for each class of the detector the score from which on a detection counts. None: those that are stored with
                 the weights, else those that maximise F1 on this split.
             worst: how many of the worst images are shown.
@@ -160,7 +165,9 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, not one class in common, or another number of thresholds than of classes.
         """
-        evaluator, images = self._detect_split(dataset, split, options)
+        opened = open_dataset(dataset)
+        split = split or opened.evaluation_split()
+        evaluator, images = self._detect_split(opened, split, options)
         index_of = {image_id: index for index, image_id in enumerate(images.image_ids)}
         return Report(
             analysis=analyze(evaluator, self.metadata.thresholds if thresholds is None else thresholds),
@@ -170,7 +177,7 @@ class Detector(Predictor):
             worst=worst,
         )
 
-    def _detect_split(self, dataset: str | Path, split: str, options: EvaluationOptions) -> tuple[CocoEvaluator, CocoDataset]:
+    def _detect_split(self, dataset: DetectionDataset, split: str, options: EvaluationOptions) -> tuple[CocoEvaluator, CocoDataset]:
         """The detections of a whole split, in every process, and its images."""
         join_processes(self.device)
         data = DataConfig(
@@ -178,8 +185,10 @@ class Detector(Predictor):
             max_long_side=self.metadata.max_long_side,
             mean=self.metadata.mean,
             std=self.metadata.std,
+            bit_depth=self.metadata.bit_depth,
         )
         images = build_dataset(dataset, split, data, training=False)
+        logger.info("%s: %d images of the split %r", dataset.path, len(images), split)
         loader = build_loader(
             images, batch_size=options.get("batch_size", 1), training=False, num_workers=options.get("num_workers", 2)
         )
@@ -189,7 +198,7 @@ class Detector(Predictor):
             self.inference_model,
             loader,
             self.categories,
-            images.annotation_file,
+            images.ground_truth,
             device=self.device,
             top_k=options.get("top_k", 100),
             nms_iou=self.nms_iou,

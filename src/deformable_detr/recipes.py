@@ -30,9 +30,11 @@ class DataFacts:
 
 PRESETS = {"finetune": "r50-two-stage", "small-data": "r18-two-stage"}
 """The network of each recipe, where none is named."""
-
 SMALLEST_OBJECT = 14
-"""Width in pixels, at the model's input, of an object at the 10th percentile of sizes: nearly two cells of the finest level."""
+"""Wanted width, in the network's input, of an object smaller than nine of ten (pixels): nearly two cells of the finest level."""
+
+SHORT_SIDES = (224, 800)
+"""Smallest and largest input size that is chosen."""
 
 
 def recipe_settings(name: str, facts: DataFacts, images_per_step: int) -> dict[str, Any]:
@@ -75,11 +77,22 @@ def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
         "train.nms_iou": 0.7,
         "model.dropout": 0.0,
         "model.frozen_backbone_stages": 2,
-        "model.num_queries": min(900, max(60, 20 * math.ceil(1.5 * facts.most_objects / 20))),
+        "model.num_queries": num_queries(facts),
     }
 
 
 RECIPES: dict[str, Callable[[DataFacts, int], dict[str, Any]]] = {"finetune": _finetune, "small-data": _small_data}
+
+
+def eval_short_side(facts: DataFacts) -> int:
+    """The input size at which the small objects keep :data:`SMALLEST_OBJECT` pixels; at most 1.5 times the images' own (pixels)."""
+    low, high = SHORT_SIDES
+    return _multiple_of_32(min(high, max(low, min(SMALLEST_OBJECT / facts.small_object, 1.5 * facts.short_side))))
+
+
+def num_queries(facts: DataFacts) -> int:
+    """Half as many queries again as the fullest image has objects, 60 to 900: unused ones cost time and give false positives."""
+    return min(900, max(60, 20 * math.ceil(1.5 * facts.most_objects / 20)))
 
 
 def _learning_rate(at_four: float, images_per_step: int) -> float:
@@ -88,7 +101,7 @@ def _learning_rate(at_four: float, images_per_step: int) -> float:
 
 
 def _course(facts: DataFacts, images_per_step: int, *, steps: int, least: int, most: int) -> dict[str, Any]:
-    """The length of the run: about `steps` steps in `least` to `most` epochs; warm-up, EMA, some 30 evaluations, patience 10."""
+    """About so many steps within these epochs; warm-up, averaging, some thirty evaluations, ten without progress the end."""
     steps_per_epoch = max(1, facts.num_images // images_per_step)
     epochs = min(most, max(least, math.ceil(steps / steps_per_epoch)))
     steps = epochs * steps_per_epoch
@@ -104,8 +117,7 @@ def _course(facts: DataFacts, images_per_step: int, *, steps: int, least: int, m
 
 def _sizes(facts: DataFacts) -> dict[str, Any]:
     """As small as the objects allow: time and memory go with the number of pixels."""
-    needed = SMALLEST_OBJECT / facts.small_object
-    short = _multiple_of_32(min(800, max(224, min(needed, 1.5 * facts.short_side))))
+    short = eval_short_side(facts)
     around = sorted({_multiple_of_32(short * factor) for factor in (0.8, 0.9, 1.0, 1.1, 1.2)})
     return {
         "data.eval_short_side": short,

@@ -9,6 +9,7 @@ import pytest
 from deformable_detr.config import DataConfig, RunConfig
 from deformable_detr.data import annotation_file
 from deformable_detr.data.annotation_file import forget_annotation_files, read_annotation_file
+from deformable_detr.data.dataset import Split
 from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.training.preparation import open_data
@@ -101,7 +102,7 @@ def test_a_large_file_is_checked_like_a_small_one(tmp_path: Path, monkeypatch: p
         for large_file in (10**9, 1, 1):
             monkeypatch.setattr(annotation_file, "LARGE_FILE", large_file)
             forget_annotation_files()
-            findings = quick_check({"train": (path, tmp_path)}, num_queries=100)
+            findings = quick_check([Split.of_file(path, tmp_path, "train")], num_queries=100)
             found.setdefault(name, []).append([finding.to_dict() for finding in findings])
     for name, codes in {
         "corners": ["boxes-xyxy", "image-missing", "annotation-id-twice"],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deformable_detr.categories import Categories
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.formats import find_split
+from deformable_detr.data.dataset import Split, open_dataset
 
 RECORD = {
     "images": [
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 def open_record(folder, record, **options):
     (folder / "a.json").write_text(record if isinstance(record, str) else json.dumps(record))
-    return CocoDataset(folder / "a.json", folder, keep, **options)
+    return CocoDataset(Split.of_file(folder / "a.json", folder), keep, **options)
 
 
 def test_samples(folder):
@@ -83,26 +83,24 @@ BAD = [
     ({k: v for k, v in RECORD.items() if k != "annotations"}, "the key 'annotations' is missing"),
     (RECORD | {"images": []}, "no images"),
     (RECORD | {"images": {}}, "'images' must be a list, but is a object"),
-    (RECORD | {"annotations": [3]}, r"annotations\[0\] must be an object, but is a number"),
+    (RECORD | {"annotations": [3]}, r"annotations\[0\] is 3, not an object"),
     (RECORD | {"categories": []}, "'categories' is empty"),
     (RECORD | {"annotations": []}, "not one box to train on"),
-    (changed("images", 1, id=70), r"image 70: two images have this id \(images\[0\] and images\[1\]\)"),
-    (changed("images", 1, width=None), "image 5: the key 'width' is missing"),
-    (changed("images", 1, height="30"), "image 5: 'height' must be a whole number, but is '30'"),
-    (changed("images", 1, height=0), "image 5: height and width must be at least 1 pixel"),
-    (changed("images", 1, file_name=None), "image 5: the key 'file_name' is missing"),
-    (changed("categories", 1, id=90), "two categories have the id 90"),
-    (changed("categories", 1, name=None), r"categories\[1\]: the key 'name' is missing"),
-    (changed("annotations", 1, image_id=8), "annotation 2: belongs to image 8, which is not among 'images'"),
-    (changed("annotations", 1, category_id=4), r"annotation 2 \(image 70\): unknown category id 4; known are \[3, 90\]"),
-    (changed("annotations", 1, bbox=None), r"annotation 2 \(image 70\): the key 'bbox' is missing"),
-    (changed("annotations", 1, bbox=[1, 2, 3]), "'bbox' must be four numbers"),
-    (changed("annotations", 1, bbox=[1, 2, 3, "4"]), "'bbox' must be four numbers"),
-    (changed("annotations", 1, bbox=[1, 2, float("nan"), 4]), r"annotation 2 \(image 70\): 'bbox' .* has non-finite values"),
-    (changed("annotations", 1, bbox=[1, 2, float("inf"), 4]), "has non-finite values"),
-    (changed("annotations", 1, bbox=[10, 10, -5, 4]), r"annotation 2 \(image 70\): .* negative width or height"),
-    (changed("annotations", 1, bbox=[40, 5, 5, 5]), r"annotation 2 \(image 70\): .* outside the image of 40 x 20 pixels"),
-    (changed("annotations", 0, bbox=[1, -9, 4, 9]), r"annotation 1 \(image 5\): .* outside the image of 10 x 30 pixels"),
+    (changed("images", 1, id=70), r"a\.json: sub/b\.png has the id 70 of another image, a\.png"),
+    (changed("images", 1, file_name=None), r"images\[1\] is .*needs a `file_name`"),
+    (changed("categories", 1, id=90), "two categories have the id 90: 'star' and 'circle'"),
+    (changed("categories", 1, name=None), r"categories\[1\] is .*: needs an `id` and a `name`"),
+    (changed("annotations", 1, image_id=8), "annotation 2: image_id is 8, which is not among 'images'"),
+    (changed("annotations", 1, category_id=4), r"a\.png, annotation 2: category_id is 4; known are 3, 90"),
+    (changed("annotations", 1, bbox=None), r"a\.png, annotation 2: bbox is None: not \[left, top, width, height\]"),
+    (changed("annotations", 1, bbox=[1, 2, 3]), r"bbox is \[1, 2, 3\]: not"),
+    (changed("annotations", 1, bbox=[1, 2, 3, "wide"]), "bbox is .*'wide'"),
+    (changed("annotations", 1, bbox=[1, 2, float("nan"), 4]), r"annotation 2: bbox is \[1, 2, nan, 4\]"),
+    (changed("annotations", 1, bbox=[1, 2, float("inf"), 4]), "not four finite|finite numbers"),
+    (changed("annotations", 1, bbox=[10, 10, -5, 4]), r"bbox is \[10, 10, -5, 4\]"),
+    (changed("annotations", 1, iscrowd="perhaps"), "iscrowd is 'perhaps', neither 0 nor 1"),
+    (changed("annotations", 1, bbox=[40, 5, 5, 5]), r"a\.png, annotation 2: bbox \[40, 5, 5, 5\] in an image of 40 x 20"),
+    (changed("annotations", 0, bbox=[1, -9, 4, 9]), r"b\.png, annotation 1: bbox .* in an image of 10 x 30 .*wholly outside"),
 ]
 
 
@@ -116,18 +114,18 @@ def test_boxes_as_shares_are_found_out(folder):
     record = copy.deepcopy(RECORD)
     for annotation in record["annotations"]:
         annotation["bbox"] = [0.1, 0.2, 0.3, 0.4]
-    with pytest.raises(ValueError, match=r"every box lies within \[0, 1\]"):
+    with pytest.raises(ValueError, match="boxes in shares of the image; COCO has pixels"):
         open_record(folder, record)
 
 
 def test_missing_files(folder):
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such annotation file"):
-        CocoDataset(folder / "none.json", folder, keep)
+        Split.of_file(folder / "none.json", folder)
     open_record(folder, RECORD)
     with pytest.raises(FileNotFoundError, match="none: no such image folder"):
-        CocoDataset(folder / "a.json", folder / "none", keep)
+        Split.of_file(folder / "a.json", folder / "none")
     with pytest.raises(FileNotFoundError, match=r"a\.png: the first image of .*a\.json is missing"):
-        CocoDataset(folder / "a.json", folder / "sub", keep)
+        CocoDataset(Split.of_file(folder / "a.json", folder / "sub"), keep)
     (folder / "c.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"c\.png: no such image"):
         open_record(folder, RECORD)[2]
@@ -181,6 +179,10 @@ def test_pixels_are_turned_as_the_boxes_were_made(folder, height, width):
     assert target.image_size == (height, width)
 
 
+def split_of(dataset, split):
+    return open_dataset(dataset).split(split)
+
+
 def touch(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -211,21 +213,22 @@ def touch(root, *names):
 )
 def test_find_split(tmp_path, files, split, annotation_file, image_dir):
     touch(tmp_path, *files)
-    assert find_split(tmp_path, split) == (tmp_path / annotation_file, tmp_path / image_dir)
+    opened = open_dataset(tmp_path)
+    name = opened.layout.own_split(split)
+    assert opened.layout.annotation_files[name] == tmp_path / annotation_file
+    assert opened.layout.image_folders(name)[0] == tmp_path / image_dir
 
 
 def test_find_split_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="none: no such dataset folder"):
-        find_split(tmp_path / "none", "train")
+        split_of(tmp_path / "none", "train")
     with pytest.raises(FileNotFoundError, match="no annotation file at all"):
-        find_split(tmp_path, "train")
+        split_of(tmp_path, "train")
     touch(tmp_path, "annotations/instances_train2014.json", "annotations/instances_train2017.json", "photos/")
     with pytest.raises(FileNotFoundError, match=r"no split 'val'; looked for .*found annotations/instances_train2014\.json"):
-        find_split(tmp_path, "val")
+        split_of(tmp_path, "val")
     with pytest.raises(ValueError, match=r"several files fit the split 'train'.*such as 'train2017'"):
-        find_split(tmp_path, "train")
-    with pytest.raises(FileNotFoundError, match=r"no image folder for instances_train2017\.json; .* there is annotations, photos"):
-        find_split(tmp_path, "train2017")
+        split_of(tmp_path, "train")
 
 
 def test_the_arrays_of_a_large_file_are_kept(folder, monkeypatch):
@@ -236,7 +239,7 @@ def test_the_arrays_of_a_large_file_are_kept(folder, monkeypatch):
         first = open_record(folder, RECORD, categories=categories)
         with monkeypatch.context() as without:
             without.setattr("deformable_detr.data.annotation_file.read_json", None)  # must not be needed again
-            again = CocoDataset(folder / "a.json", folder, keep, categories=categories)
+            again = CocoDataset(Split.of_file(folder / "a.json", folder), keep, categories=categories)
         for dataset in (first, again):
             assert dataset.image_ids == expected.image_ids
             for index in range(3):

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.annotations import target_annotations
 from deformable_detr.data.cache import FOLDER
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.formats import find_split, open_layout
+from deformable_detr.data.dataset import open_dataset
 
 FOREIGN = ["YOLO", "Pascal VOC"]
+
+
+def split_of(dataset, split):
+    return open_dataset(dataset).split(split).check()
 
 
 def keep(image, target):
@@ -24,7 +28,7 @@ def keep(image, target):
 
 def boxes_of(dataset, split):
     """Per image, in order: class names and xyxy boxes, sorted."""
-    found = read_annotations(find_split(dataset, split)[0])
+    found = target_annotations(split_of(dataset, split).annotations)
     names = np.array(found.categories.names)
     images = []
     for first, last in zip(found.first_box[:-1], found.first_box[1:], strict=True):
@@ -51,18 +55,18 @@ def test_the_same_scenes_in_every_format(name, scenes, write_as, tmp_path):
             assert [label for label, _ in ours] == [label for label, _ in theirs]
             # six decimals of shares are 1e-4 of 72 pixels; VOC's whole pixels are exact
             np.testing.assert_allclose([box for _, box in ours], [box for _, box in theirs], atol=2e-4 if name == "YOLO" else 0)
-        dataset = CocoDataset(*find_split(folder, split), keep, training=True)
+        dataset = CocoDataset(open_dataset(folder).split(split), keep, training=True)
         for index in range(len(dataset)):
             assert dataset[index][0].shape[1:] == dataset[index][1].image_size
     assert snapshot(folder) == before
-    assert open_layout(folder).format == name
+    assert open_dataset(folder).format == name
     with pytest.raises(FileNotFoundError, match=r"no split 'test'; this .* dataset has train, val"):
-        find_split(folder, "test")
+        split_of(folder, "test")
 
 
 def test_a_data_yaml_itself(scenes, write_as, tmp_path):
     folder = write_as("YOLO", scenes, tmp_path)
-    assert find_split(folder / "data.yaml", "valid") == find_split(folder, "val")
+    assert split_of(folder / "data.yaml", "valid").annotations.path == split_of(folder, "val").annotations.path
 
 
 @pytest.mark.parametrize(
@@ -79,10 +83,10 @@ def test_parts_of_a_data_yaml(settings, images, small_image, tmp_path):
         small_image(tmp_path / name)
     (tmp_path / "list.txt").write_text("./b/images/2.png\na/images/1.png\n\n")
     (tmp_path / "data.yaml").write_text(json.dumps(settings | {"names": {0: "cat", 7: "dog"}}))
-    record = json.loads(find_split(tmp_path, "train")[0].read_text())
+    record = json.loads(split_of(tmp_path, "train").annotations.path.read_text())
     assert [image["file_name"] for image in record["images"]] == images
     assert [(entry["id"], entry["name"]) for entry in record["categories"]] == [(0, "cat"), (7, "dog")]
-    assert open_layout(tmp_path).splits() == ("train", "val")
+    assert open_dataset(tmp_path).own_splits == ("train", "val")
 
 
 def yolo_image(folder, small_image, label):
@@ -96,12 +100,12 @@ def yolo_image(folder, small_image, label):
 
 def test_outlines_empty_and_missing_labels(small_image, tmp_path):
     folder = yolo_image(tmp_path, small_image, "1 0.25 0.5 0.5 0.25 0.75 1.0\n\n0 0.5 0.5 0.5 0.5\n")
-    record = json.loads(find_split(folder, "train")[0].read_text())
+    record = json.loads(split_of(folder, "train").annotations.path.read_text())
     assert [(entry["category_id"], entry["bbox"]) for entry in record["annotations"]] == [
         (1, [10, 5, 20, 15]),
         (0, [10, 5, 20, 10]),
     ]
-    assert json.loads(find_split(folder, "val")[0].read_text())["annotations"] == []
+    assert json.loads(split_of(folder, "val").annotations.path.read_text())["annotations"] == []
 
 
 @pytest.mark.parametrize(
@@ -119,8 +123,8 @@ def test_outlines_empty_and_missing_labels(small_image, tmp_path):
 def test_faults_of_a_label_file(line, message, small_image, tmp_path):
     folder = yolo_image(tmp_path, small_image, f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(ValueError, match=rf"a\.txt, line 2: .*{message}.*deformable-detr doctor"):
-        find_split(folder, "train")
-    assert find_split(folder, "val")[0].is_file()
+        split_of(folder, "train")
+    assert split_of(folder, "val").annotations.path.is_file()
 
 
 def test_a_image_turned_by_exif_is_measured_upright(small_image, tmp_path):
@@ -128,7 +132,7 @@ def test_a_image_turned_by_exif_is_measured_upright(small_image, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(folder / "images" / "train" / "a.png", exif=exif)
-    dataset = CocoDataset(*find_split(folder, "train"), keep, training=True)
+    dataset = CocoDataset(open_dataset(folder).split("train"), keep, training=True)
     image, target = dataset[0]
     assert image.shape == (3, 40, 20)
     assert target.image_size == (40, 20)
@@ -145,20 +149,20 @@ def test_a_image_turned_by_exif_is_measured_upright(small_image, tmp_path):
 def test_faults_of_a_data_yaml(text, message, tmp_path):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        find_split(tmp_path / "data.yaml", "train")
+        split_of(tmp_path / "data.yaml", "train")
 
 
 def test_another_yaml_file_does_not_disturb(scenes, write_as, tmp_path):
     folder = write_as("Pascal VOC", scenes, tmp_path)
     (folder / "settings.yaml").write_text("value: !!python/object:nowhere.Thing {}\n")
     (folder / "more.yaml").write_text("[")
-    assert open_layout(folder).format == "Pascal VOC"
+    assert open_dataset(folder).format == "Pascal VOC"
 
 
 def test_a_missing_folder_of_a_data_yaml(tmp_path):
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
-    with pytest.raises(FileNotFoundError, match=r"data\.yaml: 'train' names .*images/train, which is not there"):
-        find_split(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"data\.yaml: 'train' names .*images/train, which is not there"):
+        split_of(tmp_path, "train")
 
 
 def test_classes_txt_without_a_yaml(small_image, tmp_path):
@@ -177,7 +181,7 @@ def test_xml_beside_the_images(place, as_voc_xml, small_image, tmp_path):
         (tmp_path / f"{part}a.xml").write_text(as_voc_xml("elsewhere.jpg", (40, 20), [("dog", [10, 5, 20, 10])]))
         (tmp_path / f"{part}b.xml").write_text(as_voc_xml("b.png", (0, 0), [("ant", [0, 0, 40, 20])], difficult=1))
     split = {"valid/": "val", "train/": "train", "": "all"}[place]
-    file, _ = find_split(tmp_path, split)
+    file = split_of(tmp_path, split).annotations.path
     assert boxes_of(tmp_path, split) == [[("dog", [10, 5, 30, 15])], []]
     record = json.loads(file.read_text())
     assert [entry["name"] for entry in record["categories"]] == ["ant", "dog"]
@@ -197,27 +201,27 @@ def test_faults_of_an_xml_file(text, message, small_image, tmp_path):
     small_image(tmp_path / "a.png")
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        find_split(tmp_path, "all")
+        split_of(tmp_path, "all")
 
 
 def test_a_listed_xml_or_image_that_is_missing(scenes, write_as, tmp_path):
     folder = write_as("Pascal VOC", scenes, tmp_path)
     (folder / "Annotations" / "train_000001.xml").unlink()
-    with pytest.raises(ValueError, match=r"train_000001\.xml: no such file, but it is listed in ImageSets/Main;"):
-        find_split(folder, "train")
+    with pytest.raises(ValueError, match=r"train_000001\.xml: no such file, but it is listed in ImageSets/Main"):
+        split_of(folder, "train")
     (folder / "JPEGImages" / "val_000002.png").unlink()
-    with pytest.raises(ValueError, match=r"val_000002\.xml: its image .*no such image"):
-        find_split(folder, "val")
+    with pytest.raises(ValueError, match=r"val_000002\.xml: its image .*no such image, neither beside it"):
+        split_of(folder, "val")
 
 
 def test_a_change_in_the_data_converts_anew(small_image, tmp_path, caplog):
     folder = yolo_image(tmp_path, small_image, "0 0.5 0.5 0.5 0.5")
     with caplog.at_level(logging.INFO):
-        first = find_split(folder, "train")[0]
-        assert find_split(folder, "train")[0] == first
+        first = split_of(folder, "train").annotations.path
+        assert split_of(folder, "train").annotations.path == first
     assert caplog.text.count("read 1 images of train (YOLO)") == 1
     (folder / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
-    assert find_split(folder, "train")[0] != first
+    assert split_of(folder, "train").annotations.path != first
     assert boxes_of(folder, "train") == [[("dog", [15, 5, 25, 15])]]
     small_image(folder / "images" / "train" / "new.png")
     assert len(boxes_of(folder, "train")) == 2
@@ -227,9 +231,8 @@ def test_a_read_only_data_set_is_converted_in_the_users_cache(small_image, tmp_p
     folder = yolo_image(tmp_path / "set", small_image, "0 0.5 0.5 0.5 0.5")
     (folder / FOLDER).write_text("a file in the way, as a disk without permission would be")
     monkeypatch.setattr("deformable_detr.data.cache.user_cache", lambda: tmp_path / "cache")
-    file, image_dir = find_split(folder, "train")
+    file = split_of(folder, "train").annotations.path
     assert file.is_relative_to(tmp_path / "cache" / "data")
-    assert image_dir == folder
     assert boxes_of(folder, "train") == [[("cat", [10, 5, 30, 15])]]
 
 
@@ -269,14 +272,15 @@ def test_one_coco_file(file, images, scenes, tmp_path):
     shutil.copy(scenes / "annotations" / "instances_train.json", tmp_path / file)
     shutil.copytree(scenes / "train", tmp_path / images, dirs_exist_ok=True)
     (tmp_path / "other.json").write_text('{"no": "COCO"}')
-    parts = {split: find_split(tmp_path, split) for split in ("train", "val", "test")}
-    assert {image_dir for _, image_dir in parts.values()} == {tmp_path / images}
-    assert [len(CocoDataset(*part, keep)) for part in parts.values()] == [8, 1, 1]
+    parts = {split: split_of(tmp_path, split) for split in ("train", "val", "test")}
+    assert {part.path(0).parent for part in parts.values()} == {tmp_path / images}
+    assert [len(CocoDataset(part, keep)) for part in parts.values()] == [8, 1, 1]
     whole = Path(file).stem.removeprefix("instances_")
     if whole != "train":
-        assert find_split(tmp_path, whole) == (tmp_path / file, tmp_path / images)
+        assert split_of(tmp_path, whole).annotations.path == tmp_path / file
+        assert len(split_of(tmp_path, "all").paths) == 10
     for split in parts:
-        assert find_split(tmp_path / file, split) == parts[split]
+        assert split_of(tmp_path / file, split).paths.tolist() == parts[split].paths.tolist()
 
 
 def test_what_is_no_data_set(small_image, tmp_path):
@@ -284,6 +288,6 @@ def test_what_is_no_data_set(small_image, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"1 images without boxes, good for `predict` alone; looked for COCO .* YOLO .* VOC"
     ):
-        find_split(tmp_path, "train")
+        split_of(tmp_path, "train")
     with pytest.raises(ValueError, match=r"a\.png: not a dataset; give its folder, a YOLO data\.yaml or a COCO \.json"):
-        find_split(tmp_path / "a.png", "train")
+        split_of(tmp_path / "a.png", "train")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.formats import find_split
+from deformable_detr.data.dataset import open_dataset
 from deformable_detr.data.images import read_image
 from deformable_detr.data.scenes import LARGEST_OVERLAP, SHAPES, _shape_mask, _tight_box, draw_scene, generate_scenes
 
@@ -13,7 +13,7 @@ def test_data_set_is_valid_and_reproducible(tmp_path):
     first = generate_scenes(tmp_path / "a", train=12, val=3, image_size=64, seed=4)
     again = generate_scenes(tmp_path / "b", train=12, val=3, image_size=64, seed=4)
     for split, count in (("train", 12), ("val", 3)):
-        dataset = CocoDataset(*find_split(first, split), lambda image, target: (image, target), training=True)
+        dataset = CocoDataset(open_dataset(first).split(split), lambda image, target: (image, target), training=True)
         assert len(dataset) == count
         assert dataset.categories.ids == (3, 7, 20, 90)
         for index in range(count):

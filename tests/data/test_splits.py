@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deformable_detr.data.cache import FOLDER
-from deformable_detr.data.formats import find_split
+from deformable_detr.data.dataset import open_dataset
 from deformable_detr.data.splits import split_sizes, stratify
 
 
@@ -20,8 +20,12 @@ def training_only(scenes, tmp_path):
     return tmp_path
 
 
+def split_of(dataset, split):
+    return open_dataset(dataset).split(split).check()
+
+
 def images(dataset, split):
-    return [image["file_name"] for image in json.loads(find_split(dataset, split)[0].read_text())["images"]]
+    return split_of(dataset, split).annotations.file_names.tolist()
 
 
 @pytest.mark.parametrize(
@@ -91,19 +95,23 @@ def test_a_division_by_hand_is_kept(training_only):
     lists["train"].append(moved)
     file.write_text(json.dumps(written))
     with pytest.raises(ValueError, match=rf"splits\.json: image '{moved}' stands in two lists"):
-        find_split(training_only, "val")
+        split_of(training_only, "val")
 
 
 def test_a_test_split_of_its_own_is_kept(training_only, scenes):
     shutil.copy(scenes / "annotations" / "instances_val.json", training_only / "annotations" / "instances_test.json")
     shutil.copytree(scenes / "val", training_only / "test")
-    assert find_split(training_only, "test") == (training_only / "annotations" / "instances_test.json", training_only / "test")
+    test = split_of(training_only, "test")
+    assert test.annotations.path == training_only / "annotations" / "instances_test.json"
+    assert test.path(0).parent == training_only / "test"
     assert [len(images(training_only, split)) for split in ("train", "val")] == [9, 1]
 
 
 def test_own_splits_are_left_alone(scenes):
     for split in ("train", "val"):
-        assert find_split(scenes, split) == (scenes / "annotations" / f"instances_{split}.json", scenes / split)
+        own = split_of(scenes, split)
+        assert own.annotations.path == scenes / "annotations" / f"instances_{split}.json"
+        assert own.path(0).parent == scenes / split
     assert not (scenes / FOLDER).exists()
 
 
@@ -114,7 +122,7 @@ def test_too_few_images(training_only):
     file.write_text(json.dumps(record))
     assert len(images(training_only, "train")) == 1
     with pytest.raises(FileNotFoundError, match="no split 'val', and 1 images are too few to make one"):
-        find_split(training_only, "val")
+        split_of(training_only, "val")
 
 
 @pytest.mark.parametrize("name", ["YOLO", "Pascal VOC"])

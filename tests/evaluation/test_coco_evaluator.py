@@ -191,14 +191,14 @@ def test_bad_annotation_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing.json"):
         CocoEvaluator(tmp_path / "missing.json", MODEL)
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match=r"broken.json: not a JSON file"):
+    with pytest.raises(ValueError, match=r"broken.json: not valid JSON"):
         CocoEvaluator(tmp_path / "broken.json", MODEL)
     (tmp_path / "other.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match="annotations, categories is missing"):
+    with pytest.raises(ValueError, match="the key 'categories' is missing"):
         CocoEvaluator(tmp_path / "other.json", MODEL)
-    with pytest.raises(ValueError, match="annotation 0 belongs to image 'z', which is not listed"):
+    with pytest.raises(ValueError, match="annotation 0: image_id is 'z', which is not among 'images'"):
         CocoEvaluator(annotation_file(tmp_path, [("z", 3, CAT_A)]), MODEL)
-    with pytest.raises(ValueError, match="annotation 0 has the unknown category id 9"):
+    with pytest.raises(ValueError, match="annotation 0: category_id is 9; known are 3, 7"):
         CocoEvaluator(annotation_file(tmp_path, [("a", 9, CAT_A)]), MODEL)
-    with pytest.raises(ValueError, match="annotation 0 has no bbox"):
+    with pytest.raises(ValueError, match="annotation 0: bbox is None"):
         CocoEvaluator(annotation_file(tmp_path, [("a", 3, None)]), MODEL)

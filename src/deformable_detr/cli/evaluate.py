@@ -35,8 +35,8 @@ class EvaluateOptions(DetectorOptions):
     dataset: str
     """The dataset, as for training."""
 
-    split: str = "val"
-    """Part of the dataset: annotations/instances_<split>.json."""
+    split: str | None = None
+    """Part of the dataset. By default `val`; of a dataset without splits that no training has divided `all` images."""
 
     match_by: Literal["name", "id"] = "name"
     """What makes a class of the detector and one of the dataset the same."""

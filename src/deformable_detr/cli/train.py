@@ -76,8 +76,10 @@ def _show_result(result: "TrainResult") -> None:
     """Where everything is, and how good it is."""
     lines = [f"Finished after {result.steps} steps."]
     if result.best_metrics:
-        numbers = {label: result.best_metrics[name] or 0.0 for name, label in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"))}
-        lines.append("Best: " + "  ".join(f"{label} {value:.3f}" for label, value in numbers.items()))
+        numbers = {label: result.best_metrics[name] for name, label in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"))}
+        lines.append(
+            "Best: " + "  ".join(f"{label} {'–' if value is None else f'{value:.3f}'}" for label, value in numbers.items())
+        )
     show(*lines, f"Weights: {result.best_weights}", f"Log, curves and samples: {result.output_dir}")
 
 

@@ -1,48 +1,67 @@
-"""A COCO annotation file → checked arrays, as it is written; every fault is an error that says where it stands."""
+"""A COCO annotation file → arrays, and everything that is wrong with it. The one reader of training, evaluation and doctor."""
 
 import io
 import json
 import logging
 import math
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from deformable_detr.categories import Categories
-from deformable_detr.data.cache import derived_folder, fingerprint, write_whole
+from deformable_detr.data.cache import derived_folder, fingerprint
+from deformable_detr.data.entries import as_box, as_flag, as_id, as_number, as_side, box_of_segmentation
+from deformable_detr.data.file_index import slashed
+from deformable_detr.data.findings import Found, Item
+from deformable_detr.data.text import read_text
+from deformable_detr.files import atomic_file
 from deformable_detr.structures import ImageId
 
+__all__ = ["AnnotationFile", "Record", "forget_annotation_files", "parse_record", "read_annotation_file", "read_json"]
+
 logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+SECTIONS = ("images", "annotations", "categories")
+
+FOUND = "deformable-detr findings"
+"""Key of a converted file for what was found while converting."""
 
 LARGE_FILE = 20_000_000
 """Bytes from which on the arrays of an annotation file are kept beside it."""
 
-ARRAYS = 2
+ARRAYS = 3
 """Version of the kept arrays."""
 
-ARRAY_FIELDS = ("file_names", "image_sizes", "annotation_ids", "images", "labels", "boxes", "crowd")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnnotationFile:
-    """All that is read of an annotation file, in its order: I images and N annotations. The arrays are shared, do not write."""
+    """All that can be used of an annotation file, in its order: I images and N annotations. The arrays are shared, do not write."""
+
+    path: Path
+    """Where it comes from, for messages."""
 
     image_ids: tuple[ImageId, ...]
     """The ids of the images."""
 
     file_names: np.ndarray
-    """`[I]` str, relative to the image folder."""
+    """`[I]` str, relative to the image folder, as annotated."""
 
     image_sizes: np.ndarray
-    """`[I, 2]` int32, (height, width) in pixels."""
+    """`[I, 2]` int32, (height, width) in pixels; 0 where the file does not say."""
+
+    image_rows: np.ndarray
+    """`[I]` int64: the position in the file's `images`."""
 
     annotation_ids: np.ndarray
     """`[N]` int64, or str where one is no whole number; `number 7` where there is none."""
+
+    annotation_rows: np.ndarray
+    """`[N]` int64: the position in the file's `annotations`."""
 
     images: np.ndarray
     """`[N]` int64: the position of the image."""
@@ -53,26 +72,85 @@ class AnnotationFile:
     boxes: np.ndarray
     """`[N, 4]` float64: left, top, width, height as they are written, finite, sizes of 0 or more."""
 
+    areas: np.ndarray
+    """`[N]` float64, as written, else of the box."""
+
     crowd: np.ndarray
     """`[N]` bool."""
 
     categories: Categories
     """Sorted by id."""
 
+    found: Found
+    """What is wrong; what is at fault beyond use is left out of the arrays."""
+
     annotated: bool = True
     """False for a file without the key `annotations`, such as COCO's test-dev."""
 
+    record: Record | None = None
+    """The parsed content, where there is no file that it could be read from again."""
+
+    def read_record(self) -> Record:
+        """The parsed content of the file."""
+        return read_json(self.path) if self.record is None else self.record
+
+    def check(self, *, boxes_required: bool = False, names_required: bool = True) -> Self:
+        """Be strict: the file, if it is in order.
+
+        Args:
+            boxes_required: whether a file without `annotations` is an error, too.
+            names_required: whether images without a `file_name` are.
+
+        Raises:
+            ValueError: the first error; the message names the file, the entry and how many more there are.
+        """
+        self.found.raise_first(self.path, but=() if names_required else ("file-name-missing",))
+        if boxes_required and not self.annotated:
+            raise ValueError(f"{self.path}: the key 'annotations' is missing; a COCO file has images, annotations and categories")
+        return self
+
+    def merged(self) -> Self:
+        """The same file with one image for all entries of the same file name, the first of them."""
+        first: dict[str, int] = {}
+        target, found = [], self.found.copy()
+        for position, name in enumerate(self.file_names.tolist()):
+            target.append(first.setdefault(slashed(name) or f"/{position}", position))
+            if target[-1] != position:
+                text = f"{name}: image {self.image_ids[position]!r} is image {self.image_ids[target[-1]]!r} once more"
+                found.add("image-listed-twice", Item(text, target[-1], None, name, self.image_ids[position]))
+        if len(first) == len(target):
+            return self
+        images = np.array(target, dtype=np.int64)[self.images]
+        return replace(self, images=images, found=found).take(np.array(list(first.values()), dtype=np.int64))
+
+    def take(self, chosen: np.ndarray) -> Self:
+        """The same file with some of its images only.
+
+        Args:
+            chosen: `[n]` int64 positions of images, ascending.
+        """
+        position = np.full(len(self.image_ids), -1, dtype=np.int64)
+        position[chosen] = np.arange(len(chosen))
+        rows = np.flatnonzero(position[self.images] >= 0)
+        per_image = {name: getattr(self, name)[chosen] for name in ("file_names", "image_sizes", "image_rows")}
+        per_box = {name: getattr(self, name)[rows] for name in PER_BOX if name != "images"}
+        ids = tuple(self.image_ids[index] for index in chosen.tolist())
+        found = self.found.take(dict(zip(chosen.tolist(), range(len(chosen)), strict=True)))
+        return replace(self, image_ids=ids, images=position[self.images[rows]], found=found, **per_image, **per_box)
+
+
+PER_BOX = ("annotation_ids", "annotation_rows", "images", "labels", "boxes", "areas", "crowd")
+ARRAY_FIELDS = ("file_names", "image_sizes", "image_rows", *PER_BOX)
+
 
 def read_annotation_file(path: str | Path) -> AnnotationFile:
-    """Read and check a COCO annotation file.
+    """Read a COCO annotation file. Nothing that stands in it is an error here: :meth:`AnnotationFile.check` raises what was found.
 
-    The last few files are remembered as long as they do not change, so that what stands at the start of a training (recipe, data
-    set, checks) reads each once. Of a large file (20 MB and more) the arrays are kept among the derived files, as parsing takes
-    long.
+    The last few files are remembered as long as they do not change. Of a large file (20 MB and more) the arrays are kept among the
+    derived files, as parsing takes long.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not JSON, lacks a key, contradicts itself, or holds a box that is none.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,13 +164,13 @@ def _read(path: Path, version: str) -> AnnotationFile:
         return _parse(path)
     kept = derived_folder(path.parent) / f"{path.stem}-{version}.npz"
     if kept.is_file():
-        return _load_arrays(kept)
-    found = _parse(path)
-    if found.annotated:
-        _save_arrays(kept, found)
-        counts = len(found.image_ids), len(found.boxes)
+        return _load_arrays(kept, path)
+    parsed = _parse(path)
+    if parsed.annotated:
+        _save_arrays(kept, parsed)
+        counts = len(parsed.image_ids), len(parsed.boxes)
         logger.info("%s: %d images, %d annotations; the next start takes them from %s", path, *counts, kept)
-    return found
+    return parsed
 
 
 def forget_annotation_files() -> None:
@@ -100,46 +178,7 @@ def forget_annotation_files() -> None:
     _read.cache_clear()
 
 
-def _parse(path: Path) -> AnnotationFile:
-    record = read_json(path)
-    categories = _read_categories(record, path)
-    positions, file_names, sizes = _read_images(record, path)
-    annotated = "annotations" in record
-    entries = _section(record, "annotations", path) if annotated else []
-    images, category_ids, boxes = _read_boxes(entries, path, positions, set(categories.ids))
-    label_of = categories.label_of
-    return AnnotationFile(
-        image_ids=tuple(positions),
-        file_names=np.array(file_names),
-        image_sizes=sizes,
-        annotation_ids=_read_ids(entries),
-        images=np.array(images, dtype=np.int64),
-        labels=np.array([label_of[category_id] for category_id in category_ids], dtype=np.int64),
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in entries], dtype=bool),
-        categories=categories,
-        annotated=annotated,
-    )
-
-
-def _save_arrays(path: Path, found: AnnotationFile) -> None:
-    """Keep what was read of a large file."""
-    names = {"image_ids": found.image_ids, "categories": found.categories.to_dict()}
-    buffer = io.BytesIO()
-    arrays = {field: getattr(found, field) for field in ARRAY_FIELDS}
-    np.savez(buffer, allow_pickle=False, names=np.frombuffer(json.dumps(names).encode(), dtype=np.uint8), **arrays)
-    write_whole(path, buffer.getvalue())
-
-
-def _load_arrays(path: Path) -> AnnotationFile:
-    """The inverse of :func:`_save_arrays`."""
-    with np.load(path, allow_pickle=False) as arrays:
-        found = dict(arrays)
-    names = json.loads(found.pop("names").tobytes())
-    return AnnotationFile(image_ids=tuple(names["image_ids"]), categories=Categories.from_dict(names["categories"]), **found)
-
-
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Record:
     """A JSON file that holds an object.
 
     Raises:
@@ -148,18 +187,61 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
+    text = read_text(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
             "the file may be cut off or empty: write or download it again"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON (not UTF-8 text: {error})") from None
+    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
+        raise ValueError(f"{path}: not JSON of a dataset ({error})") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected a COCO object with the keys images, annotations, categories; found a {_kind(record)}")
     return record
+
+
+def _parse(path: Path) -> AnnotationFile:
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        found = Found("", {"file-damaged": [Item(str(error), file=str(path))]})
+        return replace(parse_record({key: [] for key in SECTIONS}, path), found=found)
+    return parse_record(record, path)
+
+
+def parse_record(record: Record, path: Path) -> AnnotationFile:
+    """Read a parsed COCO file.
+
+    Args:
+        record: its content; it stays as it is.
+        path: where it comes from.
+    """
+    found = Found("", {code: [Item(*item) for item in items] for code, items in record.get(FOUND, {}).items()})
+    sections = {key: _section(record, key, path, found) for key in SECTIONS}
+    labels, categories = _read_categories(sections["categories"], found)
+    images = _Images(sections["images"], found)
+    if not sections["images"] and not found.errors:
+        found.add("no-images", Item(f"{path}: no images: 'images' is an empty list", file=str(path)))
+    boxes = _Boxes(sections["annotations"], images, labels, found)
+    return AnnotationFile(
+        path=path,
+        image_ids=tuple(images.ids),
+        file_names=np.array(images.names, dtype=str),
+        image_sizes=np.array(images.sizes, dtype=np.int32).reshape(-1, 2),
+        image_rows=np.array(images.rows, dtype=np.int64),
+        annotation_ids=_id_array(boxes.ids),
+        annotation_rows=np.array(boxes.rows, dtype=np.int64),
+        images=np.array(boxes.images, dtype=np.int64),
+        labels=np.array(boxes.labels, dtype=np.int64),
+        boxes=np.array(boxes.boxes, dtype=np.float64).reshape(-1, 4),
+        areas=np.array(boxes.areas, dtype=np.float64),
+        crowd=np.array(boxes.crowd, dtype=bool),
+        categories=categories,
+        found=found,
+        annotated="annotations" in record,
+    )
 
 
 def _kind(value: Any) -> str:
@@ -168,118 +250,200 @@ def _kind(value: Any) -> str:
     )
 
 
-def _section(record: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
-    if key not in record:
-        raise ValueError(f"{path}: the key {key!r} is missing; a COCO file has images, annotations and categories")
-    if not isinstance(record[key], list):
-        raise ValueError(f"{path}: {key!r} must be a list, but is a {_kind(record[key])}")
-    for position, entry in enumerate(record[key]):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{path}: {key}[{position}] must be an object, but is a {_kind(entry)}")
-    return record[key]
+def _section(record: Record, key: str, path: Path, found: Found) -> list[Any]:
+    if isinstance(record.get(key), list):
+        return record[key]
+    if key in record:
+        found.add("file-damaged", Item(f"{path}: {key!r} must be a list, but is a {_kind(record[key])}", file=str(path)))
+    elif key != "annotations":
+        text = f"{path}: the key {key!r} is missing; a COCO file has images, annotations and categories"
+        found.add("file-damaged", Item(text, file=str(path)))
+    return []
 
 
-def _value(entry: dict[str, Any], key: str, kinds: tuple[type, ...], where: str) -> Any:
-    """`entry[key]`, checked to be there and to be one of `kinds`."""
-    if key not in entry:
-        raise ValueError(f"{where}: the key {key!r} is missing")
-    value = entry[key]
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        wanted = " or ".join({int: "a whole number", str: "a string", list: "a list", float: "a number"}[kind] for kind in kinds)
-        raise ValueError(f"{where}: {key!r} must be {wanted}, but is {value!r}")
-    return value
+def _read_categories(entries: list[Any], found: Found) -> tuple[dict[int | str, int], Categories]:
+    """Category id in its one form (:func:`as_id`) → label; and the categories, sorted by id.
 
-
-def _repeated(values: Iterable[Any]) -> list[Any]:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _read_categories(record: dict[str, Any], path: Path) -> Categories:
-    """The file's categories, sorted by id."""
-    names: dict[int, str] = {}
-    for position, entry in enumerate(_section(record, "categories", path)):
-        where = f"{path}: categories[{position}]"
-        category_id = _value(entry, "id", (int,), where)
-        if category_id in names:
-            raise ValueError(f"{path}: two categories have the id {category_id}; give each its own")
-        names[category_id] = _value(entry, "name", (str,), where)
-    if not names:
-        raise ValueError(f"{path}: 'categories' is empty; name at least one class")
-    return Categories(tuple(names[i] for i in sorted(names)), tuple(sorted(names)))
-
-
-def _read_images(record: dict[str, Any], path: Path) -> tuple[dict[ImageId, int], list[str], np.ndarray]:
-    """Image id → position, file names, and sizes `[I, 2]` (height, width)."""
-    entries = _section(record, "images", path)
-    if not entries:
-        raise ValueError(f"{path}: no images: 'images' is an empty list")
-    positions: dict[ImageId, int] = {}
-    file_names, sizes = [], []
+    Ids that are no numbers (names, UUIDs) are numbered in their order, beginning after the largest number.
+    """
+    names: dict[int | str, str] = {}
     for position, entry in enumerate(entries):
-        image_id = _value(entry, "id", (int, str), f"{path}: images[{position}]")
-        where = f"{path}: image {image_id!r}"
-        if image_id in positions:
-            raise ValueError(f"{where}: two images have this id (images[{positions[image_id]}] and images[{position}])")
-        positions[image_id] = position
-        file_names.append(_value(entry, "file_name", (str,), where))
-        sizes.append([_value(entry, key, (int,), where) for key in ("height", "width")])
-        if min(sizes[-1]) < 1:
-            raise ValueError(f"{where}: height and width must be at least 1 pixel, not {sizes[-1]}")
-    return positions, file_names, np.array(sizes, dtype=np.int32)
+        key, name = (as_id(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if key is None or isinstance(name, (bool, list, dict, type(None))):
+            text = f"categories[{position}] is {_short(entry)}: needs an `id` and a `name`"
+            found.add("entry-malformed", Item(text))
+        elif key in names:
+            found.add("category-id-twice", Item(f"two categories have the id {key!r}: {names[key]!r} and {name!r}"))
+        else:
+            names[key] = str(name)
+    if not names and not found.errors:
+        found.add("file-damaged", Item("'categories' is empty; name at least one class"))
+    numbers = [key for key in names if isinstance(key, int) and abs(key) < 2**62]
+    free = max((0, *numbers)) + 1
+    ids = {key: key if key in numbers else free + index for index, key in enumerate(sorted(names, key=_order))}
+    ordered = sorted(ids, key=lambda key: ids[key])
+    return {key: label for label, key in enumerate(ordered)}, Categories(
+        tuple(names[key] for key in ordered), tuple(ids[key] for key in ordered)
+    )
 
 
-def _read_ids(entries: list[dict[str, Any]]) -> np.ndarray:
-    """The annotations' ids, `[N]`."""
-    ids = [entry.get("id", f"number {index}") for index, entry in enumerate(entries)]
-    whole = all(type(value) is int and abs(value) < 2**63 for value in ids)
-    return np.array(ids, dtype=np.int64) if whole else np.array([str(value) for value in ids])
+def _order(key: int | str) -> tuple[bool, int | str]:
+    return (isinstance(key, str), key)
 
 
-def _read_boxes(
-    entries: list[dict[str, Any]], path: Path, positions: dict[ImageId, int], known: set[int]
-) -> tuple[list[int], list[int], list[list[float]]]:
-    """Of every annotation the position of its image, its category id, and its box: left, top, width, height in pixels."""
-    images, category_ids, boxes = [], [], []
-    for index, entry in enumerate(entries):
-        image_id, category_id, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
-        if not (_is_id(image_id) and image_id in positions and type(category_id) is int and category_id in known and _is_box(box)):
-            _check_annotation(entry, index, path, positions, known)
-        images.append(positions[image_id])  # pyright: ignore[reportArgumentType]
-        category_ids.append(category_id)
-        boxes.append(box)
-    return images, category_ids, boxes
+class _Images:
+    """The images of a file: parallel lists, and the position of each id."""
+
+    def __init__(self, entries: list[Any], found: Found) -> None:
+        self.ids: list[ImageId] = []
+        self.names: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.rows: list[int] = []
+        self.position_of: dict[int | str, int] = {}
+        for row, entry in enumerate(entries):
+            self._add(entry, row, found)
+
+    def _add(self, entry: Any, row: int, found: Found) -> None:
+        if not isinstance(entry, dict) or (key := as_id(entry.get("id"))) is None:
+            found.add("entry-malformed", Item(f"images[{row}] is {_short(entry)}: needs an `id`"))
+            return
+        image_id, name = entry["id"], entry.get("file_name")
+        if not _is_name(name):
+            found.add("file-name-missing", Item(f"images[{row}] is {_short(entry)}: needs a `file_name`", len(self.ids)))
+            name = ""
+        image_id = int(image_id) if isinstance(image_id, float) and image_id.is_integer() else image_id
+        if isinstance(image_id, float):
+            image_id = str(image_id)
+        if key in self.position_of:
+            text = f"{name} has the id {image_id!r} of another image, {self.names[self.position_of[key]]}"
+            found.add("image-id-twice", Item(text, None, None, name, image_id))
+            return
+        self.position_of[key] = len(self.ids)
+        size = as_side(entry.get("height")), as_side(entry.get("width"))
+        if not all(size):
+            text = f"{name}: height {entry.get('height')!r}, width {entry.get('width')!r}"
+            found.add("size-missing", Item(text, len(self.ids), None, name, image_id))
+            size = (0, 0)
+        self.ids.append(image_id)
+        self.names.append(name)
+        self.sizes.append(size)
+        self.rows.append(row)
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) is int or type(value) is str
+class _Boxes:
+    """The usable annotations of a file: parallel lists."""
+
+    def __init__(self, entries: list[Any], images: _Images, labels: dict[int | str, int], found: Found) -> None:
+        self._images, self._labels, self._found = images, labels, found
+        self.ids: list[Any] = []
+        self.rows: list[int] = []
+        self.images: list[int] = []
+        self.labels: list[int] = []
+        self.boxes: list[list[float]] = []
+        self.areas: list[float] = []
+        self.crowd: list[bool] = []
+        for row, entry in enumerate(entries):
+            # the fast way for what is as COCO has it, which is nearly everything
+            if type(entry) is dict and type(image_id := entry.get("image_id")) is int and _is_box(box := entry.get("bbox")):
+                image, label = images.position_of.get(image_id), labels.get(_hashable(entry.get("category_id")))
+                plain = type(crowd := entry.get("iscrowd", 0)) is int and "score" not in entry
+                if plain and image is not None and label is not None:
+                    self._append(entry, row, image, label, box, bool(crowd))
+                    continue
+            self._read(entry, row)
+
+    def _append(self, entry: Record, row: int, image: int, label: int, box: list[float], crowd: bool) -> None:
+        area = entry.get("area")
+        if not ((type(area) is float or type(area) is int) and 0 <= area < 1e300):
+            area = as_number(area)
+            area = box[2] * box[3] if area is None or area < 0 else area
+        self.ids.append(entry.get("id", f"number {row}"))
+        self.rows.append(row)
+        self.images.append(image)
+        self.labels.append(label)
+        self.boxes.append(box)
+        self.areas.append(area)
+        self.crowd.append(crowd)
+
+    def _read(self, entry: Any, row: int) -> None:
+        """Make sense of an annotation that is written unusually, or note what is wrong with it."""
+        if not isinstance(entry, dict):
+            self._found.add("entry-malformed", Item(f"annotations[{row}] is {_short(entry)}, not an object", None, row))
+            return
+        annotation_id = entry.get("id", f"number {row}")
+        key = as_id(entry.get("image_id"))
+        image = None if key is None else self._images.position_of.get(key)
+        name = None if image is None else self._images.names[image]
+
+        def note(code: str, text: str) -> None:
+            text = f"{'' if name is None else name + ', '}annotation {annotation_id}: {text}"
+            self._found.add(code, Item(text, image, row, name, entry.get("image_id"), annotation_id))
+
+        category = as_id(entry.get("category_id"))
+        label = None if category is None else self._labels.get(category)
+        crowd, box = as_flag(entry.get("iscrowd")), as_box(entry.get("bbox"))
+        if image is None:
+            note("image-unknown", f"image_id is {_short(entry.get('image_id'))}, which is not among 'images'")
+        elif label is None:
+            known = ", ".join(map(str, list(self._labels)[:20]))
+            note("category-unknown", f"category_id is {_short(entry.get('category_id'))}; known are {known}")
+        elif crowd is None:
+            note("entry-malformed", f"iscrowd is {_short(entry['iscrowd'])}, neither 0 nor 1")
+        else:
+            if not box and not entry.get("bbox") and (box := box_of_segmentation(entry.get("segmentation"))):
+                note("box-computed", f"bbox {[round(value, 2) for value in box]} of its outline")
+            if not box:
+                note("box-malformed", f"bbox is {_short(entry.get('bbox'))}: not [left, top, width, height] in pixels")
+                return
+            if entry.get("score") is not None:
+                note("scores", f"score {_short(entry['score'])}")
+            self._append(entry, row, image, label, box, crowd)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _hashable(value: Any) -> Any:
+    return value if type(value) is int else None
 
 
 def _is_box(box: Any) -> bool:
     if type(box) is not list or len(box) != 4 or not {int, float}.issuperset(map(type, box)):
         return False
     left, top, width, height = box
-    return math.isfinite(left) and math.isfinite(top) and 0 <= width < math.inf and 0 <= height < math.inf
+    try:
+        return math.isfinite(left) and math.isfinite(top) and 0 <= width < math.inf and 0 <= height < math.inf
+    except OverflowError:  # a whole number beyond floats
+        return False
 
 
-def _check_annotation(entry: dict[str, Any], index: int, path: Path, positions: dict[ImageId, int], known: set[int]) -> None:
-    """Raise what is wrong with an annotation."""
-    where = f"{path}: annotation {entry.get('id', f'number {index}')}"
-    image_id = _value(entry, "image_id", (int, str), where)
-    if image_id not in positions:
-        raise ValueError(f"{where}: belongs to image {image_id!r}, which is not among 'images'")
-    where += f" (image {image_id!r})"
-    category_id = _value(entry, "category_id", (int,), where)
-    if category_id not in known:
-        raise ValueError(f"{where}: unknown category id {category_id}; known are {sorted(known)}")
-    _check_box(_value(entry, "bbox", (list,), where), where)
+def _short(value: Any, most: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "…"
 
 
-def _check_box(box: list[Any], where: str) -> None:
-    if len(box) != 4 or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in box):
-        raise ValueError(f"{where}: 'bbox' must be four numbers [left, top, width, height], but is {box}")
-    if not np.isfinite(box).all():
-        raise ValueError(f"{where}: 'bbox' {box} has non-finite values; correct or remove this annotation")
-    if box[2] < 0 or box[3] < 0:
-        raise ValueError(
-            f"{where}: 'bbox' {box} has a negative width or height; COCO boxes are [left, top, width, height] in pixels"
-        )
+def _id_array(ids: list[Any]) -> np.ndarray:
+    whole = all(type(value) is int and abs(value) < 2**63 for value in ids)
+    return np.array(ids, dtype=np.int64) if whole else np.array([str(value) for value in ids], dtype=str)
+
+
+def _save_arrays(path: Path, file: AnnotationFile) -> None:
+    """Keep what was read of a large file."""
+    rest = {"image_ids": file.image_ids, "categories": file.categories.to_dict(), "found": file.found.items}
+    buffer = io.BytesIO()
+    arrays = {field: getattr(file, field) for field in ARRAY_FIELDS}
+    encoded = json.dumps(rest, default=str).encode()
+    np.savez(buffer, allow_pickle=False, rest=np.frombuffer(encoded, dtype=np.uint8), **arrays)
+    with atomic_file(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+
+
+def _load_arrays(kept: Path, path: Path) -> AnnotationFile:
+    """The inverse of :func:`_save_arrays`."""
+    with np.load(kept, allow_pickle=False) as arrays:
+        values = dict(arrays)
+    rest = json.loads(values.pop("rest").tobytes())
+    found = Found("", {code: [Item(*item) for item in items] for code, items in rest["found"].items()})
+    categories = Categories.from_dict(rest["categories"])
+    return AnnotationFile(path=path, image_ids=tuple(rest["image_ids"]), categories=categories, found=found, **values)

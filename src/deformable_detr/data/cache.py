@@ -53,22 +53,31 @@ def _cache_root() -> Path:
 
 
 def derived_folder(root: Path) -> Path:
-    """The folder for files derived from a dataset; made where needed, in the user's cache where the dataset is read-only."""
+    """The folder for files derived from a dataset; made where needed.
+
+    Where the dataset is read-only it is in the user's cache, and where there is none of that either, in the temporary folder.
+
+    Raises:
+        PermissionError: none of them can be written to.
+    """
     folder = root / FOLDER
     if root.is_dir() and _writable(folder):
         return folder
     name = str(root.resolve())
-    folder = user_cache() / "data" / f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file so that other processes see all of it or nothing, whoever else writes it at the same time."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name + ".", suffix=".partial", delete=False) as partial:
-        partial.write(content)
-    Path(partial.name).chmod(0o644)
-    return Path(partial.name).replace(path)
+    part = f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    user = getattr(os, "getuid", lambda: 0)()
+    places = (user_cache() / "data", Path(tempfile.gettempdir()) / f"deformable-detr-{user}")  # containers have no home
+    for place in places:
+        try:
+            (place / part).mkdir(parents=True, exist_ok=True)
+            if os.access(place / part, os.W_OK):
+                return place / part
+        except OSError:
+            continue
+    raise PermissionError(
+        f"{root}: the dataset is read-only, and so are {places[0]} and {places[1]}: name a folder that can be written to in "
+        "XDG_CACHE_HOME"
+    )
 
 
 def fingerprint(files: Iterable[Path], *more: object) -> str:

@@ -1,4 +1,4 @@
-"""The samples of a COCO annotation file as (image, target)."""
+"""The samples of a split as (image, target)."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,10 @@ from torch.utils.data import Dataset
 
 from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.categories import Categories
-from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.annotations import target_annotations
+from deformable_detr.data.dataset import Split
+from deformable_detr.data.doctor.boxes import check_geometry
+from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.images import read_image
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.structures import ImageId, Target
@@ -32,49 +35,55 @@ class SampleKey(NamedTuple):
 
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
-    """Images with boxes, from a COCO annotation file and a folder.
+    """Images with boxes of one split of a dataset.
 
     Category ids become labels 0 … K−1, in the order of the ids. Crowd regions are no targets, boxes are clipped to the image,
     images without objects are kept.
 
     Args:
-        annotation_file: COCO JSON.
-        image_dir: the folder that `file_name` is relative to.
+        split: annotations and the places of the images.
         transform: takes and gives (image, target), such as `train_transform(...)`.
         mixing: mixes other images into those whose key asks for it, before `transform`. None: never.
-        categories: the classes to map to, by name (by id where not one name is known): a validation set must use those of the
-            training set. None takes the file's own.
+        categories: the classes to map to, by name: a validation set must use those of the training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
         on_bad_image: `skip` replaces an image that cannot be read by the next one and says so in the log. Only for training: an
             evaluation must not leave an image out.
+        bit_depth: how many bits of 16-bit images are used, see :func:`~deformable_detr.data.images.read_image`.
 
     Raises:
-        FileNotFoundError: the file, the folder, or the first image is missing.
-        ValueError: the file is damaged; see `read_annotations`.
+        FileNotFoundError: the first image is missing.
+        ValueError: the annotations are at fault: the first error that `deformable-detr doctor` finds in them.
     """
 
     def __init__(
         self,
-        annotation_file: str | Path,
-        image_dir: str | Path,
+        split: Split,
         transform: Transform,
         *,
         mixing: Mixing | None = None,
         categories: Categories | None = None,
         training: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
+        bit_depth: int = 16,
     ) -> None:
-        self.on_bad_image = on_bad_image
-        self.annotation_file, self.image_dir = Path(annotation_file), Path(image_dir)
+        self.on_bad_image, self.bit_depth = on_bad_image, bit_depth
         self.transform, self.mixing = transform, mixing
-        self._annotations = read_annotations(annotation_file, categories=categories, boxes_required=training)
+        self.annotation_file = split.annotations.path
+        data = SplitData.of(split.check(boxes_required=training))
+        check_geometry(data)
+        data.found.raise_first(self.annotation_file)
+        self._annotations = target_annotations(split.annotations, categories)
+        self._paths = split.paths
+        self.ground_truth = None if training else split.annotations
         if training and len(self._annotations.boxes) == 0:
-            raise ValueError(f"{annotation_file}: not one box to train on (empty, crowd and degenerate ones are left out)")
-        if not self.image_dir.is_dir():
-            raise FileNotFoundError(f"{image_dir}: no such image folder")
+            looked = "; ".join(item.text for item in split.found.items.get("labels-missing", ()))
+            reason = looked or "empty, crowd and degenerate ones are left out"
+            raise ValueError(f"{self.annotation_file}: not one box to train on ({reason})")
         if not self.image_path(0).is_file():
+            looked = ", ".join(map(str, split.folders))
             raise FileNotFoundError(
-                f"{self.image_path(0)}: the first image of {annotation_file} is missing; is this the right image folder?"
+                f"{self.image_path(0)}: the first image of {self.annotation_file} is missing; is this the right image folder? "
+                f"Looked in {looked}"
             )
 
     @property
@@ -89,7 +98,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     def image_path(self, index: int) -> Path:
         """The file of an image."""
-        return self.image_dir / str(self._annotations.file_names[index])
+        return Path(str(self._paths[index]))
 
     def image_sizes(self) -> np.ndarray:
         """`[I, 2]` (height, width) of all images, as the annotation file says."""
@@ -118,9 +127,11 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             ValueError: its size is not the one in the annotation file.
         """
         path, size = self.image_path(index), tuple(self._annotations.image_sizes[index].tolist())
-        image = read_image(path)
+        image = read_image(path, bit_depth=self.bit_depth)
         if tuple(image.shape[1:]) == size[::-1] != size:
-            image = read_image(path, upright=False)  # annotated without regard to the EXIF orientation, as some of COCO is
+            image = read_image(
+                path, upright=False, bit_depth=self.bit_depth
+            )  # annotated without regard to the EXIF orientation, as some of COCO is
         if tuple(image.shape[1:]) != size:
             raise ValueError(
                 f"{path}: the image is {image.shape[2]} x {image.shape[1]} pixels (width x height), but image "

@@ -1,118 +1,105 @@
-"""COCO datasets on the disk: which annotation file and which image folder belong to a split."""
+"""COCO datasets on the disk: which annotation file and which image folders belong to a split."""
 
-import json
 import mmap
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from deformable_detr.data.layout import SPLIT_NAMES, Layout
+from deformable_detr.data.file_index import FileIndex, split_role
+from deformable_detr.data.layout import Layout
 
-FIRST_IMAGE = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+__all__ = ["CocoLayout", "json_kind"]
+
+ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "labels")
+IMAGE_FOLDERS = ("images", "jpegimages", "data", "imgs")
+OTHER_TASKS = re.compile(r"keypoint|caption|panoptic|stuff|image_info")
+DEEPEST = 4
+"""Parts of a path below the root up to which annotation files are looked for."""
 
 
 class CocoLayout(Layout):
-    """Annotation files in COCO's JSON, each with its folder of images.
+    """Annotation files in COCO's JSON, each with its folders of images.
 
-    Known are `annotations/instances_<split>.json` with `<split>/`, `images/<split>/` or `images/`, where a year may follow the
-    split's name; Roboflow's `<split>/_annotations.coco.json` beside the images; and else the JSON files of `annotations/` or
-    of the folder itself, each a split of its name.
+    Known are `annotations/instances_<split>.json`, where a year may follow the split's name; Roboflow's
+    `<split>/_annotations.coco.json`; and other JSON files that are COCO, whose split is the word in their name or their folder's.
+    Predictions (boxes with scores) and files of other tasks are not taken.
 
     Args:
-        root: the folder of the dataset.
+        index: the files of the dataset.
         annotation_files: the JSON file of each split.
     """
 
     format = "COCO"
 
-    def __init__(self, root: Path, annotation_files: dict[str, Path]) -> None:
-        super().__init__(root, root)
+    def __init__(self, index: FileIndex, annotation_files: dict[str, Path]) -> None:
+        super().__init__(index, index.root)
         self.annotation_files = annotation_files
 
     @classmethod
-    def open(cls, path: Path) -> Self | None:
-        """The layout of a folder or of one JSON file; None where there is nothing of COCO."""
-        if path.is_file():
-            if path.suffix.lower() != ".json":
-                return None
-            root = path.parent.parent if path.parent.name == "annotations" else path.parent
-            return cls(root, {path.stem.removeprefix("instances_"): path})
-        named = {file.stem.removeprefix("instances_"): file for file in sorted(path.glob("annotations/instances_*.json"))}
-        beside = {file.parent.name: file for file in sorted(path.glob("*/_annotations.coco.json"))}
-        files = named | beside
-        for pattern in ("annotations/*.json", "*.json"):
-            files = files or {file.stem: file for file in sorted(path.glob(pattern)) if _looks_like_coco(file)}
-        return cls(path, files) if files else None
+    def open(cls, index: FileIndex, file: Path | None) -> Self | None:
+        """The layout of a folder, or of one JSON file of it; None where there is nothing of COCO."""
+        if file is not None:
+            return cls(index, {_name_of(file): file}) if file.suffix.lower() == ".json" else None
+        files = [path for path in index.select(".json") if len(path.relative_to(index.root).parts) <= DEEPEST]
+        found: dict[str, Path] = {}
+        for path in files:
+            if path.name.lower().startswith("instances_") and path.parent.name.lower() in ANNOTATION_FOLDERS:
+                found.setdefault(_name_of(path), path)
+        for path in files:
+            if path.name.endswith("_annotations.coco.json") and path.parent != index.root:
+                found.setdefault(path.parent.name, path)
+        others: dict[str, Path] = {}
+        for path in sorted(files, key=lambda path: (path.parent.name.lower() != "annotations", len(path.parts), path)):
+            if path not in found.values() and json_kind(path) == "COCO":
+                folder = path.parent.name if path.parent != index.root else ""
+                name = folder if split_role(folder) and not split_role(path.stem) else _name_of(path)
+                others.setdefault(name, path)
+        if found:  # beside these, only what has a split that they lack
+            roles = {split_role(name) for name in found}
+            others = {name: path for name, path in others.items() if split_role(name) not in (None, *roles)}
+        plain = {name: path for name, path in others.items() if not OTHER_TASKS.search(path.name.lower())}
+        found |= plain if found or plain else others
+        named = {name: path for name, path in found.items() if split_role(name)}
+        if {"train", "val"} <= {split_role(name) for name in named}:
+            found = named  # a file of everything beside them would be no split
+        return cls(index, found) if found else None
 
     def splits(self) -> tuple[str, ...]:
         """The names of the annotation files, without `instances_`."""
         return tuple(self.annotation_files)
 
-    def own_split(self, split: str) -> str | None:
-        """The name under which there is a split: `valid` or `val2017` for `val`.
+    def used_files(self) -> Iterator[Path]:
+        """The JSON files."""
+        yield from self.annotation_files.values()
 
-        Raises:
-            ValueError: more than one file fits.
-        """
-        for name in SPLIT_NAMES.get(split, (split,)):
-            if name in self.annotation_files:
-                return name
-            fitting = sorted(other for other in self.annotation_files if re.fullmatch(re.escape(name) + r"[0-9].*", other))
-            if len(fitting) > 1:
-                names = ", ".join(self.annotation_files[other].name for other in fitting)
-                raise ValueError(
-                    f"{self.root}: several files fit the split {name!r}: {names}; name one of them, such as {fitting[-1]!r}"
-                )
-            if fitting:
-                return fitting[0]
-        return None
-
-    def locate(self, name: str) -> tuple[Path, Path]:
-        """The annotation file and the image folder of one of :meth:`splits`.
-
-        Raises:
-            FileNotFoundError: no folder that could have its images.
-        """
-        file = self.annotation_files[name]
-        return file, self._image_dir(name, file)
-
-    def _image_dir(self, name: str, file: Path) -> Path:
-        """The folder that the first image of an annotation file lies in; else the first one with a fitting name."""
-        if file.name == "_annotations.coco.json":
-            return file.parent
-        root, plain = self.root, re.sub(r"(?<=\D)[0-9].*$", "", name)
-        candidates = [
-            root / name,
-            root / plain,
-            root / "images" / name,
-            root / "images" / plain,
-            *sorted(root.glob(f"{plain}[0-9]*/")),
-        ]
-        candidates.append(root / "images")
-        present = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
-        first = _first_image(file)
-        for folder in (*present, root / "data", root, file.parent):
-            if first and (folder / first).is_file():
-                return folder
-        if present:
-            return present[0]
-        looked = ", ".join(dict.fromkeys(str(folder.relative_to(root)) for folder in candidates))
-        there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
-        raise FileNotFoundError(f"{root}: no image folder for {file.name}; looked for {looked}; there is {there}")
+    def image_folders(self, name: str) -> list[Path]:
+        """Where the images of a split may lie, the likeliest folder first."""
+        file, root = self.annotation_files[name], self.root
+        plain, role = re.sub(r"(?<=\D)[0-9].*$", "", name), split_role(name)
+        if file.name.endswith("_annotations.coco.json"):
+            likely = [file.parent]
+        else:
+            likely = [root / part / word for part in ("", "images") for word in (name, plain)]
+        present = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        folders = list(dict.fromkeys((*present, *(path for path in self.index.folders if path != root))))
+        likely += [path for path in folders if path.name.casefold() in (name.casefold(), plain.casefold())]
+        likely += [path for path in folders if role and split_role(path.name) == role]
+        likely += [path / "images" for path in likely]
+        likely += [path for path in folders if path.parent == root and path.name.lower() in IMAGE_FOLDERS]
+        likely += [file.parent / "images", file.parent, root]
+        return [path for path in dict.fromkeys(likely) if path.is_dir()]
 
 
-def _looks_like_coco(file: Path) -> bool:
-    """Whether a JSON file has the keys of COCO; the file is not parsed."""
-    if file.stat().st_size == 0:
-        return False
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        return all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
+def _name_of(file: Path) -> str:
+    return re.sub(r"^instances_", "", file.stem, flags=re.IGNORECASE)
 
 
-def _first_image(file: Path) -> str | None:
-    """The first `file_name` of an annotation file that may be too large to be parsed for that."""
+def json_kind(file: Path) -> str | None:
+    """What a JSON file is, by the keys in it; the file is not parsed: `COCO`, `predictions`, or None."""
     if file.stat().st_size == 0:
         return None
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        found = FIRST_IMAGE.search(text)
-        return json.loads(found.group(1)) if found else None
+        if all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"')):
+            return "predictions" if text.find(b'"score"') >= 0 else "COCO"
+        return "predictions" if text.find(b'"score"') >= 0 and text.find(b'"image_id"') >= 0 else None

@@ -1,27 +1,45 @@
-"""What a recipe needs to know of a training split, from its annotation file alone."""
+"""What a recipe needs to know of a training split, from its annotations alone."""
 
 import numpy as np
 
-from deformable_detr.data.annotations import Annotations
+from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.recipes import DataFacts
 
+__all__ = ["data_facts", "measure"]
 
-def data_facts(annotations: Annotations) -> DataFacts:
-    """Count and measure.
+
+def data_facts(file: AnnotationFile) -> DataFacts:
+    """Count and measure the objects of a split, crowd regions aside.
 
     Raises:
         ValueError: not one box.
     """
-    if len(annotations.boxes) == 0:
+    chosen = ~file.crowd
+    return measure(file.image_sizes, file.images[chosen], file.boxes[chosen])
+
+
+def measure(sizes: np.ndarray, images: np.ndarray, boxes: np.ndarray) -> DataFacts:
+    """Count and measure.
+
+    Args:
+        sizes: `[I, 2]` (height, width) of the images in pixels.
+        images: `[A]` the position of each box's image.
+        boxes: `[A, 4]` left, top, width, height in pixels; what lies outside of the image does not count.
+
+    Raises:
+        ValueError: not one box.
+    """
+    limits = sizes[images][:, ::-1]
+    sides = np.minimum(boxes[:, :2] + boxes[:, 2:], limits) - boxes[:, :2].clip(0)
+    there = (sides > 0).all(axis=1)
+    if not there.any():
         raise ValueError("there is not one box to train on, so no recipe can be chosen")
-    sizes, counts = annotations.image_sizes, np.diff(annotations.first_box)
     short, long = sizes.min(axis=1), sizes.max(axis=1)
-    boxes = annotations.boxes
-    narrow = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) / np.repeat(short, counts)
+    known = short > 0
     return DataFacts(
         num_images=len(sizes),
-        short_side=int(np.median(short)),
-        aspect=float(np.quantile(long / short, 0.98)),
-        small_object=float(np.quantile(narrow, 0.1)),
-        most_objects=int(counts.max()),
+        short_side=int(np.median(short[known])),
+        aspect=float(np.quantile(long[known] / short[known], 0.98)),
+        small_object=float(np.quantile(sides[there].min(axis=1) / short[images[there]], 0.1)),
+        most_objects=int(np.bincount(images[there]).max()),
     )

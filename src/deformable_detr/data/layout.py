@@ -1,77 +1,83 @@
-"""What every format of datasets has in common: named splits, and a COCO record for each of them."""
+"""What every format of datasets has in common: named splits, each with an annotation file in COCO's form or a way to make one."""
 
-import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
+from deformable_detr.data.annotation_file import Record
+from deformable_detr.data.file_index import FileIndex, split_role
+from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import read_size
 
-SPLIT_NAMES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
+__all__ = ["ForeignLayout", "Layout", "add_box", "add_image", "empty_record", "fault", "read_sizes", "relative_name"]
 
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What keys and folders are called, and the split that they mean."""
-
-Record = dict[str, list[dict[str, Any]]]
-
-
-class Fault(NamedTuple):
-    """Something in a file that cannot be right."""
-
-    where: str
-    """The file, and the line where there is one."""
-
-    what: str
-    """What is wrong, and what to do."""
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+SPLIT_NAMES = {
+    "val": ("val", "valid", "validation"),
+    "valid": ("valid", "val", "validation"),
+    "validation": ("validation", "val", "valid"),
+}
+"""Spellings of a split, that which was asked for first."""
 
 
 class Layout(ABC):
     """A dataset on the disk, in one format.
 
     Args:
-        root: the folder that image names are relative to, and that derived files are kept in.
+        index: its files.
         source: the file or folder that the splits come from, as people know it.
     """
 
     format: ClassVar[str]
     """The name of the format, for messages."""
 
-    def __init__(self, root: Path, source: Path) -> None:
-        self.root, self.source = root, source
+    def __init__(self, index: FileIndex, source: Path) -> None:
+        self.index, self.root, self.source = index, index.root, source
 
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The names of the parts that the dataset has of its own."""
 
+    @abstractmethod
+    def used_files(self) -> Iterator[Path]:
+        """The files that annotations come from: JSON, XML, label files, lists. A change in one of them makes new records."""
+
     def own_split(self, split: str) -> str | None:
-        """The name under which the dataset has a split: `valid` for `val`; None if it has none."""
-        return next((name for name in SPLIT_NAMES.get(split, (split,)) if name in self.splits()), None)
+        """The name under which the dataset has a split: `valid`, `Validation` or `val2017` for `val`; None if it has none.
+
+        Raises:
+            ValueError: several fit equally well.
+        """
+        names = self.splits()
+        spellings = SPLIT_NAMES.get(split, (split,))
+        for spelling in spellings:
+            if spelling in names:
+                return spelling
+        if (role := split_role(split)) is None or split.lower() not in (*SPLIT_NAMES, "train", "test"):
+            return next((name for name in names if name.casefold() == split.casefold()), None)
+        years = [name for name in names if re.fullmatch(rf"({'|'.join(spellings)})[0-9].*", name)]
+        same = [name for name in names if name.casefold() in spellings]
+        for fitting in (same, years, [name for name in names if split_role(name) == role]):
+            if len(fitting) > 1:
+                listed = sorted(fitting)
+                raise ValueError(
+                    f"{self.root}: several files fit the split {split!r}: {', '.join(listed)}; "
+                    f"name one of them, such as {listed[-1]!r}"
+                )
+            if fitting:
+                return fitting[0]
+        rest = [name for name in names if split_role(name) is None]
+        return rest[0] if role == "train" and len(rest) == 1 and any(split_role(name) == "val" for name in names) else None
 
 
 class ForeignLayout(Layout):
     """A format that is converted to COCO before it is used."""
 
     @abstractmethod
-    def files(self) -> Iterator[Path]:
-        """Every file that the records depend on; a change in one of them makes new records."""
-
-    @abstractmethod
-    def read(self, split: str) -> tuple[Record, list[Fault]]:
-        """The COCO record of a split, without what is faulty in it, and the faults."""
-
-
-def walk_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """All files below a folder with one of these suffixes, sorted; hidden folders are left out."""
-    wanted, found = frozenset(suffixes), []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in sorted(names) if Path(name).suffix.lower() in wanted and not name.startswith(".")]
-    return found
+    def read(self, split: str) -> tuple[Record, Found]:
+        """The COCO record of a split, without what is faulty in it, and what was found."""
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -92,14 +98,19 @@ def read_sizes(paths: Iterable[Path]) -> list[tuple[int, int] | Exception]:
         return list(pool.map(size, paths))
 
 
-def annotation(record: Record, category_id: int, box: tuple[float, float, float, float], crowd: bool = False) -> None:
+def fault(where: str | Path, what: str) -> Item:
+    """A case of `label-fault`: something in a file that cannot be right."""
+    return Item(f"{where}: {what}", file=str(where))
+
+
+def add_box(record: Record, category_id: int, box: tuple[float, float, float, float], crowd: bool = False) -> None:
     """Add a box to the last image of a record.
 
     Args:
         record: the COCO record.
         category_id: of the object.
         box: left, top, right, bottom in pixels.
-        crowd: whether the object is neither a target nor, when detected, a false positive.
+        crowd: whether the object is neither to be found nor a mistake to find.
     """
     left, top, right, bottom = box
     width, height = round(right - left, 4), round(bottom - top, 4)

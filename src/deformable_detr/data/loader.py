@@ -18,18 +18,18 @@ from deformable_detr.categories import Categories
 from deformable_detr.config import DataConfig
 from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey
-from deformable_detr.data.formats import find_split
+from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
 
 
 def build_dataset(
-    dataset: str | Path, split: str, config: DataConfig, training: bool, categories: Categories | None = None
+    dataset: str | Path | DetectionDataset, split: str, config: DataConfig, training: bool, categories: Categories | None = None
 ) -> CocoDataset:
-    """Open one split of a dataset folder, with augmentation for training and plain resizing else.
+    """The images of one split of a dataset, with augmentation for training and plain resizing else.
 
     Args:
-        dataset: the folder; see `find_split` for its layouts.
+        dataset: the folder, or the opened dataset; see :func:`~deformable_detr.data.dataset.open_dataset`.
         split: such as `train`, `val`, `val2017`.
         config: sizes, augmentation, normalisation.
         training: whether the images are augmented.
@@ -39,7 +39,6 @@ def build_dataset(
         FileNotFoundError: folder, split, annotation file or images are missing.
         ValueError: the annotation file is damaged, or has categories that `categories` lacks.
     """
-    annotation_file, image_dir = find_split(dataset, split)
     transform = (
         train_transform(
             train_short_sides=config.train_short_sides,
@@ -58,13 +57,13 @@ def build_dataset(
         else eval_transform(config.eval_short_side, config.max_long_side, config.mean, config.std)
     )
     return CocoDataset(
-        annotation_file,
-        image_dir,
+        open_dataset(dataset).split(split),
         transform,
         mixing=Mixing(config.mosaic, config.copy_paste, config.mixup) if training else None,
         categories=categories,
         training=training,
         on_bad_image=config.on_bad_image if training else "stop",
+        bit_depth=config.bit_depth,
     )
 
 

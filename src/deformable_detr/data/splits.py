@@ -1,15 +1,16 @@
 """Train, val and test made from one set of images: stratified over the classes, seeded, written down, and kept."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from deformable_detr.data.annotation_file import read_json
-from deformable_detr.data.cache import derived_folder, fingerprint, write_whole
+from deformable_detr.data.annotation_file import AnnotationFile, read_json
+from deformable_detr.data.cache import derived_folder
+from deformable_detr.files import write_json
+
+__all__ = ["MADE_SPLITS", "divide", "is_divided", "split_sizes", "stratify"]
 
 logger = logging.getLogger(__name__)
 
@@ -18,63 +19,53 @@ SHARES = {"val": 0.1, "test": 0.1}
 """Of the images; the rest is for training."""
 
 SEED = 0
+WRITTEN = "splits.json"
 
 
-def divide(root: Path, source: str, located: tuple[Path, Path], split: str, own: Collection[str] = ()) -> tuple[Path, Path]:
-    """The annotation file and image folder of one part of a dataset that is divided by us.
+def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, keep: bool = True) -> list[str]:
+    """Divide the images of a dataset that has no splits.
 
     The division stands in `splits.json` among the derived files, image by image, and holds from then on: images that came
-    later are added to it, and a hand may change it. Where the dataset has a test split of its own, only val is made.
+    later are added to it, and a hand may change it.
 
     Args:
         root: the folder of the dataset.
         source: what is divided, as it is called in splits.json.
-        located: annotation file and image folder of all the images.
-        split: train, val or test.
-        own: the splits that the dataset has itself.
+        whole: all the images.
+        keep: whether a new division is written down.
+        make_test: False where the dataset has a test split of its own: then only val is made.
+
+    Returns:
+        `train`, `val` or `test` for each image.
 
     Raises:
-        FileNotFoundError: too few images for a split of this name.
         ValueError: splits.json is damaged, or names an image twice.
     """
-    whole, image_dir = located
-    folder = derived_folder(root)
-    written = folder / "splits.json"
-    if written.is_file():
-        part = _part_file(folder, whole, split, written)
-        if part.is_file():
-            return part, image_dir
-    record = read_json(whole)
-    names = [str(image.get("file_name")) for image in record.get("images", [])]
-    shares = {name: share for name, share in SHARES.items() if not any(other.startswith(name) for other in own)}
-    chosen = _assign(record, names, shares, written, source)
-    parts = {name: _part_file(folder, whole, name, written) for name in ("train", *shares) if name in chosen}
-    for name, path in parts.items():
-        _write_part(record, names, chosen, name, path)
-    if split not in parts:
-        raise FileNotFoundError(f"{root}: no split {split!r}, and {len(names)} images are too few to make one")
-    return parts[split], image_dir  # not asked for anew: another process may have written `whole` again meanwhile
-
-
-def _part_file(folder: Path, whole: Path, split: str, written: Path) -> Path:
-    key = hashlib.sha256(written.read_bytes()).hexdigest()
-    return folder / f"{split}-{fingerprint([whole], key)}.json"
-
-
-def _assign(record: dict, names: list[str], shares: dict[str, float], written: Path, source: str) -> list[str]:
-    """The split of every image: as written down, the new ones divided, and all of it written down."""
+    written = derived_folder(root) / WRITTEN
     everything = read_json(written) if written.is_file() else {}
     before = _read_division(everything, source, written)
+    names = whole.file_names.tolist()
     fixed = {index: before[name] for index, name in enumerate(names) if name in before}
-    chosen = stratify(_labels(record), split_sizes(len(names), shares), seed=SEED, fixed=fixed)
-    if len(fixed) < len(names):
+    shares = {name: share for name, share in SHARES.items() if make_test or name != "test"}
+    chosen = stratify(_labels(whole), split_sizes(len(names), shares), seed=SEED, fixed=fixed)
+    if keep and len(fixed) < len(names):
         images = {split: [n for n, c in zip(names, chosen, strict=True) if c == split] for split in ("train", *shares)}
-        everything[source] = {"seed": SEED, "images": images}
-        write_whole(written, json.dumps(everything, indent=1, ensure_ascii=False).encode())
+        write_json(written, everything | {source: {"seed": SEED, "images": images}}, indent=1)
         counts = ", ".join(f"{len(found)} {split}" for split, found in images.items())
         what = f"added {len(names) - len(fixed)} new images to the division" if fixed else "has no validation split, so divided"
-        logger.info("%s: %s: %s (stratified by class, seed %d); written down in %s", source, what, counts, SEED, written)
+        kept = "" if make_test else "; its own test split is for testing only"
+        text = "%s: %s: %s (stratified by class, seed %d); written down in %s%s"
+        logger.info(text, source, what, counts, SEED, written, kept)
     return chosen
+
+
+def is_divided(root: Path, source: str) -> bool:
+    """Whether a division of `source` has been written down."""
+    written = derived_folder(root) / WRITTEN
+    try:
+        return written.is_file() and source in read_json(written)
+    except ValueError:  # damaged: said where it is used
+        return True
 
 
 def _read_division(everything: dict, source: str, written: Path) -> dict[str, str]:
@@ -93,23 +84,12 @@ def _read_division(everything: dict, source: str, written: Path) -> dict[str, st
     return division
 
 
-def _labels(record: dict) -> list[set[int]]:
-    """The category ids in each image."""
-    position = {image["id"]: index for index, image in enumerate(record["images"])}
-    labels: list[set[int]] = [set() for _ in record["images"]]
-    for entry in record.get("annotations", []):
-        if entry.get("image_id") in position:
-            labels[position[entry["image_id"]]].add(entry.get("category_id"))
+def _labels(whole: AnnotationFile) -> list[set[int]]:
+    """The classes in each image."""
+    labels: list[set[int]] = [set() for _ in whole.image_ids]
+    for image, label in zip(whole.images.tolist(), whole.labels.tolist(), strict=True):
+        labels[image].add(label)
     return labels
-
-
-def _write_part(record: dict, names: list[str], chosen: list[str], split: str, path: Path) -> None:
-    """The images of a split, with their annotations and all categories."""
-    images = [image for image, found in zip(record["images"], chosen, strict=True) if found == split]
-    ids = {image["id"] for image in images}
-    annotations = [entry for entry in record.get("annotations", []) if entry.get("image_id") in ids]
-    part = {"images": images, "annotations": annotations, "categories": record.get("categories", [])}
-    write_whole(path, json.dumps(part).encode())
 
 
 def split_sizes(count: int, shares: Mapping[str, float]) -> dict[str, int]:

@@ -1,95 +1,103 @@
-"""Pascal VOC datasets: one XML file of boxes per image, and lists of names for the splits."""
+"""Pascal VOC datasets: one XML file of boxes per image, in whatever folders, and lists of names for the splits."""
 
+import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Self
 from xml.etree import ElementTree
 
-from deformable_detr.data.images import IMAGE_SUFFIXES
-from deformable_detr.data.layout import (
-    SPLIT_WORDS,
-    Fault,
-    ForeignLayout,
-    Record,
-    add_image,
-    annotation,
-    empty_record,
-    read_sizes,
-    relative_name,
-    walk_files,
-)
+from deformable_detr.data.annotation_file import Record
+from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role
+from deformable_detr.data.findings import Found, Item
+from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
+from deformable_detr.data.text import decode, read_text
 
-LISTS = ("train", "val", "test", "trainval")
+__all__ = ["VocLayout"]
 
 Box = tuple[float, float, float, float]
 
 
 class VocLayout(ForeignLayout):
-    """A Pascal VOC dataset: `Annotations/`, `JPEGImages/` and `ImageSets/Main/`, or XML files beside their images.
+    """A Pascal VOC dataset: XML files, and lists of them in `ImageSets/Main` or folders named like splits.
 
     Args:
-        root: the folder of the dataset.
+        index: the files of the dataset.
         parts: the XML files of each split.
+        lists: the files that the splits come from.
     """
 
     format = "Pascal VOC"
 
-    def __init__(self, root: Path, parts: dict[str, list[Path]]) -> None:
-        super().__init__(root, root / "Annotations" if (root / "Annotations").is_dir() else root)
-        self.parts = parts
+    def __init__(self, index: FileIndex, parts: dict[str, list[Path]], lists: list[Path]) -> None:
+        super().__init__(index, index.root)
+        self.parts, self.lists = parts, lists
 
     @classmethod
-    def open(cls, path: Path) -> Self | None:
+    def open(cls, index: FileIndex, file: Path | None) -> Self | None:
         """The layout of a folder; None where there is nothing of VOC."""
-        if path.is_file():
+        if file is not None:
             return None
-        if (path / "Annotations").is_dir():
-            lists = {name: path / "ImageSets" / "Main" / f"{name}.txt" for name in LISTS}
-            lists = {name: file for name, file in lists.items() if file.is_file()}
-            if "train" in lists:
-                lists.pop("trainval", None)
-            parts = {name: [path / "Annotations" / f"{stem}.xml" for stem in _stems(file)] for name, file in lists.items()}
-            return cls(path, parts or {"all": walk_files(path / "Annotations", [".xml"])})
-        parts = {part: files for name, part in SPLIT_WORDS.items() if (files := walk_files(path / name, [".xml"]))}
-        parts = parts or {"all": files} if (files := sorted(path.glob("*.xml"))) else parts
-        return cls(path, parts) if parts else None
+        files = [path for path in index.select(".xml") if _is_annotation(path)]
+        if not files:
+            return None
+        if lists := _split_lists(index):
+            parts: dict[str, list[Path]] = {}
+            for name, path in lists:
+                parts.setdefault(name, []).extend(_listed_files(path, files))
+            return cls(index, parts, [path for _, path in lists])
+        parts = {}
+        for path in files:
+            relative = PurePosixPath(index.relative(path))
+            role = path_role(relative)
+            folder = next((part for part in relative.parts[:-1] if split_role(part)), "all")
+            parts.setdefault(role or folder, []).append(path)
+        if len(parts) > 1:
+            parts.pop("all", None)  # listed among the files that are not used
+        return cls(index, parts, [])
 
     def splits(self) -> tuple[str, ...]:
         """Those of `ImageSets/Main`, or of the folders."""
         return tuple(self.parts)
 
-    def files(self) -> Iterator[Path]:
-        """All XML files, lists and images."""
-        yield from self.root.glob("ImageSets/Main/*.txt")
+    def used_files(self) -> Iterator[Path]:
+        """All XML files and lists."""
+        yield from self.lists
         yield from {file for files in self.parts.values() for file in files if file.is_file()}
-        yield from self._image_of.values()
 
-    def read(self, split: str) -> tuple[Record, list[Fault]]:
-        """The COCO record of a split, without what is faulty in it, and the faults; the classes are those of all splits."""
+    def read(self, split: str) -> tuple[Record, Found]:
+        """The COCO record of a split, without what is faulty in it, and what was found; the classes are those of all splits."""
         ids = {name: number for number, name in enumerate(self.class_names)}
-        record, faults = empty_record({number: name for name, number in ids.items()}), []
-        files = self.parts[split]
-        images = [self.image(file) for file in files]
-        for file, image, size in zip(files, images, read_sizes(images), strict=True):
-            if isinstance(size, Exception):
-                faults.append(Fault(str(file), f"its image {size}"))
-                continue
+        record, found = empty_record({number: name for name, number in ids.items()}), Found(split)
+        trees: list[tuple[Path, ElementTree.Element, Path]] = []
+        for file in self.parts[split]:
             try:
                 tree = _parse(file)
-                size = _annotated_size(tree) or size
             except ValueError as error:
-                faults.append(Fault(str(file), str(error)))
+                found.add("label-fault", fault(file, str(error)))
                 continue
-            add_image(record, relative_name(image, self.root), size)
+            image = self._image(file, tree.findtext("filename"))
+            if not isinstance(image, Path):
+                found.add("label-fault", fault(file, f"its image {image}"))
+                continue
+            if fold_name(image.stem) != fold_name(file.stem):
+                text = f"{self.index.relative(file)}: its image is {self.index.relative(image)}"
+                found.add("label-renamed", Item(text, file=str(file)))
+            trees.append((file, tree, image))
+        for (file, tree, image), size in zip(trees, read_sizes(image for _, _, image in trees), strict=True):
+            if isinstance(size, Exception):
+                found.add("label-fault", fault(file, f"its image {size}"))
+                continue
+            add_image(record, relative_name(image, self.root), _annotated_size(tree) or size)
             for number, element in enumerate(tree.iter("object"), 1):
                 try:
                     name, box, difficult = _read_object(element)
                 except ValueError as error:
-                    faults.append(Fault(f"{file}, object {number}", str(error)))
+                    found.add("label-fault", fault(f"{file}, object {number}", str(error)))
                     continue
-                annotation(record, ids[name], box, crowd=difficult)
-        return record, faults
+                add_box(record, ids[name], box, crowd=difficult)
+        return record, found
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -102,37 +110,93 @@ class VocLayout(ForeignLayout):
                 continue
         return tuple(sorted(names - {""}))
 
-    def image(self, file: Path) -> Path:
-        """The image of an XML file: the one of the same name, in `JPEGImages` or beside it."""
-        folder = file.parent if self.source == self.root else self.root / "JPEGImages"
-        return self._image_of.get(folder / file.stem, folder / f"{file.stem}.jpg")
+    def _image(self, file: Path, filename: str | None) -> Path | str:
+        """The image of an XML file: of the same name, the nearest one; else the one that its <filename> names; or what is wrong."""
+        found = self._images_by_stem.get(file.stem) or self._images_by_stem.get(fold_name(file.stem)) or []
+        if not found and filename:
+            base = PurePosixPath(slashed(filename)).name
+            found = [path for path in self._images_by_stem.get(fold_name(PurePosixPath(base).stem), ()) if path]
+        role = path_role(self.index.relative(file))
+        found = [path for path in found if role is None or path_role(self.index.relative(path)) in (None, role)]
+        if len(found) > 1:
+            shared = {path: len(os.path.commonpath([file.parent, path.parent])) for path in found}
+            found = [path for path in found if shared[path] == max(shared.values())]
+        if len(found) == 1:
+            return Path(found[0])
+        if found:
+            return f"may be {' or '.join(map(self.index.relative, found[:3]))}: give them different names"
+        return f"{file.stem}.jpg: no such image, neither beside it nor elsewhere in {self.root}"
 
     @cached_property
-    def _image_of(self) -> dict[Path, Path]:
-        """All images, by their path without suffix."""
-        folder = self.root if self.source == self.root else self.root / "JPEGImages"
-        return {path.with_suffix(""): path for path in walk_files(folder, IMAGE_SUFFIXES)}
+    def _images_by_stem(self) -> dict[str, list[Path]]:
+        """All images by their names without suffix, as they are and folded."""
+        found: dict[str, list[Path]] = {}
+        for path in map(Path, self.index.images):
+            for key in {path.stem, fold_name(path.stem)}:
+                found.setdefault(key, []).append(path)
+        return found
 
 
-def _stems(file: Path) -> list[str]:
-    """The image names of a list; what follows a name in a line is not part of it."""
-    return [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _is_annotation(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(4000).replace(b"\0", b"")  # also of UTF-16
+    return b"<annotation" in head and b"<annotations" not in head
+
+
+def _split_lists(index: FileIndex) -> list[tuple[str, Path]]:
+    """The lists of `ImageSets/Main` that are splits: by name and file. Those of single classes (`cat_train.txt`) are not."""
+    lists = [path for path in index.select(".txt") if path.parent.name.lower() == "main" or path.parent.name.lower() == "imagesets"]
+    named = [(path.stem, path) for path in lists if re.fullmatch(r"[A-Za-z]+", path.stem) and split_role(path.stem)]
+    named = named or [(path.stem, path) for path in lists if path.stem.lower() in ("default", "all")]
+    if any(split_role(name) == "train" and name.lower() != "trainval" for name, _ in named):
+        named = [(name, path) for name, path in named if name.lower() != "trainval"]
+    return named
+
+
+def _listed_files(file: Path, xmls: list[Path]) -> list[Path]:
+    """The XML files that a list names: a name per line, maybe in quotes, with folder or suffix; the rest is no part of it."""
+    root = file.parent.parent if file.parent.name.lower() == "imagesets" else file.parent.parent.parent
+    by_stem: dict[str, list[Path]] = {}
+    for path in xmls:
+        if path.is_relative_to(root):
+            by_stem.setdefault(path.stem, []).append(path)
+    listed = []
+    for line in read_text(file).splitlines():
+        if not (line := line.strip()):
+            continue
+        quoted = re.match(r"""(["'])(.*?)\1""", line)
+        words = [quoted.group(2)] if quoted else [line, line.rsplit(None, 1)[0], line.split()[0]]
+        names = [name for word in words for name in (PurePosixPath(slashed(word)).name, PurePosixPath(slashed(word)).stem)]
+        found = next((by_stem[name] for name in names if name in by_stem), None)
+        folder = xmls[0].parent if xmls[0].is_relative_to(root) else root / "Annotations"
+        listed.append(found[0] if found else folder / f"{PurePosixPath(slashed(words[-1])).name}.xml")
+    return listed
 
 
 def _parse(file: Path) -> ElementTree.Element:
     try:
-        return ElementTree.fromstring(file.read_bytes())
+        content = file.read_bytes()
+        declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"']([\w.-]+)", content)
+        if declared and declared.group(1).lower() not in (b"utf-8", b"utf8", b"utf-16"):  # expat knows few
+            text = content.decode(declared.group(1).decode("ascii"))
+        else:
+            text = decode(content, file)
+        return ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL))
     except FileNotFoundError:
         raise ValueError("no such file, but it is listed in ImageSets/Main") from None
     except ElementTree.ParseError as error:
         raise ValueError(f"not valid XML ({error})") from None
+    except (LookupError, UnicodeDecodeError) as error:
+        raise ValueError(f"not text of the encoding that it names ({error})") from None
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(f"{file}: ")) from None
 
 
 def _annotated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
     """(height, width) as the file says; None where it does not."""
     try:
         height, width = (int(float(tree.findtext(f"size/{key}", "0"))) for key in ("height", "width"))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (height, width) if height > 0 and width > 0 else None
 
@@ -151,5 +215,5 @@ def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
         raise ValueError(f"{name!r} has no bndbox of four numbers xmin, ymin, xmax, ymax") from None
     if not (xmin <= xmax < float("inf") and ymin <= ymax < float("inf")):  # false for NaN, too
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) ends before it begins")
-    difficult = element.findtext("difficult", "0").strip() == "1"
+    difficult = element.findtext("difficult", "0").strip().lower() in ("1", "true")
     return name, (max(xmin - 1, 0.0), max(ymin - 1, 0.0), xmax, ymax), difficult

@@ -1,214 +1,347 @@
-"""YOLO datasets: a data.yaml with the classes, and one text file of boxes per image, in shares of the image's size."""
+"""YOLO datasets: class names, and one text file of boxes per image, in shares of the image's size."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import yaml
 
+from deformable_detr.data.annotation_file import Record
+from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role, walk_files
+from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.data.layout import (
-    SPLIT_WORDS,
-    Fault,
     ForeignLayout,
-    Record,
+    add_box,
     add_image,
-    annotation,
     empty_record,
+    fault,
     read_sizes,
     relative_name,
-    walk_files,
 )
+from deformable_detr.data.text import read_text
+from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
+
+__all__ = ["YoloLayout", "looks_like_labels"]
 
 USUAL_NAMES = ("data", "dataset")
-TOLERANCE = 0.01
-"""Shares may lie this far outside [0, 1], by rounding or sloppy drawing."""
-
-Box = tuple[float, float, float, float]
+CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names", "classes.names", "predefined_classes.txt")
+SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
+EMPTY = ("", "null", "~", "none", "None", "Null", "NULL")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 
 
 class YoloLayout(ForeignLayout):
     """A YOLO dataset.
 
     Args:
-        root: the folder of the data.yaml.
-        source: the data.yaml, or the folder `images/` where there is only a classes.txt.
-        names: the classes by their numbers.
-        parts: of each split, its folders of images and its .txt lists of images.
+        index: its files.
+        source: the data.yaml, or what stands for it: obj.data, classes.txt.
+        names: the classes by their numbers; empty for a number that has no name.
+        parts: of each split, its folders of images and its .txt lists of images, or the images themselves.
+        keypoints: `kpt_shape`.
+        found: what was noticed while opening.
     """
 
     format = "YOLO"
 
-    def __init__(self, root: Path, source: Path, names: dict[int, str], parts: dict[str, list[Path]]) -> None:
-        super().__init__(root, source)
-        self.names, self.parts = names, parts
+    def __init__(
+        self,
+        index: FileIndex,
+        source: Path,
+        names: dict[int, str],
+        parts: dict[str, list[Path]],
+        keypoints: tuple[int, int] | None = None,
+        found: Found | None = None,
+    ) -> None:
+        super().__init__(index, source)
+        self.names, self.parts, self.keypoints = names, parts, keypoints
+        self.found = found or Found("")
+        self._images: dict[str, list[Path]] = {}
 
     @classmethod
-    def open(cls, path: Path) -> Self | None:
+    def open(cls, index: FileIndex, file: Path | None) -> Self | None:
         """The layout of a folder or of a data.yaml; None where there is nothing of YOLO.
 
         Raises:
             ValueError: the data.yaml is damaged or has no usable `names`.
         """
-        if path.is_file():
-            return cls._of_yaml(path, required=True) if path.suffix.lower() in (".yaml", ".yml") else None
-        files = sorted((*path.glob("*.yaml"), *path.glob("*.yml")), key=lambda file: (file.stem not in USUAL_NAMES, file))
-        found = next((layout for layout in map(cls._of_yaml, files) if layout), None)
-        if found is None and (path / "images").is_dir() and (path / "labels").is_dir() and (path / "classes.txt").is_file():
-            lines = (path / "classes.txt").read_text(encoding="utf-8").splitlines()
-            parts = {part.name: [part] for part in sorted((path / "images").iterdir()) if part.is_dir()}
-            parts = {SPLIT_WORDS.get(name, name): folders for name, folders in parts.items()}
-            source = path / "images"
-            return cls(path, source, dict(enumerate(line.strip() for line in lines if line.strip())), parts or {"all": [source]})
-        return found
+        if file is not None:
+            return cls._of_yaml(index, file, required=True) if file.suffix.lower() in (".yaml", ".yml") else None
+        files = [path for path in index.select(".yaml", ".yml", ".data") if len(path.relative_to(index.root).parts) <= 2]
+        files.sort(key=lambda path: (len(path.parts), path.stem not in USUAL_NAMES, path))
+        for path in files:
+            opened = cls._of_darknet(index, path) if path.suffix.lower() == ".data" else cls._of_yaml(index, path)
+            if opened is not None:
+                return opened
+        return cls._of_class_list(index)
 
     @classmethod
-    def _of_yaml(cls, file: Path, required: bool = False) -> Self | None:
+    def _of_yaml(cls, index: FileIndex, file: Path, required: bool = False) -> Self | None:
         """The layout that a data.yaml describes; None for another YAML file, or an error where it is `required`."""
         try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            # all values as text: class names such as `no`, `1.0` or `null` stay as their author wrote them
+            settings = yaml.load(read_text(file), Loader=yaml.BaseLoader)
+        except (yaml.YAMLError, ValueError) as error:
             if not required and file.stem not in USUAL_NAMES:
                 return None
             raise ValueError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
-        keys = [key for key in SPLIT_WORDS if isinstance(settings, dict) and settings.get(key)]
+        settings = settings if isinstance(settings, dict) else {}
+        keys = [key for key in SPLIT_KEYS if settings.get(key) and settings[key] not in EMPTY]
         if not keys or "names" not in settings:
             if required:
                 raise ValueError(f"{file}: not a YOLO data.yaml: expected `names` and at least one of `train`, `val`, `test`")
             return None
+        found = Found("")
         base = _base_folder(file, settings.get("path"))
-        parts = {SPLIT_WORDS[key]: [_resolve(base, str(part)) for part in _listed(settings[key])] for key in keys}
-        if "test" in parts and not any(part.exists() for part in parts["test"]):
-            del parts["test"]  # exporters write the line whether there are test images or not
-        return cls(file.parent, file, _class_names(settings["names"], file), parts)
+        parts: dict[str, list[Path]] = {}
+        for key in keys:
+            values = settings[key] if isinstance(settings[key], list) else [settings[key]]
+            paths = [_resolve(base, index, str(value), f"{file}: {key}", found) for value in values]
+            if key == "test" and not any(path.exists() for path in paths):  # exporters write it whether there is one or not
+                found.add("split-missing", Item(f"{file}: test: {settings[key]} is not there", file=str(file)))
+                continue
+            parts.setdefault(split_role(key) or key, []).extend(paths)
+        keypoints = (0, 0) if settings.get("task") in ("segment", "obb") else _keypoints(settings.get("kpt_shape"), file)
+        return cls(index, file, _class_names(settings["names"], file), parts, keypoints, found)
+
+    @classmethod
+    def _of_darknet(cls, index: FileIndex, file: Path) -> Self | None:
+        """An obj.data of darknet and of CVAT's YOLO 1.1: lines `train = data/train.txt`, `names = data/obj.names`."""
+        pairs = (line.partition("=") for line in read_text(file).splitlines() if "=" in line)
+        settings = {key.strip().lower(): value.strip() for key, _, value in pairs}
+        if "names" not in settings or not any(settings.get(key) for key in SPLIT_KEYS):
+            return None
+        found = Found("")
+        names = _resolve(file.parent, index, settings["names"], f"{file}: names", found)
+        parts: dict[str, list[Path]] = {}
+        for key in SPLIT_KEYS:
+            if settings.get(key):
+                path = _resolve(file.parent, index, settings[key], f"{file}: {key}", found)
+                if path.exists():
+                    parts.setdefault(split_role(key) or key, []).append(path)
+                else:
+                    found.add("split-missing", Item(f"{file}: {key}: {settings[key]} is not there", file=str(file)))
+        for path in index.select(".txt"):  # lists of subsets that obj.data does not name, as CVAT writes them
+            if path.parent == file.parent and (role := split_role(path.stem)) and role not in parts:
+                parts[role] = [path]
+        if not parts:
+            raise FileNotFoundError(f"{file}: none of the lists of images that it names is there")
+        return cls(index, file, _listed_names(names), parts, None, found)
+
+    @classmethod
+    def _of_class_list(cls, index: FileIndex) -> Self | None:
+        """Label files with a classes.txt (Label Studio, labelImg) or the like; splits by the names of folders."""
+        lists = [path for path in index.select(".txt", ".names", ".labels") if path.name.lower() in CLASS_FILES]
+        if not lists:
+            return None
+        contents = {tuple(_listed_names(path).values()) for path in lists}
+        if len(contents) > 1:
+            shown = ", ".join(map(index.relative, lists))
+            raise ValueError(f"{index.root}: several lists of classes that differ: {shown}; write a data.yaml with `names`")
+        images = [Path(path) for path in index.images]
+        layout = cls(index, lists[0], _listed_names(lists[0]), {})
+        if not any(layout.label_file(image)[0] for image in images):
+            return None
+        for image in images:
+            role = path_role(index.relative(image))
+            layout.parts.setdefault(role or "all", []).append(image)
+        if len(layout.parts) > 1:
+            layout.parts.pop("all", None)  # listed among the files that are not used
+        return layout
 
     def splits(self) -> tuple[str, ...]:
-        """Those that the data.yaml names."""
+        """Those that the data.yaml or the folders name."""
         return tuple(self.parts)
 
-    def files(self) -> Iterator[Path]:
-        """The yaml or class list, the lists, the images, and the label files that there are."""
-        yield self.source if self.source.is_file() else self.root / "classes.txt"
+    def used_files(self) -> Iterator[Path]:
+        """The yaml or class list, the lists, the images, and their label files."""
+        yield self.source
+        if self.source.suffix == ".data":
+            yield from (path for path in self.index.select(".names"))
         for split, parts in self.parts.items():
-            yield from (part for part in parts if part.is_file())
-            for image in self._images(split):
-                yield from (file for file in (image, label_file(image)) if file.is_file())
+            yield from (part for part in parts if part.is_file() and part.suffix.lower() == ".txt")
+            try:
+                images = self.image_files(split)
+            except (OSError, ValueError):  # said where the split is read
+                continue
+            for image in images:
+                yield from (path for path in (image, self.label_file(image)[0]) if path is not None and path.is_file())
 
-    def read(self, split: str) -> tuple[Record, list[Fault]]:
-        """The COCO record of a split, without what is faulty in it, and the faults.
+    def read(self, split: str) -> tuple[Record, Found]:
+        """The COCO record of a split, without what is faulty in it, and what was found.
 
         Raises:
             FileNotFoundError: a folder or list that the data.yaml names is missing, or has no images.
         """
-        images = self._images(split)
+        images = self.image_files(split)
         if not images:
             raise FileNotFoundError(f"{self.source}: no images for {split!r} in {', '.join(map(str, self.parts[split]))}")
-        record, faults = empty_record(self.names), []
-        for image, size in zip(images, read_sizes(images), strict=True):
+        record, found = empty_record({key: name for key, name in self.names.items() if name}), Found(split)
+        for code, items in self.found.items.items():
+            found.add(code, *items)
+        lines: list[LabelLine] = []
+        counts: list[int] = []
+        sizes = read_sizes(images)
+        for image, size in zip(images, sizes, strict=True):
+            file, renamed = self.label_file(image)
+            own, faults = read_lines(file, self.names) if file is not None and not isinstance(size, Exception) else ([], [])
+            if renamed:
+                found.add("label-renamed", Item(f"{self.index.relative(image)}: found as {file}", file=str(file)))
             if isinstance(size, Exception):
-                faults.append(Fault(str(image), str(size).removeprefix(f"{image}: ")))
+                faults = [fault(image, str(size).removeprefix(f"{image}: "))]
+            found.add("label-fault", *faults)
+            lines += own
+            counts.append(len(own))
+        boxes, faults = boxes_of_lines(lines, self.keypoints)
+        found.add("label-fault", *faults)
+        remaining = iter(boxes)
+        for image, size, count in zip(images, sizes, counts, strict=True):
+            if isinstance(size, Exception):
                 continue
             add_image(record, relative_name(image, self.root), size)
-            boxes, wrong = read_labels(label_file(image), self.names)
-            faults += wrong
-            for label, (left, top, right, bottom) in boxes:
-                annotation(record, label, (left * size[1], top * size[0], right * size[1], bottom * size[0]))
-        return record, faults
+            for entry in (next(remaining) for _ in range(count)):
+                if entry is not None:
+                    label, (left, top, right, bottom) = entry
+                    add_box(record, label, (left * size[1], top * size[0], right * size[1], bottom * size[0]))
+        if not lines and not found.items.get("label-fault"):
+            found.add("labels-missing", Item(self._where_looked(images[0])))
+        return record, found
 
-    def _images(self, split: str) -> list[Path]:
+    def _where_looked(self, image: Path) -> str:
+        places = " and ".join(dict.fromkeys(str(path) for path in label_places(image)))
+        return f"not one label of {self.index.relative(image)} and the other images; for this one looked for {places}"
+
+    def image_files(self, split: str) -> list[Path]:
+        """The images of a split; what is listed but not there, too.
+
+        Raises:
+            FileNotFoundError: a folder or list is missing.
+        """
+        if split in self._images:
+            return self._images[split]
         found: dict[Path, None] = {}
         for part in self.parts[split]:
             if not part.exists():
                 raise FileNotFoundError(f"{self.source}: {split!r} names {part}, which is not there; correct the path")
-            found |= dict.fromkeys(walk_files(part, IMAGE_SUFFIXES) if part.is_dir() else _read_list(part, self.root))
-        return list(found)
+            if part.is_file() and part.suffix.lower() in IMAGE_SUFFIXES:
+                found[part] = None
+            else:
+                found |= dict.fromkeys(walk_files(part, IMAGE_SUFFIXES) if part.is_dir() else self._read_list(part))
+        return self._images.setdefault(split, list(found))
+
+    def _read_list(self, file: Path) -> list[Path]:
+        """The images of a .txt list, relative to the list or to the dataset; leading folders that are not there are left out."""
+        images = []
+        for line in read_text(file).splitlines():
+            if name := slashed(line):
+                images.append(_find_tail(name, (file.parent, self.root)) or file.parent / name)
+        return images
+
+    def label_file(self, image: Path) -> tuple[Path | None, bool]:
+        """The label file of an image, or None; and whether its name is spelled otherwise (%20, case, form of accents)."""
+        for place in label_places(image):
+            if str(place) in self.index.known or (not place.is_relative_to(self.root) and place.is_file()):
+                return place, False
+        for place in label_places(image):
+            folded = self._labels.get(fold_name(str(place)), ())
+            if len(folded) == 1:
+                other_name = folded[0].name != place.name
+                return folded[0], other_name
+        return None, False
+
+    @cached_property
+    def _labels(self) -> dict[str, list[Path]]:
+        """All text files by their folded paths."""
+        found: dict[str, list[Path]] = {}
+        for path in self.index.select(".txt"):
+            found.setdefault(fold_name(str(path)), []).append(path)
+        return found
 
 
-def read_labels(file: Path, names: dict[int, str]) -> tuple[list[tuple[int, Box]], list[Fault]]:
-    """The boxes of one label file; no such file, or an empty one, means no objects.
-
-    Args:
-        file: lines of `class cx cy w h`, or of `class x1 y1 x2 y2 x3 y3 …` for an outline, whose bounding box is taken.
-        names: the known classes.
-
-    Returns:
-        Class numbers with (left, top, right, bottom) in shares of the image, and what is wrong, by line.
-    """
-    if not file.is_file():
-        return [], []
-    boxes, faults = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            boxes.append(_read_line(line, names))
-        except ValueError as error:
-            faults.append(Fault(f"{file}, line {number}", str(error)))
-    return boxes, faults
-
-
-def _read_line(line: str, names: dict[int, str]) -> tuple[int, Box]:
-    words = line.split()
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        raise ValueError(f"{line.strip()!r} is not a row of numbers") from None
-    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-        raise ValueError(f"{len(values)} numbers; expected `class cx cy w h`, or a class and three or more points of an outline")
-    if values[0] not in names:
-        raise ValueError(f"class {words[0]} is unknown; the data.yaml names {min(names)} to {max(names)}")
-    shares = values[1:]
-    if not all(-TOLERANCE <= share <= 1 + TOLERANCE for share in shares):  # false for NaN, too
-        hint = "; they look like pixels" if max(shares) > 2 else ""
-        raise ValueError(f"{' '.join(words[1:])}: positions and sizes must be shares of the image in [0, 1]{hint}")
-    if len(shares) == 4:
-        cx, cy, w, h = shares
-        if w < 0 or h < 0:
-            raise ValueError(f"{' '.join(words[1:])}: a negative width or height")
-        return int(values[0]), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    return int(values[0]), (min(shares[::2]), min(shares[1::2]), max(shares[::2]), max(shares[1::2]))
-
-
-def label_file(image: Path) -> Path:
-    """Where the boxes of an image stand: `labels` in place of the last `images` of its path, else beside it."""
-    parts = list(image.parts)
+def label_places(image: Path) -> list[Path]:
+    """Where the boxes of an image may stand: `labels` in place of the last `images` of its path, and beside it."""
+    parts, places = list(image.parts), []
     for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
+        if parts[index].lower() in IMAGE_FOLDERS:
+            places.append(Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt"))
             break
-    return Path(*parts).with_suffix(".txt")
+    return [*places, image.with_suffix(".txt")]
+
+
+def looks_like_labels(file: Path) -> bool:
+    """Whether a text file has lines of YOLO's labels."""
+    try:
+        with file.open("rb") as stream:
+            words = stream.readline(2000).split()
+        return len(words) >= 5 and words[0].isdigit() and all(float(word) <= 1e6 for word in words)
+    except (OSError, ValueError):
+        return False
 
 
 def _class_names(names: Any, file: Path) -> dict[int, str]:
     """`names` of a data.yaml, a list or a mapping, by class number."""
     if isinstance(names, list):
         names = dict(enumerate(names))
+    if isinstance(names, str) and names not in EMPTY and not names.isdecimal():  # the path of a list, as in darknet
+        path = _find_tail(slashed(names), (file.parent,))
+        names = _listed_names(path) if path else None
     if not isinstance(names, dict) or not names or not all(str(key).isdecimal() for key in names):
         raise ValueError(f"{file}: `names` must be a list of class names, or name them by their numbers from 0")
     return {int(key): str(name) for key, name in names.items()}
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _listed_names(file: Path) -> dict[int, str]:
+    """The classes of a list, one per line; a blank line between others leaves its number without a name."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such list of classes")
+    lines = [line.strip() for line in read_text(file).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{file}: no class names; write one per line")
+    return dict(enumerate(lines))
+
+
+def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
+    if shape is None:
+        return None
+    if shape in EMPTY:
+        return 0, 0
+    numbers = [int(value) for value in shape if str(value).isdecimal()] if isinstance(shape, list) else []
+    if len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
+        raise ValueError(f"{file}: kpt_shape is {shape}; expected [number of keypoints, 2 or 3 numbers for each]")
+    return numbers[0], numbers[1]
 
 
 def _base_folder(file: Path, path: Any) -> Path:
     """The folder that the splits are relative to: `path` where it leads somewhere from the yaml file, else the file's own."""
-    return file.parent / str(path) if path and (file.parent / str(path)).is_dir() else file.parent
+    name = slashed(str(path)) if path and path not in EMPTY else ""
+    return file.parent / name if name and (file.parent / name).is_dir() else file.parent
 
 
-def _resolve(base: Path, part: str) -> Path:
-    """A folder or list of a split. Some exporters write `../train/images` for `train/images`."""
-    path = base / part
-    within = base / part.removeprefix("../")
-    return within if not path.exists() and within.exists() else path
+def _resolve(base: Path, index: FileIndex, value: str, where: str, found: Found) -> Path:
+    """A folder or list. Some exporters write `../train/images` for `train/images`; others the paths of another machine."""
+    name = slashed(value)
+    path = base / name
+    if path.exists():
+        return path
+    within = base / name.removeprefix("../")
+    if within.exists():
+        return within
+    tail = _find_tail(name, (base, index.root), folders=True)
+    if tail is None or split_role(name) != split_role(index.relative(tail)):
+        return path
+    if not name.startswith("data/"):  # what CVAT and darknet write
+        found.add("path-replaced", Item(f"{where}: {value} is not there; {tail} is taken for it"))
+    return tail
 
 
-def _read_list(file: Path, root: Path) -> list[Path]:
-    """The images of a .txt list, relative to the list or to the dataset."""
-    images = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if name := line.strip():
-            places = [folder / name for folder in (file.parent, root)]
-            images.append(next((place for place in places if place.is_file()), places[0]))
-    return images
+def _find_tail(name: str, bases: tuple[Path, ...], *, folders: bool = False) -> Path | None:
+    """The file (or folder, too) that the last parts of a path lead to from one of some bases, as many parts as possible."""
+    exists = Path.exists if folders else Path.is_file
+    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
+    candidates = [base / name for base in bases]
+    candidates += [base / Path(*parts[first:]) for first in range(len(parts)) for base in bases]
+    return next((path for path in candidates if exists(path)), None)

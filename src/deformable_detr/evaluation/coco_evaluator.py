@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.categories import Categories
 from deformable_detr.class_names import MatchBy
+from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.evaluation.categories import match_categories
 from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.matches import EvaluatedImage
@@ -23,7 +24,7 @@ from deformable_detr.structures import ImageId, Target
 logger = logging.getLogger(__name__)
 
 MOST_PER_CLASS = 100
-"""Largest number of detections of a class in one image that count (the largest maxDets of COCO)."""
+"""So many detections of a class in one image count (the largest maxDets of COCO)."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class ImageDetections:
 class CocoEvaluator:
     """Collects the detections of a split batch by batch, then compares them with the annotations."""
 
-    def __init__(self, annotation_file: str | Path, categories: Categories, match_by: MatchBy = "name") -> None:
+    def __init__(
+        self, annotations: str | Path | AnnotationFile | GroundTruth, categories: Categories, match_by: MatchBy = "name"
+    ) -> None:
         """Read the annotations and match the classes of the model with them.
 
         Args:
-            annotation_file: COCO JSON of the split.
+            annotations: of the split: COCO JSON, or what was read of it.
             categories: what the labels of the detections mean: the classes of the model, which may be others than the file's
                 (see :func:`~deformable_detr.evaluation.categories.match_categories`).
             match_by: what makes a class of the model and a category of the file the same: `name` or `id`.
@@ -56,7 +59,7 @@ class CocoEvaluator:
             FileNotFoundError: no such file.
             ValueError: no COCO file, or no class of the model is in it.
         """
-        self.ground_truth = GroundTruth.read(annotation_file)
+        self.ground_truth = GroundTruth.of(annotations)
         self.categories = categories
         self._category_id_of = np.full(len(categories), -1, dtype=np.int64)
         self._fits = np.zeros(len(categories), dtype=bool)
@@ -207,20 +210,26 @@ def _accumulate(ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDet
     """Precision `[IoU, recall, category, area, max detections]` and recall `[IoU, category, area, max detections]`; -1 for none.
 
     The evaluation counts with ids of its own: images as 1, 2 … (so that they may have any ids), annotations likewise (id 0
-    would mean "not matched" to it), categories as they are.
+    would mean "not matched" to it), and categories by their place. Images are numbered in the order of their ids, as pycocotools
+    sorts them: that decides between equal scores of different images.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    names = zip(ground_truth.categories.ids, ground_truth.categories.names, strict=True)
+    label_of, names = ground_truth.categories.label_of, ground_truth.categories.names
     shared = {
         "images": [{"id": number} for number in range(1, len(detections) + 1)],
-        "categories": [{"id": category_id, "name": name} for category_id, name in names],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(names)],
     }
-    objects = [entry | {"image_id": number} for number, i in enumerate(detections, 1) for entry in ground_truth.annotations[i]]
+    numbered = list(enumerate(sorted(detections, key=lambda image_id: (isinstance(image_id, str), image_id)), 1))
+    objects = [
+        entry | {"image_id": number, "category_id": label_of[entry["category_id"]]}
+        for number, image_id in numbered
+        for entry in ground_truth.annotations[image_id]
+    ]
     found = [
-        {"image_id": number, "category_id": category_id, "bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
-        for number, image in enumerate(detections.values(), 1)
-        for category_id, box, score in _rows(image)
+        {"image_id": number, "category_id": label_of[category], "bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
+        for number, image_id in numbered
+        for category, box, score in _rows(detections[image_id])
     ]
     sides = []
     for entries in (objects, found):

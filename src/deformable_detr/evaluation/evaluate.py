@@ -8,7 +8,9 @@ from torch import nn
 
 from deformable_detr.categories import Categories
 from deformable_detr.class_names import MatchBy
+from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
+from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.precision import Precision, autocast
@@ -19,7 +21,7 @@ def evaluate(
     model: nn.Module,
     loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
     categories: Categories,
-    annotation_file: str | Path,
+    annotations: str | Path | AnnotationFile | GroundTruth,
     *,
     device: torch.device | str | None = None,
     top_k: int = 100,
@@ -38,7 +40,7 @@ def evaluate(
         loader: batches of images and targets; of the targets only `image_id` and `image_size` are used. The images that it
             gives are the ones that are evaluated, be they all of the file or not.
         categories: what the labels of the model mean; need not be the file's own.
-        annotation_file: COCO JSON of the split.
+        annotations: of the split: COCO JSON, or what was read of it.
         device: where the model runs; None takes the device of its parameters.
         top_k: detections per image.
         nms_iou: see :func:`~deformable_detr.postprocessing.postprocess`.
@@ -58,7 +60,7 @@ def evaluate(
         model,
         loader,
         categories,
-        annotation_file,
+        annotations,
         device=device,
         top_k=top_k,
         nms_iou=nms_iou,
@@ -74,7 +76,7 @@ def detect(
     model: nn.Module,
     loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
     categories: Categories,
-    annotation_file: str | Path,
+    annotations: str | Path | AnnotationFile | GroundTruth,
     *,
     device: torch.device | str | None = None,
     top_k: int = 100,
@@ -84,8 +86,8 @@ def detect(
     results_file: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CocoEvaluator:
-    """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the ground truth."""
-    evaluator = CocoEvaluator(annotation_file, categories, match_by)
+    """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the truth."""
+    evaluator = CocoEvaluator(annotations, categories, match_by)
     device = torch.device(device) if device is not None else _device_of(model)
     context = autocast(precision, device)
     was_training = model.training

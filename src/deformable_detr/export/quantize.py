@@ -94,7 +94,11 @@ def _split(dataset: str | Path, split: str, form: ExportForm) -> CocoDataset:
     """The images of a split as the file takes them."""
     metadata = form.metadata
     config = DataConfig(
-        eval_short_side=metadata.eval_short_side, max_long_side=metadata.max_long_side, mean=metadata.mean, std=metadata.std
+        eval_short_side=metadata.eval_short_side,
+        max_long_side=metadata.max_long_side,
+        mean=metadata.mean,
+        std=metadata.std,
+        bit_depth=metadata.bit_depth,
     )
     images = build_dataset(dataset, split, config, training=False)
     if form.preprocess:
@@ -111,7 +115,7 @@ def _average_precision(network: ExportedNetwork, dataset: str | Path) -> tuple[f
     loader = build_loader(images, batch_size=1, training=False)
     num_classes = network.metadata.model.num_classes
     categories = network.metadata.categories or Categories.from_names([f"class {label}" for label in range(num_classes)])
-    metrics = evaluate(network, loader, categories, images.annotation_file, device="cpu")
+    metrics = evaluate(network, loader, categories, images.ground_truth, device="cpu")
     return metrics.ap, metrics.num_images
 
 

@@ -8,7 +8,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FEW_STEPS = 300
-"""Below this number of steps an AP of 0 is usual for a model whose transformer starts at random."""
+"""Before so many steps an AP of 0 is usual for a network whose transformer starts at random."""
 
 NO_AP = 1e-3
 """AP50 below this counts as none."""
@@ -55,7 +55,9 @@ class Advisor:
             history: one row per evaluation, with `step` and `ap50`.
             per_class: `name`, `ap50` and `num_objects` of each class at the last one.
         """
-        ap50 = [row["ap50"] or 0.0 for row in history]
+        ap50 = [row["ap50"] for row in history if row["ap50"] is not None]
+        if not ap50:  # nothing to find
+            return
         late = history[-1]["step"] >= max(FEW_STEPS, self.total_steps // 4)
         if late and len(ap50) >= 2 and max(ap50) < NO_AP:
             self._say(

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -17,9 +17,10 @@ from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import Metadata, RunConfig, TrainConfig
 from deformable_detr.data.annotation_file import forget_annotation_files
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.doctor.examine import quick_check
-from deformable_detr.data.formats import find_split
 from deformable_detr.data.loader import build_dataset, build_loader
+from deformable_detr.data.unused import summarise_unused
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.settings import to_record
 from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
@@ -95,26 +96,31 @@ def open_data(config: RunConfig) -> RunData:
         FileNotFoundError: no training split, or its images are missing.
         ValueError: a damaged annotation file, or one that a quick check finds at fault; see `deformable-detr doctor`.
     """
-    train = build_dataset(config.dataset, config.data.train_split, config.data, training=True)
-    splits = {config.data.train_split: train}
+    dataset = open_dataset(config.dataset)
+    train = build_dataset(dataset, config.data.train_split, config.data, training=True)
+    names = [config.data.train_split]
+    val = None
     try:
-        find_split(config.dataset, config.data.val_split)
+        images = len(dataset.split(config.data.val_split).paths)
+        reason = None if images else f"{dataset.path}: no image in the split {config.data.val_split!r}"
     except FileNotFoundError as error:
-        logger.warning("training without evaluation, so no best weights are chosen: %s", error)
-        val = None
+        reason = str(error)
+    if reason is None:
+        val = build_dataset(dataset, config.data.val_split, config.data, training=False, categories=train.categories)
+        names.append(config.data.val_split)
     else:
-        val = build_dataset(config.dataset, config.data.val_split, config.data, training=False, categories=train.categories)
-        splits[config.data.val_split] = val
-    _check_data(config, splits)
+        logger.warning("training without evaluation, so no best weights are chosen: %s", reason)
+    _check_data(config, dataset, names)
+    if summary := summarise_unused(dataset.unused()):
+        logger.warning("%s: files that are not used: %s (`deformable-detr doctor` lists them)", dataset.path, summary)
     forget_annotation_files()
     return RunData(train, val)
 
 
-def _check_data(config: RunConfig, splits: Mapping[str, CocoDataset]) -> None:
-    """Log what is doubtful about the dataset, and stop at what would spoil the training."""
+def _check_data(config: RunConfig, dataset: DetectionDataset, names: Sequence[str]) -> None:
+    """Log what is doubtful about the splits of these names, and stop at what would spoil the training."""
     errors = []
-    files = {name: (dataset.annotation_file, dataset.image_dir) for name, dataset in splits.items()}
-    for finding in quick_check(files, config.model.num_queries):
+    for finding in quick_check([dataset.split(name) for name in names], config.model.num_queries):
         borne = config.data.on_bad_image == "skip" and finding.code in ("image-missing", "image-damaged", "image-size")
         if finding.severity == "error" and not borne:
             errors.append(str(finding))
@@ -168,6 +174,7 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
         mean=config.data.mean,
         std=config.data.std,
         nms_iou=config.train.nms_iou,
+        bit_depth=config.data.bit_depth,
     )
     return network
 
@@ -209,7 +216,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
     if differing:
         raise ValueError(
             f"the run in {config.output_dir} cannot go on exactly with other settings: {'; '.join(differing)}. "
-            "Resume with the old settings, or start a new run from its weights (--weights) in another --output-dir"
+            "Resume with the old settings, or start a new run from its weights (--weights) in another --output_dir"
         )
 
 

@@ -4,17 +4,17 @@ import os
 from typing import Any
 
 from deformable_detr.config import RunConfig
-from deformable_detr.data.annotations import read_annotations
+from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.facts import data_facts
-from deformable_detr.data.formats import find_split
 from deformable_detr.recipes import recipe_settings
 
 
-def settings_of_recipe(config: RunConfig) -> dict[str, Any]:
+def settings_of_recipe(config: RunConfig, dataset: DetectionDataset | None = None) -> dict[str, Any]:
     """What the recipe of a run chooses, by the settings' full names; whatever was set otherwise stands above it.
 
     Args:
         config: with a recipe; dataset, weights and the numbers that make the batch are looked at.
+        dataset: the opened dataset; None opens it.
 
     Raises:
         ValueError: `finetune` without weights, or a damaged annotation file.
@@ -28,5 +28,5 @@ def settings_of_recipe(config: RunConfig) -> dict[str, Any]:
     train = config.train
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     together = train.target_batch_size if train.batch_size == "auto" else train.batch_size * train.accumulate * processes
-    annotations = read_annotations(find_split(config.dataset, config.data.train_split)[0])
-    return recipe_settings(str(config.recipe), data_facts(annotations), together)
+    split = open_dataset(dataset or config.dataset).split(config.data.train_split).check()
+    return recipe_settings(str(config.recipe), data_facts(split.annotations), together)

@@ -16,6 +16,7 @@ from deformable_detr.categories import Categories
 from deformable_detr.config import TrainConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.evaluation.evaluate import evaluate
+from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
 from deformable_detr.training.progress import ProgressDisplay
@@ -51,6 +52,7 @@ class Validation:
     ) -> None:
         self.loader, self.categories, self.config, self.accelerator = loader, categories, config, accelerator
         self.draw_samples, self.samples = draw_samples, samples
+        self.ground_truth = None if loader is None else GroundTruth.of(cast(CocoDataset, loader.dataset).ground_truth)
         self.history: list[dict[str, Any]] = []
 
     def due(self, epoch: int, *, last: bool) -> bool:
@@ -67,7 +69,7 @@ class Validation:
         Raises:
             ValueError: there is no validation split.
         """
-        if self.loader is None:
+        if self.loader is None or self.ground_truth is None:
             raise ValueError("there is no validation split to evaluate on")
         if self.accelerator.num_processes > 1:
             for buffer in network.buffers():
@@ -78,7 +80,7 @@ class Validation:
             InferenceModel(network, precision=precision),
             self.loader,
             self.categories,
-            dataset.annotation_file,
+            self.ground_truth,
             device=self.accelerator.device,
             nms_iou=self.config.nms_iou,
             precision=precision,
@@ -103,8 +105,9 @@ class Validation:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the history with the highest AP, the earliest of equal ones."""
-        return max(self.history, key=lambda row: row[BEST_METRIC] or 0.0, default=None)
+        """The row of the history with the highest AP, the earliest of equal ones; the last one where nothing can be measured."""
+        measured = [row for row in self.history if row[BEST_METRIC] is not None]
+        return max(measured, key=lambda row: row[BEST_METRIC], default=self.history[-1] if self.history else None)
 
     @property
     def out_of_patience(self) -> bool:

@@ -15,8 +15,15 @@ HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def check_boxes(data: SplitData) -> None:
-    """Note what is wrong with the boxes; those of a wrong form are converted first, so that the rest is judged in pixels."""
+    """Note what is wrong with the boxes: their places, and boxes that stand there twice."""
+    check_geometry(data)
+    _check_repeated(data, np.flatnonzero((data.boxes[:, 2:] > 0).all(axis=1)))
+
+
+def check_geometry(data: SplitData) -> None:
+    """Note boxes out of place; those of a wrong form are converted first, so that the rest is judged in pixels."""
     limits = data.sizes[data.images][:, ::-1].astype(np.float64)  # [A, 2] width, height
+    limits[(limits == 0).any(axis=1)] = np.inf  # not known, because the image cannot be read
     data.form = box_form(data.boxes, limits)
     if data.form != "xywh":
         code = "boxes-xyxy" if data.form == "xyxy" else "boxes-normalised"
@@ -29,7 +36,6 @@ def check_boxes(data: SplitData) -> None:
     clipped = ~empty & ~outside & (beyond > SLACK)
     for code, mask in (("box-degenerate", empty), ("box-outside", outside), ("box-clipped", clipped)):
         data.found.add(code, *(data.box_item(int(i), _in_image(data, int(i))) for i in np.flatnonzero(mask)))
-    _check_repeated(data, np.flatnonzero(~empty))
 
 
 def box_form(boxes: np.ndarray, limits: np.ndarray) -> str:
@@ -59,7 +65,7 @@ def box_form(boxes: np.ndarray, limits: np.ndarray) -> str:
 
 def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
     """`[A, 4]` boxes of a form of :func:`box_form` → left, top, width, height in pixels."""
-    scale = np.concatenate((limits, limits), axis=1)
+    scale = np.where(np.isfinite(limits), limits, 1.0)[:, [0, 1, 0, 1]]
     if form == "xyxy":
         return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
     if form == "shares":

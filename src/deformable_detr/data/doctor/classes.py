@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deformable_detr.data.doctor.findings import Item
+from deformable_detr.class_names import match_classes
 from deformable_detr.data.doctor.split_data import SplitData
+from deformable_detr.data.file_index import split_role
+from deformable_detr.data.findings import Item
 
 RARE = 10
 """Training boxes below which a class is called rare."""
@@ -21,8 +23,10 @@ def class_counts(data: SplitData) -> Counter[str]:
 
 
 def training_split(splits: Sequence[SplitData]) -> SplitData | None:
-    """The split that is trained on: `train…`, else the only one there is."""
-    return next((data for data in splits if data.name.startswith("train")), splits[0] if len(splits) == 1 else None)
+    """The split that is trained on: that of this name, else the one that is nothing else."""
+    named = next((data for data in splits if split_role(data.name) == "train"), None)
+    rest = [data for data in splits if split_role(data.name) is None]
+    return named or (rest[0] if len(rest) == 1 else splits[0] if len(splits) == 1 else None)
 
 
 def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
@@ -39,6 +43,8 @@ def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
         )
         if data is training and not len(data.boxes):
             data.found.add("no-boxes", Item(str(data.annotation_file)))
+        elif not len(data.boxes) and len(data.image_ids):
+            data.found.add("no-boxes-to-measure", Item(str(data.annotation_file)))
         elif data is training:
             data.found.add("class-rare", *(Item(f"{name!r}: {n}") for name, n in found.items() if 0 < n < RARE))
         if data is splits[0]:
@@ -50,15 +56,21 @@ def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
 
 def _check_between(splits: Sequence[SplitData], counts: Sequence[Counter[str]], training: SplitData) -> None:
     """What the training split has and the others have not, and the other way round."""
-    learned = counts[splits.index(training)]
+    learned = counts[next(index for index, data in enumerate(splits) if data is training)]
+    classes = training.split.annotations.categories
     for data, found in zip(splits, counts, strict=True):
         if data is training:
             continue
+        own = data.split.annotations.categories
+        mates = match_classes(own, classes)
+        name_in_train = {name: None if mate is None else classes.names[mate] for name, mate in zip(own.names, mates, strict=True)}
         for name, number in found.items():
-            if number and name not in learned and learned:
+            mate = name_in_train.get(name)
+            if number and mate is None and learned:
                 data.found.add("class-not-in-train", Item(f"{name!r}: {number} boxes"))
-            elif number and learned[name] == 0:
+            elif number and mate is not None and learned[mate] == 0:
                 data.found.add("class-untrained", Item(f"{name!r}: {number} boxes, none in {training.name}"))
         if len(data.boxes):
-            unmeasured = [(name, number) for name, number in learned.items() if number and not found[name]]
+            measured = {name_in_train.get(name) for name, number in found.items() if number}
+            unmeasured = [(name, number) for name, number in learned.items() if number and name not in measured]
             data.found.add("class-unmeasured", *(Item(f"{name!r}: {n} boxes in {training.name}") for name, n in unmeasured))

@@ -26,8 +26,6 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, I
     noted: set[tuple[str, int, int]] = set()
     for first, second in sorted(_like_pairs(read)):
         (part, image), (other_part, other_image) = places[first], places[second]
-        if splits[part].path(image) == splits[other_part].path(other_image) and part == other_part:
-            continue  # listed twice: another finding
         same = read[first].digest == read[second].digest
         code = "image-leak" if part != other_part else "image-copy" if same else "image-alike"
         if part == other_part:
@@ -42,6 +40,8 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, I
 
 def _like_pairs(read: Sequence[ImageFacts]) -> set[tuple[int, int]]:
     """Pairs (earlier, later) of like images; of files with the same content, each is paired with the first of them."""
+    if not read:
+        return set()
     thumbnails = np.array([facts.thumbnail for facts in read], dtype=np.int16).reshape(len(read), -1)
     hashes = np.array([facts.difference_hash for facts in read], dtype=np.uint64)
     pairs: set[tuple[int, int]] = set()

@@ -1,27 +1,21 @@
 """The whole examination of a dataset, and the quick one that stands before every training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.data.annotation_file import read_annotation_file, read_json
-from deformable_detr.data.coco_layout import CocoLayout
-from deformable_detr.data.doctor.boxes import check_boxes
-from deformable_detr.data.doctor.classes import check_classes
+from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
+from deformable_detr.data.doctor.boxes import check_boxes, check_geometry
+from deformable_detr.data.doctor.classes import check_classes, training_split
 from deformable_detr.data.doctor.duplicates import check_duplicates
-from deformable_detr.data.doctor.findings import Finding, Item, sort_findings
-from deformable_detr.data.doctor.images import check_images, check_listing, check_sample, check_unlisted
-from deformable_detr.data.doctor.split_data import SECTIONS, SplitData, read_split_data, split_data_of
-from deformable_detr.data.doctor.statistics import (
-    SplitStatistics,
-    Suggestion,
-    split_statistics,
-    suggestions,
-    to_dict,
-)
-from deformable_detr.data.formats import open_layout, read_split, undivided_part
-from deformable_detr.data.layout import Layout
+from deformable_detr.data.doctor.images import check_images, check_sample
+from deformable_detr.data.doctor.split_data import SplitData, check_ids
+from deformable_detr.data.doctor.statistics import SplitStatistics, Suggestion, split_statistics, suggestions, to_dict
+from deformable_detr.data.file_index import path_role, split_role
+from deformable_detr.data.findings import Finding, sort_findings
+
+__all__ = ["Examination", "examine", "quick_check"]
 
 Progress = Callable[[int, int], None]
 
@@ -61,7 +55,7 @@ class Examination:
 
 
 def examine(
-    dataset: str | Path,
+    dataset: str | Path | DetectionDataset,
     splits: Sequence[str] = (),
     *,
     num_queries: int = 300,
@@ -70,7 +64,7 @@ def examine(
     """Look at all annotations and all images of a dataset, and note everything.
 
     Args:
-        dataset: as for `find_split`.
+        dataset: as for :func:`~deformable_detr.data.dataset.open_dataset`.
         splits: which ones; empty: all that the dataset has of its own.
         num_queries: of the network that is to be trained.
         progress: called with the numbers of images read and to be read.
@@ -78,11 +72,11 @@ def examine(
     Raises:
         FileNotFoundError: no dataset, or no such split.
     """
-    layout = open_layout(dataset)
-    parts = [_read_tolerantly(layout, name) for name in _split_names(layout, splits)]
+    opened = open_dataset(dataset)
+    parts = [SplitData.of(opened.own(name)) for name in _split_names(opened, splits)]
     for data in parts:
+        check_ids(data)
         check_boxes(data)
-        check_listing(data)
     done, total = 0, sum(len(data.usable_images()) for data in parts)
 
     def advance() -> None:
@@ -91,84 +85,62 @@ def examine(
         progress(done, total)
 
     facts = [check_images(data, advance) for data in parts]
-    check_unlisted(parts)
     check_duplicates(parts, facts)
     check_classes(parts, num_queries)
+    if not splits:
+        note_unused(opened, parts)
     return Examination(
-        Path(dataset),
-        layout.format,
+        opened.path,
+        opened.format,
         tuple(parts),
         tuple(sort_findings(finding for data in parts for finding in data.found.findings())),
         {data.name: split_statistics(data) for data in parts},
-        tuple(suggestions(parts)),
-        undivided_part(layout) is not None,
+        tuple(suggestions(_trained_on(opened, parts))),
+        opened.pool is not None,
     )
 
 
-def quick_check(splits: Mapping[str, tuple[Path, Path]], num_queries: int) -> list[Finding]:
+def quick_check(splits: Sequence[Split], num_queries: int) -> list[Finding]:
     """What annotations and the headers of a few images tell, in about a second: errors and warnings, no notes.
 
-    A file that a dataset has just been opened from is not read again.
-
     Args:
-        splits: by name, COCO annotation file and image folder, as `find_split` gives them.
+        splits: as a training opens them.
         num_queries: of the network.
     """
-    parts = [_read_quickly(name, *files) for name, files in splits.items()]
+    parts = [SplitData.of(split) for split in splits]
     for data in parts:
+        check_ids(data)
         check_boxes(data)
-        check_listing(data)
         check_sample(data, SAMPLE)
     check_classes(parts, num_queries)
     return [finding for data in parts for finding in data.found.findings() if finding.severity != "note"]
 
 
-def _split_names(layout: Layout, splits: Sequence[str]) -> list[str]:
-    """The layout's own names of the wanted splits, training first."""
-    names = list(layout.splits())
+def note_unused(dataset: DetectionDataset, parts: Sequence[SplitData]) -> None:
+    """Account for every file of the dataset that nothing is made of; each counts for the split whose folder it lies in."""
+    by_role = {split_role(data.name): data for data in reversed(parts)}
+    for code, item in dataset.unused():
+        role = path_role(dataset.layout.index.relative(str(item.file)))
+        by_role.get(role, parts[0]).found.add(code, item)
+
+
+def _trained_on(dataset: DetectionDataset, parts: Sequence[SplitData]) -> SplitData:
+    """What a training would take: of a dataset without splits, those images that the division gives it."""
+    if dataset.pool is None or all(data.name != dataset.pool for data in parts):
+        return training_split(parts) or parts[0]
+    data = SplitData.of(dataset.training_part())
+    check_geometry(data)
+    return data
+
+
+def _split_names(dataset: DetectionDataset, splits: Sequence[str]) -> list[str]:
+    """The dataset's own names of the wanted splits, training first."""
+    names = list(dataset.own_splits)
     if splits:
-        found = {split: layout.own_split(split) for split in splits}
+        found = {split: dataset.layout.own_split(split) for split in splits}
         unknown = [split for split, name in found.items() if name is None]
         if unknown:
-            raise FileNotFoundError(f"{layout.root}: no split {unknown[0]!r} of its own; there is {', '.join(names)}")
+            raise FileNotFoundError(f"{dataset.root}: no split {unknown[0]!r} of its own; there is {', '.join(names)}")
         names = [name for name in found.values() if name is not None]
-    return sorted(dict.fromkeys(names), key=lambda name: (not name.startswith("train"), not name.startswith("val"), name))
-
-
-def _read_tolerantly(layout: Layout, name: str) -> SplitData:
-    """A split of any format, with everything wrong as findings."""
-    if isinstance(layout, CocoLayout):
-        file = layout.annotation_files[name]
-        try:
-            image_dir = layout.locate(name)[1]
-        except FileNotFoundError:
-            image_dir = layout.root / name  # every image will be missing there
-        return _from_file(name, file, image_dir)
-    try:
-        record, faults = read_split(layout, name)
-    except FileNotFoundError as error:
-        return _damaged(name, layout.source, layout.root, error)
-    return read_split_data(name, record, layout.source, layout.root, faults)
-
-
-def _from_file(name: str, file: Path, image_dir: Path) -> SplitData:
-    try:
-        return read_split_data(name, read_json(file), file, image_dir)
-    except ValueError as error:
-        return _damaged(name, file, image_dir, error)
-
-
-def _read_quickly(name: str, file: Path, image_dir: Path) -> SplitData:
-    """From the arrays that a dataset is made of; entry by entry where the file is not in order."""
-    try:
-        read = read_annotation_file(file)
-    except ValueError:
-        return _from_file(name, file, image_dir)
-    return split_data_of(name, read, file, image_dir) if read.annotated else _from_file(name, file, image_dir)
-
-
-def _damaged(name: str, file: Path, image_dir: Path, error: Exception) -> SplitData:
-    """A split of which nothing can be read."""
-    data = read_split_data(name, {key: [] for key in SECTIONS}, file, image_dir)
-    data.found.add("file-damaged", Item(str(error), file=str(file)))
-    return data
+    order = ("train", None, "val", "test")
+    return sorted(dict.fromkeys(names), key=lambda name: (order.index(split_role(name)), name))

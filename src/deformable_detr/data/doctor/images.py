@@ -1,20 +1,17 @@
 """Checks that need the image files: there, readable, of the annotated size, upright; and what duplicates are found by."""
 
 import hashlib
-import io
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from deformable_detr.data.doctor.findings import Item
 from deformable_detr.data.doctor.split_data import SplitData
-from deformable_detr.data.images import IMAGE_SUFFIXES, read_orientation, read_size
+from deformable_detr.data.images import open_image, read_size
+from deformable_detr.data.pixels import read_orientation, wide_pixels
+from deformable_detr.pipeline import ordered_map
 
 THREADS = 8
 THUMBNAIL = 16
@@ -44,6 +41,9 @@ class ImageFacts(NamedTuple):
     thumbnail: np.ndarray | None = None
     """`[16, 16]` uint8 grey."""
 
+    highest: int | None = None
+    """The largest value of a 16-bit image."""
+
     @property
     def upright_size(self) -> tuple[int, int]:
         """(height, width) after turning as EXIF says."""
@@ -55,31 +55,29 @@ def read_facts(path: Path) -> ImageFacts:
     """Read an image once: decoded to the end, but at an eighth of its size where the format can (JPEG)."""
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content, str(path)) as image:
             orientation, size = read_orientation(image), (image.height, image.width)
+            wide = wide_pixels(image, content)
             image.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
             image.load()
             grey = image.convert("L")
     except FileNotFoundError:
         return ImageFacts("no such file", missing=True)
-    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
-        return ImageFacts("no image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__)
+    except (OSError, ValueError) as error:
+        return ImageFacts(str(error).removeprefix(f"{path}: "))
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
     bits = np.packbits((small[:, :-1] > small[:, 1:]).ravel())
     thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    return ImageFacts(None, False, size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail)
+    highest = None if wide is None else int(wide.max(initial=0))
+    return ImageFacts(None, False, size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail, highest)
 
 
 def read_all(paths: Iterable[Path], progress: Callable[[], None] = lambda: None) -> Iterator[ImageFacts]:
     """The facts of many images in their order, read by several threads, few of them in memory at a time."""
-    remaining = iter(paths)
-    with ThreadPoolExecutor(THREADS) as pool:
-        running: deque[Future[ImageFacts]] = deque(pool.submit(read_facts, path) for path in islice(remaining, 4 * THREADS))
-        while running:
-            yield running.popleft().result()
-            progress()
-            running.extend(pool.submit(read_facts, path) for path in islice(remaining, 1))
+    for _, future in ordered_map(read_facts, paths, num_threads=THREADS, limit=4 * THREADS, name="doctor"):
+        progress()
+        yield future.result()
 
 
 def check_images(data: SplitData, progress: Callable[[], None] = lambda: None) -> dict[int, ImageFacts]:
@@ -100,6 +98,7 @@ def check_images(data: SplitData, progress: Callable[[], None] = lambda: None) -
             continue
         facts[image] = read
         _check_size(data, image, read)
+    _check_bit_depth(data, facts)
     return facts
 
 
@@ -119,9 +118,20 @@ def check_sample(data: SplitData, count: int) -> None:
         _check_size(data, image, ImageFacts(stored_size=sizes[0], orientation=6 if sizes[0] != sizes[1] else 1))
 
 
+def _check_bit_depth(data: SplitData, facts: Mapping[int, ImageFacts]) -> None:
+    """Note 16-bit images of which not one uses the upper bits."""
+    highest = {image: read.highest for image, read in facts.items() if read.highest is not None}
+    bits = max(8, max(highest.values(), default=0).bit_length())
+    if highest and bits < 15:
+        text = f"values up to {max(highest.values())}: set data.bit_depth {bits}"
+        data.found.add("bit-depth", *(data.image_item(image, text, value=bits) for image in highest))
+
+
 def _check_size(data: SplitData, image: int, facts: ImageFacts) -> None:
     """Compare an image's size with the annotated one, in both orientations."""
     annotated = tuple(int(side) for side in data.sizes[image])
+    if not all(annotated):
+        return
     height, width = facts.upright_size
     if annotated not in (facts.upright_size, facts.stored_size):
         text = f"is {width} x {height} pixels (width x height), annotated as {annotated[1]} x {annotated[0]}"
@@ -138,32 +148,3 @@ def _check_size(data: SplitData, image: int, facts: ImageFacts) -> None:
         data.found.withdraw(("box-outside", "box-clipped"), image)
         text = f"EXIF orientation {facts.orientation}; boxes reach beyond {width} x {height} but fit in {height} x {width}"
         data.found.add("exif-boxes", data.image_item(image, text, value=facts.stored_size))
-
-
-def check_listing(data: SplitData) -> None:
-    """Note images that are listed twice."""
-    usable = data.usable_images()
-    if len({data.file_name(image) for image in usable}) == len(usable):
-        return
-    first: dict[str, int] = {}
-    for image in usable:
-        name = data.file_name(image)
-        if name in first:
-            other = data.image_ids[first[name]]
-            data.found.add("image-listed-twice", data.image_item(image, f"also as image {other!r}", value=first[name]))
-        first.setdefault(name, image)
-
-
-def check_unlisted(splits: Sequence[SplitData]) -> None:
-    """Note images that lie in a folder of a split but are listed in none."""
-    listed: set[Path] = set()
-    folders: dict[Path, SplitData] = {}
-    for data in splits:
-        for image in data.usable_images():
-            listed.add(data.path(image))
-            folders.setdefault(data.path(image).parent, data)
-    for folder, data in folders.items():
-        if folder.is_dir():
-            images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-            unlisted = [path for path in images if path not in listed]
-            data.found.add("image-unlisted", *(Item(path.name, file=str(path)) for path in unlisted))

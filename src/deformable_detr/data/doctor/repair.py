@@ -1,19 +1,20 @@
 """`--fix`: a copy of a dataset, in COCO's layout, without what the examination found wrong."""
 
-import json
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.data.cache import write_whole
 from deformable_detr.data.doctor.examine import Examination
-from deformable_detr.data.doctor.findings import Finding
 from deformable_detr.data.doctor.split_data import SplitData
+from deformable_detr.data.findings import Finding
+from deformable_detr.files import write_json
+
+__all__ = ["check_output", "repair"]
 
 LEFT_OUT_ANNOTATIONS = ("box-malformed", "image-unknown", "category-unknown", "box-outside", "box-degenerate", "box-twice")
-LEFT_OUT_IMAGES = ("image-missing", "image-damaged", "image-copy", "image-leak")
+LEFT_OUT_IMAGES = ("file-name-missing", "image-missing", "image-damaged", "image-copy", "image-leak")
 SAME_ASPECT = 0.02
 """Largest relative difference of two aspect ratios that count as one."""
 
@@ -40,14 +41,12 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
         if finding.code == "file-damaged":
             raise ValueError(f"cannot be repaired: {finding.items[0].text}")
     changes: dict[str, list[str]] = {}
-    categories = _merged_categories(examination)
-    (out / "annotations").mkdir(parents=True, exist_ok=True)
     for data in examination.splits:
-        record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name], categories)
+        record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name])
         _place_images(data, record, out / data.name)
-        write_whole(out / "annotations" / f"instances_{data.name}.json", json.dumps(record).encode())
+        write_json(out / "annotations" / f"instances_{data.name}.json", record)
         changes[data.name] = noted
-    write_whole(out / "changes.json", json.dumps(changes, indent=1, ensure_ascii=False).encode())
+    write_json(out / "changes.json", changes, indent=1)
     return [f"{name}: {text}" for name, noted in changes.items() for text in _summary(noted)]
 
 
@@ -64,49 +63,39 @@ def check_output(out: Path, dataset: Path) -> None:
         raise ValueError(f"{out}: lies in the dataset itself; name a folder outside of it")
 
 
-def _merged_categories(examination: Examination) -> dict[str, dict[int, int]]:
-    """Per split, category id → the id it has in the copy: classes of one name become one."""
-    merged = {}
-    for data in examination.splits:
-        first: dict[str, int] = {}
-        merged[data.name] = {key: first.setdefault(name, key) for key, name in data.categories.items()}
-    return merged
-
-
-def _repaired_record(
-    data: SplitData, findings: list[Finding], categories: dict[str, dict[int, int]]
-) -> tuple[dict[str, list[dict]], list[str]]:
+def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str, list[dict]], list[str]]:
     """The COCO record of a split's copy, and every single change in words `kind: case`."""
     plan = _Plan(data)
     for finding in findings:
         plan.apply(finding)
-    merged = categories[data.name]
-    image_of = {image_id: position for position, image_id in enumerate(data.image_ids) if image_id is not None}
-    images = []
+    file, record = data.split.annotations, data.record
+    images = {}
     for position in data.usable_images():
         if position not in plan.dropped_images:
-            height, width = plan.sizes.get(position, tuple(int(side) for side in data.sizes[position]))
-            images.append(data.record["images"][position] | {"height": height, "width": width})
-    kept_ids = {image["id"] for image in images}
+            height, width = plan.size(position)
+            entry = record["images"][int(file.image_rows[position])]
+            images[position] = entry | {"id": file.image_ids[position], "height": height, "width": width}
+    first_of: dict[str, int] = {}  # classes of one name become one
+    merged = [first_of.setdefault(name, key) for key, name in data.categories.items()]
     boxes = {int(row): index for index, row in enumerate(data.rows)}
     annotations = []
-    for row, entry in enumerate(data.record["annotations"]):
-        if row in plan.dropped_annotations or not isinstance(entry, dict) or entry.get("image_id") not in image_of:
+    for index, row in enumerate(file.annotation_rows.tolist()):
+        position = int(file.images[index])
+        if row in plan.dropped_annotations or position not in images:
             continue
-        position = plan.moved.get(image_of[entry["image_id"]], image_of[entry["image_id"]])
-        image_id = data.image_ids[position]
-        if image_id not in kept_ids or (row not in boxes and not entry.get("iscrowd")):
+        box = plan.box(boxes[row], position) if row in boxes else file.boxes[index].tolist()
+        if box is None:
             continue
-        changed = entry | {"id": len(annotations) + 1, "image_id": image_id, "category_id": merged[entry["category_id"]]}
-        if row in boxes:
-            box = plan.box(boxes[row], position)
-            if box is None:
-                continue
-            if box != entry["bbox"]:
-                changed |= {"bbox": box, "area": box[2] * box[3]}
-        annotations.append(changed)
-    listed = [{"id": key, "name": data.categories[key]} for key in sorted(set(merged.values()))]
-    return {"images": images, "annotations": annotations, "categories": listed}, plan.noted
+        entry = record["annotations"][row]
+        changed = entry | {"id": len(annotations) + 1, "image_id": file.image_ids[position], "iscrowd": int(file.crowd[index])}
+        changed["category_id"] = merged[int(file.labels[index])]
+        if box != entry.get("bbox"):
+            changed |= {"bbox": box, "area": box[2] * box[3]}
+        annotations.append(changed | {"area": changed.get("area", box[2] * box[3])})
+    listed = [{"id": key, "name": data.categories[key]} for key in sorted(set(merged))]
+    for position, image in images.items():
+        image["path"] = data.path(position)
+    return {"images": list(images.values()), "annotations": annotations, "categories": listed}, plan.noted
 
 
 class _Plan:
@@ -119,8 +108,6 @@ class _Plan:
         self.sizes: dict[int, tuple[int, int]] = {}
         self.scales: dict[int, tuple[float, float]] = {}
         """Image position → factors (x, y) for its boxes."""
-        self.moved: dict[int, int] = {}
-        """Image position → the one that takes over its boxes."""
         self.noted: list[str] = []
 
     def apply(self, finding: Finding) -> None:
@@ -131,9 +118,6 @@ class _Plan:
                 self.dropped_annotations.add(item.annotation)
             elif code in LEFT_OUT_IMAGES and item.image is not None:
                 self.dropped_images.add(item.image)
-            elif code == "image-listed-twice" and item.image is not None:
-                self.dropped_images.add(item.image)
-                self.moved[item.image] = item.value
             elif code == "exif-boxes" and item.image is not None:
                 self.sizes[item.image] = item.value
             elif code == "image-size" and item.image is not None:
@@ -142,12 +126,17 @@ class _Plan:
                 continue
             self.noted.append(f"{TOLD.get(code, finding.kind.title)}: {item.text}")
 
+    def size(self, position: int) -> tuple[int, int]:
+        """(height, width) of an image in the copy."""
+        height, width = self.sizes.get(position, tuple(self.data.sizes[position].tolist()))
+        return height, width
+
     def box(self, index: int, position: int) -> list[float] | None:
         """A box [left, top, width, height] in its image: converted, scaled, cut off at the edges; None if nothing is left."""
         x_scale, y_scale = self.scales.get(position, (1.0, 1.0))
         left, top, width, height = self.data.boxes[index].tolist()
         right, bottom = (left + width) * x_scale, (top + height) * y_scale
-        limit_y, limit_x = self.sizes.get(position, tuple(self.data.sizes[position].tolist()))
+        limit_y, limit_x = self.size(position)
         left, top = max(left * x_scale, 0.0), max(top * y_scale, 0.0)
         box = [round(v, 3) for v in (left, top, min(right, limit_x) - left, min(bottom, limit_y) - top)]
         return box if box[2] > 0 and box[3] > 0 else None
@@ -174,8 +163,11 @@ TOLD = {
     "boxes-xyxy": "converted from [left, top, right, bottom]",
     "boxes-normalised": "converted from shares to pixels",
     "box-clipped": "cut off at the edge",
+    "box-computed": "box computed from the outline",
     "image-listed-twice": "merged",
+    "image-renamed": "renamed",
     "image-size": "size corrected",
+    "size-missing": "size written",
     "exif-boxes": "size of the stored pixels stated",
     **dict.fromkeys((*LEFT_OUT_ANNOTATIONS, *LEFT_OUT_IMAGES), "left out"),
 }
@@ -184,11 +176,12 @@ TOLD = {
 
 def _place_images(data: SplitData, record: dict[str, list[dict[str, Any]]], folder: Path) -> None:
     """Link or copy the images of a record; their names change only where they would lead out of the folder."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     taken: set[str] = set()
+    renamed = {item.image_id for item in data.found.items.get("image-renamed", ())}
     for image in record["images"]:
-        source = data.image_dir / image["file_name"]
-        name = Path(image["file_name"])
+        source = Path(image.pop("path"))
+        name = Path(source.name) if image["id"] in renamed else Path(image["file_name"].replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts:
             name = Path(f"{image['id']}_{name.name}")
         if name.as_posix() in taken:

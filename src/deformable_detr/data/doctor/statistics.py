@@ -1,25 +1,18 @@
 """What a dataset holds, in numbers, and which settings suit it."""
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from deformable_detr.data.doctor.classes import class_counts, training_split
+from deformable_detr.data.doctor.classes import class_counts
 from deformable_detr.data.doctor.split_data import SplitData
+from deformable_detr.data.facts import measure
+from deformable_detr.recipes import SMALLEST_OBJECT, eval_short_side, num_queries
 
 SMALL, LARGE = 32**2, 96**2
 """Areas in pixels between small, medium and large, as COCO has them."""
-
-WANTED_PIXELS = 16
-"""Side of the small objects in the network's input: two cells of the finest level, which has stride 8."""
-
-LONGEST_SHORT_SIDE, SHORTEST_SHORT_SIDE = 1344, 480
-MOST_ENLARGED = 2.0
-QUERY_CHOICES = (100, 200, 300, 500, 900)
 
 
 @dataclass(frozen=True)
@@ -75,39 +68,29 @@ def split_statistics(data: SplitData) -> SplitStatistics:
     )
 
 
-def suggestions(splits: Sequence[SplitData]) -> list[Suggestion]:
-    """An input size at which the small objects cover two cells of the finest level, and a number of queries with room to spare."""
-    data = training_split(splits)
-    if data is None or not len(data.boxes):
+def suggestions(training: SplitData) -> list[Suggestion]:
+    """The input size and the number of queries that the recipes choose for these training images.
+
+    Args:
+        training: the images that would be trained on.
+    """
+    try:
+        facts = measure(training.sizes, training.images, training.boxes)
+    except ValueError:  # not one box
         return []
-    sides = np.sqrt((data.boxes[:, 2] * data.boxes[:, 3]).clip(min=1))
-    typical = float(np.percentile(sides, 10))
-    short = float(np.median(data.sizes[data.usable_images()].min(axis=1)))
-    most = max(Counter(other.images.tolist()).most_common(1)[0][1] for other in splits if len(other.images))
-    return [_input_size(typical, short), _queries(most)]
-
-
-def _input_size(typical: float, short: float) -> Suggestion:
-    needed = short * WANTED_PIXELS / typical
-    low, high = min(SHORTEST_SHORT_SIDE, short), min(LONGEST_SHORT_SIDE, MOST_ENLARGED * short)
-    value = min(max(needed, low), high)
-    side = max(32, math.ceil(value / 32) * 32)
-    reason = (
-        f"a small object (of ten, nine are larger) is {typical:.0f} pixels in images whose short side is {short:.0f}; "
-        f"at a short side of {side} it covers {typical * side / short:.0f}, and {WANTED_PIXELS} are two cells of the finest level"
+    side, queries = eval_short_side(facts), num_queries(facts)
+    small = facts.small_object * facts.short_side
+    size_reason = (
+        f"of ten objects nine are wider than {small:.0f} pixels in images whose short side is {facts.short_side}; at a short side "
+        f"of {side} that is {facts.small_object * side:.0f}, and {SMALLEST_OBJECT} are nearly two cells of the finest level"
     )
-    if needed < low:
-        least = max(32, math.ceil(needed / 32) * 32)
-        reason += f". The objects alone would allow {least}, which takes less time; the recipes go below {side} for that"
-    if needed > high:
-        reason += f". That would need {needed:.0f}: consider tiles, or accept that the smallest are missed"
-    return Suggestion("data.eval_short_side", side, reason)
-
-
-def _queries(most: int) -> Suggestion:
-    value = next((choice for choice in QUERY_CHOICES if choice >= 2 * most), math.ceil(2 * most / 100) * 100)
-    reason = f"at most {most} objects in one image; twice as many queries leave room (300 is the default, and what weights have)"
-    return Suggestion("model.num_queries", value, reason)
+    if (needed := SMALLEST_OBJECT / facts.small_object) > side + 16:
+        size_reason += f". That would need {needed:.0f}: consider tiles, or accept that the smallest are missed"
+    query_reason = (
+        f"at most {facts.most_objects} objects in one image; half as many queries again leave room (300 is the default, and what "
+        "weights have)"
+    )
+    return [Suggestion("data.eval_short_side", side, size_reason), Suggestion("model.num_queries", queries, query_reason)]
 
 
 def to_dict(item: SplitStatistics | Suggestion) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from deformable_detr.data.doctor.examine import Examination
-from deformable_detr.data.doctor.findings import Finding, Item
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.doctor.statistics import SplitStatistics
+from deformable_detr.data.findings import Finding, Item
 from deformable_detr.data.images import read_image
 from deformable_detr.visualize.pages.page import embed_image, write_page
 

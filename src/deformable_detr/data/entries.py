@@ -1,0 +1,123 @@
+"""What people write into annotation files, made sense of value by value: ids, flags, numbers, boxes, outlines."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+__all__ = ["as_box", "as_flag", "as_id", "as_side", "box_of_segmentation"]
+
+LARGEST_SIDE = 1_000_000
+"""Pixels above which a width or height cannot be meant."""
+
+TRUE, FALSE = ("1", "true", "yes"), ("", "0", "false", "no", "none", "null")
+
+
+def as_id(value: Any) -> int | str | None:
+    """An id in one form, so that 7, 7.0 and "7" are the same and "07" is another; None for what can be no id."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else str(value)
+    if isinstance(value, str):
+        text = value.strip()
+        digits = text.removeprefix("-")
+        return int(text) if digits.isascii() and digits.isdecimal() and str(int(digits)) == digits and len(digits) < 4000 else value
+    return None
+
+
+def as_flag(value: Any) -> bool | None:
+    """A yes or no written as a number, a word or not at all; None for anything else."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return bool(value)
+    word = value.strip().lower() if isinstance(value, str) else None
+    return True if word in TRUE else False if word in FALSE else None
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, also one in quotes; else None."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_side(value: Any) -> int:
+    """A width or height in whole pixels; 0 for what cannot be one."""
+    number = as_number(value)
+    return int(number) if number is not None and number == int(number) and 0 < number <= LARGEST_SIDE else 0
+
+
+def as_box(value: Any) -> list[float] | None:
+    """Left, top, width, height; None unless these are four finite numbers, the last two not negative."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    box = [number for entry in value if (number := as_number(entry)) is not None]
+    return box if len(box) == 4 and box[2] >= 0 and box[3] >= 0 else None
+
+
+def box_of_segmentation(segmentation: Any) -> list[float] | None:
+    """The bounding box (left, top, width, height) of COCO's outlines or run lengths; None where there is nothing to bound."""
+    if isinstance(segmentation, dict):
+        return _box_of_runs(segmentation)
+    numbers = list(_flatten(segmentation))
+    points = [as_number(value) for value in numbers]
+    if len(points) < 6 or len(points) % 2 or None in points:
+        return None
+    places = np.array(points, dtype=np.float64).reshape(-1, 2)
+    lower, upper = places.min(axis=0), places.max(axis=0)
+    return [*lower.tolist(), *(upper - lower).tolist()]
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for entry in value:
+            yield from _flatten(entry)
+    else:
+        yield value
+
+
+def _box_of_runs(segmentation: dict[str, Any]) -> list[float] | None:
+    """Of run lengths, column by column, background first; compressed ones are text."""
+    counts, size = segmentation.get("counts"), segmentation.get("size")
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    height = as_side(size[0]) if isinstance(size, list) and len(size) == 2 else 0
+    if not height or not isinstance(counts, list) or any(type(run) is not int or run < 0 for run in counts):
+        return None
+    ends = np.cumsum(counts, dtype=np.int64)
+    first, last = ends[0::2][: len(ends) // 2], ends[1::2] - 1  # of each run of the object
+    first, last = first[first <= last], last[first <= last]
+    if not len(first):
+        return None
+    left, right = int(first[0]) // height, int(last[-1]) // height
+    if (first // height != last // height).any():  # a run that reaches into the next column touches both edges
+        top, bottom = 0, height - 1
+    else:
+        top, bottom = int((first % height).min()), int((last % height).max())
+    return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
+
+
+def _decompress(text: str) -> list[int] | None:
+    """COCO's compressed run lengths: 5 bits per letter, little end first, from the third on as differences to the last but one."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts if shift == 0 else None

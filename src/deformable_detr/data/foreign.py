@@ -1,0 +1,97 @@
+"""Formats of annotations that must be imported first: recognised by their files, and named."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from deformable_detr.data.file_index import FileIndex
+from deformable_detr.data.yolo import looks_like_labels
+
+__all__ = ["IMPORTABLE", "name_format", "recognise"]
+
+IMPORTABLE = {"LabelMe": "supervision", "CreateML": "supervision"}
+"""What :mod:`~deformable_detr.data.importing` reads, by the library that does; the rest is read by datumaro, if it is installed."""
+
+JSON_KEYS = {
+    "LabelMe": {"shapes", "imagePath"},
+    "Datumaro": {"items", "categories", "info"},
+    "FiftyOne": {"samples"},
+    "VIA": {"_via_img_metadata"},
+    "Supervisely": {"objects", "size", "tags"},
+    "BDD100K": {"name", "labels"},
+}
+CSV_COLUMNS = {
+    "Open Images CSV": {"imageid", "labelname", "xmin", "xmax", "ymin", "ymax"},
+    "TensorFlow CSV": {"filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"},
+    "VoTT CSV": {"image", "xmin", "ymin", "xmax", "ymax", "label"},
+}
+KITTI = re.compile(r"^\S*[A-Za-z]\S* [-\d.]+ -?\d [-\d.]+( [-\d.eE+]+){11,12}\s*$")
+CVAT = re.compile(rb"<annotations>.*<(image|track|version)\b", re.DOTALL)
+MOST_FILES = 50
+
+
+def name_format(index: FileIndex) -> str | None:
+    """The format of a dataset that is none of the usual ones, with what to do; None where nothing is known."""
+    kind = recognise(index)
+    if kind is None:
+        return None
+    library = IMPORTABLE.get(kind)
+    how = f"`deformable-detr doctor {index.root} --convert FOLDER` makes a COCO dataset of it"
+    return f"{kind}: {how}" + ("" if library else " (needs `pip install datumaro`)")
+
+
+def recognise(index: FileIndex) -> str | None:
+    """`LabelMe`, `VIA`, `KITTI` and others, by looking into a few files; None where nothing is known."""
+    for path in index.select(".json")[:MOST_FILES]:
+        if kind := _json_format(path):
+            return kind
+    for path in index.select(".csv")[:MOST_FILES]:
+        if kind := _csv_format(path):
+            return kind
+    if any(CVAT.search(_head(path)) for path in index.select(".xml")[:MOST_FILES]):
+        return "CVAT"
+    if any(KITTI.match(_head(path).decode("utf-8", "replace").partition("\n")[0]) for path in index.select(".txt")[:MOST_FILES]):
+        return "KITTI"
+    if index.select(".tfrecord", ".record"):
+        return "TFRecord"
+    if any(map(looks_like_labels, index.select(".txt")[:MOST_FILES])):
+        return "YOLO without names of classes (write a data.yaml with `names`, or a classes.txt)"
+    return None
+
+
+def _json_format(path: Path) -> str | None:
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(record, list):
+        first = record[0] if record and isinstance(record[0], dict) else {}
+        if {"image", "annotations"} <= first.keys():
+            return "CreateML"
+        if {"image_id", "bbox", "score"} <= first.keys():
+            return None  # COCO's results
+        if {"annotations", "data"} <= first.keys():
+            return "Label Studio JSON"
+        return "BDD100K" if {"name", "labels"} <= first.keys() else None
+    if not isinstance(record, dict):
+        return None
+    for kind, keys in JSON_KEYS.items():
+        if keys <= record.keys():
+            return kind
+    entry = next(iter(record.values()), None)
+    return "VIA" if isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() else None
+
+
+def _csv_format(path: Path) -> str | None:
+    try:
+        header = next(csv.reader(_head(path).decode("utf-8-sig", "replace").splitlines()), [])
+    except csv.Error:
+        return None
+    columns = {name.strip().lower() for name in header}
+    return next((kind for kind, wanted in CSV_COLUMNS.items() if wanted <= columns), "CSV" if {"xmin", "xmax"} <= columns else None)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(4000)
