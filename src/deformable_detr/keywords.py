@@ -61,6 +61,9 @@ class PredictionOptions(TypedDict, total=False):
     tile_overlap: float
     """Share of a tile's side that neighbours have in common (0.2)."""
 
+    bit_depth: int
+    """How many bits of 16-bit values are used, 8 … 16 (16). With 12, as many cameras have, 4095 becomes 255."""
+
 
 class LoadOptions(TypedDict, total=False):
     """How weights are read."""

@@ -248,7 +248,7 @@ def test_numbers_that_are_not_finite_are_an_error_with_the_image(tmp_path):
             return predictions
 
     images = [rectangle_image(64, 64, (10, 10, 50, 50))] * 2
-    with pytest.raises(RuntimeError, match="not finite for image 1"):
+    with pytest.raises(FloatingPointError, match="not finite for image 1"):
         Predictor(Broken(), device="cpu").predict(images, batch_size=2)
 
 
@@ -295,3 +295,16 @@ def test_classes_and_device(finder):
     np.testing.assert_array_equal(finder.predict(image).xyxy, before.xyxy)
     with pytest.raises(ValueError, match="unknown device"):
         finder.to("toaster")
+
+
+def test_settings_of_the_wrong_kind(finder):
+    image = rectangle_image(64, 64, (20, 20, 44, 44))
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number, not 2\.0"):
+        finder.predict(image, batch_size=2.0)
+    with pytest.raises(TypeError, match="thresh"):
+        finder.predict(image, thresh=2)
+
+
+def test_16_bit_images_that_hold_12_bits(finder):
+    values = rectangle_image(64, 64, (20, 20, 44, 44))[..., 0].astype(np.uint16) * 16  # up to 4080
+    np.testing.assert_allclose(finder.predict(values, bit_depth=12).xyxy, [[20, 20, 44, 44]], atol=1)

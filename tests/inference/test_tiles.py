@@ -1,11 +1,17 @@
+import sys
+
 import cv2
 import numpy as np
 import pytest
 import supervision as sv
 import torch
+from PIL import Image
 
 from deformable_detr.categories import Categories
 from deformable_detr.config import Metadata
+from deformable_detr.data.images import ImageError, ImageTooLargeError, read_image
+from deformable_detr.inference import large_images
+from deformable_detr.inference.large_images import PillowImage, VipsImage, overview
 from deformable_detr.inference.predictor import Predictor, Result
 from deformable_detr.inference.sources import open_source
 from deformable_detr.inference.tiles import Tiling, iterate_tiled, merge_tiles
@@ -144,3 +150,85 @@ def test_the_predictor_takes_tiles(tmp_path):
     for settings, message in [({"tiles": 8}, "at least 32 pixels"), ({"tiles": 80, "tile_overlap": 1.0}, "tile_overlap")]:
         with pytest.raises(ValueError, match=message):
             predictor.predict(image, **settings)
+
+
+KINDS = {
+    "L.png": ("L", {}),
+    "RGB.png": ("RGB", {}),
+    "RGBA.png": ("RGBA", {}),
+    "P.png": ("P", {}),
+    "1.tif": ("1", {"compression": "group4"}),
+    "I16.png": ("I;16", {}),
+    "I16.tif": ("I;16", {"compression": "tiff_lzw"}),
+    "RGB.tif": ("RGB", {"compression": "tiff_deflate"}),
+    "turned.png": ("RGB", {"exif": 6}),
+    "turned.tif": ("L", {"exif": 3}),
+    "lossless.webp": ("RGB", {"lossless": True}),
+}
+
+
+def save(folder, name):
+    """A picture of smooth colours with some noise."""
+    mode, options = KINDS[name]
+    rng = np.random.default_rng(1)
+    ramp = np.add.outer(np.arange(90), np.arange(150))[..., None] * [1, 0.5, 0.2] + rng.integers(0, 20, (90, 150, 3))
+    colours = Image.fromarray(ramp.clip(0, 255).astype(np.uint8))
+    if mode == "I;16":
+        colours = Image.fromarray((ramp[..., 0] * 250).astype(np.uint16))
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x0112] = options["exif"]
+        options = {"exif": exif}
+    path = folder / name
+    (colours if mode == "I;16" else colours.convert(mode)).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("reader", ["vips", "pillow"])
+@pytest.mark.parametrize("name", KINDS)
+def test_windows_of_large_images_are_those_of_the_whole_one(tmp_path, name, reader):
+    path = save(tmp_path, name)
+    whole = read_image(path)
+    image = PillowImage(path, 16) if reader == "pillow" else VipsImage(pytest.importorskip("pyvips"), path, 16)
+    assert image.size == tuple(whole.shape[1:])
+    for left, top, right, bottom in [(0, 0, 40, 40), (33, 21, 90, 77), (0, 0, whole.shape[2], whole.shape[1])]:
+        assert torch.equal(image.read((left, top, right, bottom)), whole[:, top:bottom, left:right])
+    assert torch.equal(overview(image), whole)
+
+
+@pytest.mark.parametrize("reader", ["vips", "pillow"])
+def test_damaged_large_images_are_named(tmp_path, reader):
+    content = save(tmp_path, "RGB.png").read_bytes()
+    path = tmp_path / "half.png"
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"half\.png: the image is damaged"):
+        image = PillowImage(path, 16) if reader == "pillow" else VipsImage(pytest.importorskip("pyvips"), path, 16)
+        image.read((0, 0, 150, 90))
+
+
+def test_an_image_that_pillow_refuses_is_predicted_by_windows(tmp_path, monkeypatch):
+    """Found are an object smaller than a tile and one that only the reduced whole image shows whole."""
+    objects = [((20, 10, 40, 30), 0), ((60, 40, 460, 360), 1)]
+    path = tmp_path / "aerial.png"
+    Image.fromarray(image(400, 520, objects)[0].numpy()).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    monkeypatch.setattr(large_images, "OVERVIEW_PIXELS", 60_000)
+    with pytest.raises(ImageTooLargeError, match=r"aerial\.png.*or predict by tiles \(--tiles\)"):
+        read_image(path)
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setitem(sys.modules, "pyvips", None)
+        boxes, result = found_in(path, Tiling(100, 0.25))
+        assert boxes == sorted(objects)
+        assert result.image_size == (400, 520)
+        assert result.pixels.shape == (3, 200, 260)
+        assert result.detections.metadata == {"path": str(path), "image_size": (400, 520)}
+        drawn = {tuple(box) for box in result.shown.xyxy.astype(int).tolist()}
+        assert drawn == {(10, 5, 20, 15), (30, 20, 230, 180)}
+
+
+def test_an_image_that_does_not_fit_into_the_memory_says_what_to_install(tmp_path, monkeypatch):
+    path = save(tmp_path, "RGB.png")
+    monkeypatch.setattr(large_images, "MEMORY_SHARE", 0.0)
+    with pytest.raises(ImageTooLargeError, match=r"150 x 90 pixels take .* pip install \"deformable-detr\[large\]\""):
+        PillowImage(path, 16)

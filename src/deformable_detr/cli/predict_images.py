@@ -51,7 +51,7 @@ def predict_images(options: PredictOptions) -> None:
 
 
 def _draw(result: Result, path: Path) -> None:
-    save_drawing(path, draw_detections(result.image, result.detections))
+    save_drawing(path, draw_detections(result.image, result.shown))
 
 
 def drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:

@@ -172,7 +172,7 @@ def open_image(
             f"{name}: not an image that can be read ({size} bytes); replace the file or remove it from the data"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(f"{name}: {error}; cut or shrink the image first") from None
+        raise ImageTooLargeError(f"{name}: {error}; cut or shrink the image first, or predict by tiles (--tiles)") from None
     except MemoryError:
         raise ImageTooLargeError(f"{name}: the pixels do not fit into the memory; cut or shrink the image first") from None
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything: KeyError, zlib.error, RuntimeError …

@@ -52,15 +52,25 @@ class Result:
     path: Path | None = None
     """The file, where there is one."""
 
+    full_size: tuple[int, int] | None = None
+    """(height, width) of the image where `pixels` are a reduced form of it: of one that is too large to be decoded."""
+
     @property
     def image(self) -> np.ndarray:
-        """The pixels as `[H, W, 3]` uint8 RGB, for drawing."""
+        """The pixels as `[H, W, 3]` uint8 RGB."""
         return np.ascontiguousarray(self.pixels.permute(1, 2, 0).numpy())
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.pixels.shape[1], self.pixels.shape[2]
+        """(height, width) in pixels of the image, to which the boxes refer."""
+        return self.full_size or (self.pixels.shape[1], self.pixels.shape[2])
+
+    @property
+    def shown(self) -> sv.Detections:
+        """The detections in pixels of :attr:`image`, for drawing: others than :attr:`detections` only where it is reduced."""
+        height, width = self.image_size
+        scale = np.tile((self.pixels.shape[2] / width, self.pixels.shape[1] / height), 2).astype(np.float32)
+        return replace(self.detections, xyxy=self.detections.xyxy * scale)
 
 
 class Predictor:
@@ -194,7 +204,8 @@ class Predictor:
                 torch tensor (uint8 `[3, H, W]`, RGB) for one image; a folder, a glob pattern or an iterable for many.
             threshold: keep detections whose score is at least this, in [0, 1]. None: the thresholds that are stored with the
                 weights, one per class (`metadata.thresholds`), else 0.5.
-            options: `batch_size`, `top_k`, `classes`, `nms_iou`, `on_error`, `num_threads`, `tiles`, `tile_overlap`; see
+            options: `batch_size`, `top_k`, `classes`, `nms_iou`, `on_error`, `num_threads`, `tiles`, `tile_overlap`, `bit_depth`;
+                see
                 :class:`~deformable_detr.keywords.PredictionOptions`.
 
         Returns:
@@ -206,6 +217,8 @@ class Predictor:
         Raises:
             FileNotFoundError: a path, folder or pattern leads to no image.
             ValueError: an unreadable image, an unknown class, a setting out of range.
+            TypeError: an unknown setting, or one of the wrong type.
+            FloatingPointError: the model gave scores or boxes that are not finite.
         """
         single = is_single(source)
         if single and options.get("on_error") == "skip":
@@ -226,30 +239,36 @@ class Predictor:
         num_threads: int = 2,
         tiles: int | None = None,
         tile_overlap: float = 0.2,
-    ) -> Iterator[Result]:
+        bit_depth: int = 16,
+    ) -> Generator[Result, None, None]:
         """Like :meth:`predict`, one :class:`Result` after the other: for very many images, or an endless stream.
 
         The next images are read and resized by threads while the network works; only a few are in memory at a time.
         """
         limits = self.score_limits(threshold)
         for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
+            if not isinstance(number, (int, np.integer)):
+                raise TypeError(f"{name} must be a whole number, not {number!r}")
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         if nms_iou is not None and not 0 < nms_iou <= 1:
             raise ValueError(f"nms_iou must lie in (0, 1], not {nms_iou}")
+        if not 8 <= bit_depth <= 16:
+            raise ValueError(f"bit_depth must lie in [8, 16], not {bit_depth}")
         labels = self._labels_of(classes)
+        images = open_source(source, bit_depth=bit_depth)
         if tiles is not None:
             settings = PredictionOptions(
                 batch_size=batch_size, top_k=top_k, classes=classes, nms_iou=nms_iou, num_threads=num_threads
             )
 
-            def plain(views: Iterator[Tensor]) -> Iterator[Result]:
+            def plain(views: Iterator[Tensor]) -> Generator[Result, None, None]:
                 return self.iterate(views, threshold, **settings)
 
-            return iterate_tiled(plain, open_source(source), Tiling(tiles, tile_overlap), on_error=on_error, top_k=top_k)
-        prepared = self._prepare(open_source(source), on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
+            return iterate_tiled(plain, images, Tiling(tiles, tile_overlap), on_error=on_error, top_k=top_k)
+        prepared = self._prepare(images, on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
         return self._run(prepared, batch_size, limits, partial(self._detect, top_k=top_k, labels=labels, nms_iou=nms_iou))
 
     def score_limits(self, threshold: float | None = None) -> Tensor:
@@ -273,7 +292,7 @@ class Predictor:
         batch_size: int,
         limits: Tensor,
         detect: Callable[[list["_Prepared"]], list[dict[str, Tensor]]],
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         with closing(prepared):
             while batch := list(islice(prepared, batch_size)):
                 for item, detections in zip(batch, detect(batch), strict=True):
@@ -318,7 +337,7 @@ class Predictor:
         for name, one in zip(names, found, strict=True):
             if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
                 hint = "" if self.precision == "fp32" else f"; try precision='fp32' instead of {self.precision!r}"
-                raise RuntimeError(f"the network gave scores or boxes that are not finite for {name}{hint}")
+                raise FloatingPointError(f"the model gave scores or boxes that are not finite for {name}{hint}")
             if labels is not None:
                 one["labels"] = torch.tensor(labels, device=one["labels"].device)[one["labels"]]
         return [{key: value.cpu() for key, value in one.items()} for one in found]

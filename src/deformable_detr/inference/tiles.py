@@ -7,9 +7,10 @@ strip. This holds for objects that a tile's edge cuts, too, where the overlap of
 import logging
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from deformable_detr.data.images import ImageTooLargeError
+from deformable_detr.inference.large_images import Window, WindowedImage, open_large_image, overview
 from deformable_detr.inference.sources import InputImage
+from deformable_detr.pipeline import ordered_map
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +34,6 @@ PART_SHARE = 0.7
 
 EDGE = 0.02
 """A box that comes nearer than this share of the tile's side to an edge within the image may be cut there."""
-
-Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ class Tiling:
 
 
 def iterate_tiled(
-    iterate: Callable[[Iterator[Tensor]], Iterator[Any]],
+    iterate: Callable[[Iterator[Tensor]], Generator[Any, None, None]],
     images: Iterable[InputImage],
     tiling: Tiling,
     *,
     on_error: str,
     top_k: int,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Predict on images tile by tile.
 
     Args:
@@ -97,24 +99,52 @@ def iterate_tiled(
     def views() -> Iterator[Tensor]:
         for image in images:
             try:
-                pixels = image.read()
+                pixels, large = _open(image)
             except (OSError, ValueError) as error:
                 if on_error == "raise":
                     raise
                 logger.warning("skipped %s: %s", image.name, error)
                 continue
-            windows = tiling.windows(*pixels.shape[1:])
+            windows = tiling.windows(*(large.size if large else pixels.shape[1:]))
             waiting.append((image, pixels, windows))
-            yield from (pixels[:, top:bottom, left:right] for left, top, right, bottom in windows)
+            if large is None:
+                yield from (pixels[:, top:bottom, left:right] for left, top, right, bottom in windows)
+                continue
+            yield pixels  # the image as a whole, reduced
+            for _, future in ordered_map(large.read, windows[1:], num_threads=2, limit=2, name="window"):
+                yield future.result()
 
-    results = iterate(views())
-    for first in results:
-        image, pixels, windows = waiting.popleft()
-        parts = [first, *islice(results, len(windows) - 1)]
-        found: sv.Detections = merge_tiles([part.detections for part in parts], windows)[:top_k]  # pyright: ignore
-        if image.path:
-            found.metadata = {"path": str(image.path), "image_size": tuple(pixels.shape[1:])}
-        yield replace(first, name=image.name, pixels=pixels, detections=found, path=image.path)
+    with closing(iterate(views())) as results:
+        for first in results:
+            image, pixels, windows = waiting.popleft()
+            parts = [first, *islice(results, len(windows) - 1)]
+            found = _merge([part.detections for part in parts], windows, first.image_size)[:top_k]
+            if image.path:
+                found.metadata = {"path": str(image.path), "image_size": _size(windows)}
+            yield replace(first, name=image.name, pixels=pixels, detections=found, path=image.path, full_size=_size(windows))
+
+
+def _size(windows: Sequence[Window]) -> tuple[int, int]:
+    """(height, width) of the image that windows divide."""
+    return max(bottom for *_, bottom in windows), max(right for _, _, right, _ in windows)
+
+
+def _merge(parts: list[sv.Detections], windows: list[Window], shown: tuple[int, int]) -> Any:
+    """Merge the tiles, the first of which had the size `shown`: a whole image that is too large is looked at in a reduced form."""
+    height, width = _size(windows[:1])
+    scale = np.tile((width / shown[1], height / shown[0]), 2)
+    return merge_tiles([replace(parts[0], xyxy=parts[0].xyxy * scale), *parts[1:]], windows)
+
+
+def _open(image: InputImage) -> tuple[Tensor, WindowedImage | None]:
+    """The pixels; of a file that is too large for that a reduced form, and what reads its windows."""
+    try:
+        return image.read(), None
+    except ImageTooLargeError:
+        if image.path is None:
+            raise
+        large = open_large_image(image.path, image.bit_depth)
+        return overview(large), large
 
 
 def merge_tiles(parts: Sequence[sv.Detections], windows: Sequence[Window]) -> sv.Detections:
@@ -153,17 +183,21 @@ def merge_tiles(parts: Sequence[sv.Detections], windows: Sequence[Window]) -> sv
 def _same_objects(boxes: np.ndarray, labels: np.ndarray, cut: np.ndarray, tile: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """`[P, 2]` pairs of detections that are the same object, seen by two tiles."""
     members = {int(number): np.flatnonzero(tile == number) for number in np.unique(tile)}
+    numbers = np.array(list(members), dtype=int)
     pairs = [np.zeros((0, 2), dtype=int)]
-    for first, second in combinations(members, 2):
-        common = np.concatenate((np.maximum(windows[first], windows[second])[:2], np.minimum(windows[first], windows[second])[2:]))
-        if (common[2:] <= common[:2]).any():
-            continue
-        a, b = members[first], members[second]
-        same = sv.box_iou_batch(_cut_to(boxes[a], common), _cut_to(boxes[b], common)) >= SAME_IOU
-        same |= (_share_inside(boxes[a], boxes[b]) >= PART_SHARE) & cut[a, None] & ~cut[b]
-        same |= (_share_inside(boxes[b], boxes[a]).T >= PART_SHARE) & ~cut[a, None] & cut[b]
-        rows, columns = np.nonzero(same & (labels[a, None] == labels[b]))
-        pairs.append(np.stack((a[rows], b[columns]), axis=1))
+    for position, first in enumerate(numbers):
+        others = numbers[position + 1 :]
+        common = np.concatenate(
+            (np.maximum(windows[first, :2], windows[others, :2]), np.minimum(windows[first, 2:], windows[others, 2:])), axis=1
+        )
+        touching = (common[:, 2:] > common[:, :2]).all(axis=1)  # of thousands of tiles, a few are neighbours
+        for second, strip in zip(others[touching].tolist(), common[touching], strict=True):
+            a, b = members[int(first)], members[second]
+            same = sv.box_iou_batch(_cut_to(boxes[a], strip), _cut_to(boxes[b], strip)) >= SAME_IOU
+            same |= (_share_inside(boxes[a], boxes[b]) >= PART_SHARE) & cut[a, None] & ~cut[b]
+            same |= (_share_inside(boxes[b], boxes[a]).T >= PART_SHARE) & ~cut[a, None] & cut[b]
+            rows, columns = np.nonzero(same & (labels[a, None] == labels[b]))
+            pairs.append(np.stack((a[rows], b[columns]), axis=1))
     return np.concatenate(pairs)
 
 
