@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +31,10 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     generate_scenes(folder / "my_data", train=4, val=2, image_size=64)
     Image.new("RGB", (400, 200), (90, 120, 60)).save(folder / "street.jpg")
+    writer = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (96, 64))
+    for _ in range(2):
+        writer.write(np.full((64, 96, 3), 90, np.uint8))
+    writer.release()
     (folder / "photos").mkdir()
     Image.new("RGB", (96, 64), (90, 120, 60)).save(folder / "photos" / "one.jpg")
     return folder

@@ -425,7 +425,7 @@ class TrainConfig:
 
     nms_iou: float | None = None
     """Drop detections that overlap a better one of their class by more than this IoU, when evaluating, and later when the weights
-    are used. null (official): keep all. After few steps, 0.7 takes second boxes on one object away."""
+    are used. null (official): keep all. After few steps, 0.7 removes duplicate detections."""
 
     evaluate_every: int = 1
     """Epochs between evaluations. 0: only at the end."""

@@ -23,7 +23,7 @@ def postprocess(
 
     Every class of a query is a yes or no of its own, so one query can give two detections with the same box. There is no
     threshold, and by default no non-maximum suppression: matching teaches the queries to name each object once. A network that
-    was trained for few steps has not learned that fully yet; `nms_iou` takes the second boxes away.
+    was trained for few steps has not learned that fully yet; `nms_iou` removes the duplicate detections.
 
     Args:
         predictions: of B images.

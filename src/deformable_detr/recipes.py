@@ -30,6 +30,7 @@ class DataFacts:
 
 PRESETS = {"finetune": "r50-two-stage", "small-data": "r18-two-stage"}
 """The network of each recipe, where none is named."""
+
 SMALLEST_OBJECT = 14
 """Wanted width, in the network's input, of an object smaller than nine of ten (pixels): nearly two cells of the finest level."""
 
@@ -101,7 +102,7 @@ def _learning_rate(at_four: float, images_per_step: int) -> float:
 
 
 def _course(facts: DataFacts, images_per_step: int, *, steps: int, least: int, most: int) -> dict[str, Any]:
-    """About so many steps within these epochs; warm-up, averaging, some thirty evaluations, ten without progress the end."""
+    """The length of the run: about `steps` steps in `least` to `most` epochs; warm-up, EMA, some 30 evaluations, patience 10."""
     steps_per_epoch = max(1, facts.num_images // images_per_step)
     epochs = min(most, max(least, math.ceil(steps / steps_per_epoch)))
     steps = epochs * steps_per_epoch

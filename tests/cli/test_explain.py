@@ -58,9 +58,9 @@ def test_page_is_one_file(files, tmp_path, capsys):
     assert "url(" not in text
     page = Page(text)
     assert page.open == []
-    pictures = [source for source in page.sources if source != "data:,"]  # without the empty icon
-    assert len(pictures) == 2 * 5  # for light and for dark pages
-    assert all(source.startswith("data:image/webp;base64,") for source in pictures)
+    embedded = [source for source in page.sources if source != "data:,"]  # without the empty icon
+    assert len(embedded) == 2 * 5  # for light and for dark pages
+    assert all(source.startswith("data:image/webp;base64,") for source in embedded)
     assert found.name in page.text  # escaped once, not twice
     assert "proposal number 4 of 10" in page.text
     assert [item.name for item in tmp_path.iterdir()] == ["why.html"]

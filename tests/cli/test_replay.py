@@ -25,7 +25,7 @@ def kept_step(folder: Path, broken: bool, image: torch.Tensor | None = None) -> 
     left = torch.rand(3, 64, 96) if image is None else image
     images = ImageBatch.from_images([left, torch.rand(3, 96, 64)], ["left", "right"])
     targets = [Target(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([1]), name) for name in ("left", "right")]
-    path = save_step(folder, 3, "step 4: the loss is not finite", [(images, targets)], model, LossConfig())
+    path = save_step(folder, 3, "step 4: non-finite loss", [(images, targets)], model, LossConfig())
     assert path is not None
     return path
 
@@ -35,7 +35,7 @@ def test_a_step_is_done_again(broken: bool, status: int, text: str, tmp_path: Pa
     path = kept_step(tmp_path, broken)
     assert main(["replay", str(path), "--output", str(tmp_path / "drawn")]) == status
     shown = capsys.readouterr().out
-    assert "Then: step 4: the loss is not finite" in shown
+    assert "Then: step 4: non-finite loss" in shown
     assert text in shown
     assert ("class_heads.1.weight" in shown) == broken
     assert "['left', 'right']" in shown

@@ -21,7 +21,7 @@ def build(detections=(), truth=(), crowd=(), image_id=0):
 
 
 def draw(seed, *, count=20, num_classes=4, crowds=True):
-    """Images with every kind of mistake: loose boxes, wrong classes, duplicates, inventions, objects not found."""
+    """Images with every error type: loose boxes, wrong classes, duplicates, inventions, objects not found."""
     rng = np.random.default_rng(seed)
 
     def box(least, most):

@@ -66,7 +66,7 @@ def test_cost_of_localisation(evaluated_image):
 
 
 def test_an_object_is_gained_only_once(evaluated_image):
-    """Two loose boxes on one object: the better one is put right, the other one deleted, and does not become a mistake."""
+    """Two loose boxes on one object: the better one is put right, the other one deleted, and does not become a false positive."""
     errors = one_class(evaluated_image, (0.9, 0, LOOSE_A), (0.8, 0, [5, 0, 15, 10]), truth=[(0, A)])
     assert errors.ap50 == 0
     assert errors.gains[ErrorType.LOCALISATION] == pytest.approx(1)

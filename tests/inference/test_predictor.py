@@ -248,7 +248,7 @@ def test_numbers_that_are_not_finite_are_an_error_with_the_image(tmp_path):
             return predictions
 
     images = [rectangle_image(64, 64, (10, 10, 50, 50))] * 2
-    with pytest.raises(FloatingPointError, match="not finite for image 1"):
+    with pytest.raises(FloatingPointError, match="non-finite scores or boxes for image 1"):
         Predictor(Broken(), device="cpu").predict(images, batch_size=2)
 
 

@@ -67,7 +67,7 @@ def clip(tmp_path):
 
 
 def test_tracks_are_the_true_identities(clip):
-    """Counted as for MOTA: no miss, no false alarm, no switch."""
+    """Counted as for MOTA: no miss, no false positive, no switch."""
     misses = false_alarms = switches = 0
     number_of = {}
     for frame, places in zip(iterate_video(ColourDetector(), clip, tracker=Tracker()), moving_objects(36), strict=True):
@@ -248,7 +248,7 @@ def test_time_goes_on_where_it_jumps_back(tmp_path):
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_frames_are_upright(tmp_path, rotation):
-    """The display matrix turns the picture counter-clockwise; the upper half is white."""
+    """The display matrix turns the image counter-clockwise; the upper half is white."""
     (_, _, image), *_ = read(encode(tmp_path / "a.mp4", [0, 100], rotation=rotation))
     expected = np.rot90(np.repeat([[255], [0]], (60, 60), axis=0).repeat(160, axis=1), rotation // 90)
     assert image.shape[:2] == expected.shape

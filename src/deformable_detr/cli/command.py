@@ -202,7 +202,7 @@ def _value(given: Any, hint: Any, name: str) -> Any:
 
 
 def spelled(argv: Sequence[str]) -> list[str]:
-    """Options as the parser knows them: `--batch_size=4`, `--train.batch-size=4` → `--batch-size=4`."""
+    """Options as the parser knows them: with hyphens, without the group of a setting (`--train.batch_size` → `--batch-size`)."""
     end = argv.index("--") if "--" in argv else len(argv)
     return [_spelled(word) if index < end and word.startswith("--") else word for index, word in enumerate(argv)]
 

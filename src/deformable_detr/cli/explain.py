@@ -75,7 +75,7 @@ def numbers(text: str, count: int, usage: str) -> list[float]:
     """`"10,20"` → `[10.0, 20.0]`; spaces do as well as commas.
 
     Raises:
-        ValueError: not so many numbers.
+        ValueError: another number of numbers.
     """
     try:
         found = [float(part) for part in re.split(r"[,\s]+", text.strip("()[] "))]

@@ -21,7 +21,7 @@ class PredictOptions(DetectorOptions):
 
     threshold: float | None = None
     """Smallest score of a detection, in [0, 1]; lower finds more, and more that is wrong. Left out: for each class the one that is
-    stored with the weights (the best F1 of the last evaluation in training, or of `evaluate --save_thresholds`), else 0.5."""
+    stored with the weights (the best F1 of the last evaluation in training, or of `evaluate --save-thresholds`), else 0.5."""
 
     classes: list[str] | None = None
     """Only objects of these classes: their names, one after the other."""

@@ -98,7 +98,7 @@ KINDS: dict[str, Kind] = {
     "class-rare": Kind("note", "classes with fewer than 10 training boxes", "expect little of them; more images help most"),
     "class-unmeasured": Kind("note", "classes with training boxes but none in another split", "their AP cannot be measured"),
     "images-empty": Kind("note", "images without a box", "good as background; check that none was forgotten"),
-    "crowd": Kind("note", "crowd regions or difficult objects", "neither targets nor mistakes"),
+    "crowd": Kind("note", "crowd regions or difficult objects", "neither targets nor false positives"),
     "box-two-classes": Kind("note", "boxes that another class has, too", "check whether both are meant"),
     "image-alike": Kind("note", "images that look like another one", "frames of one video say little more than one of them"),
     "image-unlisted": Kind("note", "images in the folder that are not listed", "nothing, or annotate them"),

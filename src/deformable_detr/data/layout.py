@@ -110,7 +110,7 @@ def add_box(record: Record, category_id: int, box: tuple[float, float, float, fl
         record: the COCO record.
         category_id: of the object.
         box: left, top, right, bottom in pixels.
-        crowd: whether the object is neither to be found nor a mistake to find.
+        crowd: whether the object is neither a target nor, when detected, a false positive.
     """
     left, top, right, bottom = box
     width, height = round(right - left, 4), round(bottom - top, 4)

@@ -87,7 +87,7 @@ def _thresholds(analysis: Analysis) -> Iterator[str]:
         yield (
             f"The thresholds stored with the weights give a mean F1 of {sum(now) / len(now):.2f} on this split, its best ones "
             f"{sum(best) / len(best):.2f}. If this split is closer to your use, store those: deformable-detr evaluate … "
-            "--save_thresholds."
+            "--save-thresholds."
         )
     if abs(point.precision - point.recall) >= 0.15:
         side = "precise but misses many objects" if point.precision > point.recall else "sensitive but has many false positives"

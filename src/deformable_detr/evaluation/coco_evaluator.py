@@ -24,7 +24,7 @@ from deformable_detr.structures import ImageId, Target
 logger = logging.getLogger(__name__)
 
 MOST_PER_CLASS = 100
-"""So many detections of a class in one image count (the largest maxDets of COCO)."""
+"""Largest number of detections of a class in one image that count (the largest maxDets of COCO)."""
 
 
 @dataclass(frozen=True)

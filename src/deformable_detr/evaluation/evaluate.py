@@ -86,7 +86,7 @@ def detect(
     results_file: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CocoEvaluator:
-    """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the truth."""
+    """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the ground truth."""
     evaluator = CocoEvaluator(annotations, categories, match_by)
     device = torch.device(device) if device is not None else _device_of(model)
     context = autocast(precision, device)

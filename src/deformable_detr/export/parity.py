@@ -61,7 +61,7 @@ def assert_parity(
         The largest differences.
 
     Raises:
-        ParityError: a difference above `TOLERANCE`, or a number that is not finite; the message has the numbers.
+        ParityError: a difference above `TOLERANCE`, or a non-finite value; the message has the numbers.
     """
     worst = Difference(0.0, 0.0)
     for batch in batches:

@@ -337,7 +337,7 @@ class Predictor:
         for name, one in zip(names, found, strict=True):
             if not (one["scores"].isfinite().all() and one["boxes"].isfinite().all()):
                 hint = "" if self.precision == "fp32" else f"; try precision='fp32' instead of {self.precision!r}"
-                raise FloatingPointError(f"the model gave scores or boxes that are not finite for {name}{hint}")
+                raise FloatingPointError(f"the model gave non-finite scores or boxes for {name}{hint}")
             if labels is not None:
                 one["labels"] = torch.tensor(labels, device=one["labels"].device)[one["labels"]]
         return [{key: value.cpu() for key, value in one.items()} for one in found]

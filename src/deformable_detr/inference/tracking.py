@@ -1,7 +1,7 @@
 """Detections frame by frame → the same number for the same object: ByteTrack's association with a constant-velocity filter.
 
 Zhang et al. 2022, "ByteTrack": sure detections are matched first, then doubtful ones with the tracks that are still without one,
-because a doubtful box in the right place is more likely an occluded object than a false alarm.
+because a doubtful box in the right place is more likely an occluded object than a false positive.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Tracker:
 
     Args:
         threshold: only detections with at least this score, in [0, 1], begin a track; or one score per class id.
-        lost_frames: so many frames a track waits for its object to appear again.
+        lost_frames: number of frames that a track waits for its object to appear again.
         min_iou: least overlap of a sure detection with where a track is expected.
         min_iou_doubtful: the same for detections with a score below `threshold`.
     """

@@ -118,7 +118,7 @@ def iterate_video(
         predictor: a detector.
         video: an opened one, or what opens one.
         threshold: smallest score of a detection, None as for :meth:`Predictor.predict`; a tracker has its own.
-        every: take every so many frames.
+        every: take every N-th frame.
         tracker: gives the objects numbers; True: one that begins tracks at `threshold`. Instead of ours, any object with
             `update(detections)` and `lowest_score`.
         options: further ones of :meth:`Predictor.iterate`: `batch_size`, `top_k`, `classes`, `tiles`, …

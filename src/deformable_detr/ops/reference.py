@@ -15,8 +15,8 @@ def multi_scale_deformable_attn_pytorch(
     Args:
         value: `[B, S, M, D]`, the levels one after the other, each row by row.
         value_spatial_shapes: `[L, 2]`, (h, w) of each level; a tensor or a list of pairs.
-        sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) with the level's corners at 0 and 1; samples outside are zero, and what is
-            not finite is outside.
+        sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) with the level's corners at 0 and 1; samples outside are zero, and so are
+            those at non-finite locations.
         attention_weights: `[B, Q, M, L, P]`.
 
     Returns:
@@ -79,7 +79,7 @@ def _finite(locations: Tensor) -> Tensor:
 
 
 def _centre_plus(centre: Tensor, offsets: Tensor, half: Tensor) -> Tensor:
-    """centre + offsets * half, with zero gradients (and not 0 * infinity) where the result is not finite."""
+    """centre + offsets * half, with zero gradients (and not 0 * infinity) where the result is non-finite."""
     locations = centre + offsets * half
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or not torch.is_grad_enabled():
         return locations

@@ -8,7 +8,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FEW_STEPS = 300
-"""Before so many steps an AP of 0 is usual for a network whose transformer starts at random."""
+"""Below this number of steps an AP of 0 is usual for a model whose transformer starts at random."""
 
 NO_AP = 1e-3
 """AP50 below this counts as none."""

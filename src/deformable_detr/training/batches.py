@@ -14,7 +14,7 @@ from deformable_detr.training.train_step import Batch
 logger = logging.getLogger(__name__)
 
 MOST_RESTARTS = 3
-"""So many dead workers within one epoch are borne."""
+"""Largest number of dead workers within one epoch that are replaced."""
 
 ADVICE = (
     "A worker that reads images was ended from outside, mostly because memory ran out: lower data.num_workers or the sizes of "

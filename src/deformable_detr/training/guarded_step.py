@@ -1,4 +1,4 @@
-"""The training step with what may befall it: numbers that are not finite, and memory that runs out."""
+"""The training step, guarded: non-finite values are explained, running out of memory is answered with advice."""
 
 import logging
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from deformable_detr.training.train_step import Batch, NonFiniteLossError, train
 logger = logging.getLogger(__name__)
 
 MOST_SKIPPED = 20
-"""So many steps in a row may be left out; then training has diverged, and skipping does not help."""
+"""Largest number of steps in a row that may be left out; beyond it training has diverged, and skipping does not help."""
 
 
 class GuardedStep:

@@ -1,4 +1,4 @@
-"""The network with all that changes its weights: optimiser, schedule, guarded step, and the moving average beside it."""
+"""The model with all that changes its weights: optimiser, schedule, guarded step, EMA."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -52,7 +52,7 @@ class Learner:
 
     @property
     def result(self) -> DeformableDETR:
-        """What is evaluated and saved: the moving average of the weights where there is one."""
+        """What is evaluated and saved: the EMA weights where there are any."""
         return cast(DeformableDETR, self.ema.module) if self.ema is not None else self.network
 
     def train(self) -> None:
@@ -60,7 +60,7 @@ class Learner:
         self.guarded_step.model.train()
 
     def lr(self, step: int) -> float:
-        """The learning rate after so many finished steps, that of the first parameter group."""
+        """The learning rate of the first parameter group after this number of steps."""
         return self.base_lr * self.schedule(step)
 
     def step(self, batches: Sequence[Batch], step: int) -> dict[str, float] | None:

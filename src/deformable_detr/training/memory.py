@@ -36,12 +36,12 @@ def out_of_memory(config: RunConfig, images: ImageBatch | None, error: BaseExcep
     train, data = config.train, config.data
     ways = []
     if train.batch_size != 1:
-        ways.append("--batch_size auto (finds what fits and keeps the images per step by accumulation)")
+        ways.append("--batch-size auto (finds what fits and keeps the images per step by accumulation)")
     if not train.gradient_checkpointing:
         ways.append("--gradient-checkpointing (less is kept, a slower step)")
     if train.precision == "fp32":
         ways.append("--precision bf16 (on a GPU)")
-    ways.append(f"smaller images (--max_long_side below {data.max_long_side}, --train_short_sides), or a smaller --preset")
+    ways.append(f"smaller images (--max-long-side below {data.max_long_side}, --train-short-sides), or a smaller --preset")
     size = f" of {len(images)} x {images.images.shape[-2]} x {images.images.shape[-1]} pixels" if images is not None else ""
     return OutOfMemoryError(
         f"a training step with a batch{size} does not fit into memory ({str(error).splitlines()[0]}). What helps, best first: "
@@ -128,7 +128,7 @@ class Trial:
         self._kept_for_one: float | None = None
 
     def batch(self, size: int) -> tuple[ImageBatch, list[Target]]:
-        """So many grey images, each with as many objects as the fullest of the dataset."""
+        """`size` grey images, each with as many objects as the fullest image of the dataset."""
         device = self.accelerator.device
         boxes = torch.full((self.num_objects, 4), 0.5, device=device)
         labels = torch.zeros(self.num_objects, dtype=torch.int64, device=device)

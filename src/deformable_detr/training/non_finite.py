@@ -20,7 +20,7 @@ from deformable_detr.training.train_step import Batch, Criterion, is_broken
 logger = logging.getLogger(__name__)
 
 MOST_SAVED = 5
-"""So many steps of a run are kept at most: each holds the weights and the images."""
+"""Largest number of steps of a run that are kept: each holds the weights and the images."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], d
     for images, targets in batches:
         broken = [t.image_id for image, t in zip(images.images, targets, strict=True) if is_broken(image)]
         if broken:
-            return Diagnosis("images", None, (f"The pixels of {broken} are not finite after normalisation: check data.std.",))
+            return Diagnosis("images", None, (f"The pixels of {broken} are non-finite after normalisation: check data.std.",))
     for images, targets in batches:
         moved = images.to(device), [target.to(device) for target in targets]
         found = _diagnose_batch(model, criterion, *moved)

@@ -216,7 +216,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
     if differing:
         raise ValueError(
             f"the run in {config.output_dir} cannot go on exactly with other settings: {'; '.join(differing)}. "
-            "Resume with the old settings, or start a new run from its weights (--weights) in another --output_dir"
+            "Resume with the old settings, or start a new run from its weights (--weights) in another --output-dir"
         )
 
 

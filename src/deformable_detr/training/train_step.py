@@ -115,13 +115,13 @@ def _losses(
         losses = {"loss": criterion.weighted_sum(losses), **losses}
         if not torch.isfinite(losses["loss"]):
             broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value) and name != "loss"]
-            failure = f"the loss is not finite: {', '.join(broken) or 'the weighted sum overflows'}"
+            failure = f"non-finite loss: {', '.join(broken) or 'the weighted sum overflows'}"
     except FloatingPointError as error:  # predictions that cannot be matched
         failure, cause = str(error), error
     if failure:
         failure += f"; images of the batch: {[target.image_id for target in targets]}. {USUAL_CAUSES}"
     if in_any_process(bool(failure), accelerator) and not failure:  # all stop together, before gradients are exchanged
-        failure = "another process met a loss that is not finite"
+        failure = "another process met a non-finite loss"
     if failure:
         raise NonFiniteLossError(failure) from cause
     return losses
@@ -131,7 +131,7 @@ def _describe_gradient(model: nn.Module, batches: Sequence[Batch]) -> str:
     """Which parameters have a broken gradient, after a finite loss."""
     broken = [name for name, parameter in model.named_parameters() if is_broken(parameter.grad)]
     return (
-        f"the loss is finite but the gradient is not, for {len(broken)} parameters: {', '.join(broken[:8])}"
+        f"finite loss but non-finite gradient, for {len(broken)} parameters: {', '.join(broken[:8])}"
         f"{' …' if len(broken) > 8 else ''}; images: {[target.image_id for _, targets in batches for target in targets]}. "
         f"{USUAL_CAUSES}"
     )

@@ -29,7 +29,7 @@ def bomb(width, height):
 IMAGE = encoded(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
 MULTIPART = "multipart/form-data; boundary=x"
 PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n'
-MISTAKES = {
+BAD_REQUESTS = {
     "a text": ("/detect", raw(b"no image"), 422, "image 0: not an image that can be read (8 bytes)"),
     "an EPS": ("/detect", raw(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 422, "not an image"),
     "half an image": ("/detect", raw(IMAGE[: len(IMAGE) // 2]), 422, "image 0: the image is damaged or truncated"),
@@ -70,10 +70,10 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_answered_with_a_reason(served, mistake):
+@pytest.mark.parametrize("request_name", BAD_REQUESTS)
+def test_bad_requests_are_answered_with_a_reason(served, request_name):
     client, predictor = served
-    path, request, status, reason = MISTAKES[mistake]
+    path, request, status, reason = BAD_REQUESTS[request_name]
     answer = client.post(path, **request)
     assert answer.status_code == status
     assert set(answer.json()) == {"error"}
