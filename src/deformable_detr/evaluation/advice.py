@@ -12,6 +12,9 @@ FEW_OBJECTS = 20
 NOTABLE = 0.02
 """Smaller differences are not mentioned."""
 
+BIASED = 0.15
+"""Mean difference of precision and score that is worth a sentence."""
+
 MEANING: dict[ErrorType, str] = {
     ErrorType.LOCALISATION: "objects are detected, but with inaccurate boxes. Check that the annotated boxes are tight and drawn "
     "the same way everywhere; longer training and a larger input help, and so does --preset r50-refine or r50-two-stage.",
@@ -81,6 +84,12 @@ def _classes(analysis: Analysis) -> Iterator[str]:
 
 def _thresholds(analysis: Analysis) -> Iterator[str]:
     point = analysis.point
+    bias = analysis.calibration.bias
+    if abs(bias) >= BIASED:
+        yield (
+            f"Scores are too {'low' if bias > 0 else 'high'}: they differ from the precision by {100 * abs(bias):.0f} points on "
+            "average. Use the thresholds of the classes rather than 0.5, and do not read scores as probabilities."
+        )
     best = [point.f1 for point in _best_points(analysis)]
     now = [point.f1 for point, curve in zip(analysis.points, analysis.curves, strict=True) if curve.true_positive.any()]
     if analysis.thresholds_from == "given" and sum(best) - sum(now) >= NOTABLE * len(best):

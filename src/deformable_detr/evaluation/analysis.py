@@ -1,4 +1,4 @@
-"""What lies behind AP, as data: curves, thresholds, confusion matrix, error types, worst images."""
+"""What lies behind AP, as data: its certainty, curves, thresholds, calibration, confusion matrix, error types, worst images."""
 
 import math
 from collections import Counter
@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deformable_detr.evaluation.bootstrap import Bootstrap, bootstrap
+from deformable_detr.evaluation.calibration import Calibration, calibrate
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.confusion import ConfusionMatrix, confusion_matrix
 from deformable_detr.evaluation.error_types import ErrorType, ErrorTypes, ImageErrors, classify_errors, error_types
@@ -31,10 +33,16 @@ class Analysis:
     """Precision, recall and F1 of each class as functions of the score threshold."""
 
     thresholds: tuple[float, ...]
-    """The score threshold of each class, used by all fields below but `errors`."""
+    """The score threshold of each class, used by `confusion` and `images`."""
 
     thresholds_from: ThresholdOrigin
     """Whether they were given (such as those stored with the weights), or maximise F1 on this very split."""
+
+    bootstrap: Bootstrap
+    """How certain AP is: its confidence intervals."""
+
+    calibration: Calibration
+    """Whether the scores of all classes together are the precision that they promise."""
 
     confusion: ConfusionMatrix
     """At the thresholds."""
@@ -75,9 +83,11 @@ class Analysis:
             "metrics": self.metrics.to_dict(),
             "thresholds_from": self.thresholds_from,
             "all_classes": _point(self.point) | {"best_single_threshold": self.joint_curve.best_threshold()},
+            "intervals": self.bootstrap.to_dict(),
+            "calibration": self.calibration.to_dict(),
             "classes": [
-                {"name": curve.name, **_point(point), **_curve(curve)}
-                for curve, point in zip(self.curves, self.points, strict=True)
+                {"name": curve.name, "ap_interval": interval.to_list(), **_point(point), **_curve(curve)}
+                for curve, point, interval in zip(self.curves, self.points, self.bootstrap.per_class, strict=True)
             ],
             "confusion": {"names": list(self.confusion.names), "counts": self.confusion.counts.tolist()},
             "errors": {
@@ -121,6 +131,8 @@ def analyze(evaluator: CocoEvaluator, thresholds: Sequence[float] | None = None)
         curves=curves,
         thresholds=tuple(limits.tolist()),
         thresholds_from=origin,
+        bootstrap=bootstrap(images, len(names)),
+        calibration=calibrate(joint_curve(curves)),
         confusion=confusion_matrix(shown, names),
         errors=error_types(images, len(names)),
         images=tuple(sorted(map(classify_errors, shown), key=lambda image: -image.error_mass)),

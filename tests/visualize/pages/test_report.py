@@ -50,7 +50,7 @@ def test_everything_is_written(tmp_path):
     page = report.save(tmp_path / "new" / "report")
     assert page == tmp_path / "new" / "report" / "report.html"
     files = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
-    figures = {"pr_curves.png", "f1_curves.png", "confusion.png", "error_types.png"}
+    figures = {"pr_curves.png", "f1_curves.png", "calibration.png", "confusion.png", "error_types.png"}
     assert {name for name in files if not name.startswith("worst")} == {"report.html", "report.json", *figures}
     worst = sorted(name for name in files if name.startswith("worst"))
     ids = [image.image.image_id for image in report.analysis.images[:2]]
@@ -61,8 +61,8 @@ def test_everything_is_written(tmp_path):
     assert json.loads((page.parent / "report.json").read_text())["confusion"]["names"][2] == NASTY
     text = page.read_text()
     assert "http" not in text and "<b>bold</b>" not in text
-    assert text.count('src="') == text.count('src="data:image/') == 4 + 2 * 2
-    assert text.count('srcset="') == text.count('srcset="data:image/') == 4
+    assert text.count('src="') == text.count('src="data:image/') == 5 + 2 * 2
+    assert text.count('srcset="') == text.count('srcset="data:image/') == 5
 
 
 def test_no_errors_and_no_objects(tmp_path):

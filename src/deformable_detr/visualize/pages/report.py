@@ -11,11 +11,13 @@ from torch import Tensor
 
 from deformable_detr.evaluation.advice import advise
 from deformable_detr.evaluation.analysis import Analysis
+from deformable_detr.evaluation.bootstrap import Interval
 from deformable_detr.evaluation.error_types import ErrorType
 from deformable_detr.evaluation.metrics import percent
 from deformable_detr.structures import ImageId
 from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
 from deformable_detr.visualize.figures import save_figure
+from deformable_detr.visualize.pages.calibration_figure import draw_calibration
 from deformable_detr.visualize.pages.confusion_figure import MOST_CLASSES, draw_confusion
 from deformable_detr.visualize.pages.curve_figures import draw_f1_curves, draw_pr_curves
 from deformable_detr.visualize.pages.error_figure import ERROR_COLORS, draw_error_types
@@ -29,10 +31,11 @@ ORIGINS = {
     "default": "a threshold of 0.5, since there is no true positive from which to derive a better one",
 }
 LEGEND = {ErrorType.MISSED: "false negative"}
-CLASS_COLUMNS = ("class", "objects", "AP", "AP50", "threshold", "precision", "recall", "F1", "TP", "FP", "FN")
+CLASS_COLUMNS = ("class", "objects", "AP", "95 % interval", "AP50", "threshold", "precision", "recall", "F1", "TP", "FP", "FN")
 ALT_TEXTS = {
     "pr_curves.png": "precision over recall at IoU .50, one curve per class; the numbers are in the table above and in report.json",
     "f1_curves.png": "F1 over the score threshold, one curve per class; the thresholds are in the table above",
+    "calibration.png": "precision of the detections in each bin of scores, and their number; the numbers are in report.json",
     "confusion.png": "confusion matrix; the most frequent confusions are in the table below, all counts in report.json",
     "error_types.png": "bars: gain of AP50 and number of errors of each type; the numbers are in report.json",
 }
@@ -70,6 +73,7 @@ class Report:
         return {
             "pr_curves.png": draw_pr_curves(self.analysis.metrics, self.analysis.points),
             "f1_curves.png": draw_f1_curves(self.analysis.curves, self.analysis.points),
+            "calibration.png": draw_calibration(self.analysis.calibration),
             "confusion.png": draw_confusion(self.analysis.confusion),
             "error_types.png": draw_error_types(self.analysis),
         }
@@ -103,6 +107,8 @@ class Report:
             advice=advise(analysis),
             class_columns=CLASS_COLUMNS,
             classes=list(self._class_rows()),
+            draws=len(analysis.bootstrap.aps),
+            calibration_error=percent(analysis.calibration.error),
             figures={name: embed_figure(figure, ALT_TEXTS[name]) for name, figure in self.figures.items()},
             left_out=total if total > MOST_CLASSES else 0,
             confusions=[
@@ -130,17 +136,26 @@ class Report:
             for i, image in zip(ids, chosen, strict=True)
         ]
 
-    def _tiles(self) -> Iterator[tuple[str, str]]:
+    def _tiles(self) -> Iterator[tuple[str, str, str]]:
+        """Name, value and confidence interval of the main numbers."""
         metrics, point = self.analysis.metrics, self.analysis.point
-        yield from (("AP", percent(metrics.ap)), ("AP50", percent(metrics.ap50)), ("AP75", percent(metrics.ap75)))
-        yield from ((name, percent(getattr(point, name.lower()))) for name in ("precision", "recall", "F1"))
+        for name in ("ap", "ap50", "ap75"):
+            yield name.upper(), percent(getattr(metrics, name)), span(getattr(self.analysis.bootstrap, name))
+        yield from ((name, percent(getattr(point, name.lower())), "") for name in ("precision", "recall", "F1"))
         for name in ("ap_small", "ap_medium", "ap_large", "ar_1", "ar_10", "ar_100"):
-            yield name[:2].upper() + name[2:].replace("_", " "), percent(getattr(metrics, name))
+            yield name[:2].upper() + name[2:].replace("_", " "), percent(getattr(metrics, name)), ""
 
     def _class_rows(self) -> Iterator[tuple[object, ...]]:
-        for entry, point in zip(self.analysis.metrics.per_class, self.analysis.points, strict=True):
+        analysis = self.analysis
+        for entry, point, interval in zip(analysis.metrics.per_class, analysis.points, analysis.bootstrap.per_class, strict=True):
             yield (
-                *(entry.name, entry.num_objects, percent(entry.ap), percent(entry.ap50), f"{point.threshold:.3f}"),
+                *(entry.name, entry.num_objects, percent(entry.ap), span(interval), percent(entry.ap50)),
+                f"{point.threshold:.3f}",
                 *(percent(value) for value in (point.precision, point.recall, point.f1)),
                 *(point.true_positives, point.false_positives, point.false_negatives),
             )
+
+
+def span(interval: Interval) -> str:
+    """An interval in percent, such as `52.1 – 60.3`; a dash for NaN."""
+    return "–" if np.isnan(interval.low) else f"{percent(interval.low)} – {percent(interval.high)}"

@@ -1,0 +1,66 @@
+"""Whether scores mean what they say: of detections with score .7, 70 % should be true positives (Guo et al. 2017)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deformable_detr.evaluation.thresholds import ScoreCurve
+
+LEAST_SCORE = 0.1
+"""Detections below are left out: there are a hundred in every image, nearly all of them false, and nobody uses them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Detections in S bins of equal width, by their score; at IoU .50."""
+
+    edges: np.ndarray
+    """`[S + 1]` limits of the bins."""
+
+    counts: np.ndarray
+    """`[S]` detections."""
+
+    scores: np.ndarray
+    """`[S]` mean score; NaN in an empty bin."""
+
+    precision: np.ndarray
+    """`[S]` share of true positives; NaN in an empty bin."""
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: mean |precision − score| over the detections; NaN without detections."""
+        return self._mean(np.abs(self.precision - self.scores))
+
+    @property
+    def bias(self) -> float:
+        """Mean of precision − score over the detections: above 0 the scores are too low. NaN without detections."""
+        return self._mean(self.precision - self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict, for JSON; None stands for NaN."""
+        columns = {name: getattr(self, name).tolist() for name in ("edges", "counts", "scores", "precision")}
+        plain = {name: [None if np.isnan(value) else value for value in column] for name, column in columns.items()}
+        return {"error": None if np.isnan(self.error) else self.error, "bias": None if np.isnan(self.bias) else self.bias, **plain}
+
+    def _mean(self, gaps: np.ndarray) -> float:
+        total = self.counts.sum()
+        return float(np.nansum(gaps * self.counts) / total) if total else float("nan")
+
+
+def calibrate(curve: ScoreCurve, *, least: float = LEAST_SCORE, width: float = 0.1) -> Calibration:
+    """Sort detections into bins by their score.
+
+    Args:
+        curve: the detections, such as those of all classes.
+        least: lower limit of the first bin.
+        width: of the bins.
+    """
+    edges = np.linspace(least, 1, round((1 - least) / width) + 1)
+    kept = curve.scores >= least
+    scores, true_positive = curve.scores[kept], curve.true_positive[kept]
+    bins = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, len(edges) - 2)
+    counts, sums, found = (np.bincount(bins, weights, minlength=len(edges) - 1) for weights in (None, scores, true_positive))
+    empty = np.full(len(counts), np.nan)
+    mean_scores, precision = (np.divide(part, counts, out=empty.copy(), where=counts > 0) for part in (sums, found))
+    return Calibration(edges, counts, mean_scores, precision)
