@@ -46,11 +46,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, merge: bool = False) -> Iterator[Path]:
     """Fill a new folder under another name beside it; it becomes `path` at the end, if nothing was raised.
 
     Args:
-        path: the folder; it must not exist, or be empty, when the block ends.
+        path: the folder; without `merge` it must not exist, or be empty, when the block ends.
+        merge: where `path` exists, put the new files into it, each in one go; other files in it stay.
 
     Yields:
         An empty folder to fill.
@@ -64,7 +65,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        partial.replace(path)
+        if merge and path.is_dir():
+            for file in sorted(partial.iterdir()):
+                file.replace(path / file.name)
+        else:
+            partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

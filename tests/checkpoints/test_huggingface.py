@@ -2,13 +2,15 @@
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
 from transformers import AutoImageProcessor, DeformableDetrConfig, DeformableDetrForObjectDetection
 
-from deformable_detr.checkpoints import load_checkpoint, load_pretrained, save_weights
+from deformable_detr.checkpoints import huggingface, load_checkpoint, load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
+from deformable_detr.model import build_model
 from deformable_detr.model.pyramid import PaddedCanvas
 
 FLAGS = {
@@ -135,22 +137,187 @@ def test_names_of_a_running_model(make_model, randomise, batch, tmp_path):
 
 def test_what_transformers_cannot_express(make_model, tmp_path):
     save_weights(tmp_path / "a.safetensors", make_model("one-stage"))
-    with pytest.raises(ValueError, match="cannot express the backbone options"):
+    with pytest.raises(ValueError, match="cannot express this network: the backbone options"):
         convert(tmp_path / "a.safetensors", tmp_path / "folder", "huggingface")
     assert not (tmp_path / "folder").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "detr"}, "holds a detr model"),
-        ({"position_embedding_type": "learned"}, "learned position embeddings"),
-        ({"backbone_config": {"model_type": "resnet"}}, "only timm backbones"),
-    ],
-)
-def test_what_this_network_has_not(change, message, randomise, tmp_path):
+TIMM = {"model_type": "timm_backbone", "backbone": "resnet18"}
+SAID = {
+    "another model": ({"model_type": "detr"}, "holds a detr model"),
+    "positions": ({"position_embedding_type": "learned"}, "position_embedding_type is 'learned': only 'sine' is known"),
+    "backbone of transformers": ({"backbone_config": {"model_type": "resnet"}}, "only timm backbones"),
+    "activation": ({"activation_function": "gelu"}, "activation_function is 'gelu': only 'relu' is known"),
+    "heads": ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4, but the network has num_heads 8"),
+    "points": ({"encoder_n_points": 2}, "encoder_n_points is 2, but the network has num_encoder_points 4"),
+    "levels": ({"num_feature_levels": 3}, "num_feature_levels is 3, but the network has num_feature_levels 4"),
+    "width": ({"d_model": 128}, "d_model is 128, but the network has hidden_dim 64"),
+    "feed-forward width": ({"encoder_ffn_dim": 64}, "encoder_ffn_dim is 64, but the network has ffn_dim 48"),
+    "layers": ({"decoder_layers": 6}, "decoder_layers is 6"),
+    "queries": ({"num_queries": 300}, "num_queries is 300, but the network has num_queries 12"),
+    "two-stage": ({"two_stage": True, "with_box_refine": True}, "two_stage is True, but the network has two_stage False"),
+    "holes in the classes": ({"id2label": {"0": "a", "1": "b", "3": "c", "4": "d"}}, "id2label numbers 4 classes"),
+    "too few classes": ({"id2label": {"0": "a", "1": "b"}}, "id2label numbers 2 classes"),
+    "own code": ({"auto_map": {"AutoModel": "modeling.Mine"}}, "auto_map is set"),
+    "quantised": ({"quantization_config": {"bits": 8}}, "quantization_config is set"),
+    "channels": ({"num_channels": 4}, "num_channels is 4"),
+    "unknown": ({"look_forward_twice": True}, r"look_forward_twice \(True\) means nothing here"),
+    "strides": (
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18", "output_stride": 8}},
+        "output_stride is 8",
+    ),
+    "stages": (
+        {"backbone_config": TIMM | {"out_indices": [1, 2, 3]}},
+        r"out_indices are \[1, 2, 3\]: only the last stages",
+    ),
+    "activations in norms": (
+        {"backbone_config": TIMM | {"backbone": "mobilenetv3_small_050"}},
+        "activations in its batch norms",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_this_network_has_not_is_refused_by_name(case, randomise, tmp_path):
+    change, message = SAID[case]
     their_model("one-stage", randomise).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path)
+
+
+def test_not_strict_reads_all_the_same(randomise, tmp_path, caplog):
+    their_model("one-stage", randomise).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "gelu"}))
+    assert load_pretrained(tmp_path, strict=False).metadata.model.num_queries == 12
+    assert "activation_function" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["flat", "backbone_config", "backbone_kwargs"])
+def test_forms_of_the_backbone(form, randomise, batch, tmp_path):
+    """As transformers 4 and 5 have stored a dilated backbone."""
+    theirs = their_model("single-scale-dc5", randomise)
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    record = {"flat": {"backbone_config": None, "dilation": True, "backbone": "resnet18", "use_timm_backbone": True}}
+    record["backbone_kwargs"] = record["flat"] | {"dilation": False, "backbone_kwargs": {"output_stride": 16, "out_indices": [4]}}
+    record["backbone_config"] = {}
+    (tmp_path / "config.json").write_text(json.dumps(config | record[form]))
+    ours = load_pretrained(tmp_path)
+    assert ours.metadata.model.dilation
+    assert_same_outputs(ours, theirs, batch)
+
+
+NO_LIMIT = 100_000
+PROCESSORS = {
+    "numbers": ({"size": 480, "max_size": 640}, (480, 640), ""),
+    "number": ({"size": 480}, (480, 1333), ""),
+    "shortest alone": ({"size": {"shortest_edge": 480}}, (480, NO_LIMIT), ""),
+    "longest alone": ({"size": {"longest_edge": 640}}, (640, 640), ""),
+    "fitted": ({"size": {"max_height": 640, "max_width": 640}}, (640, 640), ""),
+    "fitted, not square": ({"size": {"max_height": 480, "max_width": 640}}, (480, 640), "fitted into"),
+    "stretched": ({"size": {"height": 480, "width": 640}}, (480, 640), "stretched to 480 × 640"),
+    "pair": ({"size": [480, 640]}, (480, 640), "stretched to 480 × 640"),
+    "not resized": ({"do_resize": False}, (800, 1333), "do_resize"),
+    "another filter": ({"resample": 3}, (800, 1333), "PIL's filter 3"),
+    "cropped": ({"do_center_crop": True}, (800, 1333), "do_center_crop"),
+    "fixed canvas": ({"pad_size": {"height": 900, "width": 900}}, (800, 1333), "pad_size"),
+    "unknown": ({"sharpen": 2}, (800, 1333), "without a meaning here: sharpen"),
+    "old names": ({"feature_extractor_type": "DetrFeatureExtractor", "format": "coco_detection", "size": 800}, (800, 1333), ""),
+    "nothing": ({"size": None, "image_mean": None}, (800, 1333), ""),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_form_of_the_image_size(case, nested, randomise, tmp_path):
+    said, sides, loss = PROCESSORS[case]
+    their_model("one-stage", randomise).save_pretrained(tmp_path)
+    name = "processor_config.json" if nested else "preprocessor_config.json"
+    (tmp_path / name).write_text(json.dumps({"image_processor": said} if nested else said))
+    loaded = load_checkpoint(tmp_path)
+    assert (loaded.model.metadata.eval_short_side, loaded.model.metadata.max_long_side) == sides
+    assert any(loss in text for text in loaded.report.lossy) if loss else loaded.report.lossy == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]},
+    ],
+)
+def test_every_normalisation_gives_the_same_pixels(said, randomise, tmp_path):
+    their_model("one-stage", randomise).save_pretrained(tmp_path)
+    said = {"image_processor_type": "DeformableDetrImageProcessor", "do_resize": False} | said
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    metadata = load_pretrained(tmp_path).metadata
+    pixels = torch.randint(0, 256, (3, 24, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = AutoImageProcessor.from_pretrained(tmp_path)(pixels, return_tensors="pt")["pixel_values"][0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (metadata.mean, metadata.std))
+    torch.testing.assert_close((pixels / 255 - mean) / std, expected.float(), rtol=1e-5, atol=1e-4)
+
+
+def test_weights_in_several_files(randomise, batch, tmp_path):
+    theirs = their_model("one-stage", randomise)
+    theirs.save_pretrained(tmp_path, max_shard_size="20MB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1 and not (tmp_path / "model.safetensors").exists()
+    for source in (tmp_path, tmp_path / "model.safetensors.index.json", shards[0]):
+        assert_same_outputs(load_pretrained(source), theirs, batch)
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=f"no {shards[1].name} beside"):
+        load_pretrained(tmp_path)
+
+
+BACKBONES = ["resnet18.tv_in1k", "resnet18d.ra2_in1k", "convnext_atto.d2_in1k"]
+LOSING = ["mobilenetv3_small_050.lamb_in1k", "tf_efficientnet_lite0.in1k", "regnetx_002.pycls_in1k"]
+
+
+def with_backbone(name, tmp_path):
+    torch.manual_seed(0)
+    settings = {"num_classes": 3, "hidden_dim": 64, "ffn_dim": 64, "num_encoder_layers": 1, "num_decoder_layers": 2}
+    settings |= {"num_queries": 12, "freeze_batch_norm": False, "frozen_backbone_stages": 0, "pretrained_backbone": False}
+    model = build_model("r18", backbone=name, **settings).eval()
+    return model, save_weights(tmp_path / "a.safetensors", model)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones_that_transformers_runs_as_timm_does(name, batch, tmp_path):
+    model, path = with_backbone(name, tmp_path)
+    report = convert(path, tmp_path / "folder", "huggingface")
+    assert any("compared with transformers" in note for note in report.notes)
+    assert_same_outputs(model, DeformableDetrForObjectDetection.from_pretrained(tmp_path / "folder").eval(), batch)
+    assert load_pretrained(tmp_path / "folder").metadata.model.backbone == name
+
+
+@pytest.mark.parametrize("name", LOSING)
+@pytest.mark.parametrize("known", [True, False], ids=["by its parts", "by running it"])
+def test_backbones_that_transformers_computes_otherwise(name, known, tmp_path, monkeypatch):
+    _, path = with_backbone(name, tmp_path)
+    if not known:
+        monkeypatch.setattr(huggingface, "backbone_problems", lambda name: [])
+    with pytest.raises(ValueError, match="in its batch norms" if known else "computes something else"):
+        convert(path, tmp_path / "folder", "huggingface")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors"]
+
+
+def test_without_transformers_the_report_says_that_nothing_was_compared(make_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    path = save_weights(tmp_path / "a.safetensors", make_model("one-stage", thin=False))
+    report = convert(path, tmp_path / "folder", "huggingface")
+    assert "not compared with transformers' own outputs: transformers is not installed" in report.notes
+    assert load_pretrained(tmp_path / "folder").metadata.model.num_queries == 12
+
+
+def test_other_files_in_an_existing_folder_stay(make_model, tmp_path):
+    path = save_weights(tmp_path / "a.safetensors", make_model("one-stage", thin=False))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    convert(path, tmp_path / "folder", "huggingface")
+    assert (tmp_path / "folder" / "notes.txt").read_text() == "mine"

@@ -212,4 +212,4 @@ def test_other_backbones_have_other_names_in_mmdetection(make_model, tmp_path):
     from deformable_detr.checkpoints.report import Report
 
     with pytest.raises(ValueError, match="convnext_tiny"):
-        mmdet.write(tmp_path / "x.pth", model.state_dict(), model.metadata, Report("native", "mmdet"))
+        mmdet.write(tmp_path / "x.pth", model, Report("native", "mmdet"))

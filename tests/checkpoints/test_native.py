@@ -4,14 +4,16 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from deformable_detr.checkpoints import load_pretrained, save_weights
-from deformable_detr.checkpoints.native import save_thresholds, write_atomically
+from deformable_detr.checkpoints import huggingface, load_pretrained, native, save_weights
+from deformable_detr.checkpoints.convert import convert
+from deformable_detr.checkpoints.native import save_thresholds
 from deformable_detr.model import build_model
 
 
@@ -67,17 +69,26 @@ def test_loaded_weights_can_be_changed_and_saved_over_their_own_file(make_model,
     assert torch.equal(load_pretrained(path).flatten.level_embed, expected)
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "a.safetensors"
-    target.write_bytes(b"before")
+@pytest.mark.parametrize("layout", ["native", "official", "mmdet", "huggingface"])
+def test_files_appear_whole_or_not_at_all(layout, make_model, tmp_path, monkeypatch):
+    source = save_weights(tmp_path / "a.safetensors", make_model("one-stage", thin=False))
+    target = tmp_path / "target"
+    if layout == "huggingface":
+        target.mkdir()
+    existing = target / "model.safetensors" if layout == "huggingface" else target
+    existing.write_bytes(b"before")
 
-    def fail(path):
-        path.write_bytes(b"half")
+    def fail(content, path, *rest):
+        Path(path).write_bytes(b"half")
         raise OSError("no space left on device")
 
+    for module in (native, huggingface):
+        monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="no space"):
-        write_atomically(target, fail)
-    assert target.read_bytes() == b"before" and [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+        convert(source, target, layout, overwrite=True)
+    assert existing.read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(["a.safetensors", existing.name])
 
 
 def test_a_run_folder_stands_for_its_best_weights(make_model, tmp_path):
@@ -104,13 +115,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
-def test_loading_adds_less_than_the_file_to_peak_memory(make_model, tmp_path):
+def test_loading_makes_no_copy_in_memory(make_model, tmp_path):
     small = save_weights(tmp_path / "small.safetensors", make_model("one-stage"))
     large = save_weights(tmp_path / "large.safetensors", build_model("r50", pretrained_backbone=False))
     result = subprocess.run([sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True)
     added, size = int(result.stdout) * 1024, large.stat().st_size
     assert size > 155e6
-    assert added < size
+    assert added < 1.5 * size  # the check for NaN maps every page once
 
 
 THRESHOLDS = (0.1, 0.2, 0.35, 0.4, 0.55)

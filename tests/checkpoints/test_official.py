@@ -163,7 +163,7 @@ def test_written_file_has_the_published_number_of_tensors(preset, tmp_path):
     from deformable_detr.checkpoints import official
     from deformable_detr.checkpoints.report import Report
 
-    official.write(tmp_path / "x.pth", model.state_dict(), model.metadata, Report("native", "official"))
+    official.write(tmp_path / "x.pth", model, Report("native", "official"))
     assert len(torch.load(tmp_path / "x.pth", weights_only=False)["model"]) == ENTRIES[preset]
 
 

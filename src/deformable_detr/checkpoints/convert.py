@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import huggingface, mmdet, native, official
 from deformable_detr.checkpoints.coco_classes import COCO_80, COCO_91
 from deformable_detr.checkpoints.load import LoadedCheckpoint, load_checkpoint
 from deformable_detr.checkpoints.report import Report
-from deformable_detr.config import Metadata
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch
 
@@ -61,12 +59,10 @@ def convert(
     if wanted is not None:
         loaded = load_checkpoint(source, classes=wanted, **settings)
     report = Report(loaded.report.source_format, to)
-    metadata = loaded.model.metadata
-    target.parent.mkdir(parents=True, exist_ok=True)
     if to == "mmdet":
         _write_mmdet(target, loaded.model, report, neck_bias)
     else:
-        WRITERS[to](target, loaded.model.state_dict(), metadata, report)
+        WRITERS[to](target, loaded.model, report)
     return _joined(loaded, report)
 
 
@@ -93,25 +89,16 @@ def _classes_for(found: Categories | None, to: Layout, classes: ClassLayout) -> 
     return None if found == wanted else wanted
 
 
-def _write_native(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report) -> None:
-    native.write_state_dict(path, tensors, metadata)
-    report.mapped = len(tensors)
-
-
 def _write_mmdet(path: Path, model: DeformableDETR, report: Report, neck_bias: bool) -> None:
     tensors = model.state_dict()
     if not neck_bias and any(tensors[name].any() for name in mmdet.neck_bias_names(tensors)):
         report.lossy.append(f"the biases of the neck are dropped: {_effect_of_neck_bias(model)}")
-    native.write_atomically(path, lambda temporary: mmdet.write(temporary, tensors, model.metadata, report, neck_bias=neck_bias))
+    mmdet.write(path, model, report, neck_bias=neck_bias)
 
 
-def _write_official(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report) -> None:
-    native.write_atomically(path, lambda temporary: official.write(temporary, tensors, metadata, report))
-
-
-WRITERS: dict[str, Callable[[Path, dict[str, Tensor], Metadata, Report], None]] = {
-    "native": _write_native,
-    "official": _write_official,
+WRITERS: dict[str, Callable[[Path, DeformableDETR, Report], None]] = {
+    "native": native.write,
+    "official": official.write,
     "mmdet": mmdet.write,
     "huggingface": huggingface.write,
 }

@@ -1,11 +1,10 @@
 """The layout of detrex, in only: detectron2's names for the backbone, lists of attentions in the transformer."""
 
-from deformable_detr.checkpoints.coco_classes import default_categories
-from deformable_detr.checkpoints.files import TensorFile
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.mmdet import add_neck_biases, attention_list_rules
 from deformable_detr.checkpoints.prediction_heads import fold_heads
 from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
 
 NAME = "detrex"
@@ -42,14 +41,11 @@ KEYS = KeyMap(
     aliases=[("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{rest}")],  # misspelt so in some versions
 )
 
-_IGNORED = ("pixel_mean", "pixel_std", "criterion.empty_weight")
-
 
 def read(file: TensorFile) -> Weights:
     """Weights under our names."""
-    weights = translate(file.tensors, KEYS, Report(NAME), ignored=_IGNORED)
+    weights = translate(file.tensors, KEYS, Report(NAME))
     copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
     fold_heads(weights, box_refinement=True if copied else None)
     add_neck_biases(weights)
-    weights.details["categories"] = default_categories(len(weights.tensors.get("class_heads.0.bias", ())))
     return weights

@@ -31,15 +31,13 @@ def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool
         model = build_model(metadata.model, pretrained_backbone=False)
     expected = model.state_dict()
     _add_counters(weights, expected)
-    problems = _problems(weights, expected)
+    problems = [*_problems(weights, expected), *_non_finite(weights)]
     if problems and strict:
         raise ValueError(
             f"{path} ({weights.report.source_format} layout) does not fit the network that it seems to hold "
             f"({variant_name(metadata.model)}, {metadata.model.num_classes} classes):\n  " + "\n  ".join(problems)
         )
-    tensors = {
-        name: tensor for name, tensor in weights.tensors.items() if name in expected and tensor.shape == expected[name].shape
-    }
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if name in expected and _fits(tensor, expected[name])}
     if problems:
         logger.warning("%s: kept at their initial values, since they do not fit:\n  %s", path, "\n  ".join(problems))
         model = build_model(metadata.model, pretrained_backbone=False)
@@ -68,16 +66,41 @@ def _problems(weights: Weights, expected: dict[str, Tensor]) -> list[str]:
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    kinds = {"missing": missing, "not understood": sorted(unknown), "wrong shape": misshapen}
+    mistyped = [
+        f"{weights.named(name)} is {_name(tensors[name].dtype)}, expected {_name(tensor.dtype)} (quantised?)"
+        for name, tensor in expected.items()
+        if name in tensors and tensor.is_floating_point() != tensors[name].is_floating_point()
+    ]
+    kinds = {"missing": missing, "not understood": sorted(unknown), "wrong shape": misshapen, "wrong type": mistyped}
     return [f"{kind} ({len(names)}): {shorten(names)}" for kind, names in kinds.items() if names]
+
+
+def _non_finite(weights: Weights) -> list[str]:
+    """The tensors with NaN or infinity. A sum is finite where all is, costs no memory, and is quick."""
+    found = [
+        weights.named(name)
+        for name, tensor in weights.tensors.items()
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.float().isfinite().all()
+    ]
+    if not found:
+        return []
+    return [f"NaN or infinite values ({len(found)}): {shorten(found)}. Did the training diverge? Take weights from before that"]
+
+
+def _fits(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and found.is_floating_point() == expected.is_floating_point()
 
 
 def _hint(found: Tensor, expected: Tensor) -> str:
     return " (transposed?)" if found.ndim > 1 and found.shape == expected.shape[::-1] else ""
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _in_precision_of(tensor: Tensor, expected: Tensor, weights: Weights, name: str) -> Tensor:
     if tensor.dtype == expected.dtype:
         return tensor
-    weights.report.reshaped.append(f"{weights.named(name)} ({str(tensor.dtype).removeprefix('torch.')} → float32)")
+    weights.report.reshaped.append(f"{weights.named(name)} ({_name(tensor.dtype)} → float32)")
     return tensor.to(expected.dtype)

@@ -1,6 +1,5 @@
 """Models on the Hugging Face hub and saved detectors: a folder with the weights, their settings and a model card."""
 
-import json
 import logging
 import re
 import tempfile
@@ -9,7 +8,9 @@ from typing import Any
 
 from deformable_detr.checkpoints.model_card import model_card
 from deformable_detr.checkpoints.native import save_weights
+from deformable_detr.checkpoints.tensor_files import INDEX_SUFFIX, shard_names
 from deformable_detr.config import Metadata
+from deformable_detr.files import atomic_folder, write_json, write_text
 from deformable_detr.model import DeformableDETR
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def download(source: str, revision: str | None = None) -> Path:
         raise ValueError(f"{source!r} is not a name on the hub: expected hf://owner/name[@revision][/file.safetensors]")
     repo, revision = match["repo"], revision or match["revision"]
     try:
-        path = Path(hf_hub_download(repo, match["file"] or WEIGHTS_NAME, revision=revision))
+        path = _download_weights(repo, match["file"], revision)
     except LocalEntryNotFoundError as error:
         raise _out_of_reach(source, error) from error
     except RepositoryNotFoundError as error:
@@ -81,6 +82,25 @@ def download(source: str, revision: str | None = None) -> Path:
             logger.debug("%s has no %s", repo, name)
     logger.info("%s: revision %s", repo, path.parent.name)
     return path
+
+
+def _download_weights(repo: str, name: str | None, revision: str | None) -> Path:
+    """One file, or where the weights are in several, all of them; then the path is that of their index."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, name or WEIGHTS_NAME, revision=revision))
+    except EntryNotFoundError as error:
+        if name is not None:
+            raise
+        try:
+            index = Path(hf_hub_download(repo, WEIGHTS_NAME + INDEX_SUFFIX, revision=revision))
+        except EntryNotFoundError:
+            raise error from None
+    for shard in shard_names(index):
+        hf_hub_download(repo, shard, revision=revision)
+    return index
 
 
 def _out_of_reach(source: str, error: Exception) -> OSError:
@@ -113,10 +133,10 @@ def save_pretrained(
     """
     folder = Path(folder)
     metadata = metadata or model.metadata
-    save_weights(folder / WEIGHTS_NAME, model, metadata=metadata)
-    (folder / "config.json").write_text(json.dumps(metadata.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    card = model_card(metadata, name=name or folder.resolve().name, license=license)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    with atomic_folder(folder, merge=True) as partial:
+        save_weights(partial / WEIGHTS_NAME, model, metadata=metadata)
+        write_json(partial / "config.json", metadata.to_dict(), indent=2)
+        write_text(partial / "README.md", model_card(metadata, name=name or folder.resolve().name, license=license))
     return folder
 
 

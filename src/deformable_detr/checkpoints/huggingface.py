@@ -2,24 +2,28 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from deformable_detr.categories import Categories
-from deformable_detr.checkpoints.coco_classes import categories_of_names
-from deformable_detr.checkpoints.files import TensorFile
+from deformable_detr.checkpoints.huggingface_config import backbone_problems, model_config, processor_config, read_folder
 from deformable_detr.checkpoints.keymap import KeyMap
-from deformable_detr.checkpoints.native import separate_memory, write_atomically
+from deformable_detr.checkpoints.native import separate_memory
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
 from deformable_detr.config import Metadata, ModelConfig
+from deformable_detr.files import atomic_folder, write_json
+from deformable_detr.model import DeformableDETR
+from deformable_detr.structures import ImageBatch
 
 NAME = "huggingface"
 METADATA_ENTRY = "deformable-detr"
+
+_TOLERANCE = 1e-3
+"""Largest difference of scores and boxes that rounding explains; a lost activation moves them by far more."""
 
 KEYS = KeyMap(
     [
@@ -62,41 +66,21 @@ def read(file: TensorFile) -> Weights:
     """Weights under our names, with what `config.json` and `preprocessor_config.json` beside them say.
 
     Raises:
-        ValueError: a network with parts that this one has not, or copies that differ.
+        ValueError: another kind of model, or copies that differ.
     """
-    config = _read_json(file.path.parent / "config.json")
-    _check_parts(config, file.path)
     weights = translate(file.tensors, KEYS, Report(NAME))
     _join_projections(weights)
-    fold_heads(weights, config.get("with_box_refine"))
-    weights.settings |= _settings(config)
-    weights.details |= _preprocessing(_read_json(file.path.parent / "preprocessor_config.json"))
-    weights.details["categories"] = _categories(config, len(weights.tensors.get("class_heads.0.bias", ())))
+    heads = next((name for name in ("class_heads.0.bias", "query_source.class_head.bias") if name in weights.tensors), None)
+    folder = read_folder(file.path.parent, len(weights.tensors[heads]) if heads else 0)
+    fold_heads(weights, folder.box_refinement)
+    weights.settings |= folder.settings
+    weights.details |= folder.details
+    weights.stated += folder.stated
+    weights.refused += [f"config.json: {reason}" for reason in folder.refused]
+    weights.report.lossy += folder.lossy
     if METADATA_ENTRY in file.header:
         weights.metadata = Metadata.from_dict(json.loads(file.header[METADATA_ENTRY]))
     return weights
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
-def _check_parts(config: dict[str, Any], path: Path) -> None:
-    model_type = config.get("model_type", "deformable_detr")
-    if model_type != "deformable_detr":
-        raise ValueError(f"{path.parent} holds a {model_type} model (config.json), not deformable_detr")
-    backbone = config.get("backbone_config") or {}
-    if backbone.get("model_type", "timm_backbone") != "timm_backbone":
-        raise ValueError(
-            f"{path.parent} has a backbone of type {backbone['model_type']} (config.json): only timm backbones are known"
-        )
-    if config.get("position_embedding_type", "sine") != "sine":
-        raise ValueError(f"{path.parent} has learned position embeddings (config.json): only sine ones are known")
 
 
 def _join_projections(weights: Weights) -> None:
@@ -111,54 +95,21 @@ def _join_projections(weights: Weights) -> None:
             weights.report.reshaped.append(f"{origin} (joined)")
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Our settings, for those that the tensors do not show."""
-    two_stage = config.get("two_stage", False)
-    theirs = {
-        "dilation": config.get("dilation"),
-        "num_heads": config.get("encoder_attention_heads"),
-        "dropout": config.get("dropout"),
-        "backbone": config.get("backbone") or (config.get("backbone_config") or {}).get("backbone"),
-        "num_queries": config.get("two_stage_num_proposals" if two_stage else "num_queries"),
-    }
-    return {name: value for name, value in theirs.items() if value is not None}
-
-
-def _preprocessing(processor: dict[str, Any]) -> dict[str, Any]:
-    size = processor.get("size") if isinstance(processor.get("size"), dict) else {}
-    theirs = {
-        "eval_short_side": size.get("shortest_edge"),  # type: ignore[union-attr]
-        "max_long_side": size.get("longest_edge"),  # type: ignore[union-attr]
-        "mean": tuple(processor["image_mean"]) if "image_mean" in processor else None,
-        "std": tuple(processor["image_std"]) if "image_std" in processor else None,
-    }
-    return {name: value for name, value in theirs.items() if value is not None}
-
-
-def _categories(config: dict[str, Any], num_classes: int) -> Categories | None:
-    labels = {int(label): name for label, name in (config.get("id2label") or {}).items()}
-    if not labels or all(name == f"LABEL_{label}" for label, name in labels.items()):
-        return None
-    return categories_of_names(tuple(labels.get(label, f"class {label}") for label in range(num_classes)), num_classes)
-
-
-def write(folder: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report) -> None:
+def write(folder: Path, model: DeformableDETR, report: Report) -> None:
     """Write a folder that `DeformableDetrForObjectDetection.from_pretrained` loads.
 
+    Where transformers is installed, it runs the folder on an image of noise, and its boxes must be ours.
+
     Args:
-        folder: is made.
-        tensors: under our names.
-        metadata: of the network.
+        folder: is made; in one that exists, the three files are replaced.
+        model: the detector.
         report: is filled.
 
     Raises:
-        ValueError: a network that transformers cannot express.
+        ValueError: a network that transformers cannot express, or computes otherwise; nothing is written then.
     """
-    config = metadata.model
-    if config.backbone_options:
-        raise ValueError(f"transformers cannot express the backbone options {config.backbone_options}")
-    if config.num_feature_levels == 2:
-        raise ValueError("transformers has no Deformable DETR of 2 feature levels")
+    config, tensors = model.metadata.model, model.state_dict()
+    _check_expressible(config)
     state_dict: dict[str, Tensor] = {}
     for name, tensor in _unfold(tensors, config).items():
         if name.endswith("num_batches_tracked"):
@@ -172,11 +123,64 @@ def write(folder: Path, tensors: dict[str, Tensor], metadata: Metadata, report: 
             if copy and (config.two_stage or (config.box_refinement and ours.startswith("decoder.box_heads."))):
                 state_dict[copy] = part
     report.mapped = len(tensors) - len(report.reshaped) - len(report.dropped)
-    folder.mkdir(parents=True, exist_ok=True)
-    header = {"format": "pt", METADATA_ENTRY: json.dumps(metadata.to_dict())}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(separate_memory(state_dict), path, header))
-    for name, content in (("config.json", model_config(metadata)), ("preprocessor_config.json", processor_config(metadata))):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    header = {"format": "pt", METADATA_ENTRY: json.dumps(model.metadata.to_dict())}
+    with atomic_folder(folder, merge=True) as partial:
+        save_file(separate_memory(state_dict), partial / "model.safetensors", header)
+        write_json(partial / "config.json", model_config(model.metadata), indent=2)
+        write_json(partial / "preprocessor_config.json", processor_config(model.metadata), indent=2)
+        _compare_outputs(partial, model, report)
+
+
+def _check_expressible(config: ModelConfig) -> None:
+    problems = [f"the backbone options {config.backbone_options}"] if config.backbone_options else []
+    problems += ["two feature levels"] if config.num_feature_levels == 2 else []
+    problems += backbone_problems(config.backbone.split(".")[0])
+    if problems:
+        raise ValueError(f"transformers cannot express this network: {'; '.join(problems)}")
+
+
+def _compare_outputs(folder: Path, model: DeformableDETR, report: Report) -> None:
+    """Let transformers run the folder.
+
+    Near ties among proposals may swap two of them, so boxes are compared as a set, and one in twenty may be another one.
+    """
+    try:
+        from transformers import DeformableDetrForObjectDetection
+        from transformers.utils import logging as their_logging
+    except ImportError:
+        report.notes.append("not compared with transformers' own outputs: transformers is not installed")
+        return
+    verbosity, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    try:
+        theirs = DeformableDetrForObjectDetection.from_pretrained(folder).eval()
+    except Exception as error:
+        raise ValueError(f"transformers cannot load this network: {error}") from error
+    finally:
+        their_logging.set_verbosity(verbosity)
+        if bars:
+            their_logging.enable_progress_bar()
+    difference = _largest_difference(theirs, model)
+    if not difference < _TOLERANCE:
+        raise ValueError(
+            "transformers computes something else with this network: on an image of noise, scores or boxes differ by "
+            f"{difference:.2g}"
+        )
+    report.notes.append(f"compared with transformers on an image of noise: scores and boxes differ by at most {difference:.1g}")
+
+
+@torch.inference_mode()
+def _largest_difference(theirs: nn.Module, model: DeformableDETR) -> float:
+    """Distance to the nearest of the other's detections, for the worst but one in twenty; scores and shares of the image."""
+    image = torch.randn(1, 3, 384, 512, generator=torch.Generator().manual_seed(0))
+    training = model.training
+    outputs, predictions = theirs(image), model.eval()(ImageBatch.from_images(list(image)))
+    model.train(training)
+    their = torch.cat((outputs.logits[0].sigmoid(), outputs.pred_boxes[0]), dim=-1)
+    ours = torch.cat((predictions.logits[-1, 0].sigmoid(), predictions.boxes[-1, 0]), dim=-1)
+    distances = torch.cdist(their.double(), ours.double(), p=float("inf")).amin(1).nan_to_num(float("inf"))
+    return float(distances.sort().values[int(0.95 * (len(distances) - 1))])
 
 
 def _unfold(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -189,56 +193,3 @@ def _split_projections(name: str, tensor: Tensor, report: Report) -> dict[str, T
         return {name: tensor}
     report.reshaped.append(f"{name} (split into q, k, v)")
     return {name.replace("in_proj_", f"{part}_proj."): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
-
-
-def model_config(metadata: Metadata) -> dict[str, Any]:
-    """The content of transformers' `config.json`."""
-    config = metadata.model
-    names = metadata.categories.names if metadata.categories else [f"LABEL_{label}" for label in range(config.num_classes)]
-    return {
-        "architectures": ["DeformableDetrForObjectDetection"],
-        "model_type": "deformable_detr",
-        "use_timm_backbone": True,
-        "use_pretrained_backbone": False,
-        "backbone": config.backbone.split(".")[0],
-        "dilation": config.dilation,
-        "num_feature_levels": config.num_feature_levels,
-        "d_model": config.hidden_dim,
-        "encoder_layers": config.num_encoder_layers,
-        "decoder_layers": config.num_decoder_layers,
-        "encoder_attention_heads": config.num_heads,
-        "decoder_attention_heads": config.num_heads,
-        "encoder_ffn_dim": config.ffn_dim,
-        "decoder_ffn_dim": config.ffn_dim,
-        "encoder_n_points": config.num_encoder_points,
-        "decoder_n_points": config.num_decoder_points,
-        "dropout": config.dropout,
-        "attention_dropout": config.dropout,
-        "activation_dropout": config.dropout,
-        "num_queries": config.num_queries,
-        "two_stage": config.two_stage,
-        "two_stage_num_proposals": config.num_queries,
-        "with_box_refine": config.box_refinement,
-        "auxiliary_loss": True,
-        "position_embedding_type": "sine",
-        "tie_word_embeddings": not config.box_refinement,
-        "id2label": {str(label): name for label, name in enumerate(names)},
-        "label2id": {name: label for label, name in enumerate(names)},
-    }
-
-
-def processor_config(metadata: Metadata) -> dict[str, Any]:
-    """The content of transformers' `preprocessor_config.json`."""
-    return {
-        "image_processor_type": "DeformableDetrImageProcessor",
-        "format": "coco_detection",
-        "do_resize": True,
-        "size": {"shortest_edge": metadata.eval_short_side, "longest_edge": metadata.max_long_side},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(metadata.mean),
-        "image_std": list(metadata.std),
-        "do_pad": True,
-    }

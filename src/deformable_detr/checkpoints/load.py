@@ -17,9 +17,11 @@ from deformable_detr.checkpoints.class_mapping import (
     placeholder_classes,
 )
 from deformable_detr.checkpoints.coco_classes import default_categories
-from deformable_detr.checkpoints.files import TensorFile, read_tensors
 from deformable_detr.checkpoints.fit import build_from
-from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.report import Report, shorten
+from deformable_detr.checkpoints.side_records import read_side_records
+from deformable_detr.checkpoints.state_dicts import select_state_dict
+from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
 from deformable_detr.model import DeformableDETR
@@ -36,7 +38,12 @@ READERS: dict[str, Callable[[TensorFile], Weights]] = {
 }
 """Layout → the function that gives its tensors our names."""
 
-_TRAINING_STATE = ("optimizer", "lr_scheduler", "param_schedulers", "message_hub", "scheduler", "trainer")
+_FOLDER_NAMES = ("weights/best.safetensors", "weights/last.safetensors", "model.safetensors", "model.safetensors.index.json")
+_FOLDER_NAMES += ("model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What weights are called in a folder, best first."""
+
+_COCO_BY_NUMBER = ("official", "mmdet", "mmdet 2.x", "detrex")
+"""Layouts in which 80 or 91 classes without names are COCO's."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def load_pretrained(
     num_classes: int | None = None,
     classes: Sequence[str] | Categories | None = None,
     strict: bool = True,
+    ema: bool | None = None,
     **settings: Any,
 ) -> DeformableDETR:
     """A detector from weights of any known layout.
@@ -74,6 +82,8 @@ def load_pretrained(
         num_classes: how many classes are wanted; None: as many as the file has.
         classes: their names. Rows of the class heads are kept for classes of the same name, the others start afresh.
         strict: every tensor must fit. Otherwise what does not fit keeps its initial value, with a warning.
+        ema: where a file holds EMA weights beside those without averaging: True takes the first, False the others, None what
+            the file itself calls its model. The report says what was taken.
         settings: what the file cannot show, such as `dilation=True` for a DC5 model, `num_heads`, `dropout`, or `num_queries`
             of a two-stage model. A setting that contradicts the file is an error. `revision` pins a version on the hub.
 
@@ -82,7 +92,7 @@ def load_pretrained(
         ConnectionError: the hub cannot be reached, and the files are not in its cache.
         ValueError: the file is damaged, of an unknown layout, refused, or does not fit; the message names the tensors.
     """
-    return load_checkpoint(source, num_classes, classes, strict, **settings).model
+    return load_checkpoint(source, num_classes, classes, strict, ema, **settings).model
 
 
 def load_checkpoint(
@@ -90,18 +100,16 @@ def load_checkpoint(
     num_classes: int | None = None,
     classes: Sequence[str] | Categories | None = None,
     strict: bool = True,
+    ema: bool | None = None,
     *,
     revision: str | None = None,
     **settings: Any,
 ) -> LoadedCheckpoint:
     """As :func:`load_pretrained`, with the report on what became of every tensor and class."""
     path = find_weights(source, revision)
-    file = read_tensors(path)
-    weights = read_weights(file)
-    stale = [name for name in _TRAINING_STATE if name in file.extras]
-    if stale:
-        weights.report.notes.append(f"training state left behind: {', '.join(stale)}")
+    weights = read_weights(read_tensors(path), ema)
     metadata = describe(weights, settings, origin=path.name if Path(source).exists() else f"{source}, {path.parent.name}")
+    _refuse(weights, path, strict)
     wanted = _wanted_classes(classes, num_classes, metadata)
     mapping = None
     if wanted is not None:
@@ -109,6 +117,14 @@ def load_checkpoint(
     model = build_from(weights, metadata, path, strict=strict)
     weights.report.mapped = len(weights.tensors) - len(weights.report.reshaped)
     return LoadedCheckpoint(model, weights.report, mapping, path)
+
+
+def _refuse(weights: Weights, path: Path, strict: bool) -> None:
+    reasons = "\n  ".join(weights.refused)
+    if reasons and strict:
+        raise ValueError(f"{path} asks for what this network has not (strict=False reads it all the same):\n  {reasons}")
+    if reasons:
+        logger.warning("%s: what this network has not is left out:\n  %s", path, reasons)
 
 
 def find_weights(source: str | Path, revision: str | None = None) -> Path:
@@ -127,60 +143,65 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
         if not path.exists():
             raise FileNotFoundError(f"no weights at {path}")
         return path
-    names = ("weights/best.safetensors", "weights/last.safetensors", "model.safetensors", "pytorch_model.bin")
-    found = next((path / name for name in names if (path / name).is_file()), None)
+    found = next((path / name for name in _FOLDER_NAMES if (path / name).is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"no weights in the folder {path}: expected one of {', '.join(names)}")
+        raise FileNotFoundError(f"no weights in the folder {path}: {_what_folder(path)}")
     return found
 
 
-def read_weights(file: TensorFile) -> Weights:
-    """Give the tensors of a file our names.
+def _what_folder(folder: Path) -> str:
+    """What a folder without weights of ours seems to be."""
+    if (folder / "adapter_config.json").is_file():
+        return "it holds an adapter of peft alone: join it with its model (merge_and_unload()), and save the result"
+    if (folder / "saved_model.pb").is_file():
+        return "it holds a TensorFlow SavedModel: pass the PyTorch or safetensors weights that it was made from"
+    if any(folder.glob("*.distcp")):
+        return "it holds a distributed checkpoint: join it (python -m torch.distributed.checkpoint.format_utils dcp_to_torch)"
+    kinds = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".xml", ".pt2")
+    inside = [*folder.glob("*"), *folder.glob("*/*")]
+    files = sorted(file.relative_to(folder).as_posix() for file in inside if file.suffix in kinds)
+    if files:
+        return f"which of its files is meant ({shorten(files, 5)})? Name it"
+    return f"expected one of {', '.join(_FOLDER_NAMES)}"
+
+
+def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
+    """Find the weights of the model in a file, give its tensors our names, and read what is said beside them.
+
+    Args:
+        file: everything in it.
+        ema: as for :func:`load_pretrained`.
 
     Raises:
-        ValueError: an unknown layout.
-    """
-    return READERS[detect_layout(file)](file)
-
-
-def detect_layout(file: TensorFile) -> str:
-    """Which layout a file has, from the names of its tensors.
-
-    Raises:
-        ValueError: none that is known; the message says what it looks like.
+        ValueError: an unknown layout, or no weights of the kind that `ema` asks for.
     """
     if file.header.get("format") == native.FORMAT:
-        return "native"
-    names = file.tensors
-    marks = {
-        "native": ("neck.projections.", "query_source."),
-        "mmdet 2.x": ("bbox_head.transformer.encoder.layers.0.attentions.0.", "neck."),
-        "detrex": ("transformer.encoder.layers.0.attentions.0.sampling_offsets.", "neck."),
-        "official": ("transformer.encoder.layers.0.self_attn.sampling_offsets.", "input_proj.0.0."),
-        "mmdet": ("encoder.layers.0.self_attn.sampling_offsets.", "bbox_head."),
-        "huggingface": ("model.encoder.layers.0.self_attn.sampling_offsets.", "model.input_proj.0.0."),
-    }
-    for layout, prefixes in marks.items():
-        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
-            return layout
-    raise ValueError(f"{file.path}: {_what_it_may_be(file)}")
-
-
-def _what_it_may_be(file: TensorFile) -> str:
-    names = list(file.tensors)
-    shown = ", ".join(names[:3])
-    if any("sampling_offsets" in name for name in names):
-        return f"a relative of Deformable DETR, or an incomplete file: no known layout has these names ({shown}, …)"
-    if any("in_proj_weight" in name or "q_proj" in name for name in names):
-        return f"a transformer, but not a Deformable DETR: there is no tensor named sampling_offsets ({shown}, …)"
-    if any(name.startswith(("layer1.", "conv1.", "stages")) for name in names):
-        return f"weights of a backbone alone ({shown}, …): pass them as pretrained_backbone when building a model"
-    return f"not a Deformable DETR ({len(names)} tensors: {shown}, …)"
+        return native.read(file)
+    file, layout, notes = select_state_dict(file, ema)
+    weights = READERS[layout](file)
+    weights.report.notes += notes
+    if weights.metadata is None:
+        num_classes = len(weights.tensors.get("class_heads.0.bias", ()))
+        beside = read_side_records(file.extras, num_classes)
+        default = {"categories": default_categories(num_classes)} if layout in _COCO_BY_NUMBER else {}
+        weights.details = default | beside.details | weights.details
+        weights.settings = beside.settings | weights.settings
+        weights.metadata = beside.metadata
+        weights.refused += beside.refused
+        weights.report.notes += beside.notes
+    for note in weights.report.notes:
+        logger.info("%s: %s", file.path, note)
+    for loss in weights.report.lossy:
+        logger.warning("%s: %s", file.path, loss)
+    return weights
 
 
 def describe(weights: Weights, settings: dict[str, Any], origin: str) -> Metadata:
     """Settings, classes and image sizes of the network in a checkpoint."""
     config = infer_config(weights, settings)
+    for entry, setting, value in weights.stated:
+        if setting not in settings and getattr(config, setting) != value:
+            weights.refused.append(f"config.json: {entry} is {value!r}, but the network has {setting} {getattr(config, setting)!r}")
     if weights.metadata is not None:
         return replace(weights.metadata, model=config)
     details: dict[str, Any] = {"categories": None} | weights.details

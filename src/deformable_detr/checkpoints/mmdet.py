@@ -1,22 +1,21 @@
 """The layouts of mmdetection: 3.x in and out, 2.x in. Its neck has no bias unless `neck.bias=True` is configured."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deformable_detr.checkpoints.coco_classes import categories_of_names
-from deformable_detr.checkpoints.files import TensorFile
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.prediction_heads import count, fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.side_records import own_record
+from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
-from deformable_detr.config import Metadata
+from deformable_detr.files import atomic_file
+from deformable_detr.model import DeformableDETR
 
 NAME = "mmdet"
-METADATA_ENTRY = "deformable_detr_metadata"
 
 _BACKBONE_NECK_HEADS = [
     ("backbone.body.{rest}", "backbone.{rest}"),
@@ -102,12 +101,6 @@ def _read(file: TensorFile, keys: KeyMap, name: str) -> Weights:
     weights = translate(file.tensors, keys, Report(name))
     fold_heads(weights)
     add_neck_biases(weights)
-    meta = file.extras.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    stored = meta.get(METADATA_ENTRY)
-    if isinstance(stored, str):
-        weights.metadata = Metadata.from_dict(json.loads(stored))
-    weights.details["categories"] = categories_of_names(_class_names(meta), len(weights.tensors.get("class_heads.0.bias", ())))
     return weights
 
 
@@ -120,28 +113,19 @@ def add_neck_biases(weights: Weights) -> None:
             weights.tensors[bias] = torch.zeros(len(weights.tensors[weight]))
 
 
-def _class_names(meta: dict[str, Any]) -> tuple[str, ...] | None:
-    described = meta.get("dataset_meta")
-    described = described if isinstance(described, dict) else {}
-    for names in (described.get("classes"), described.get("CLASSES"), meta.get("CLASSES")):
-        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-            return tuple(names)
-    return None
-
-
-def write(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report, *, neck_bias: bool = True) -> None:
+def write(path: Path, model: DeformableDETR, report: Report, *, neck_bias: bool = True) -> None:
     """Write a checkpoint that mmdetection 3.x loads.
 
     Args:
         path: the `.pth` file.
-        tensors: under our names.
-        metadata: of the network.
+        model: the detector.
         report: is filled.
         neck_bias: keep the biases of the neck's convolutions, if there are any; then the config needs `neck.bias=True`.
 
     Raises:
         ValueError: a backbone whose tensors have other names there.
     """
+    metadata, tensors = model.metadata, model.state_dict()
     config = metadata.model
     if not config.backbone.startswith("resnet"):
         raise ValueError(
@@ -163,10 +147,11 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Re
     if has_bias and neck_bias:
         report.notes.append("set model.neck.bias=True in mmdetection's config: these weights have biases there")
     report.notes.append(f"set model.bbox_head.num_classes={config.num_classes} and model.num_queries={config.num_queries}")
-    meta: dict[str, Any] = {METADATA_ENTRY: json.dumps(metadata.to_dict())}
+    meta: dict[str, Any] = dict(own_record(metadata))
     if metadata.categories:
         meta["dataset_meta"] = {"classes": metadata.categories.names}
-    torch.save({"state_dict": state_dict, "meta": meta}, path)
+    with atomic_file(path) as partial:
+        torch.save({"state_dict": state_dict, "meta": meta}, partial)
 
 
 def neck_bias_names(tensors: dict[str, Tensor]) -> list[str]:

@@ -1,20 +1,18 @@
 """Our own weights files: safetensors with the model's metadata as JSON in the header."""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deformable_detr.checkpoints.files import TensorFile, read_tensors
 from deformable_detr.checkpoints.prediction_heads import count
 from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
+from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
 
 NAME = "native"
@@ -32,15 +30,19 @@ def save_weights(
         metadata: to be stored instead of `model.metadata`.
         state_dict: to be stored instead of the model's own weights, such as their moving average.
     """
-    return write_state_dict(Path(path), state_dict or model.state_dict(), metadata or model.metadata)
+    return _write(Path(path), state_dict or model.state_dict(), metadata or model.metadata)
 
 
-def write_state_dict(path: Path, state_dict: dict[str, Tensor], metadata: Metadata) -> Path:
-    """As :func:`save_weights`, for tensors without their network."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = separate_memory(state_dict)
+def write(path: Path, model: DeformableDETR, report: Report) -> None:
+    """As :func:`save_weights`, with a report."""
+    save_weights(path, model)
+    report.mapped = len(model.state_dict())
+
+
+def _write(path: Path, state_dict: dict[str, Tensor], metadata: Metadata) -> Path:
     header = {"format": FORMAT, "metadata": json.dumps(metadata.to_dict())}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+    with atomic_file(path) as partial:
+        save_file(separate_memory(state_dict), partial, header)
     return path
 
 
@@ -55,7 +57,7 @@ def save_thresholds(path: str | Path, thresholds: tuple[float, ...]) -> Path:
         ValueError: the file is of another layout, or has another number of classes.
     """
     tensors, metadata = read_own(path)
-    return write_state_dict(Path(path), tensors, replace(metadata, thresholds=thresholds))
+    return _write(Path(path), tensors, replace(metadata, thresholds=thresholds))
 
 
 def read_own(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
@@ -85,28 +87,6 @@ def separate_memory(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         taken.add(tensor.data_ptr())
         tensors[name] = tensor
     return tensors
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside the target, flush it to the disk, then rename it: a reader never sees half a file."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read(file: TensorFile) -> Weights:

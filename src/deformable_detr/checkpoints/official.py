@@ -1,25 +1,22 @@
 """The layout of the original code: `{'model': …, 'args': Namespace, …}` (fundamentalvision/Deformable-DETR), in and out."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from deformable_detr.checkpoints.coco_classes import default_categories
-from deformable_detr.checkpoints.files import TensorFile
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.side_records import own_record
+from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
 from deformable_detr.config import Metadata
+from deformable_detr.files import atomic_file
+from deformable_detr.model import DeformableDETR
 
 NAME = "official"
-METADATA_ENTRY = "deformable_detr_metadata"
-"""Where our own settings and class names travel beside the weights; the original code does not look there."""
-
 KEYS = KeyMap(
     [
         ("backbone.body.{rest}", "backbone.0.body.{rest}"),
@@ -50,57 +47,33 @@ KEYS = KeyMap(
     ],
 )
 
-_ARGUMENTS = {
-    "backbone": "backbone",
-    "dilation": "dilation",
-    "nheads": "num_heads",
-    "enc_n_points": "num_encoder_points",
-    "dec_n_points": "num_decoder_points",
-    "dropout": "dropout",
-    "num_queries": "num_queries",
-}
-"""Their argument → our setting, for those that the tensors do not show."""
-
 
 def read(file: TensorFile) -> Weights:
     """Weights under our names.
 
     Raises:
-        ValueError: copies that differ, or a network with parts that this one has not.
+        ValueError: copies that differ.
     """
-    arguments = vars(file.extras["args"]) if isinstance(file.extras.get("args"), argparse.Namespace) else {}
-    if arguments.get("position_embedding") == "learned":
-        raise ValueError(
-            f"{file.path} was trained with learned position embeddings (args.position_embedding); only sine ones are known"
-        )
     weights = translate(file.tensors, KEYS, Report(NAME))
     copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
     fold_heads(weights, box_refinement=True if copied else None)
-    weights.settings |= {ours: arguments[theirs] for theirs, ours in _ARGUMENTS.items() if _plain(arguments.get(theirs))}
-    stored = file.extras.get(METADATA_ENTRY)
-    if isinstance(stored, str):
-        weights.metadata = Metadata.from_dict(json.loads(stored))
-    if arguments.get("dataset_file", "coco") == "coco" and "class_heads.0.bias" in weights.tensors:
-        weights.details["categories"] = default_categories(len(weights.tensors["class_heads.0.bias"]))
     return weights
 
 
-def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool)
-
-
-def write(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Report) -> None:
+def write(path: Path, model: DeformableDETR, report: Report) -> None:
     """Write a checkpoint that the original `main.py --resume PATH --eval` loads.
 
     Args:
         path: the `.pth` file.
-        tensors: under our names.
-        metadata: of the network.
+        model: the detector.
         report: is filled.
+
+    Raises:
+        ValueError: a network that the original code does not have.
     """
-    config = metadata.model
+    config = model.metadata.model
     state_dict: dict[str, Tensor] = {}
-    for name, tensor in unfold_heads(tensors, config.num_decoder_layers).items():
+    for name, tensor in unfold_heads(model.state_dict(), config.num_decoder_layers).items():
         theirs, copy = KEYS.to_theirs(name), KEYS.copy_of(name)
         if theirs is None:
             raise ValueError(f"the official layout has no place for {name}")
@@ -113,8 +86,8 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: Metadata, report: Re
             state_dict[copy] = tensor
     if not config.freeze_batch_norm:
         report.notes.append("the batch norms were trained; the original code keeps them fixed: the same in evaluation")
-    content = {"model": state_dict, "args": _arguments(metadata), METADATA_ENTRY: json.dumps(metadata.to_dict())}
-    torch.save(content, path)
+    with atomic_file(path) as partial:
+        torch.save({"model": state_dict, "args": _arguments(model.metadata), **own_record(model.metadata)}, partial)
 
 
 def _arguments(metadata: Metadata) -> argparse.Namespace:

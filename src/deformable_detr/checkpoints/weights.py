@@ -1,6 +1,7 @@
 """A checkpoint on its way: tensors under our names, what the file says beside them, and what became of each."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,12 @@ class Weights:
     details: dict[str, Any] = field(default_factory=dict)
     """Other fields of `Metadata` that the file states: categories, image sizes, …"""
 
+    stated: list[tuple[str, str, Any]] = field(default_factory=list)
+    """(their entry, our setting, value) of a config beside the tensors, which the network that is built must agree with."""
+
+    refused: list[str] = field(default_factory=list)
+    """What the file asks for and this network has not, in sentences: an error, unless `strict=False`."""
+
     metadata: Metadata | None = None
     """All of it, where the file is one of ours or keeps our header."""
 
@@ -50,24 +57,26 @@ class Weights:
         return self.tensors.pop(name)
 
 
-def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report, ignored: Iterable[str] = ()) -> Weights:
+_IGNORED = re.compile(r"(criterion\.|ema_\w+$)|.*(num_batches_tracked|total_ops|total_params|n_averaged|pixel_mean|pixel_std)$")
+"""Counters, buffers of losses and normalisation, and mmcv's copies of weights: tensors that are no weights."""
+
+
+def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report) -> Weights:
     """Give all tensors our names.
 
     Args:
         tensors: by the names of the file.
         keys: the table of its layout.
         report: is filled.
-        ignored: ends of names that are dropped without a question.
 
     Raises:
         ValueError: two names stand for one tensor, but their contents differ.
     """
     weights = Weights({}, report, their_name=keys.to_theirs)
-    endings = (*ignored, "num_batches_tracked")
     names = sorted(tensors, key=lambda name: name != keys.to_theirs(keys.to_ours(name) or name))  # copies last
     for name in names:
         ours = keys.to_ours(name)
-        if name.endswith(endings):
+        if _IGNORED.match(name):
             report.dropped.append(name)
         elif ours is None:
             weights.unknown.append(name)
@@ -88,4 +97,4 @@ def same(first: Tensor, second: Tensor) -> bool:
         return False
     if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
         return True
-    return torch.equal(first, second)
+    return torch.equal(first, second) or bool(((first == second) | (first.isnan() & second.isnan())).all())

@@ -48,6 +48,10 @@ class ConvertOptions:
     num_queries: int | None = None
     """Queries of a two-stage source, if they are not 300 (or what the file states): its tensors do not show them."""
 
+    ema: bool | None = None
+    """The source holds EMA weights beside those without averaging: `true` takes the first, `false` the others; else what the file
+    itself calls its model."""
+
     revision: str | None = None
     """Version (branch, tag or commit) of a model on the hub."""
 
@@ -56,7 +60,7 @@ class ConvertOptions:
 
     def load_settings(self) -> dict[str, Any]:
         """Keywords for `load_pretrained`."""
-        names = ("dilation", "num_heads", "num_queries", "revision")
+        names = ("dilation", "num_heads", "num_queries", "ema", "revision")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

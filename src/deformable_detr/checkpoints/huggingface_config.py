@@ -1,0 +1,358 @@
+"""`config.json` and `preprocessor_config.json` of transformers: each entry is understood, compared, or refused by name."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from deformable_detr.categories import Categories
+from deformable_detr.checkpoints.side_records import read_classes
+from deformable_detr.config import IMAGENET_MEAN, IMAGENET_STD, Metadata, ModelConfig
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_COMPARED = {
+    "d_model": "hidden_dim",
+    "hidden_size": "hidden_dim",
+    "encoder_layers": "num_encoder_layers",
+    "num_hidden_layers": "num_encoder_layers",
+    "decoder_layers": "num_decoder_layers",
+    "encoder_attention_heads": "num_heads",
+    "decoder_attention_heads": "num_heads",
+    "num_attention_heads": "num_heads",
+    "encoder_ffn_dim": "ffn_dim",
+    "decoder_ffn_dim": "ffn_dim",
+    "encoder_n_points": "num_encoder_points",
+    "decoder_n_points": "num_decoder_points",
+    "num_feature_levels": "num_feature_levels",
+    "two_stage": "two_stage",
+    "with_box_refine": "box_refinement",
+    "num_labels": "num_classes",
+    "dropout": "dropout",
+}
+"""Their entry → our setting, which must have its value in the network that is built."""
+
+_FIXED = {"activation_function": "relu", "position_embedding_type": "sine", "num_channels": 3, "auto_map": None}
+_FIXED |= {"quantization_config": None, "is_encoder_decoder": True, "return_intermediate": True, "pruned_heads": None}
+"""Entries with one value that this network can have."""
+
+_ELSEWHERE = _words(
+    """
+    model_type architectures num_queries two_stage_num_proposals id2label label2id dilation backbone backbone_config
+    backbone_kwargs use_timm_backbone use_pretrained_backbone
+    """
+)
+
+_TRAINING = _words(
+    """
+    attention_dropout activation_dropout encoder_layerdrop decoder_layerdrop init_std init_xavier_std class_cost bbox_cost
+    giou_cost mask_loss_coefficient dice_loss_coefficient bbox_loss_coefficient giou_loss_coefficient cls_loss_coefficient
+    eos_coefficient focal_alpha auxiliary_loss disable_custom_kernels max_position_embeddings tie_word_embeddings
+    scale_embedding
+    """
+)
+"""Entries that change nothing in the outputs of trained weights."""
+
+_GENERAL = _words(
+    """
+    _name_or_path transformers_version torch_dtype dtype use_bfloat16 torchscript return_dict output_hidden_states
+    output_attentions use_cache is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder
+    tf_legacy_loss finetuning_task problem_type tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id
+    decoder_start_token_id task_specific_params max_length min_length do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences chunk_size_feed_forward output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens _commit_hash _attn_implementation attn_implementation _attn_implementation_autoset
+    license tags
+    """
+)
+"""Entries that transformers writes for every model, text generators included."""
+
+_PROCESSOR = _words(
+    """
+    do_resize size max_size do_rescale rescale_factor do_normalize image_mean image_std resample do_center_crop crop_size
+    do_pad pad_size size_divisor pad_and_return_pixel_mask
+    """
+)
+_PROCESSOR_IGNORED = _words(
+    """
+    image_processor_type feature_extractor_type processor_class format do_convert_annotations return_segmentation_masks
+    masks_path do_convert_rgb data_format input_data_format default_to_square device return_tensors disable_grouping
+    auto_map do_reduce_labels _valid_processor_keys
+    """
+)
+_BATCH_NORM_EPS = 1e-5
+_FAR = 100_000
+"""A long side that no image reaches: no limit."""
+
+
+@dataclass
+class FolderSettings:
+    """What the two files say, in our terms."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the network."""
+
+    stated: list[tuple[str, str, Any]] = field(default_factory=list)
+    """(their entry, our setting, value) that the built network must agree with."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Metadata`."""
+
+    refused: list[str] = field(default_factory=list)
+    """Entries that this network cannot follow, in sentences."""
+
+    lossy: list[str] = field(default_factory=list)
+    """What is done otherwise with images, in sentences."""
+
+    box_refinement: bool | None = None
+    """Whether every layer has its own heads."""
+
+
+def read_folder(folder: Path, num_classes: int) -> FolderSettings:
+    """Read `config.json` and `preprocessor_config.json` (or `processor_config.json`), where they are.
+
+    Args:
+        folder: of the weights.
+        num_classes: K, rows of the class heads.
+
+    Raises:
+        ValueError: one of them is not JSON, or the folder holds another kind of model.
+    """
+    found = FolderSettings()
+    config = _read_json(folder / "config.json")
+    if config and "model_type" not in config and isinstance(config.get("model"), Mapping):
+        config = {}  # the record of a saved detector of ours
+    if config:
+        _read_config(config, folder, num_classes, found)
+    processor = _read_json(folder / "preprocessor_config.json")
+    processor = processor or _read_json(folder / "processor_config.json").get("image_processor") or {}
+    if isinstance(processor, Mapping):
+        _read_processor(processor, found)
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with settings")
+    return content
+
+
+def _read_config(config: dict[str, Any], folder: Path, num_classes: int, found: FolderSettings) -> None:
+    model_type = config.get("model_type", "deformable_detr")
+    if model_type != "deformable_detr":
+        raise ValueError(f"{folder} holds a {model_type} model (config.json), not deformable_detr")
+    _read_backbone(config, found)
+    two_stage = bool(config.get("two_stage"))
+    found.box_refinement = config.get("with_box_refine")
+    queries = "two_stage_num_proposals" if two_stage else "num_queries"
+    for theirs, ours in (_COMPARED | {queries: "num_queries"}).items():
+        if config.get(theirs) is not None:
+            found.stated.append((theirs, ours, config[theirs]))
+            if ours in ("num_heads", "dropout", "num_queries"):
+                found.settings.setdefault(ours, config[theirs])
+    for name, value in _FIXED.items():
+        if config.get(name) not in (None, {}, [], value):
+            found.refused.append(f"{name} is {config[name]!r}: only {value!r} is known" if value else f"{name} is set")
+    known = {*_COMPARED, *_FIXED, *_ELSEWHERE, *_TRAINING, *_GENERAL}
+    found.refused += [f"{name} ({config[name]!r}) means nothing here" for name in config if name not in known]
+    found.details["categories"] = _categories(config, num_classes, found)
+
+
+def _read_backbone(config: dict[str, Any], found: FolderSettings) -> None:
+    """The timm model, whether it is dilated, and whether transformers runs it as timm does."""
+    record = dict(config.get("backbone_config") or {})
+    kind = record.get("model_type", "timm_backbone" if config.get("use_timm_backbone", True) else "none of timm")
+    if kind != "timm_backbone":
+        found.refused.append(f"the backbone is of type {kind}: only timm backbones are known")
+        return
+    options = record | (config.get("backbone_kwargs") or {})
+    name = str(options.get("backbone") or config.get("backbone") or "resnet50")
+    stride = options.get("output_stride", 16 if config.get("dilation") and not record else None)
+    if stride not in (None, 16, 32):
+        found.refused.append(f"the backbone's output_stride is {stride}: only 32 and 16 (DC5) are known")
+    if options.get("num_channels", options.get("in_chans", 3)) != 3:
+        found.refused.append(
+            f"the backbone reads {options.get('num_channels', options.get('in_chans'))} channels: only 3 are known"
+        )
+    found.settings |= {"backbone": name, "dilation": stride == 16}
+    found.refused += backbone_problems(name, options.get("out_indices", options.get("_out_indices")))
+
+
+def backbone_problems(name: str, out_indices: list[int] | None = None) -> list[str]:
+    """Why transformers computes something else with a timm backbone than timm does; empty: it does not.
+
+    It puts its frozen batch norm in the place of every `BatchNorm2d`: activations inside a norm are lost, and eps becomes 1e-5.
+
+    Args:
+        name: the timm model.
+        out_indices: the feature maps that are used; None: the usual ones.
+    """
+    try:
+        with torch.device("meta"):
+            body = timm.create_model(name, pretrained=False, features_only=True)
+    except Exception as error:
+        return [f"timm cannot build the backbone {name!r}: {error}"]
+    norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
+    problems = []
+    if any(not isinstance(getattr(norm, "act", nn.Identity()), nn.Identity) for norm in norms):
+        problems.append(f"the backbone {name!r} has activations in its batch norms, which transformers leaves out")
+    if any(norm.eps != _BATCH_NORM_EPS for norm in norms):
+        problems.append(f"the backbone {name!r} has batch norms with another eps than transformers' {_BATCH_NORM_EPS:g}")
+    count = len(body.feature_info.channels())  # type: ignore[union-attr,operator]
+    if out_indices is not None and [index % count for index in out_indices] != list(range(count - len(out_indices), count)):
+        problems.append(f"the backbone's out_indices are {out_indices}: only the last stages are known")
+    return problems
+
+
+def _categories(config: dict[str, Any], num_classes: int, found: FolderSettings) -> Categories | None:
+    names = config.get("id2label") or {str(label): name for name, label in (config.get("label2id") or {}).items()}
+    if not names or all(name == f"LABEL_{label}" for label, name in names.items()):
+        return None
+    if sorted(map(str, names)) != sorted(map(str, range(num_classes))):
+        found.refused.append(
+            f"id2label numbers {len(names)} classes ({', '.join(map(str, list(names)[:6]))}{', …' if len(names) > 6 else ''}), but "
+            f"labels are the rows 0 to {num_classes - 1} of the class heads: number it so"
+        )
+        return None
+    categories = read_classes(names, num_classes)
+    return categories if isinstance(categories, Categories) else None
+
+
+def _read_processor(processor: Mapping[str, Any], found: FolderSettings) -> None:
+    _read_size(processor, found)
+    factor = float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 1.0
+    scale = 255 * factor  # what their images are multiplied by, where ours lie in [0, 1]
+    normalised = processor.get("do_normalize", True)
+    mean = (processor.get("image_mean") or IMAGENET_MEAN) if normalised else 0.0
+    std = (processor.get("image_std") or IMAGENET_STD) if normalised else 1.0
+    if {"do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"} & set(processor):
+        found.details |= {"mean": _per_channel(mean, scale), "std": _per_channel(std, scale)}
+    if processor.get("resample", 2) not in (2, None):
+        found.lossy.append(f"images are resized with PIL's filter {processor['resample']} there, bilinearly here")
+    if processor.get("do_center_crop"):
+        found.lossy.append("images are cropped to their centre there (do_center_crop), not here")
+    if processor.get("pad_size") or processor.get("size_divisor"):
+        found.lossy.append("images are padded to a fixed size there (pad_size, size_divisor), here as far as a batch needs")
+    unknown = [name for name in processor if name not in _PROCESSOR | _PROCESSOR_IGNORED]
+    if unknown:
+        found.lossy.append(f"entries of preprocessor_config.json without a meaning here: {', '.join(unknown)}")
+
+
+def _per_channel(value: Any, scale: float) -> tuple[float, ...]:
+    values = value if isinstance(value, list | tuple) else [value] * 3
+    return tuple(float(number) / scale for number in values) if scale != 1 else tuple(map(float, values))
+
+
+def _read_size(processor: Mapping[str, Any], found: FolderSettings) -> None:
+    """All forms that `size` has had: a number with `max_size`, a pair, and four kinds of dicts."""
+    if not processor.get("do_resize", True):
+        found.lossy.append("images are not resized there (do_resize), here their short side becomes 800 pixels")
+        return
+    size = processor.get("size")
+    if size is None:
+        return
+    if isinstance(size, int | float):
+        size = {"shortest_edge": size, "longest_edge": processor.get("max_size", 1333)}
+    elif isinstance(size, list | tuple):
+        size = dict(zip(("height", "width"), size * 2 if len(size) == 1 else size, strict=False))
+    if size.get("shortest_edge"):
+        longest = size.get("longest_edge") or processor.get("max_size") or _FAR
+        found.details |= {"eval_short_side": int(size["shortest_edge"]), "max_long_side": int(longest)}
+        return
+    sides = [size.get(name) for name in ("max_height", "max_width", "height", "width", "longest_edge") if size.get(name)]
+    if not sides:
+        found.lossy.append(f"the size {size} of preprocessor_config.json means nothing here")
+        return
+    found.details |= {"eval_short_side": int(min(sides)), "max_long_side": int(max(sides))}
+    if "height" in size:
+        found.lossy.append(
+            f"images are stretched to {' × '.join(str(int(side)) for side in sides)} (height × width) there; here they keep their "
+            f"form: short side at most {int(min(sides))}, long side at most {int(max(sides))}"
+        )
+    elif len(set(sides)) > 1:
+        found.lossy.append(f"images are fitted into a height and width of {size} there, here into the same turned as they are")
+
+
+def model_config(metadata: Metadata) -> dict[str, Any]:
+    """The content of transformers' `config.json`."""
+    config = metadata.model
+    names = metadata.categories.names if metadata.categories else [f"LABEL_{label}" for label in range(config.num_classes)]
+    return {
+        "architectures": ["DeformableDetrForObjectDetection"],
+        "model_type": "deformable_detr",
+        **_backbone_entries(config),
+        "dilation": config.dilation,
+        "num_feature_levels": config.num_feature_levels,
+        "d_model": config.hidden_dim,
+        "encoder_layers": config.num_encoder_layers,
+        "decoder_layers": config.num_decoder_layers,
+        "encoder_attention_heads": config.num_heads,
+        "decoder_attention_heads": config.num_heads,
+        "encoder_ffn_dim": config.ffn_dim,
+        "decoder_ffn_dim": config.ffn_dim,
+        "encoder_n_points": config.num_encoder_points,
+        "decoder_n_points": config.num_decoder_points,
+        "dropout": config.dropout,
+        "attention_dropout": config.dropout,
+        "activation_dropout": config.dropout,
+        "num_queries": config.num_queries,
+        "two_stage": config.two_stage,
+        "two_stage_num_proposals": config.num_queries,
+        "with_box_refine": config.box_refinement,
+        "auxiliary_loss": True,
+        "position_embedding_type": "sine",
+        "tie_word_embeddings": not config.box_refinement,
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+    }
+
+
+def _backbone_entries(config: ModelConfig) -> dict[str, Any]:
+    """The timm model; transformers counts on five feature maps, of which it takes the last three, unless told which."""
+    name = config.backbone.split(".")[0]
+    with torch.device("meta"):
+        count = len(timm.create_model(name, features_only=True).feature_info.channels())  # type: ignore[union-attr,operator]
+    if count == 5:
+        return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": name}
+    record = {
+        "model_type": "timm_backbone",
+        "backbone": name,
+        "num_channels": 3,
+        "features_only": True,
+        "use_pretrained_backbone": False,
+    }
+    record |= {"out_indices": list(range(count - min(config.num_feature_levels, 3), count))}
+    record |= {"output_stride": 16} if config.dilation else {}
+    return {"use_timm_backbone": False, "backbone_config": record}
+
+
+def processor_config(metadata: Metadata) -> dict[str, Any]:
+    """The content of transformers' `preprocessor_config.json`."""
+    return {
+        "image_processor_type": "DeformableDetrImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": metadata.eval_short_side, "longest_edge": metadata.max_long_side},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(metadata.mean),
+        "image_std": list(metadata.std),
+        "do_pad": True,
+    }

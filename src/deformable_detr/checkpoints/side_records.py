@@ -1,0 +1,284 @@
+"""What files say beside their tensors (settings, classes, thresholds, image sizes), in the forms in which people store it."""
+
+import argparse
+import ast
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from deformable_detr.categories import Categories
+from deformable_detr.checkpoints.bookkeeping import Inert, NumpyValue
+from deformable_detr.checkpoints.coco_classes import NO_CLASS, categories_of_names
+from deformable_detr.config import Metadata
+
+METADATA_ENTRY = "deformable_detr_metadata"
+"""Where all that we know travels beside the weights in the layouts of others; their code does not look there."""
+
+TRAINING_STATE = ("optimizer", "lr_scheduler", "param_schedulers", "message_hub", "scheduler", "trainer", "optimizer_states")
+TRAINING_STATE += ("lr_schedulers", "callbacks", "loops", "scaler", "amp", "rng_state", "random_state", "optim", "optimizers")
+
+_SETTINGS = {
+    "nheads": "num_heads",
+    "num_heads": "num_heads",
+    "n_heads": "num_heads",
+    "enc_n_points": "num_encoder_points",
+    "dec_n_points": "num_decoder_points",
+    "num_encoder_points": "num_encoder_points",
+    "num_decoder_points": "num_decoder_points",
+    "dropout": "dropout",
+    "dilation": "dilation",
+    "backbone": "backbone",
+    "num_queries": "num_queries",
+}
+"""Their name → our setting, for those that the tensors do not show."""
+
+_ONE_VALUE = {"position_embedding": ("sine", "v2"), "transformer_activation": ("relu",), "activation": ("relu",)}
+"""The original code's arguments of which this network knows only some values."""
+
+_SIZES = {
+    **dict.fromkeys(("eval_short_side", "shortest_edge", "min_size_test", "MIN_SIZE_TEST", "short_side"), "eval_short_side"),
+    **dict.fromkeys(("max_long_side", "longest_edge", "max_size_test", "MAX_SIZE_TEST", "long_side"), "max_long_side"),
+}
+_NORMALISATION = {
+    **dict.fromkeys(("image_mean", "pixel_mean", "PIXEL_MEAN", "mean"), "mean"),
+    **dict.fromkeys(("image_std", "pixel_std", "PIXEL_STD", "std"), "std"),
+}
+_CLASSES = ("classes", "CLASSES", "class_names", "names", "thing_classes", "category_names", "categories", "labels", "label_names")
+_CLASSES += ("id2label", "label2id", "idx_to_class", "class_to_idx", "id_to_name", "label_map", "cat2label", "class_map")
+_THRESHOLDS = ("thresholds", "score_thresholds", "class_thresholds", "conf_thresholds", "score_threshold", "conf_threshold")
+
+Entry = tuple[tuple[str, ...], Any]
+"""(keys from the outermost to the innermost, value)."""
+
+
+@dataclass
+class SideRecords:
+    """What was found, in our terms."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the network that the tensors do not show (names of `ModelConfig`)."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Metadata`."""
+
+    metadata: Metadata | None = None
+    """All of it, where the file keeps our own record."""
+
+    refused: list[str] = field(default_factory=list)
+    """What this network has not, in sentences."""
+
+    notes: list[str] = field(default_factory=list)
+    """What could not be used."""
+
+
+def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecords:
+    """Look through everything beside the weights.
+
+    Args:
+        extras: the content of a checkpoint; dicts, lists, `argparse.Namespace`, JSON, YAML and Python config texts are looked into.
+        num_classes: K, rows of the class heads.
+    """
+    records, used = SideRecords(), set()
+    entries = sorted(_entries(extras), key=lambda entry: entry[0][-1] in _THRESHOLDS)  # those may be keyed by class
+    for path, value in entries:
+        if path[-1] == METADATA_ENTRY or _is_own_record(value):
+            records.metadata = Metadata.from_dict(value)
+            return records
+        if _use(records, path, _plain(value), num_classes):
+            used.add(path[0])
+    stale = [key for key in TRAINING_STATE if key in extras]
+    left = [str(key) for key in extras if key not in used and key not in TRAINING_STATE and not _holds_tensors(extras[key])]
+    if stale:
+        records.notes.append(f"training state left behind: {', '.join(stale)}")
+    if left:
+        records.notes.append(f"beside the weights and not used: {', '.join(left)}")
+    return records
+
+
+def _entries(record: Any, path: tuple[str, ...] = ()) -> Iterator[Entry]:
+    """Every key of nested records, outer ones before those in them."""
+    if isinstance(record, list) and len(path) < 8:
+        for item in record:
+            yield from _entries(item, path)
+    if not isinstance(record, Mapping) or len(path) > 8:
+        return
+    inner = {
+        str(key): _parsed(value)
+        for key, value in record.items()
+        if (path or key not in TRAINING_STATE) and not _holds_tensors(value)
+    }
+    for key, value in inner.items():
+        yield (*path, key), value
+    for key, value in inner.items():
+        yield from _entries(value, (*path, key))
+
+
+def _parsed(value: Any) -> Any:
+    """Namespaces and texts of JSON, YAML or a Python config as dicts; anything else as it is."""
+    if isinstance(value, argparse.Namespace):
+        return vars(value)
+    if not isinstance(value, str) or len(value) > 300_000 or not any(mark in value for mark in "\n{[:="):
+        return value
+    for parse in (yaml.safe_load, _python_config):
+        try:
+            content = parse(value)
+        except (yaml.YAMLError, SyntaxError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict | list):
+            return content
+    return value
+
+
+def _python_config(text: str) -> dict[str, Any]:
+    """A config as mmengine stores it: `name = value` with literals and `dict(…)`; anything else in it is None."""
+
+    def read(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            return {keyword.arg: read(keyword.value) for keyword in node.keywords if keyword.arg}
+        if isinstance(node, ast.List | ast.Tuple):
+            return [read(item) for item in node.elts]
+        if isinstance(node, ast.Dict):
+            return {read(key): read(item) for key, item in zip(node.keys, node.values, strict=True) if key}
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            return None
+
+    statements = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+    return {node.targets[0].id: read(node.value) for node in statements if isinstance(node.targets[0], ast.Name)}
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a value is a state dict, or a record of some."""
+    if isinstance(value, Tensor):
+        return value.numel() > 10_000 or value.ndim > 1
+    return isinstance(value, Mapping) and any(_holds_tensors(item) for item in value.values())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.flatten().tolist() if value.numel() <= 10_000 else None
+    if isinstance(value, NumpyValue):
+        return value.value
+    return None if isinstance(value, Inert) else value
+
+
+def _is_own_record(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("model"), Mapping) and "num_feature_levels" in value["model"]
+
+
+def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: int) -> bool:
+    """Take one entry over, if it means something here; the first of each kind counts."""
+    details, key = records.details, path[-1]
+    if key in _SETTINGS and isinstance(value, str | int | float | bool):
+        records.settings.setdefault(_SETTINGS[key], value)
+    elif key in _SIZES and _is_number(value) and value >= 1:
+        details.setdefault(_SIZES[key], int(value))
+    elif key in _NORMALISATION and _numbers(value, 3):
+        scale = 255.0 if max(value) > 3 else 1.0
+        details.setdefault(_NORMALISATION[key], tuple(number / scale for number in value))
+    elif key in ("scale", "img_scale") and any("test" in part for part in path) and _numbers(value, 2):  # mmdetection's Resize
+        details.setdefault("eval_short_side", int(min(value)))
+        details.setdefault("max_long_side", int(max(value)))
+    elif key == "dataset_file" and value != "coco":
+        details.setdefault("categories", None)  # then their number does not say that they are COCO's
+    elif path[0] == "args" and key in _ONE_VALUE and value not in _ONE_VALUE[key]:
+        records.refused.append(f"args.{key} is {value!r}: only {_ONE_VALUE[key][0]!r} is known")
+    elif key in _CLASSES and details.get("categories") is None:
+        categories = read_classes(value, num_classes)
+        if isinstance(categories, str):
+            records.notes.append(f"{key} not used: {categories}")
+        elif categories is not None:
+            details["categories"] = categories
+        return isinstance(categories, Categories)
+    elif key in _THRESHOLDS:
+        thresholds = _read_thresholds(value, num_classes, details.get("categories"))
+        if thresholds is None:
+            records.notes.append(f"{key} not used: not one number in [0, 1] for each of the {num_classes} classes")
+            return False
+        details.setdefault("thresholds", thresholds)
+    else:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(value: Any, count: int) -> bool:
+    return isinstance(value, Sequence) and len(value) == count and all(map(_is_number, value))
+
+
+def read_classes(value: Any, num_classes: int) -> Categories | str | None:
+    """Class names in any usual form.
+
+    Args:
+        value: a list of names or of dicts with `name` (and `id`), a dict from number to name or the other way, or one text with
+            commas.
+        num_classes: K, rows of the class heads.
+
+    Returns:
+        The classes; a sentence on why they cannot be used; None for something else than class names.
+    """
+    names = _numbered_names(value)
+    if not names:
+        return None
+    numbers = list(names)
+    if all(0 <= number < num_classes for number in numbers):
+        listed = tuple(names.get(label, NO_CLASS) for label in range(num_classes))
+        if len(names) == num_classes or num_classes == 91 or numbers != list(range(len(numbers))):
+            return categories_of_names(listed, num_classes)
+    elif len(names) == num_classes:  # numbered from 1, or with holes: the rows are in the order of the numbers
+        return Categories(tuple(names[number] for number in sorted(names)), tuple(sorted(names)))
+    return f"it names {len(names)} classes, but the heads have {num_classes} rows"
+
+
+def _numbered_names(value: Any) -> dict[int, str]:
+    """Number → name; empty where a value is nothing like that."""
+    if isinstance(value, NumpyValue):
+        value = value.value
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if "," in value else None
+    if isinstance(value, list | tuple):
+        if all(isinstance(item, str) for item in value):
+            return dict(enumerate(value))
+        if all(isinstance(item, Mapping) and isinstance(item.get("name"), str) for item in value):
+            return {int(item.get("id", place)): item["name"] for place, item in enumerate(value)}
+    if isinstance(value, Mapping) and value:
+        pairs = list(value.items())
+        if all(isinstance(name, str) and _is_whole(number) for number, name in pairs):
+            return {int(number): name for number, name in pairs}
+        if all(isinstance(name, str) and _is_whole(number) for name, number in pairs):
+            return {int(number): name for name, number in pairs}
+    return {}
+
+
+def _is_whole(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.strip().isdigit())
+
+
+def _read_thresholds(value: Any, num_classes: int, categories: Categories | None) -> tuple[float, ...] | None:
+    """One number for all, one for each, or a dict by label or name."""
+    value = _plain(value)
+    if _is_number(value):
+        value = [value] * num_classes
+    if isinstance(value, Mapping):
+        names = categories.names if categories else ()
+        labels = {**{name: label for label, name in enumerate(names)}, **{str(label): label for label in range(num_classes)}}
+        by_label = {labels[str(key)]: number for key, number in value.items() if str(key) in labels}
+        silent = [label for label, name in enumerate(names) if name == NO_CLASS]
+        value = [by_label.get(label, 1.0 if label in silent else None) for label in range(num_classes)]
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != num_classes:
+        return None
+    return tuple(map(float, value)) if all(_is_number(number) and 0 <= number <= 1 for number in value) else None
+
+
+def own_record(metadata: Metadata) -> dict[str, str]:
+    """The entry that keeps all we know in the files of others."""
+    return {METADATA_ENTRY: json.dumps(metadata.to_dict())}

@@ -1,0 +1,160 @@
+"""Weights under wrappers and prefixes of training code, and EMA weights alone or beside the others."""
+
+import pytest
+import torch
+
+from deformable_detr.checkpoints import load_checkpoint, load_pretrained, save_weights
+from deformable_detr.checkpoints.convert import convert
+
+LAYOUTS = ("native", "official", "mmdet", "huggingface")
+
+
+@pytest.fixture(params=LAYOUTS)
+def state_dict(request, make_model, tmp_path):
+    """The names of one layout; transformers' with a folder's config beside them."""
+    save_weights(tmp_path / "a.safetensors", make_model("two-stage", thin=False))
+    if request.param == "native":
+        return make_model("two-stage", thin=False).state_dict()
+    target = tmp_path / ("folder" if request.param == "huggingface" else "a.pth")
+    convert(tmp_path / "a.safetensors", target, request.param, classes="keep")
+    if request.param == "huggingface":
+        from safetensors.torch import load_file
+
+        return load_file(target / "model.safetensors")
+    content = torch.load(target, weights_only=False)
+    return content.get("state_dict") or content["model"]
+
+
+def prefixed(state_dict, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in state_dict.items()}
+
+
+def load(content, tmp_path, **options):
+    torch.save(content, tmp_path / "x.pth")
+    options = {"num_queries": 12} | options
+    return load_checkpoint(tmp_path / "x.pth", **options)
+
+
+WRAPPED = {
+    "lightning": lambda weights: {"state_dict": prefixed(weights, "model."), "pytorch-lightning_version": "2.4"},
+    "lightning twice": lambda weights: {"state_dict": prefixed(weights, "model.model.") | {"criterion.weight": torch.ones(3)}},
+    "another attribute": lambda weights: {"state_dict": prefixed(weights, "detr.")},
+    "fsdp": lambda weights: {"model": {f"_fsdp_wrapped_module.{_inside(name)}": t for name, t in weights.items()}},
+    "compiled, distributed": lambda weights: {"model": prefixed(weights, "_orig_mod.module.")},
+    "peft, joined": lambda weights: prefixed(weights, "base_model.model."),
+    "deepspeed": lambda weights: {"module": weights, "dp_world_size": 2},
+    "nested": lambda weights: {"checkpoint": {"network": {"model": weights}}, "epoch": 3},
+    "plain": lambda weights: weights,
+    "old ddp": lambda weights: prefixed(weights, "module."),
+}
+
+
+def _inside(name):
+    """The wrapper of each layer, as FSDP puts it into the middle of names."""
+    return name.replace("layers.1.", "layers.1._fsdp_wrapped_module.")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_prefixes_are_found_by_what_is_under_them(wrapper, state_dict, make_model, tmp_path, assert_same_weights):
+    loaded = load(WRAPPED[wrapper](state_dict), tmp_path)
+    assert_same_weights(make_model("two-stage", thin=False), loaded.model)
+
+
+def test_what_lies_beside_the_detector_is_said(make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    content = {"state_dict": prefixed(weights, "net.") | {"metric.total": torch.ones(3)}, "optimizer_states": [{"lr": 1.0}]}
+    notes = load(content, tmp_path).report.notes
+    assert "left: 1 tensors of other modules beside the detector: metric.total" in notes
+    assert "training state left behind: optimizer_states" in notes
+
+
+def shifted(weights, by):
+    return {name: tensor + by if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("name", ["model_ema", "ema_model", "ema", "ema_state_dict", "state_dict_ema", "swa_weights", "teacher"])
+@pytest.mark.parametrize("inner", [None, "module", "module."])
+def test_ema_alone_and_beside(name, inner, make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    average = shifted(weights, 1.0)
+    wrapped = average if inner is None else {inner: average} if inner == "module" else prefixed(average, inner)
+    level_embed = weights["flatten.level_embed"]
+
+    alone = load({name: wrapped, "epoch": 3}, tmp_path)
+    assert torch.equal(alone.model.flatten.level_embed, level_embed + 1)
+    assert any(note.startswith(f"read: the EMA weights under {name}") for note in alone.report.notes)
+    with pytest.raises(ValueError, match="holds no weights without averaging"):
+        load({name: wrapped}, tmp_path, ema=False)
+
+    both = {name: wrapped, "model": weights}
+    plain = load(both, tmp_path)
+    assert torch.equal(plain.model.flatten.level_embed, level_embed)
+    assert "read: the weights without averaging under model" in plain.report.notes
+    assert any(f"left: the EMA weights under {name}" in note and "ema=True takes them" in note for note in plain.report.notes)
+    assert torch.equal(load(both, tmp_path, ema=True).model.flatten.level_embed, level_embed + 1)
+    assert torch.equal(load(both, tmp_path, ema=False).model.flatten.level_embed, level_embed)
+    with pytest.raises(ValueError, match="holds no EMA weights"):
+        load({"model": weights}, tmp_path, ema=True)
+
+
+def test_ema_in_the_same_state_dict(make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    content = {"state_dict": prefixed(weights, "model.") | prefixed(shifted(weights, 1.0), "ema_model.module.")}
+    assert torch.equal(load(content, tmp_path).model.flatten.level_embed, weights["flatten.level_embed"])
+    assert torch.equal(load(content, tmp_path, ema=True).model.flatten.level_embed, weights["flatten.level_embed"] + 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "more"),
+    [("ema_state_dict", {"message_hub": {}}), ("current_model_state", {"averaging_state": {"n": 1}})],
+    ids=["mmengine", "lightning"],
+)
+def test_frameworks_that_save_the_average_as_the_model(other, more, make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    content = {"state_dict": shifted(weights, 1.0), other: prefixed(weights, "module."), **more}
+    loaded = load(content, tmp_path)  # what their own code would load
+    assert torch.equal(loaded.model.flatten.level_embed, weights["flatten.level_embed"] + 1)
+    assert "read: the EMA weights under state_dict" in loaded.report.notes
+    assert torch.equal(load(content, tmp_path, ema=False).model.flatten.level_embed, weights["flatten.level_embed"])
+    assert torch.equal(load(content, tmp_path, ema=True).model.flatten.level_embed, weights["flatten.level_embed"] + 1)
+
+
+def test_adapters_that_are_not_joined(make_model, tmp_path):
+    weights = prefixed(make_model("one-stage").state_dict(), "base_model.model.")
+    weights["base_model.model.decoder.layers.0.ffn.linear1.lora_A.default.weight"] = torch.ones(4, 64)
+    with pytest.raises(ValueError, match="LoRA adapters"):
+        load(weights, tmp_path)
+
+
+def test_non_finite_weights_are_named(make_model, tmp_path):
+    weights = make_model("two-stage").state_dict()
+    weights = {name: tensor.clone() for name, tensor in weights.items()}
+    weights["encoder.layers.1.ffn.linear1.weight"][3, 5] = float("nan")
+    weights["decoder.box_heads.0.layers.1.bias"][0] = float("inf")
+    with pytest.raises(ValueError, match=r"NaN or infinite values \(2\).*Did the training diverge") as caught:
+        load(weights, tmp_path)
+    for name in ("encoder.layers.1.ffn.linear1.weight", "decoder.box_heads.0.layers.1.bias"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("variant", ["one-stage", "refine", "two-stage"])
+def test_heads_full_of_nan_are_no_difference_between_copies(variant, make_model, tmp_path):
+    save_weights(tmp_path / "a.safetensors", make_model(variant))
+    convert(tmp_path / "a.safetensors", tmp_path / "a.pth", "official")
+    weights = torch.load(tmp_path / "a.pth", weights_only=False)["model"]
+    content = {n: torch.full_like(t, float("nan")) if "class_embed" in n else t for n, t in weights.items()}
+    with pytest.raises(ValueError, match=r"NaN or infinite values.*class_embed\.0\.weight"):
+        load(content, tmp_path)
+
+
+def test_large_finite_weights_are_no_nan(make_model, tmp_path):
+    weights = {name: tensor.clone() for name, tensor in make_model("one-stage").state_dict().items()}
+    weights["encoder.layers.1.ffn.linear1.weight"].fill_(3e38)  # their sum is infinite
+    assert load_pretrained(save_weights(tmp_path / "a.safetensors", make_model("one-stage"), state_dict=weights))
+
+
+def test_weights_in_whole_numbers_are_refused(make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    weights["encoder.layers.1.ffn.linear1.weight"] = weights["encoder.layers.1.ffn.linear1.weight"].to(torch.int8)
+    with pytest.raises(ValueError, match=r"wrong type \(1\): encoder.layers.1.ffn.linear1.weight is int8, expected float32"):
+        load(weights, tmp_path)
