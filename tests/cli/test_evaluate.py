@@ -169,3 +169,21 @@ def test_settings_for_loading():
     assert options.load_settings() == {"device": "cpu", "precision": "bf16", **always}
     options = COMMAND.parse(["w", "d", "--dilation"])
     assert options.load_settings() == {"device": "auto", "precision": "fp32", "dilation": True, **always}
+
+
+@pytest.mark.parametrize(("name", "runtime"), [("a.onnx", "onnx"), ("a.xml", "openvino"), ("a.PT2", "pt2")])
+def test_the_suffix_chooses_the_runtime(name, runtime, weights, dataset, tmp_path, monkeypatch):
+    opened = []
+
+    def load_exported(path, runtime):
+        opened.append((path, runtime))
+        return Detector.load(weights, device="cpu")
+
+    monkeypatch.setattr("deformable_detr.export.load_exported", load_exported)
+    numbers = {}
+    for source in (weights, name):
+        arguments = ["evaluate", source, dataset, "--num-workers", "0", "--json", str(tmp_path / "numbers.json")]
+        assert main(arguments) == 0
+        numbers[source] = json.loads((tmp_path / "numbers.json").read_text())
+    assert opened == [(name, runtime)]
+    assert numbers[name] == numbers[weights]

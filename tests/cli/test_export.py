@@ -36,7 +36,7 @@ def test_export_and_predict_give_what_the_weights_give(folder, capsys, monkeypat
     assert "scores differ by at most" in said
     assert f"written: {target}" in said
     found = {}
-    for name, arguments in {"torch": [weights], "onnx": [target, "--runtime", "onnx"]}.items():
+    for name, arguments in {"torch": [weights], "onnx": [target]}.items():
         if name == "onnx":
             monkeypatch.setattr("deformable_detr.model.deformable_detr.DeformableDETR.__init__", None)  # no model is built
         output = folder / name

@@ -263,26 +263,26 @@ def _read_size(processor: Mapping[str, Any], found: FolderSettings) -> None:
     if not processor.get("do_resize", True):
         found.lossy.append("images are not resized there (do_resize), here their short side becomes 800 pixels")
         return
-    size = processor.get("size")
+    size: Any = processor.get("size")
     if size is None:
         return
     if isinstance(size, int | float):
         size = {"shortest_edge": size, "longest_edge": processor.get("max_size", 1333)}
     elif isinstance(size, list | tuple):
-        size = dict(zip(("height", "width"), size * 2 if len(size) == 1 else size, strict=False))
+        size = {"height": size[0], "width": size[-1]}
     if size.get("shortest_edge"):
         longest = size.get("longest_edge") or processor.get("max_size") or _FAR
         found.details |= {"eval_short_side": int(size["shortest_edge"]), "max_long_side": int(longest)}
         return
-    sides = [size.get(name) for name in ("max_height", "max_width", "height", "width", "longest_edge") if size.get(name)]
+    sides = [int(size[name]) for name in ("max_height", "max_width", "height", "width", "longest_edge") if size.get(name)]
     if not sides:
         found.lossy.append(f"the size {size} of preprocessor_config.json means nothing here")
         return
-    found.details |= {"eval_short_side": int(min(sides)), "max_long_side": int(max(sides))}
+    found.details |= {"eval_short_side": min(sides), "max_long_side": max(sides)}
     if "height" in size:
         found.lossy.append(
-            f"images are stretched to {' × '.join(str(int(side)) for side in sides)} (height × width) there; here they keep their "
-            f"form: short side at most {int(min(sides))}, long side at most {int(max(sides))}"
+            f"images are stretched to {' × '.join(map(str, sides))} (height × width) there; here they keep their "
+            f"form: short side at most {min(sides)}, long side at most {max(sides)}"
         )
     elif len(set(sides)) > 1:
         found.lossy.append(f"images are fitted into a height and width of {size} there, here into the same turned as they are")

@@ -49,8 +49,8 @@ class ConvertOptions:
     """Queries of a two-stage source, if they are not 300 (or what the file states): its tensors do not show them."""
 
     ema: bool | None = None
-    """The source holds EMA weights beside those without averaging: `true` takes the first, `false` the others; else what the file
-    itself calls its model."""
+    """Where the source holds EMA weights beside those without averaging: take the first, or (`--no-ema`) the others. Default: what
+    the file itself calls its model."""
 
     revision: str | None = None
     """Version (branch, tag or commit) of a model on the hub."""

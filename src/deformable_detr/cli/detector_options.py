@@ -1,12 +1,11 @@
 """What the commands that use a trained detector share."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from deformable_detr.inference import Predictor
-
-AnyPredictor = TypeVar("AnyPredictor", bound="Predictor")
+    from deformable_detr.detector import Detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +13,11 @@ class DetectorOptions:
     """Where and how the model runs."""
 
     weights: str
-    """A run folder (its best weights), or weights of any known format."""
+    """A run folder (its best weights), weights of any known format, or a file of `deformable-detr export`."""
+
+    runtime: Literal["torch", "pt2", "onnx", "openvino"] | None = None
+    """What runs the model. All but `torch` take a file of `deformable-detr export`, and build no PyTorch model. Default: chosen by
+    the suffix of the weights."""
 
     batch_size: int = 1
     """Images per forward pass. Larger is faster on a GPU; the results are the same."""
@@ -40,13 +43,26 @@ class DetectorOptions:
     dilation: bool = False
     """The weights are those of a DC5 model: official files do not say so themselves. Our own files do."""
 
+    ema: bool | None = None
+    """Where a file holds EMA weights beside those without averaging: take the first, or (`--no-ema`) the others. Default: what the
+    file itself calls its model."""
+
     def load_settings(self) -> dict[str, Any]:
         """Keywords for `Detector.load`."""
         settings: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "optimize", "compile")}
-        return settings | ({"dilation": True} if self.dilation else {})
+        return settings | ({"dilation": True} if self.dilation else {}) | ({} if self.ema is None else {"ema": self.ema})
 
-    def set_up(self, predictor: AnyPredictor) -> AnyPredictor:
-        """What is chosen once the weights are loaded, from whatever file."""
+    def open(self) -> "Detector":
+        """The detector that the weights and the runtime ask for."""
+        from deformable_detr.detector import Detector
+        from deformable_detr.export import load_exported
+        from deformable_detr.export.sessions import SUFFIXES
+
+        runtime = self.runtime or SUFFIXES.get(Path(self.weights).suffix.lower(), "torch")
+        if runtime == "torch":
+            detector = Detector.load(self.weights, **self.load_settings())
+        else:
+            detector = Detector(load_exported(self.weights, runtime).model, device="cpu")
         if self.nms_iou is not None:
-            predictor.nms_iou = self.nms_iou
-        return predictor
+            detector.nms_iou = self.nms_iou
+        return detector

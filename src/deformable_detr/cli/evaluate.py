@@ -70,7 +70,7 @@ def run(options: EvaluateOptions) -> None:
     """Evaluate in all processes; the first one writes and shows what came out."""
     from deformable_detr.checkpoints.load import find_weights
     from deformable_detr.checkpoints.native import read_own
-    from deformable_detr.detector import Detector, join_processes
+    from deformable_detr.detector import join_processes
     from deformable_detr.inference.predictor import choose_device
 
     log_to_screen()
@@ -78,7 +78,7 @@ def run(options: EvaluateOptions) -> None:
         read_own(find_weights(options.weights))  # a file that cannot take them is refused before the work, not after
     state = join_processes(choose_device(options.device))
     first = state is None or state.is_main_process
-    detector = options.set_up(Detector.load(options.weights, **options.load_settings()))
+    detector = options.open()
     with progress("evaluating", hidden=not first) as bar:
         task = bar.add_task("", total=None)
         settings: dict[str, Any] = {

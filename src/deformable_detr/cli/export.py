@@ -21,7 +21,7 @@ EXAMPLES = """\
   deformable-detr export runs/first detector.xml --size 800 1066 --batch-size 1     fixed
   deformable-detr export runs/first detector.pt2
   deformable-detr export runs/first detector.onnx --int8 my_data              quantised, with its AP before and after
-  deformable-detr predict detector.onnx photos/ --runtime onnx                run it
+  deformable-detr predict detector.onnx photos/                               run it
 """
 
 

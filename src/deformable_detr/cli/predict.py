@@ -16,7 +16,7 @@ EXAMPLES = """\
   deformable-detr predict runs/first "photos/**/*.jpg" --threshold 0.3     a pattern, with subfolders
   deformable-detr predict runs/first a.jpg b.jpg --classes person dog --output found
   deformable-detr predict runs/first photos/ --no-draw                     the JSON alone
-  deformable-detr predict detector.onnx photos/ --runtime onnx             an exported file, in onnxruntime
+  deformable-detr predict detector.onnx photos/                            an exported file, in onnxruntime
   deformable-detr predict runs/first aerial.tif --tiles 640                small objects in a large image
   deformable-detr predict runs/first clip.mp4 --track                      a video: boxes, numbers, traces
   deformable-detr predict runs/first 0                                     a camera, until Ctrl-C; also rtsp://…

@@ -1,20 +1,14 @@
 """The options of `deformable-detr predict`, for images and for videos."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from deformable_detr.cli.detector_options import DetectorOptions
-
-if TYPE_CHECKING:
-    from deformable_detr.inference import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(DetectorOptions):
     """Options of the command."""
-
-    runtime: Literal["torch", "pt2", "onnx", "openvino"] = "torch"
-    """What runs the model. All but `torch` take a file of `deformable-detr export`, and build no PyTorch model."""
 
     source: list[str]
     """Images: files, folders, patterns in quotes. Or videos, camera numbers, addresses."""
@@ -54,12 +48,3 @@ class PredictOptions(DetectorOptions):
         """Keywords for `Detector.iterate`."""
         names = ("batch_size", "top_k", "classes", "tiles", "tile_overlap")
         return {name: getattr(self, name) for name in names}
-
-    def open(self) -> "Predictor":
-        """What the weights and the runtime ask for."""
-        from deformable_detr.detector import Detector
-        from deformable_detr.export import load_exported
-
-        if self.runtime == "torch":
-            return self.set_up(Detector.load(self.weights, **self.load_settings()))
-        return self.set_up(load_exported(self.weights, self.runtime))

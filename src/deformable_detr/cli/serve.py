@@ -12,7 +12,7 @@ from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import log_to_screen
 
 if TYPE_CHECKING:
-    from deformable_detr.inference import Predictor
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def run(options: ServeOptions) -> int:
     listener = bind(options.host, options.port)
     try:
         app = create_app(
-            open_predictor(options),
+            options.open(),
             name=Path(options.weights).name,
             limits=limits,
             batch_size=options.batch_size,
@@ -99,17 +99,6 @@ def run(options: ServeOptions) -> int:
         return 0 if server.started else 1
     finally:
         listener.close()
-
-
-def open_predictor(options: ServeOptions) -> "Predictor":
-    """What is served: a detector, or a file that `deformable-detr export` wrote."""
-    from deformable_detr.detector import Detector
-    from deformable_detr.export import load_exported
-    from deformable_detr.export.sessions import SUFFIXES
-
-    if Path(options.weights).suffix.lower() in SUFFIXES:
-        return options.set_up(load_exported(options.weights))
-    return options.set_up(Detector.load(options.weights, **options.load_settings()))
 
 
 def bind(host: str, port: int) -> socket.socket:
