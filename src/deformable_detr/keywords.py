@@ -77,6 +77,10 @@ class LoadOptions(TypedDict, total=False):
     strict: bool
     """Every tensor must fit (True). Otherwise what does not fit keeps its initial value, with a warning."""
 
+    ema: bool | None
+    """Where a file holds EMA weights beside those without averaging: True takes the first, False the others. None: what the file
+    itself calls its model."""
+
     revision: str | None
     """Version (branch, tag or commit) of a model on the hub."""
 

@@ -124,7 +124,7 @@ def _parsed(value: Any) -> Any:
         return vars(value)
     if not isinstance(value, str) or len(value) > 300_000 or not any(mark in value for mark in "\n{[:="):
         return value
-    for parse in (yaml.safe_load, _python_config):
+    for parse in (json.loads, yaml.safe_load, _python_config):  # YAML takes 1e-4 for a text, so JSON goes first
         try:
             content = parse(value)
         except (yaml.YAMLError, SyntaxError, ValueError, RecursionError):
