@@ -1,4 +1,4 @@
-"""`deformable-detr benchmark op`: the operator's backends and its installed peers side by side, as a table and as JSON."""
+"""`deformable-detr benchmark op`: the operator's backends and the classic form side by side, as a table and as JSON."""
 
 import platform
 from dataclasses import asdict
@@ -11,8 +11,11 @@ from rich.table import Table
 from deformable_detr.cli.benchmark_options import BenchmarkOptions
 from deformable_detr.cli.screen import Finish, show
 from deformable_detr.files import write_json
-from deformable_detr.ops.benchmark import CASES, Measurement, implementations, measure
+from deformable_detr.ops.benchmark import CASES, NO_PEERS, Measurement, implementations, measure
 from deformable_detr.schema import known
+
+PEERS = NO_PEERS
+"""Implementations of others beside ours; `benchmarks/operator_peers.py` puts them here."""
 
 
 def benchmark_operator(options: BenchmarkOptions) -> None:
@@ -23,7 +26,7 @@ def benchmark_operator(options: BenchmarkOptions) -> None:
     """
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cases = {case.name: case for case in CASES}
-    names = implementations(device)
+    names = implementations(device, PEERS)
     if options.only:
         names = [name for name in names if name == names[0] or any(part in name for part in options.only)]
     machine = _machine(device)
@@ -32,7 +35,7 @@ def benchmark_operator(options: BenchmarkOptions) -> None:
     for case in [cases[known(name, "case", cases)] for name in options.case or cases]:
         rounds = (options.rounds or 7) * (1 if case.queries is None else 5)
         dtype = getattr(torch, options.dtype)
-        found = measure(case, names, device=device, dtype=dtype, rounds=rounds, memory=options.memory)
+        found = measure(case, names, device=device, dtype=dtype, rounds=rounds, memory=options.memory, peers=PEERS)
         results += found
         show(_table(f"{case.name}: {case.height}x{case.width}, {options.dtype}", found))
     report = {"machine": machine, "dtype": options.dtype, "results": [asdict(result) for result in results]}

@@ -1,6 +1,7 @@
-"""Side-by-side measurements of the operator: every backend here and every peer that is installed, on the same tensors in one run.
+"""Side-by-side measurements of the operator: every backend here and the classic form, on the same tensors in one run.
 
 Times are medians of interleaved runs; peak memory is measured in a process of its own; errors are against float64.
+Implementations of others come in as :class:`Peers`: `benchmarks/operator_peers.py` has them.
 """
 
 import json
@@ -9,9 +10,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -103,7 +104,7 @@ def make_inputs(case: Case, device: str = "cpu", dtype: torch.dtype = torch.floa
     return [tensor.to(device) for tensor in (value, locations, logits.flatten(3).softmax(-1).view_as(logits))]
 
 
-def _unfused(operator: Operator, fused: bool) -> Operator:
+def unfused(operator: Operator, fused: bool) -> Operator:
     """An operator (value, shapes, locations, weights), with softmax and locations in front of it when the case has them."""
     if not fused:
         return lambda shapes, value, locations, weights: operator(value, shapes, locations, weights)
@@ -138,54 +139,29 @@ def _instructions(isa: str | None) -> Iterator[None]:
             os.environ[cpu.ISA_VARIABLE] = before
 
 
-def _device_shapes(shapes: list[tuple[int, int]], value: Tensor) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor(shapes, dtype=torch.int64, device=value.device)
-    return sizes, torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
+@dataclass(frozen=True)
+class Peers:
+    """Implementations of others: how each is built (ImportError: it is not installed), and what measures its memory.
+
+    Args:
+        builders: name → function of `Case.fused` that returns an operator (shapes, *inputs).
+        command: a command line that calls :func:`main` with these peers, to which a task is appended.
+    """
+
+    builders: Mapping[str, Callable[[bool], Operator]] = field(default_factory=dict)
+    command: Sequence[str] = (sys.executable, "-m", "deformable_detr.ops.benchmark")
+
+    def installed(self) -> list[str]:
+        """The names of those that can be imported."""
+        return [name for name, build in self.builders.items() if _importable(build)]
 
 
-def _transformers(fused: bool) -> Operator:
-    from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
-
-    module = MultiScaleDeformableAttention()
-
-    def operator(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-        sizes, starts = _device_shapes(shapes, value)
-        return module(value, sizes, shapes, starts, locations, weights, 64)
-
-    return _unfused(operator, fused)
+NO_PEERS = Peers()
 
 
-def _mmcv(fused: bool) -> Operator:
-    from mmcv.ops import multi_scale_deform_attn as mmcv_ops  # pyright: ignore[reportMissingImports]
-
-    def operator(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-        sizes, starts = _device_shapes(shapes, value)
-        if value.is_cuda:
-            return mmcv_ops.MultiScaleDeformableAttnFunction.apply(value, sizes, starts, locations, weights, 64)
-        return mmcv_ops.multi_scale_deformable_attn_pytorch(value, sizes, locations, weights)
-
-    return _unfused(operator, fused)
-
-
-def _deformops(fused: bool) -> Operator:
-    from deformops.registry import msda  # pyright: ignore[reportMissingImports]
-
-    def plain(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-        return msda(value, *_device_shapes(shapes, value), locations, weights)
-
-    def whole(shapes: list[tuple[int, int]], value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        locations = sampling_locations_from_offsets(reference, offsets, shapes).to(value.dtype)
-        return msda(value, *_device_shapes(shapes, value), locations, logits.to(value.dtype), softmax=True)
-
-    return whole if fused else _unfused(plain, fused)
-
-
-_PEERS = {"transformers": _transformers, "deformops": _deformops, "mmcv": _mmcv}
-
-
-def implementations(device: str) -> list[str]:
+def implementations(device: str, peers: Peers = NO_PEERS) -> list[str]:
     """The names of everything that can be measured here: the classic form first, then peers, then this package."""
-    names = [CLASSIC, *(name for name, build in _PEERS.items() if _importable(build))]
+    names = [CLASSIC, *peers.installed()]
     backends = available_backends()
     if device == "cpu" and "cpu" in backends:
         names += [f"cpu {isa}" for isa in cpu.supported_isas()]
@@ -202,11 +178,11 @@ def _importable(build: Callable[[bool], Operator]) -> bool:
     return True
 
 
-def _operator(name: str, fused: bool) -> Operator:
+def _operator(name: str, fused: bool, peers: Peers) -> Operator:
     if name == CLASSIC:
-        return _unfused(multi_scale_deformable_attn_pytorch, fused)
-    if name in _PEERS:
-        return _PEERS[name](fused)
+        return unfused(multi_scale_deformable_attn_pytorch, fused)
+    if name in peers.builders:
+        return peers.builders[name](fused)
     backend, _, isa = name.partition(" ")
     return _ours(backend, isa or None, fused)
 
@@ -246,7 +222,14 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 
 def measure(
-    case: Case, names: list[str], *, device: str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 7, memory: bool = True
+    case: Case,
+    names: list[str],
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rounds: int = 7,
+    memory: bool = True,
+    peers: Peers = NO_PEERS,
 ) -> list[Measurement]:
     """All implementations on one case, taking turns.
 
@@ -257,13 +240,14 @@ def measure(
         dtype: of `value`.
         rounds: how often each one runs; the median counts.
         memory: also start a process for each one that measures its peak memory.
+        peers: implementations of others.
     """
     inputs = make_inputs(case, device, dtype)
     grad = torch.randn(case.batch, inputs[1].shape[1], case.heads * case.channels, dtype=torch.float32, device=device).to(dtype)
-    exact = _step(_operator(CLASSIC, case.fused), case, [t.double() for t in inputs], grad.double())()
+    exact = _step(_operator(CLASSIC, case.fused, peers), case, [t.double() for t in inputs], grad.double())()
     results, steps = [], []
     for name in names:
-        operator = _operator(name, case.fused)
+        operator = _operator(name, case.fused, peers)
         forward, both = _step(operator, case, inputs, None), _step(operator, case, inputs, grad)
         first_call = _clock(forward, device)
         errors = [_error(found, right) for found, right in zip(both(), exact, strict=True)]
@@ -278,27 +262,28 @@ def measure(
     for result, (forward_times, both_times) in zip(results, times, strict=True):
         result.forward, result.forward_backward = statistics.median(forward_times), statistics.median(both_times)
         if memory:
-            peaks = _peaks_in_own_process(case, result.implementation, device, dtype)
-            result.memory_forward, result.memory_forward_backward = peaks
+            found = _peaks_in_own_process(case, result.implementation, device, dtype, peers)
+            result.memory_forward, result.memory_forward_backward = found
     return results
 
 
-def _peaks_in_own_process(case: Case, name: str, device: str, dtype: torch.dtype) -> tuple[int | None, int | None]:
+def _peaks_in_own_process(
+    case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers = NO_PEERS
+) -> tuple[int | None, int | None]:
     task = json.dumps({"case": asdict(case), "name": name, "device": device, "dtype": str(dtype).removeprefix("torch.")})
     # Freed memory goes back at once, so that the second peak does not count what the first one left.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    command = [sys.executable, "-m", "deformable_detr.ops.benchmark", task]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    run = subprocess.run([*peers.command, task], capture_output=True, text=True, env=environment, check=False)
     if run.returncode != 0:
         raise RuntimeError(f"measuring the memory of {name!r} failed: {run.stderr.strip()[-500:]}")
     forward, both = json.loads(run.stdout.strip().splitlines()[-1])
     return forward, both
 
 
-def peaks(case: Case, name: str, device: str, dtype: torch.dtype) -> list[int | None]:
+def peaks(case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers = NO_PEERS) -> list[int | None]:
     """Peak memory above the inputs of a forward pass and of a forward and backward pass, in this process; None where unknown."""
-    operator = _operator(name, case.fused)
+    operator = _operator(name, case.fused, peers)
     small = replace(case, height=64, width=64, queries=case.queries and 8)
     small_queries = make_inputs(small)[1].shape[1]
     for grad in (None, torch.ones(case.batch, small_queries, case.heads * case.channels, dtype=dtype, device=device)):
@@ -334,11 +319,12 @@ def _status(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field + ":")).split()[1])
 
 
-def _main(task: str) -> None:
+def main(task: str, peers: Peers = NO_PEERS) -> None:
+    """Measure the memory of one implementation on one case in this process, and print it as JSON."""
     asked = json.loads(task)
-    found = peaks(Case(**asked["case"]), asked["name"], asked["device"], getattr(torch, asked["dtype"]))
+    found = peaks(Case(**asked["case"]), asked["name"], asked["device"], getattr(torch, asked["dtype"]), peers)
     sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    main(sys.argv[1])
