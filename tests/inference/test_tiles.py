@@ -168,7 +168,7 @@ KINDS = {
 
 
 def save(folder, name):
-    """A picture of smooth colours with some noise."""
+    """An image of smooth colours with some noise."""
     mode, options = KINDS[name]
     rng = np.random.default_rng(1)
     ramp = np.add.outer(np.arange(90), np.arange(150))[..., None] * [1, 0.5, 0.2] + rng.integers(0, 20, (90, 150, 3))

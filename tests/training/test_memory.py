@@ -49,7 +49,7 @@ def test_auto_takes_what_fits_and_accumulates_to_the_target(
 
 
 def test_nothing_fits(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutOfMemoryError, match=r"1 x 64 x 64 pixels does not fit.*gradient_checkpointing"):
+    with pytest.raises(OutOfMemoryError, match=r"1 x 64 x 64 pixels does not fit.*gradient-checkpointing"):
         run_with_memory(config, tmp_path / "run", 0, monkeypatch)
 
 
@@ -74,7 +74,7 @@ def test_running_out_is_explained(config: RunConfig, tmp_path: Path, monkeypatch
     text = str(error.value)
     assert "2 x " in text
     assert "Tried to allocate 20.00 MiB" in text
-    assert text.index("--batch_size auto") < text.index("--gradient_checkpointing") < text.index("--max_long_side below 64")
+    assert text.index("--batch-size auto") < text.index("--gradient-checkpointing") < text.index("--max-long-side below 64")
 
 
 def kept_bytes(model: torch.nn.Module, images: ImageBatch, targets: list[Target]) -> tuple[int, dict[str, torch.Tensor]]:

@@ -218,7 +218,7 @@ class Predictor:
             FileNotFoundError: a path, folder or pattern leads to no image.
             ValueError: an unreadable image, an unknown class, a setting out of range.
             TypeError: an unknown setting, or one of the wrong type.
-            FloatingPointError: the model gave scores or boxes that are not finite.
+            FloatingPointError: the model gave non-finite scores or boxes.
         """
         single = is_single(source)
         if single and options.get("on_error") == "skip":
