@@ -128,24 +128,27 @@ def _shapes(count: int) -> str:
 def _doubt(lines: Sequence[LabelLine]) -> int | None:
     """How many numbers the lines have that could be a box with keypoints as well as an outline; None where there is no doubt.
 
-    Poses have one length, outlines many. Of one length: outlines hardly ever cross themselves, and read as boxes they reach out
-    of the image sooner or later. So there is doubt where every line could be a box within the image and some line would be an
-    outline that crosses itself.
+    Poses have one length, outlines many. Of one length: read as boxes, outlines reach out of the image sooner or later, their
+    points lie outside of these boxes, and they hardly ever cross or touch themselves. So there is doubt where every line could be
+    a box within the image, and either all points could be keypoints of theirs or some line would be no proper outline.
     """
     long = [line.values for line in lines if len(line.values) > 4]
     if not long or len({len(values) for values in long}) > 1 or len(long[0]) % 2:
         return None
     rows = np.array(long)
     center, half = rows[:, :2], rows[:, 2:4] / 2
-    within = (half > 0).all() and (center - half >= -TOLERANCE).all() and (center + half <= 1 + TOLERANCE).all()
-    if within and any(_crosses_itself(row.reshape(-1, 2)) for row in rows):
-        return rows.shape[1]
-    return None
+    points = rows.reshape(len(rows), -1, 2)
+    if (half <= 0).any() or (center - half < -TOLERANCE).any() or (center + half > 1 + TOLERANCE).any():
+        return None
+    inside = (np.abs(points[:, 2:] - center[:, None]) <= half[:, None] + TOLERANCE).all()
+    return rows.shape[1] if inside or any(map(_crosses_itself, points)) else None
 
 
 def _crosses_itself(points: np.ndarray) -> bool:
-    """Whether two edges of the polygon `[n, 2]` that are no neighbours cross."""
+    """Whether two edges of the polygon `[n, 2]` that are no neighbours cross, or a point comes twice in a row."""
     first, last = points, np.roll(points, -1, axis=0)
+    if (first == last)[:-1].all(axis=1).any():
+        return True
 
     def side(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         return np.sign((b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0]))
