@@ -16,8 +16,9 @@ DEFAULT_THRESHOLD = 0.5
 
 
 _NEEDED = {
-    **dict.fromkeys(("query_content", "query_position", "proposal_classes", "proposal_loss", "one_to_many_queries"), "two_stage"),
-    **dict.fromkeys(("look_forward_twice", "relation_bias", "denoising_queries"), "box_refinement"),
+    **dict.fromkeys(("query_content", "query_position", "proposal_classes", "proposal_loss"), "two_stage"),
+    **dict.fromkeys(("one_to_many_queries", "denoising_queries"), "two_stage"),
+    **dict.fromkeys(("look_forward_twice", "relation_bias"), "box_refinement"),
 }
 """Settings of `ModelConfig` that mean something only together with another one."""
 
@@ -126,7 +127,8 @@ class ModelConfig:
     """Self-attention from the second decoder layer on is biased by how the boxes lie to each other (Relation-DETR)."""
 
     denoising_queries: int = 0
-    """Training: about this many queries start from ground-truth boxes with noise, and as many from worse ones (DINO: 100)."""
+    """Training: about this many queries start from ground-truth boxes with noise, and as many from worse ones (DINO: 100). As in
+    DINO's code, below 50 it is twice this number of groups, each with every object."""
 
     label_noise: float = 0.5
     """Denoising: half of this share of the queries gets a random label."""
@@ -147,6 +149,10 @@ class ModelConfig:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_dim % 32:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of 32, the number of the neck's GroupNorm groups")
+        if self.query_position == "reference" and self.query_content == "proposal":
+            raise ValueError("query_position='reference' needs query_content='learned': nothing else is known of a proposal then")
+        if self.denoising_queries < 0 or self.one_to_many_queries < 0 or not 0 <= self.label_noise <= 1 or self.box_noise < 0:
+            raise ValueError("denoising_queries, one_to_many_queries and box_noise must be at least 0, label_noise in [0, 1]")
         for name in ("num_classes", "num_feature_levels", "num_queries", "num_decoder_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

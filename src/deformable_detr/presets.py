@@ -10,6 +10,22 @@ R50 = ModelConfig()
 R50_REFINE = replace(R50, box_refinement=True)
 R50_SINGLE_SCALE = replace(R50, num_feature_levels=1)
 
+R50_PLUS = replace(R50_REFINE, two_stage=True, ffn_dim=2048, dropout=0.0, query_content="learned", look_forward_twice=True)
+R50_HDETR = replace(R50_PLUS, one_to_many_queries=1500)
+R50_DINO = replace(
+    R50_PLUS,
+    num_queries=900,
+    position_temperature=20.0,
+    position_offset=0.0,
+    logit_eps=1e-3,
+    query_position="reference",
+    proposal_classes=True,
+    proposal_loss="selected",
+    decoder_norm=True,
+    shared_heads=True,
+    denoising_queries=100,
+)
+
 DEMO = ModelConfig(
     backbone="resnet18",
     backbone_options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_type": "deep", "stem_width": 8},
@@ -33,6 +49,10 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "r50-two-stage": replace(R50_REFINE, two_stage=True),
     "r50-single-scale": R50_SINGLE_SCALE,
     "r50-single-scale-dc5": replace(R50_SINGLE_SCALE, dilation=True),
+    "r50-plus": R50_PLUS,
+    "r50-hdetr": R50_HDETR,
+    "r50-dino": R50_DINO,
+    "r50-dino-5scale": replace(R50_DINO, num_feature_levels=5, backbone_levels=4),
     "r18": replace(R50, backbone="resnet18.tv_in1k"),
     "r18-two-stage": replace(R50_REFINE, backbone="resnet18.tv_in1k", two_stage=True),
     "demo": DEMO,

@@ -18,7 +18,7 @@ from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
 from deformable_detr.model.flatten import FlattenLevels
 from deformable_detr.model.heads import ClassHeads
-from deformable_detr.model.queries import BestProposals, EncoderProposals
+from deformable_detr.model.queries import BestProposals, Proposals
 
 
 def fast_network(
@@ -54,7 +54,7 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
         chunk: score the proposals of so many positions at a time. None: all at once.
     """
     parts = {}
-    if type(model.query_source) is EncoderProposals:
+    if isinstance(model.query_source, Proposals):
         parts["query_source"] = BestProposals(model.query_source, chunk)
     if type(model.class_heads) is ClassHeads:
         usual = type(model.decoder) is DeformableDecoder

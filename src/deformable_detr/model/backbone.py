@@ -18,7 +18,7 @@ class Backbone(nn.Module):
 
     Args:
         name: the timm model, such as `resnet50.tv_in1k`.
-        num_levels: how many of the last stages are returned (1 to 3).
+        num_levels: how many of the last stages are returned (1 to 4).
         pretrained: True for timm's weights, a path for a local file, False for random ones.
         frozen_stages: fix everything up to stride `2**frozen_stages` (2: the stem and layer1 of a ResNet).
         freeze_batch_norm: turn batch norms into fixed affine maps.
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
         features: FeatureInfo = self.body.feature_info  # type: ignore[assignment]
         self.strides = tuple(features.reduction())
         self.channels = tuple(features.channels())
-        expected = (8, 16, 16 if dilation else 32)[-num_levels:]
+        expected = (4, 8, 16, 16 if dilation else 32)[-num_levels:]
         if self.strides != expected:
             raise ValueError(f"backbone {name!r} ends in stages of strides {self.strides}; the detector needs {expected}")
         if freeze_batch_norm:

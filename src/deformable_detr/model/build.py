@@ -6,15 +6,37 @@ from torch import nn
 
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.model.backbone import Backbone
-from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder, keep_reference, refine_boxes
+from deformable_detr.model.decoder import (
+    DecoderLayer,
+    DeformableDecoder,
+    given_position,
+    keep_reference,
+    look_forward_twice,
+    no_bias,
+    refine_boxes,
+)
 from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
 from deformable_detr.model.deformable_detr import DeformableDETR
+from deformable_detr.model.denoising import ContrastiveDenoising, NoDenoising
 from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
 from deformable_detr.model.flatten import FlattenLevels
 from deformable_detr.model.heads import BoxHead, ClassHeads, class_head
 from deformable_detr.model.neck import ChannelMapper
+from deformable_detr.model.position_encoding import SinePositionEncoding
+from deformable_detr.model.position_mlp import PositionMLP
 from deformable_detr.model.pyramid import PaddedCanvas, SeparateImages
-from deformable_detr.model.queries import EncoderProposals, LearnedQueries
+from deformable_detr.model.queries import (
+    AnchoredProposals,
+    EncoderProposals,
+    LearnedQueries,
+    MixedProposals,
+    Proposals,
+    all_positions,
+    best_class,
+    objectness,
+    take,
+)
+from deformable_detr.model.relation import PositionRelation
 from deformable_detr.presets import model_preset
 
 
@@ -32,7 +54,7 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
     config = model_preset(preset, **overrides) if isinstance(preset, str) else preset.replace(**overrides)
     backbone = Backbone(
         config.backbone,
-        num_levels=min(config.num_feature_levels, 3),
+        num_levels=min(config.num_feature_levels, config.backbone_levels),
         pretrained=config.pretrained_backbone,
         frozen_stages=config.frozen_backbone_stages,
         freeze_batch_norm=config.freeze_batch_norm,
@@ -44,18 +66,24 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
         backbone=backbone,
         neck=neck,
         canvas=PaddedCanvas() if config.original_padding else SeparateImages(),
-        flatten=FlattenLevels(config.hidden_dim, config.num_feature_levels, proposals=config.two_stage),
+        flatten=_flatten(config),
         encoder=DeformableEncoder([_encoder_layer(config) for _ in range(config.num_encoder_layers)]),
         query_source=_query_source(config),
         decoder=_decoder(config),
         class_heads=ClassHeads([class_head(config.hidden_dim, config.num_classes) for _ in range(_num_heads(config))]),
+        denoising=_denoising(config),
         metadata=Metadata(model=config),
     )
 
 
 def _num_heads(config: ModelConfig) -> int:
     """Without refinement one class head and one box head serve all layers."""
-    return config.num_decoder_layers if config.box_refinement else 1
+    return config.num_decoder_layers if config.box_refinement and not config.shared_heads else 1
+
+
+def _flatten(config: ModelConfig) -> FlattenLevels:
+    position = SinePositionEncoding(config.hidden_dim, temperature=config.position_temperature, offset=config.position_offset)
+    return FlattenLevels(config.hidden_dim, config.num_feature_levels, position_encoding=position, proposals=config.two_stage)
 
 
 def _attention(config: ModelConfig, num_points: int) -> MultiScaleDeformableAttention:
@@ -77,11 +105,48 @@ def _decoder(config: ModelConfig) -> DeformableDecoder:
     first_size_bias = 0.0 if config.two_stage else -2.0  # two-stage references are boxes already
     box_heads = [BoxHead(config.hidden_dim, 0.0 if index else first_size_bias) for index in range(_num_heads(config))]
     layers = [_decoder_layer(config) for _ in range(config.num_decoder_layers)]
-    return DeformableDecoder(layers, box_heads, update_boxes=refine_boxes if config.box_refinement else keep_reference)
+    update_boxes = keep_reference
+    if config.box_refinement:
+        update_boxes = look_forward_twice if config.look_forward_twice else refine_boxes
+    return DeformableDecoder(
+        layers,
+        box_heads,
+        update_boxes=update_boxes,
+        norm=nn.LayerNorm(config.hidden_dim) if config.decoder_norm else None,
+        position_mlp=PositionMLP(config.hidden_dim) if config.query_position == "reference" else given_position,
+        relation=PositionRelation(config.num_heads) if config.relation_bias else no_bias,
+        eps=config.logit_eps,
+    )
 
 
 def _query_source(config: ModelConfig) -> nn.Module:
     if not config.two_stage:
         return LearnedQueries(config.num_queries, config.hidden_dim)
-    heads = class_head(config.hidden_dim, config.num_classes), BoxHead(config.hidden_dim)
-    return EncoderProposals(config.num_queries, config.hidden_dim, *heads, padding_last=not config.original_padding)
+    kinds: dict[tuple[str, str], type[Proposals]] = {
+        ("proposal", "proposal"): EncoderProposals,
+        ("learned", "proposal"): MixedProposals,
+        ("learned", "reference"): AnchoredProposals,
+    }
+    return kinds[config.query_content, config.query_position](
+        config.num_queries,
+        config.hidden_dim,
+        class_head(config.hidden_dim, config.num_classes),
+        BoxHead(config.hidden_dim),
+        score=best_class if config.proposal_classes else objectness,
+        trained=take if config.proposal_loss == "selected" else all_positions,
+        padding_last=not config.original_padding,
+        one_to_many_queries=config.one_to_many_queries,
+    )
+
+
+def _denoising(config: ModelConfig) -> nn.Module:
+    if not config.denoising_queries:
+        return NoDenoising()
+    return ContrastiveDenoising(
+        config.num_classes,
+        config.hidden_dim,
+        num_queries=config.denoising_queries,
+        label_noise=config.label_noise,
+        box_noise=config.box_noise,
+        eps=config.logit_eps,
+    )

@@ -2,14 +2,30 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deformable_detr.model.encoder import LayerStack
 from deformable_detr.model.heads import apply_box_delta
 from deformable_detr.model.queries import Queries
 from deformable_detr.structures import FlatFeatures
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Queries as the self-attention of one layer compared them: what further queries may look at."""
+
+    content: Tensor
+    """`[B, V, C]`"""
+
+    place: Tensor
+    """`[B, V, C]` content and position added up."""
+
+    boxes: Tensor
+    """`[B, V, 4]` boxes of the layer before; in the first layer the references, which may be `[B, V, 2]`."""
 
 
 class DecoderLayer(nn.Module):
@@ -42,6 +58,7 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         flat: FlatFeatures,
         attn_mask: Tensor | None = None,
+        seen: Seen | None = None,
     ) -> Tensor:
         """Update the queries.
 
@@ -51,13 +68,15 @@ class DecoderLayer(nn.Module):
             reference_points: `[B, Q, L, 2 | 4]` in [0, 1] of each padded level.
             memory: `[B, S, C]`.
             flat: the sequence that `memory` belongs to.
-            attn_mask: of the self-attention, see `Queries`.
+            attn_mask: of the self-attention, see `Queries`; with `seen`, columns of those follow.
+            seen: V further queries that these see in the self-attention, and which do not see these.
 
         Returns:
             `[B, Q, C]`.
         """
         place = query + query_pos
-        talked, _ = self.self_attn(place, place, query, need_weights=False, attn_mask=attn_mask)
+        keys, values = (place, query) if seen is None else (torch.cat((place, seen.place), 1), torch.cat((query, seen.content), 1))
+        talked, _ = self.self_attn(place, keys, values, need_weights=False, attn_mask=attn_mask)
         query = self.self_attn_norm(query + self.dropout(talked))
         attended = self.cross_attn(query + query_pos, reference_points, memory, flat.spatial_shapes, flat.padding_mask)
         query = self.cross_attn_norm(query + self.dropout(attended))
@@ -75,22 +94,37 @@ class Reference:
     """The layer's box head corrects this."""
 
 
-BoxUpdate = Callable[[nn.Module, Tensor, Tensor, Reference], tuple[Tensor, Reference]]
-"""A layer's box head, its output `[B, Q, C]` before and after the decoder's norm, and what it started from → the layer's boxes
-`[B, Q, 4]`, and what the next layer starts from."""
+BoxUpdate = Callable[[nn.Module, Tensor, Tensor, Reference, float], tuple[Tensor, Reference]]
+"""A layer's box head, its output `[B, Q, C]` before and after the decoder's norm, what it started from, and how far references are
+kept from 0 and 1 → the layer's boxes `[B, Q, 4]`, and what the next layer starts from."""
 
 
-def keep_reference(box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference) -> tuple[Tensor, Reference]:
+def keep_reference(
+    box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, eps: float
+) -> tuple[Tensor, Reference]:
     """All layers look around the first reference and correct it."""
     del query
-    return apply_box_delta(box_head(hidden), reference.base), reference
+    return apply_box_delta(box_head(hidden), reference.base, eps), reference
 
 
-def refine_boxes(box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference) -> tuple[Tensor, Reference]:
+def refine_boxes(box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, eps: float) -> tuple[Tensor, Reference]:
     """Iterative box refinement (paper, app. A.4): each layer corrects the boxes of the one before; no gradient goes back there."""
     del query
-    boxes = apply_box_delta(box_head(hidden), reference.base)
+    boxes = apply_box_delta(box_head(hidden), reference.base, eps)
     return boxes, Reference(boxes.detach(), boxes.detach())
+
+
+def look_forward_twice(
+    box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, eps: float
+) -> tuple[Tensor, Reference]:
+    """Refinement in which the loss of a layer's boxes also reaches the layer before, but no further (DINO, section 3.5).
+
+    The next layer looks around its reference without gradient, and corrects it with gradient. That reference comes from the layer's
+    output before the norm, and from where the layer looked, which has no gradient.
+    """
+    boxes = apply_box_delta(box_head(hidden), reference.base, eps)
+    following = apply_box_delta(box_head(query), reference.attended, eps)
+    return boxes, Reference(following.detach(), following)
 
 
 def given_position(queries: Queries, reference: Tensor, flat: FlatFeatures) -> Tensor:
@@ -99,10 +133,23 @@ def given_position(queries: Queries, reference: Tensor, flat: FlatFeatures) -> T
     return queries.query_pos
 
 
-def given_mask(queries: Queries, before: Tensor, boxes: Tensor) -> Tensor | None:
-    """The same mask of the self-attention in every layer."""
-    del before, boxes
-    return queries.attn_mask
+def no_bias(layer: int, before: Tensor, boxes: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The same mask in every layer."""
+    del layer, before, boxes
+    return mask
+
+
+class Decoded(NamedTuple):
+    """What a decoder gives."""
+
+    hidden: Tensor
+    """`[N, B, Q, C]` the queries after each layer."""
+
+    boxes: Tensor
+    """`[N, B, Q, 4]` their boxes, cxcywh in [0, 1] of each image."""
+
+    seen: tuple[Seen, ...] = ()
+    """The queries in each layer's self-attention, for queries that exist in training alone; empty outside training."""
 
 
 class DeformableDecoder(LayerStack):
@@ -111,10 +158,12 @@ class DeformableDecoder(LayerStack):
     Args:
         layers: N layers, first to last.
         box_heads: one head for all layers, or one for each.
-        update_boxes: `keep_reference` or `refine_boxes`.
+        update_boxes: `keep_reference`, `refine_boxes` or `look_forward_twice`.
         norm: what the heads read of a layer's output; the next layer reads it without.
-        query_position: the queries, where a layer looks and the sequence → the layer's `query_pos`.
-        attn_mask: the queries, and what the layer before started from and made of it → the mask of the layer's self-attention.
+        position_mlp: the queries, where a layer looks and the sequence → the layer's `query_pos`; see `position_mlp.py`.
+        relation: number of the layer, boxes before and after the layer before it, and the mask of the self-attention → the mask
+            with a bias for pairs of boxes; see `relation.py`.
+        eps: references are kept this far from 0 and 1.
     """
 
     def __init__(
@@ -124,37 +173,53 @@ class DeformableDecoder(LayerStack):
         *,
         update_boxes: BoxUpdate,
         norm: nn.Module | None = None,
-        query_position: Callable[[Queries, Tensor, FlatFeatures], Tensor] = given_position,
-        attn_mask: Callable[[Queries, Tensor, Tensor], Tensor | None] = given_mask,
+        position_mlp: Callable[[Queries, Tensor, FlatFeatures], Tensor] = given_position,
+        relation: Callable[[int, Tensor, Tensor, Tensor | None], Tensor | None] = no_bias,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__(layers)
         self.box_heads = nn.ModuleList(box_heads)
         self.update_boxes = update_boxes
         self.norm = norm or nn.Identity()
-        self.query_position = query_position
-        self.attn_mask = attn_mask
+        self.position_mlp = position_mlp
+        self.relation = relation
+        self.eps = eps
 
-    def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures, others: Sequence[Seen | None] | None = None) -> Decoded:
         """Run all layers.
 
-        Returns:
-            The queries after each layer, `[N, B, Q, C]`, and their boxes, `[N, B, Q, 4]` cxcywh in [0, 1] of each image.
+        Args:
+            queries: what goes in.
+            memory: `[B, S, C]`.
+            flat: the sequence that `memory` belongs to.
+            others: for each layer the queries that these see beside themselves.
         """
-        hidden, boxes = zip(*self.steps(queries, memory, flat), strict=True)
-        return torch.stack(hidden), torch.stack(boxes)
+        hidden, boxes, seen = zip(*self.steps(queries, memory, flat, others), strict=True)
+        return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else ())
 
-    def steps(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> Iterator[tuple[Tensor, Tensor]]:
-        """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other."""
+    def steps(
+        self, queries: Queries, memory: Tensor, flat: FlatFeatures, others: Sequence[Seen | None] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Seen]]:
+        """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other, and what its self-attention compared."""
         query, boxes = queries.query, queries.reference_points
         before, reference = boxes, Reference(boxes, boxes)
-        for index, layer in enumerate(self.layers):
-            query_pos = self.query_position(queries, reference.attended, flat)
+        for index, (layer, other) in enumerate(zip(self.layers, others or [None] * len(self.layers), strict=True)):
+            query_pos = self.position_mlp(queries, reference.attended, flat)
             places = on_padded_levels(reference.attended, flat.valid_ratios)
-            query = self.run(layer, query, query_pos, places, memory, flat, self.attn_mask(queries, before, boxes))
+            seen = Seen(query, query + query_pos, boxes)
+            mask = self._mask(index, queries.attn_mask, before, boxes, other)
+            query = self.run(layer, query, query_pos, places, memory, flat, mask, other)
             hidden, before = self.norm(query), boxes
             box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
-            boxes, reference = self.update_boxes(box_head, query, hidden, reference)
-            yield hidden, boxes
+            boxes, reference = self.update_boxes(box_head, query, hidden, reference, self.eps)
+            yield hidden, boxes, seen
+
+    def _mask(self, layer: int, mask: Tensor | None, before: Tensor, boxes: Tensor, other: Seen | None) -> Tensor | None:
+        """The mask of a layer's self-attention; all queries of `other`, if any, are seen."""
+        if other is not None:
+            mask = None if mask is None else F.pad(mask, (0, other.content.shape[1]))
+            boxes = torch.cat((boxes, other.boxes), dim=1) if boxes.shape[-1] == other.boxes.shape[-1] else boxes
+        return self.relation(layer, before, boxes, mask)
 
 
 class LastLayer(nn.Module):
@@ -168,10 +233,10 @@ class LastLayer(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> Decoded:
         """`[1, B, Q, C]` and `[1, B, Q, 4]`, see `DeformableDecoder`."""
-        *_, (hidden, boxes) = self.decoder.steps(queries, memory, flat)
-        return hidden[None], boxes[None]
+        *_, (hidden, boxes, _) = self.decoder.steps(queries, memory, flat)
+        return Decoded(hidden[None], boxes[None])
 
 
 def on_padded_levels(reference: Tensor, valid_ratios: Tensor) -> Tensor:

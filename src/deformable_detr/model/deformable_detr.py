@@ -1,11 +1,13 @@
 """Deformable DETR, the whole network (Zhu et al., ICLR 2021): images in, class logits and boxes of every decoder layer out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from deformable_detr.config import Metadata
-from deformable_detr.structures import ImageBatch, Predictions
+from deformable_detr.model.denoising import DenoisingNoise
+from deformable_detr.structures import ImageBatch, Predictions, Target
 
 
 class DeformableDETR(nn.Module):
@@ -22,6 +24,7 @@ class DeformableDETR(nn.Module):
         query_source: memory, `FlatFeatures` → `Queries`; it alone decides their number, content, position and who sees whom.
         decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`.
         class_heads: hidden → logits `[N, B, Q, K]`.
+        denoising: makes further queries from the targets in training: `ContrastiveDenoising` or `NoDenoising`.
         metadata: settings, classes and image sizes, for whoever saves or uses the model.
     """
 
@@ -36,6 +39,7 @@ class DeformableDETR(nn.Module):
         query_source: nn.Module,
         decoder: nn.Module,
         class_heads: nn.Module,
+        denoising: nn.Module,
         metadata: Metadata,
     ) -> None:
         super().__init__()
@@ -47,21 +51,39 @@ class DeformableDETR(nn.Module):
         self.query_source = query_source
         self.decoder = decoder
         self.class_heads = class_heads
+        self.denoising = denoising
         self.metadata = metadata
 
-    def forward(self, images: ImageBatch | Sequence[Tensor]) -> Predictions:
+    def forward(
+        self,
+        images: ImageBatch | Sequence[Tensor],
+        targets: Sequence[Target] | None = None,
+        noise: DenoisingNoise | None = None,
+    ) -> Predictions:
         """Find the objects of a batch of images.
 
         Args:
             images: normalised float images `[3, h, w]` of any sizes, or an `ImageBatch`.
+            targets: one per image; needed in training by a model that learns by denoising, else of no consequence.
+            noise: of the denoising queries; None draws it.
 
         Returns:
-            Logits and boxes of every decoder layer, and of the encoder's proposals for a two-stage model.
+            Logits and boxes of every decoder layer, and of the encoder's proposals for a two-stage model; in training also of the
+            queries that exist there alone. Those have no influence on the others.
+
+        Raises:
+            ValueError: targets are missing, or the noise does not fit them.
         """
         batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(images)
         pyramid = self.canvas(lambda images: self.neck(self.backbone(images)), batch)
         flat = self.flatten(pyramid)
         memory = self.encoder(flat)
         queries = self.query_source(memory, flat)
-        hidden, boxes = self.decoder(queries, memory, flat)
-        return queries.predictions(self.class_heads(hidden), boxes)
+        decoded = self.decoder(queries, memory, flat)
+        predictions = queries.predictions(self.class_heads(decoded.hidden), decoded.boxes)
+        denoising = self.denoising(self.query_source, memory, targets, noise)
+        for branch, further, others in (("one_to_many", queries.one_to_many, None), ("denoising", denoising, decoded.seen)):
+            if further is not None:
+                hidden, boxes, _ = self.decoder(further, memory, flat, others)
+                predictions = replace(predictions, **{f"{branch}_logits": self.class_heads(hidden), f"{branch}_boxes": boxes})
+        return predictions

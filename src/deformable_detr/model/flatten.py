@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.model.geometry import places_in_image, proposals_at, valid_ratio
-from deformable_detr.model.position_encoding import SinePositionEncoding
 from deformable_detr.structures import FeaturePyramid, FlatFeatures, Geometry
 
 
@@ -14,12 +13,13 @@ class FlattenLevels(nn.Module):
     Args:
         hidden_dim: C.
         num_levels: L.
+        position_encoding: a `SinePositionEncoding`.
         proposals: compute the boxes that the positions propose, for a two-stage model.
     """
 
-    def __init__(self, hidden_dim: int, num_levels: int, *, proposals: bool) -> None:
+    def __init__(self, hidden_dim: int, num_levels: int, *, position_encoding: nn.Module, proposals: bool) -> None:
         super().__init__()
-        self.position_encoding = SinePositionEncoding(hidden_dim)
+        self.position_encoding = position_encoding
         self.level_embed = nn.Parameter(torch.randn(num_levels, hidden_dim))
         self.proposals = proposals
 

@@ -64,17 +64,18 @@ class ClassHeads(nn.ModuleList):
         return torch.stack([self[min(layer, len(self) - 1)](queries) for layer, queries in enumerate(hidden)])
 
 
-def apply_box_delta(delta: Tensor, reference: Tensor) -> Tensor:
+def apply_box_delta(delta: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:
     """Correct a reference in logit space, in float32: boxes in bfloat16 would be several pixels coarse.
 
     Args:
         delta: `[..., 4]`.
         reference: `[..., 2]` (x, y) or `[..., 4]` (cx, cy, w, h), in [0, 1] of the image.
+        eps: the reference is kept this far from 0 and 1.
 
     Returns:
         `[..., 4]` cxcywh in [0, 1] of the image, float32.
     """
-    logits = inverse_sigmoid(reference.float())
+    logits = inverse_sigmoid(reference.float(), eps)
     if reference.shape[-1] == 2:
         logits = torch.cat((logits, torch.zeros_like(logits)), dim=-1)
     return (delta.float() + logits).sigmoid()

@@ -9,18 +9,19 @@ TEMPERATURE = 10_000.0
 SCALE = 2 * math.pi
 
 
-def sine_embedding(coordinates: Tensor, num_features: int) -> Tensor:
+def sine_embedding(coordinates: Tensor, num_features: int, temperature: float = TEMPERATURE) -> Tensor:
     """Sines and cosines of each coordinate at `num_features / 2` frequencies.
 
     Args:
         coordinates: `[..., A]`, already in radians (a share of the image times 2π).
         num_features: features per coordinate, even.
+        temperature: the lowest frequency is nearly one over this.
 
     Returns:
         `[..., A * num_features]`, float32; the axes one after the other, sine and cosine in turn.
     """
     index = torch.arange(num_features, dtype=torch.float32, device=coordinates.device)
-    frequencies = TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / num_features)
+    frequencies = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / num_features)
     angles = coordinates.float()[..., None] / frequencies  # [..., A, F]
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-3)
 
@@ -30,17 +31,19 @@ class SinePositionEncoding(nn.Module):
 
     Args:
         hidden_dim: C; half of it goes to y, half to x.
+        temperature: see :func:`sine_embedding`. DINO: 20.
+        offset: what is taken off the number of the pixel, counted from 1. DINO: 0.
     """
 
-    def __init__(self, hidden_dim: int) -> None:
+    def __init__(self, hidden_dim: int, *, temperature: float = TEMPERATURE, offset: float = 0.5) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
+        self.hidden_dim, self.temperature, self.offset = hidden_dim, temperature, offset
 
     def forward(self, padding_mask: Tensor) -> Tensor:
         """`[B, h, w]` bool (True = padding) → `[B, h, w, C]` float32, first the features of y, then those of x."""
         inside = ~padding_mask
         y = inside.cumsum(1, dtype=torch.float32)  # [B, h, w]: 1, 2, … down the image
         x = inside.cumsum(2, dtype=torch.float32)
-        y = (y - 0.5) / (y[:, -1:, :] + 1e-6) * SCALE
-        x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * SCALE
-        return sine_embedding(torch.stack((y, x), dim=-1), self.hidden_dim // 2)
+        y = (y - self.offset) / (y[:, -1:, :] + 1e-6) * SCALE
+        x = (x - self.offset) / (x[:, :, -1:] + 1e-6) * SCALE
+        return sine_embedding(torch.stack((y, x), dim=-1), self.hidden_dim // 2, self.temperature)

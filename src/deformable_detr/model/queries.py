@@ -1,7 +1,8 @@
 """Where the decoder's queries come from: learned ones, or the encoder's best proposals (paper, section 4.2 and app. A.4)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Queries:
 
     encoder_boxes: Tensor | None = None
     """`[B, S, 4]`, see `Predictions`."""
+
+    one_to_many: "Queries | None" = None
+    """A second set, in training only (H-DETR)."""
 
     def predictions(self, logits: Tensor, boxes: Tensor) -> Predictions:
         """What the decoder made of these queries, `[N, B, Q, K]` and `[N, B, Q, 4]`, each under its name."""
@@ -72,16 +76,34 @@ def objectness(logits: Tensor) -> Tensor:
     return logits[..., 0]
 
 
-class EncoderProposals(nn.Module):
-    """Every position of the memory proposes a box; the best become the queries.
+def best_class(logits: Tensor) -> Tensor:
+    """`[..., K]` → `[...]`: the largest class logit, for proposals that learn the classes (DINO)."""
+    return logits.amax(-1)
+
+
+def all_positions(proposals: Tensor, best: Tensor) -> Tensor:
+    """Of the proposals `[B, S, A]` those that are trained: all."""
+    del best
+    return proposals
+
+
+def take(tensor: Tensor, positions: Tensor) -> Tensor:
+    """Of `[B, S, A]` the positions `[B, Q]`: `[B, Q, A]`."""
+    return tensor.gather(1, positions[..., None].expand(-1, -1, tensor.shape[-1]))
+
+
+class Proposals(nn.Module):
+    """Every position of the memory proposes a box; the best become the queries. What they know of it, a subclass decides.
 
     Args:
         num_queries: Q, the number of proposals kept.
         hidden_dim: C.
         class_head: `[..., C]` → `[..., K]`.
         box_head: `[..., C]` → `[..., 4]`.
-        score: `[..., K]` → `[...]`, what the proposals are ranked by.
+        score: `[..., K]` → `[...]`, what the proposals are ranked by: `objectness` or `best_class`.
+        trained: which of the proposals have a loss: `all_positions`, or `take` for the best alone (DINO).
         padding_last: rank padded positions behind all others. False: let them compete, as the original does.
+        one_to_many_queries: in training, so many further proposals become a second set of queries (H-DETR).
     """
 
     def __init__(
@@ -92,21 +114,21 @@ class EncoderProposals(nn.Module):
         box_head: nn.Module,
         *,
         score: Callable[[Tensor], Tensor] = objectness,
+        trained: Callable[[Tensor, Tensor], Tensor] = all_positions,
         padding_last: bool = True,
+        one_to_many_queries: int = 0,
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.hidden_dim = hidden_dim
-        self.score = score
+        self.score, self.trained = score, trained
         self.padding_last = padding_last
+        self.one_to_many_queries = one_to_many_queries
         self.memory_proj = nn.Linear(hidden_dim, hidden_dim)
         self.memory_norm = nn.LayerNorm(hidden_dim)
         self.class_head = class_head
         self.box_head = box_head
-        self.query_proj = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
-        self.query_norm = nn.LayerNorm(2 * hidden_dim)
         nn.init.xavier_uniform_(self.memory_proj.weight)
-        nn.init.xavier_uniform_(self.query_proj.weight)
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
         """The best Q proposals of each image (all of them where an image has fewer positions)."""
@@ -115,8 +137,15 @@ class EncoderProposals(nn.Module):
         logits = self.class_head(features)
         box_logits = self.box_logits(features, proposal_logits, can_propose)
         best = self.best(self.score(logits), flat)
-        query, query_pos, references = self.embedded(take(box_logits.detach(), best), memory.dtype)
-        return Queries(query, query_pos, references, encoder_logits=logits, encoder_boxes=box_logits.sigmoid())
+        first, further = best[:, : self.num_queries], best[:, self.num_queries :]
+        chosen = box_logits.detach()
+        second = self.queries(take(chosen, further), memory.dtype, self.num_queries) if further.numel() else None
+        return replace(
+            self.queries(take(chosen, first), memory.dtype),
+            encoder_logits=self.trained(logits, first),
+            encoder_boxes=self.trained(box_logits, first).sigmoid(),
+            one_to_many=second,
+        )
 
     def features(self, memory: Tensor, can_propose: Tensor) -> Tensor:
         """`[B, S, C]` → what the heads read, `[B, S, C]`; the same for all positions that cannot propose."""
@@ -127,35 +156,89 @@ class EncoderProposals(nn.Module):
         return (self.box_head(features).float() + proposal_logits).masked_fill(~can_propose, NO_PROPOSAL_LOGIT)
 
     def best(self, scores: Tensor, flat: FlatFeatures) -> Tensor:
-        """`[B, S]` → the positions of the best proposals, `[B, Q]`, best first."""
+        """`[B, S]` → the positions of the best proposals, best first: `[B, Q]`, in training with those of the second set."""
         scores = scores.float()
         if self.padding_last and flat.padding_mask is not None:
             scores = scores.masked_fill(flat.padding_mask, float("-inf"))
-        return scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
+        kept = self.num_queries + (self.one_to_many_queries if self.training else 0)
+        return scores.topk(min(kept, scores.shape[1]), dim=1).indices
 
-    def embedded(self, box_logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """The best proposals, `[B, Q, 4]` logits, as queries: content and position, `[B, Q, C]`, and boxes `[B, Q, 4]`."""
+    def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
+        """Boxes, `[B, Q, 4]` logits of cxcywh, as queries.
+
+        Args:
+            box_logits: best first.
+            dtype: of content and position.
+            first_rank: of the first box among all proposals.
+        """
+        raise NotImplementedError
+
+
+class EncoderProposals(Proposals):
+    """The content and the position of a query both come from its proposal's box (paper, app. A.4)."""
+
+    def __init__(self, num_queries: int, hidden_dim: int, class_head: nn.Module, box_head: nn.Module, **settings: Any) -> None:
+        super().__init__(num_queries, hidden_dim, class_head, box_head, **settings)
+        self.query_proj = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
+        self.query_norm = nn.LayerNorm(2 * hidden_dim)
+        nn.init.xavier_uniform_(self.query_proj.weight)
+
+    def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
+        """See `Proposals.queries`."""
+        del first_rank
         references = box_logits.sigmoid()
         embedding = sine_embedding(references * SCALE, self.hidden_dim // 2).to(dtype)  # [B, Q, 2C]
         query_pos, query = self.query_norm(self.query_proj(embedding)).chunk(2, dim=-1)
-        return query, query_pos, references
+        return Queries(query, query_pos, references)
+
+
+class MixedProposals(EncoderProposals):
+    """The position of a query comes from its proposal, the content is learned for each rank (mixed selection; H-DETR)."""
+
+    def __init__(self, num_queries: int, hidden_dim: int, class_head: nn.Module, box_head: nn.Module, **settings: Any) -> None:
+        super().__init__(num_queries, hidden_dim, class_head, box_head, **settings)
+        self.content_embed = nn.Embedding(num_queries + self.one_to_many_queries, hidden_dim)
+
+    def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
+        """See `Proposals.queries`."""
+        queries = super().queries(box_logits, dtype, first_rank)
+        return replace(queries, query=_rows(self.content_embed, first_rank, queries.query))
+
+
+class AnchoredProposals(Proposals):
+    """The content of a query is learned for each rank; its position is left to the decoder, which has its box (DINO)."""
+
+    def __init__(self, num_queries: int, hidden_dim: int, class_head: nn.Module, box_head: nn.Module, **settings: Any) -> None:
+        super().__init__(num_queries, hidden_dim, class_head, box_head, **settings)
+        self.content_embed = nn.Embedding(num_queries + self.one_to_many_queries, hidden_dim)
+        nn.init.xavier_uniform_(self.content_embed.weight)
+
+    def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
+        """See `Proposals.queries`."""
+        position = box_logits.new_zeros(*box_logits.shape[:2], self.hidden_dim, dtype=dtype)
+        return Queries(_rows(self.content_embed, first_rank, position), position, box_logits.sigmoid())
+
+
+def _rows(table: nn.Embedding, first: int, like: Tensor) -> Tensor:
+    """As many rows of a table as `like`, `[B, Q, C]`, has queries, for each image; in its dtype."""
+    return table.weight[first : first + like.shape[1]].to(like.dtype)[None].expand(like.shape[0], -1, -1)
 
 
 class BestProposals(nn.Module):
-    """The queries of `EncoderProposals` without what only its loss needs: boxes of the best proposals alone.
+    """The queries of `Proposals` without what only their loss needs: boxes of the best proposals alone.
 
     Args:
         source: whose weights are used; they must not change afterwards.
         chunk: score so many positions at a time. None: all at once.
     """
 
-    def __init__(self, source: EncoderProposals, chunk: int | None = None) -> None:
+    def __init__(self, source: Proposals, chunk: int | None = None) -> None:
         super().__init__()
         self.source, self.chunk = source, chunk
         self.class_head = _scoring_channel(source)
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
-        """The best Q proposals of each image, see `EncoderProposals`."""
+        """The best Q proposals of each image, see `Proposals`."""
         source, size = self.source, self.chunk or memory.shape[1]
         proposal_logits, can_propose = flat.proposals
         pieces = zip(memory.split(size, 1), can_propose.split(size, 1), strict=True)
@@ -163,15 +246,10 @@ class BestProposals(nn.Module):
         best = source.best(torch.cat(scores, dim=1), flat)
         features = source.features(take(memory, best), take(can_propose, best))
         box_logits = source.box_logits(features, take(proposal_logits, best), take(can_propose, best))
-        return Queries(*source.embedded(box_logits, memory.dtype))
+        return source.queries(box_logits, memory.dtype)
 
 
-def take(tensor: Tensor, positions: Tensor) -> Tensor:
-    """Of `[B, S, A]` the positions `[B, Q]`: `[B, Q, A]`."""
-    return tensor.gather(1, positions[..., None].expand(-1, -1, tensor.shape[-1]))
-
-
-def _scoring_channel(source: EncoderProposals) -> nn.Module:
+def _scoring_channel(source: Proposals) -> nn.Module:
     """The class head, of a plain linear one only the channel that `objectness` reads."""
     head = source.class_head
     if source.score is not objectness or type(head) is not nn.Linear:

@@ -184,7 +184,7 @@ class Trial:
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
-                losses = self.criterion(self.network.train()(images), targets)
+                losses = self.criterion(self.network.train()(images, targets), targets)
             self.criterion.weighted_sum(losses).backward()
         finally:
             self.network.train(mode)

@@ -71,7 +71,7 @@ def _diagnose_batch(model: nn.Module, criterion: Criterion, images: ImageBatch, 
     outputs: list[tuple[str, str]] = []  # modules in the order of the computation: those whose output is broken
     gradients: list[tuple[str, str]] = []  # the same on the way back
     with _watched(model, outputs, gradients):
-        predictions = model(images)
+        predictions = model(images, targets)
         if outputs:
             name, text = outputs[0]
             more = f" {len(outputs) - 1} modules after it are broken, too." if len(outputs) > 1 else ""

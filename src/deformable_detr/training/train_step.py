@@ -75,8 +75,8 @@ def train_step(
     for index, ((images, targets), share) in enumerate(zip(batches, shares, strict=True)):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            predictions = model(images.to(accelerator.device, non_blocking=True))
             moved = [target.to(accelerator.device, non_blocking=True) for target in targets]
+            predictions = model(images.to(accelerator.device, non_blocking=True), moved)
             losses = _losses(criterion, predictions, moved, accelerator)
             accelerator.backward(losses["loss"] * share)
         for name, value in losses.items():
