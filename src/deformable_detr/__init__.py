@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from deformable_detr.criterion import SetCriterion
     from deformable_detr.detector import Detector
-    from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention, build_model
+    from deformable_detr.model import DeformableDETR, DenoisingNoise, MultiScaleDeformableAttention, build_model
     from deformable_detr.postprocessing import postprocess
     from deformable_detr.structures import ImageBatch, Predictions, Target
     from deformable_detr.training import build_optimizer
@@ -29,6 +29,7 @@ _HOME = {
     "Categories": "categories",
     "DataConfig": "config",
     "DeformableDETR": "model",
+    "DenoisingNoise": "model",
     "Detector": "detector",
     "ImageBatch": "structures",
     "LossConfig": "config",
@@ -55,6 +56,7 @@ __all__ = [
     "Categories",
     "DataConfig",
     "DeformableDETR",
+    "DenoisingNoise",
     "Detector",
     "ImageBatch",
     "LossConfig",

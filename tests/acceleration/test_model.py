@@ -207,7 +207,7 @@ def test_parts_of_other_types_run_as_they_are():
 
     class Doubled(type(model.decoder)):
         def forward(self, queries, memory, flat):
-            hidden, boxes = super().forward(queries, memory, flat)
+            hidden, boxes, _ = super().forward(queries, memory, flat)
             return hidden * 2, boxes
 
     model.encoder.__class__, model.decoder.__class__ = Loud, Doubled

@@ -127,7 +127,7 @@ def test_metadata_remembers_the_settings():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"preset": "r51"}, "unknown preset 'r51'; known are r50,"),
+        ({"preset": "r51"}, "unknown preset 'r51'; did you mean 'r50'\\? known are r50,"),
         ({"num_querys": 3}, r"unknown model setting \['num_querys'\]"),
         ({"two_stage": True, "box_refinement": False}, "two_stage needs box_refinement"),
         ({"num_heads": 5}, "hidden_dim 64 is not a multiple of num_heads 5"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from deformable_detr.config import Metadata
+from deformable_detr.model.decoder import Decoded
 from deformable_detr.model.denoising import DenoisingNoise
 from deformable_detr.structures import ImageBatch, Predictions, Target
 
@@ -22,7 +23,7 @@ class DeformableDETR(nn.Module):
         flatten: `FeaturePyramid` → `FlatFeatures`.
         encoder: `FlatFeatures` → memory `[B, S, C]`.
         query_source: memory, `FlatFeatures` → `Queries`; it alone decides their number, content, position and who sees whom.
-        decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`.
+        decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, and what denoising queries see.
         class_heads: hidden → logits `[N, B, Q, K]`.
         denoising: makes further queries from the targets in training: `ContrastiveDenoising` or `NoDenoising`.
         metadata: settings, classes and image sizes, for whoever saves or uses the model.
@@ -79,7 +80,7 @@ class DeformableDETR(nn.Module):
         flat = self.flatten(pyramid)
         memory = self.encoder(flat)
         queries = self.query_source(memory, flat)
-        decoded = self.decoder(queries, memory, flat)
+        decoded = Decoded(*self.decoder(queries, memory, flat))
         predictions = queries.predictions(self.class_heads(decoded.hidden), decoded.boxes)
         denoising = self.denoising(self.query_source, memory, targets, noise)
         for branch, further, others in (("one_to_many", queries.one_to_many, None), ("denoising", denoising, decoded.seen)):

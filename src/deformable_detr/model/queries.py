@@ -128,6 +128,9 @@ class Proposals(nn.Module):
         self.memory_norm = nn.LayerNorm(hidden_dim)
         self.class_head = class_head
         self.box_head = box_head
+
+    def reset_parameters(self) -> None:
+        """The official initial weights; a subclass calls this once it has all its layers."""
         nn.init.xavier_uniform_(self.memory_proj.weight)
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
@@ -181,6 +184,11 @@ class EncoderProposals(Proposals):
         super().__init__(num_queries, hidden_dim, class_head, box_head, **settings)
         self.query_proj = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
         self.query_norm = nn.LayerNorm(2 * hidden_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """See `Proposals.reset_parameters`."""
+        super().reset_parameters()
         nn.init.xavier_uniform_(self.query_proj.weight)
 
     def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
@@ -211,6 +219,11 @@ class AnchoredProposals(Proposals):
     def __init__(self, num_queries: int, hidden_dim: int, class_head: nn.Module, box_head: nn.Module, **settings: Any) -> None:
         super().__init__(num_queries, hidden_dim, class_head, box_head, **settings)
         self.content_embed = nn.Embedding(num_queries + self.one_to_many_queries, hidden_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """See `Proposals.reset_parameters`."""
+        super().reset_parameters()
         nn.init.xavier_uniform_(self.content_embed.weight)
 
     def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
