@@ -27,12 +27,12 @@ class CountingPredictor(Predictor):
         self.gate.set()
         self.failure: Exception | None = None
 
-    def _detect(self, batch, top_k, labels):
+    def _detect(self, batch, **options):
         assert self.gate.wait(120)
         self.batches.append(len(batch))
         if self.failure:
             raise self.failure
-        return super()._detect(batch, top_k, labels)
+        return super()._detect(batch, **options)
 
 
 @pytest.fixture(scope="session")

@@ -214,11 +214,13 @@ def test_an_image_as_the_body_with_and_without_a_type(client, headers):
 def test_the_first_image_has_the_size_of_a_file_for_one_size(predictor):
     predictor.model.image_size = (40, 72)
     taken = []
+
+    def detect(batch, **options):
+        taken.extend(item.pixels.shape for item in batch)
+        return run(batch, **options)
+
+    run, predictor._detect = predictor._detect, detect
     try:
-        predictor._detect, run = (
-            lambda batch, *rest: taken.extend(item.pixels.shape for item in batch) or run(batch, *rest),
-            predictor._detect,
-        )
         with TestClient(create_app(predictor)):
             assert taken == [(3, 40, 72)]
     finally:

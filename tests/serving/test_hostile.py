@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ class Served:
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)  # so that the kernel does not take whole responses
         self.listener.bind(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        self.server = build_server(app, limits)
+        self.server = build_server(app, timeout=limits.timeout)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
         wait_until(lambda: self.server.started)
@@ -136,16 +137,29 @@ def test_more_connections_than_allowed(serve, monkeypatch):
     assert not is_cut(clients[-1])
 
 
-def test_responses_that_nobody_takes_count_until_they_are_given_up(serve):
-    served = serve(timeout=2.0, max_waiting=2, max_images=1)
+def test_responses_that_nobody_takes_count(serve, monkeypatch):
+    monkeypatch.setattr(admission, "STALL_SECONDS", 1e9)
+    served = serve(timeout=600.0, max_waiting=2, max_images=1)
     clients = [served.connect(draw(NOISE)) for _ in range(2)]
-    wait_until(lambda: all(client.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200" for client in clients))
+    assert all(client.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200" for client in clients)
     assert served.inside() == 2
     status, reason = served.ask("POST", "/detect", encoded(NOISE[:50]), **{"Content-Type": "image/png"})
     assert status == 503, reason
-    wait_until(lambda: served.inside() == 0)
+    clients[0].close()
+    wait_until(lambda: served.inside() == 1)
     assert served.ask("POST", "/detect", encoded(NOISE[:50]), **{"Content-Type": "image/png"})[0] == 200
-    wait_until(lambda: all(is_cut(client) for client in clients))
+
+
+def test_responses_that_nobody_takes_are_given_up(predictor):
+    """The app has time without end; the connections have half a second for a response."""
+    limits = Limits(timeout=600.0)
+    served = Served(create_app(predictor, limits=limits, max_wait=0.0), replace(limits, timeout=0.5))
+    try:
+        clients = [served.connect(draw(NOISE)) for _ in range(2)]
+        wait_until(lambda: all(is_cut(client) for client in clients))
+        wait_until(lambda: served.inside() == 0)
+    finally:
+        served.close()
 
 
 @pytest.mark.parametrize("kind", ["response", "body"])

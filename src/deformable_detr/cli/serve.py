@@ -12,7 +12,7 @@ from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import log_to_screen
 
 if TYPE_CHECKING:
-    pass
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def run(options: ServeOptions) -> int:
         raise ValueError(f"threads must be at least 1, not {options.threads}")
     log_to_screen()
     try:
-        from deformable_detr.serving import Limits, build_server, create_app
+        from deformable_detr.serving import Limits, create_app
     except ModuleNotFoundError as error:
         hint = 'pip install "deformable-detr[serve]"'
         raise ModuleNotFoundError(f"the server needs {error.name}, which is not installed: {hint}") from error
@@ -94,11 +94,18 @@ def run(options: ServeOptions) -> int:
             max_wait=options.max_wait_ms / 1e3,
             num_threads=options.threads,
         )
-        server = build_server(app, limits, access_log=options.access_log)
-        server.run(sockets=[listener])
-        return 0 if server.started else 1
+        return run_server(app, listener, access_log=options.access_log, grace=options.timeout)
     finally:
         listener.close()
+
+
+def run_server(app: "FastAPI", listener: socket.socket, *, access_log: bool, grace: float) -> int:
+    """Serve until SIGINT or SIGTERM; then requests under way get `grace` seconds to finish."""
+    from deformable_detr.serving import build_server
+
+    server = build_server(app, timeout=grace, access_log=access_log)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -10,10 +10,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from deformable_detr.serving.admission import ABORT
-from deformable_detr.serving.limits import Limits
 
 HEAD_SECONDS = 10.0
-"""From the opening of a connection, or from the last response, to the end of the next head; `Limits.timeout` if that is less."""
+"""From the opening of a connection, or from the last response, to the end of the next head; the timeout if that is less."""
 
 MAX_CONNECTIONS = 500
 """More close the one that has been without a complete request for longest. A process may often open 1024 files."""
@@ -31,14 +30,14 @@ class BoundedConnection(H11Protocol):
     would stay for ever, with all that has been written for it in memory.
 
     Args:
-        limits: `timeout` is how long a client may take over a response.
+        timeout: seconds that a client may take over a response.
         arguments: of uvicorn.
     """
 
-    def __init__(self, *arguments: Any, limits: Limits, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, timeout: float, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.app = self._run_app
-        self._seconds = {"head": min(HEAD_SECONDS, limits.timeout), "response": limits.timeout}
+        self._seconds = {"head": min(HEAD_SECONDS, timeout), "response": timeout}
         self._phase = ""
         self._clock: asyncio.TimerHandle | None = None
 
@@ -106,21 +105,21 @@ class BoundedConnection(H11Protocol):
         self._clock = None if seconds is None else self.loop.call_later(seconds, self.give_up)
 
 
-def build_server(app: ASGIApp, limits: Limits, *, access_log: bool = True) -> uvicorn.Server:
+def build_server(app: ASGIApp, *, timeout: float = 60.0, access_log: bool = True) -> uvicorn.Server:
     """uvicorn, with connections that have a clock; `server.run(sockets=[listener])` serves until SIGINT, SIGTERM or `should_exit`.
 
     Args:
         app: the application.
-        limits: `timeout` is also how long requests under way get at the end.
+        timeout: seconds that a client may take over a response, and that requests under way get at the end.
         access_log: log each request.
     """
     config = uvicorn.Config(
         app,
-        http=partial(BoundedConnection, limits=limits),  # pyright: ignore[reportArgumentType]
+        http=partial(BoundedConnection, timeout=timeout),  # pyright: ignore[reportArgumentType]
         ws="none",
         log_config=None,
         access_log=access_log,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(limits.timeout)),
+        timeout_graceful_shutdown=max(1, round(timeout)),
     )
     return uvicorn.Server(config)
