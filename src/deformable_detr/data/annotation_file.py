@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -325,7 +325,7 @@ class _Images:
             found.add("size-missing", Item(text, len(self.ids), None, name, image_id))
             size = (0, 0)
         self.ids.append(image_id)
-        self.names.append(name)
+        self.names.append(str(name))
         self.sizes.append(size)
         self.rows.append(row)
 
@@ -348,7 +348,7 @@ class _Boxes:
                 image, label = images.position_of.get(image_id), labels.get(_hashable(entry.get("category_id")))
                 plain = type(crowd := entry.get("iscrowd", 0)) is int and "score" not in entry
                 if plain and image is not None and label is not None:
-                    self._append(entry, row, image, label, box, bool(crowd))
+                    self._append(entry, row, image, label, cast(list[float], box), bool(crowd))
                     continue
             self._read(entry, row)
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.categories import Categories
+from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.data.annotations import target_annotations
 from deformable_detr.data.dataset import Split
 from deformable_detr.data.doctor.boxes import check_geometry
@@ -28,7 +29,7 @@ Transform = Callable[[Tensor, Target | None], tuple[Tensor, Target | None]]
 class SampleKey(NamedTuple):
     """Which image, and the seed of everything random that is done to it."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (a tuple's method, of no use here)
     seed: int
     mix: bool = False
     """Whether other images may be mixed into it."""
@@ -74,7 +75,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         data.found.raise_first(self.annotation_file)
         self._annotations = target_annotations(split.annotations, categories)
         self._paths = split.paths
-        self.ground_truth = None if training else split.annotations
+        self._ground_truth = None if training else split.annotations
         if training and len(self._annotations.boxes) == 0:
             looked = "; ".join(item.text for item in split.found.items.get("labels-missing", ()))
             reason = looked or "empty, crowd and degenerate ones are left out"
@@ -85,6 +86,19 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
                 f"{self.image_path(0)}: the first image of {self.annotation_file} is missing; is this the right image folder? "
                 f"Looked in {looked}"
             )
+
+    @property
+    def ground_truth(self) -> AnnotationFile:
+        """The annotations to evaluate with.
+
+        Raises:
+            ValueError: a dataset for training does not keep them.
+        """
+        if self._ground_truth is None:
+            raise ValueError(
+                f"{self.annotation_file} was opened for training, which keeps no annotations to evaluate with"
+            )
+        return self._ground_truth
 
     @property
     def categories(self) -> Categories:

@@ -133,7 +133,7 @@ def _quantize(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> Non
         def __init__(self) -> None:
             self.rest = iter(inputs)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
+        def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride] (None ends it)
             arrays = next(self.rest, None)
             return None if arrays is None else dict(zip(names, arrays, strict=True))
 

@@ -6,6 +6,7 @@ All pixels are RGB uint8. Nothing is shown on screen; :func:`save_drawing` write
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -139,7 +140,7 @@ def truth_detections(target: Target, categories: Categories) -> sv.Detections:
 
 def save_drawing(path: str | Path, image: Drawable) -> Path:
     """Write an image as PNG or JPEG (by the suffix)."""
-    options = {"quality": 92, "subsampling": 0} if Path(path).suffix.lower() in (".jpg", ".jpeg") else {}
+    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if Path(path).suffix.lower() in (".jpg", ".jpeg") else {}
     with atomic_file(path) as partial:
         _to_pil(image).save(partial, **options)
     return Path(path)
