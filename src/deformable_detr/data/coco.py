@@ -95,9 +95,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             ValueError: a dataset for training does not keep them.
         """
         if self._ground_truth is None:
-            raise ValueError(
-                f"{self.annotation_file} was opened for training, which keeps no annotations to evaluate with"
-            )
+            raise ValueError(f"{self.annotation_file} was opened for training, which keeps no annotations to evaluate with")
         return self._ground_truth
 
     @property
