@@ -159,7 +159,7 @@ def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         COMMAND.parse(["--help"])
     shown = capsys.readouterr().out
-    for text in ("--split", "Part of the dataset: annotations", "examples:", "torchrun"):
+    for text in ("--split", "Part of the dataset. By default", "examples:", "torchrun"):
         assert text in shown
 
 

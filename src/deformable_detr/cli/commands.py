@@ -12,6 +12,7 @@ COMMANDS = {
     "doctor": "Examine a dataset before training: what is wrong, where, what to do; --fix repairs a copy.",
     "train": "Train on your images: COCO, YOLO or Pascal VOC.",
     "evaluate": "Measure how good a trained detector is: AP and AR, and a report on its errors.",
+    "compare": "Compare two detectors on the same images: AP with its certainty, classes, images that got better or worse.",
     "predict": "Detect objects in images and videos; draw them, write them as JSON.",
     "preview": "Draw what the model sees in training: augmented images with their boxes.",
     "replay": "Explain a training step whose numbers went wrong (NaN, infinity).",

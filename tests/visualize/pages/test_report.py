@@ -14,38 +14,8 @@ from deformable_detr.evaluation import CocoEvaluator, analyze
 from deformable_detr.visualize.drawing.detections import draw_detections
 from deformable_detr.visualize.pages.report import Report
 
-NASTY = '_a <b>bold</b> "class" & $x_$ [/red] more'
 
-
-def make_report(folder: Path, num_classes: int, *, num_images: int = 6, worst: int = 2) -> Report:
-    """Images with two objects each; every third detection has the wrong class."""
-    generator = np.random.default_rng(0)
-    names = [f"class {label}" for label in range(num_classes - 1)] + [NASTY]
-    images, annotations, results = [], [], []
-    for image_id in range(num_images):
-        images.append({"id": image_id, "file_name": f"{image_id}.jpg"})
-        labels = generator.integers(num_classes, size=2)
-        for place, label in enumerate(labels.tolist()):
-            box = [10 + 60 * place, 20, 40, 40]
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label, "bbox": box})
-        found = [label if (image_id + place) % 3 else (label + 1) % num_classes for place, label in enumerate(labels.tolist())]
-        boxes = torch.tensor([[12.0, 20, 50, 60], [70.0, 20, 110, 60]])
-        results.append({"scores": torch.tensor([0.9, 0.4]), "labels": torch.tensor(found), "boxes": boxes})
-    categories = [{"id": label, "name": name} for label, name in enumerate(names)]
-    path = folder / "truth.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    evaluator = CocoEvaluator(path, Categories.from_names(names))
-    evaluator.update(list(range(num_images)), results)
-    return Report(
-        analysis=analyze(evaluator),
-        title=f"detector on {NASTY}",
-        read_image=lambda image_id: torch.full((3, 90, 130), 20 * int(image_id) % 250, dtype=torch.uint8),
-        image_name=lambda image_id: f"{image_id}.jpg",
-        worst=worst,
-    )
-
-
-def test_everything_is_written(tmp_path):
+def test_everything_is_written(tmp_path, make_report, nasty):
     report = make_report(tmp_path, 3)
     page = report.save(tmp_path / "new" / "report")
     assert page == tmp_path / "new" / "report" / "report.html"
@@ -58,14 +28,14 @@ def test_everything_is_written(tmp_path):
     for name in (*figures, *worst):
         with Image.open(page.parent / name) as image:
             assert min(image.size) > 200
-    assert json.loads((page.parent / "report.json").read_text())["confusion"]["names"][2] == NASTY
+    assert json.loads((page.parent / "report.json").read_text())["confusion"]["names"][2] == nasty
     text = page.read_text()
     assert "http" not in text and "<b>bold</b>" not in text
     assert text.count('src="') == text.count('src="data:image/') == 5 + 2 * 2
     assert text.count('srcset="') == text.count('srcset="data:image/') == 5
 
 
-def test_no_errors_and_no_objects(tmp_path):
+def test_no_errors_and_no_objects(tmp_path, make_report):
     report = make_report(tmp_path, 1)
     assert report.analysis.point.f1 == 1
     text = report.save_html(tmp_path / "report.html").read_text()
@@ -91,10 +61,10 @@ def test_colors_of_choice():
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser_with_95_classes(open_tab, tmp_path, width, scheme):
+def test_in_a_browser_with_95_classes(open_tab, tmp_path, make_report, nasty, width, scheme):
     path = make_report(tmp_path, 95, num_images=150).save_html(tmp_path / "report.html")
     with open_tab(path.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
-        assert tab.inner_text("h1") == f"detector on {NASTY}"
+        assert tab.inner_text("h1") == f"detector on {nasty}"
         assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         dark = tab.locator("picture source").first.get_attribute("srcset")
@@ -112,7 +82,7 @@ def test_in_a_browser_with_95_classes(open_tab, tmp_path, width, scheme):
         assert tab.url.endswith("#worst-images")
 
 
-def test_every_link_leads_to_a_section(tmp_path, read_markup):
+def test_every_link_leads_to_a_section(tmp_path, make_report, read_markup):
     page = read_markup(make_report(tmp_path, 2).save_html(tmp_path / "report.html").read_text())
     sections = {attributes.get("id") for attributes in page.of("section")}
     links = {link["href"] for link in page.of("a")}

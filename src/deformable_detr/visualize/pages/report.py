@@ -30,7 +30,12 @@ ORIGINS = {
     "recall and F1 are slightly optimistic",
     "default": "a threshold of 0.5, since there is no true positive from which to derive a better one",
 }
-LEGEND = {ErrorType.MISSED: "false negative"}
+ERROR_LEGEND = [
+    ("true positive, or detected object", TRUE_COLOR),
+    *(("false negative" if kind is ErrorType.MISSED else str(kind), color) for kind, color in ERROR_COLORS.items()),
+]
+"""Colours of the drawings."""
+
 CLASS_COLUMNS = ("class", "objects", "AP", "95 % interval", "AP50", "threshold", "precision", "recall", "F1", "TP", "FP", "FN")
 ALT_TEXTS = {
     "pr_curves.png": "precision over recall at IoU .50, one curve per class; the numbers are in the table above and in report.json",
@@ -115,10 +120,7 @@ class Report:
                 (found.ground_truth, found.confused_with, found.count, percent(found.share))
                 for found in analysis.confusion.confusions(15)
             ],
-            legend=[
-                ("true positive, or detected object", TRUE_COLOR),
-                *((LEGEND.get(kind, kind), ERROR_COLORS[kind]) for kind in ErrorType),
-            ],
+            legend=ERROR_LEGEND,
             worst_images=[
                 {"name": name, "caption": text, **{side: embed_image(pixels, longest=760) for side, pixels in drawings.items()}}
                 for name, text, drawings in self.worst_images

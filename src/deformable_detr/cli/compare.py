@@ -1,0 +1,97 @@
+"""`deformable-detr compare`: which of two detectors is better, where, and whether that may be chance."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deformable_detr.cli.command import POSITIONAL, Command
+from deformable_detr.cli.detector_options import DetectorOptions
+from deformable_detr.cli.screen import Finish, log_to_screen, progress
+
+DESCRIPTION = """\
+Evaluate two detectors on the same images and compare them: AP with the confidence interval of the difference, each class,
+error types, and the images that got better or worse, drawn. Without DATASET the one that the second run was trained on is
+taken."""
+
+EXAMPLES = """\
+  deformable-detr compare runs/first runs/second                            on the split `val` of the second run's dataset
+  deformable-detr compare runs/first runs/second my_data --split test
+  deformable-detr compare runs/first/weights/last.safetensors runs/first my_data --output last-and-best
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(DetectorOptions):
+    """Options of the command."""
+
+    second: str
+    """The detector that is judged: a run folder, or weights of any known format."""
+
+    dataset: str | None = field(default=None, metadata=POSITIONAL)
+    """The dataset, as for training. By default that of the second run."""
+
+    split: str | None = None
+    """Part of the dataset, as for `evaluate`."""
+
+    num_workers: int = 2
+    """Processes that read images. 0 reads in the main process."""
+
+    shown: int = 6
+    """How many images that got better are drawn, and how many that got worse."""
+
+    output: str = "runs/compare"
+    """Folder of compare.html and compare.json."""
+
+
+def run(options: CompareOptions) -> None:
+    """Evaluate both, write the page, and show the result.
+
+    Raises:
+        ValueError: no dataset is given, and the second detector is no run folder.
+    """
+    from deformable_detr.detector import Detector
+    from deformable_detr.evaluation.metrics import percent
+    from deformable_detr.visualize.pages.comparison import ComparisonReport
+    from deformable_detr.visualize.pages.report import span
+
+    log_to_screen()
+    dataset, reports = options.dataset or dataset_of(options.second), []
+    for weights in (options.weights, options.second):
+        detector = options.set_up(Detector.load(weights, **options.load_settings()))
+        with progress(f"evaluating {weights}") as bar:
+            task = bar.add_task("", total=None)
+            settings: dict[str, Any] = {name: getattr(options, name) for name in ("batch_size", "num_workers", "top_k")}
+            settings["progress"] = lambda done, total, bar=bar, task=task: bar.update(task, completed=done, total=total)
+            reports.append(detector.analyze(dataset, options.split, **settings))
+    page = ComparisonReport(*reports, names=names_of(options.weights, options.second), shown=options.shown)
+    found = page.comparison
+    with Finish() as finish:
+        finish.write(options.output, page.save)
+        aps = [percent(analysis.metrics.ap) for analysis in (found.first, found.second)]
+        finish.show(
+            f"AP {aps[0]} → {aps[1]}, 95 % interval of the difference {span(found.difference.ap)} points: {found.verdict}",
+            f"{len(found.improved)} images got better, {len(found.worsened)} got worse",
+        )
+
+
+def dataset_of(run_folder: str) -> str:
+    """The dataset that a run was trained on.
+
+    Raises:
+        ValueError: the folder has no config.yaml.
+    """
+    from deformable_detr.settings import read_config
+
+    config = Path(run_folder) / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"on which images? {run_folder} is no run folder that says so: give a dataset as the third argument")
+    return read_config(config).dataset
+
+
+def names_of(first: str, second: str) -> tuple[str, str]:
+    """Short names of two paths that tell them apart."""
+    names = Path(first).name, Path(second).name
+    return names if names[0] != names[1] else (first, second)
+
+
+COMMAND = Command("compare", CompareOptions, run, DESCRIPTION, EXAMPLES)
