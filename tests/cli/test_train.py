@@ -82,6 +82,17 @@ def test_lists_and_nested_values() -> None:
     assert parse_config(["d", "--weights", "null"]).weights is None
 
 
+def test_flags_may_have_a_value() -> None:
+    for given, expected in (
+        ("--two-stage", True),
+        ("--no-two-stage", False),
+        ("--two_stage=false", False),
+        ("--model.two_stage=True", True),
+    ):
+        assert parse_config(["d", "--box-refinement", given]).model.two_stage is expected
+    assert parse_config(["--box-refinement", "true", "--two_stage", "false", "d", "--dilation"]).model.two_stage is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,7 +103,7 @@ def test_lists_and_nested_values() -> None:
         (["d", "--data.crop_range", "[1]"], "data.crop_range"),
         (["d", "--preset", "r51"], r"unknown preset 'r51'; did you mean 'r50'\? known are r50, "),
         (["d", "--preset", "r50", "--model.two_stage"], "two_stage needs box_refinement"),
-        (["d", "--two-stage", "false"], "--two-stage is a flag and takes no value: write --no-two-stage"),
+        (["d", "--two-stage", "perhaps"], "unexpected perhaps"),
         (["--epochs", "3"], "which dataset"),
         (["d", "--config", "missing.yaml"], "missing.yaml: no such file"),
         (["d", "--config"], "--config: expected one argument"),

@@ -63,10 +63,10 @@ class Command(Generic[Options]):
             FileNotFoundError: the file of `--config` is missing.
         """
         parser = self.parser()
-        words = spelled(argv)
+        words = _plain_flags(spelled(argv), parser)
         found, unknown = parser.parse_known_intermixed_args(words)
         if unknown:
-            parser.error(_unknown(unknown[0], words, parser))
+            parser.error(_unknown(unknown[0], parser))
         given = vars(found)
         values: dict[str, Any] = {}
         for name, entry in entries(self.options).items():
@@ -220,13 +220,29 @@ def _hyphenated(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _unknown(word: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+def _plain_flags(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Flags that are given a value, as scripts do it, without one: `--draw false` or `--draw=false` → `--no-draw`."""
+    plain: list[str] = []
+    end = words.index("--") if "--" in words else len(words)
+    for index, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if index < end and _is_flag(name, parser) and value.lower() in ("true", "false"):
+            plain += [name, value]
+        else:
+            plain.append(word)
+        if len(plain) > 1 and index < end and plain[-1].lower() in ("true", "false") and _is_flag(plain[-2], parser):
+            flag, value = plain[-2:]
+            plain[-2:] = [flag if value.lower() == "true" else f"--no-{flag.removeprefix('--')}"]
+    return plain
+
+
+def _is_flag(word: str, parser: argparse.ArgumentParser) -> bool:
+    return isinstance(parser._option_string_actions.get(word), argparse.BooleanOptionalAction) and not word.startswith("--no-")
+
+
+def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
     """What to say about a word that has no meaning here."""
     name = word.partition("=")[0]
-    before = words[words.index(word) - 1] if word in words[1:] else ""
-    if word in ("true", "false") and before in parser._option_string_actions:
-        flag = before if word == "true" else f"--no-{before.removeprefix('--')}"
-        return f"{before} is a flag and takes no value: write {flag}"
     alike = get_close_matches(f"--{name.lstrip('-').rpartition('.')[2]}", parser._option_string_actions, n=2)
     close = alike if name.startswith("-") else []
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
