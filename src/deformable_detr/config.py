@@ -381,14 +381,18 @@ class OptimizerConfig:
     sampling_lr_scale: float = 0.1
     """The share of lr for the layers that say where to look: sampling offsets and reference points."""
 
+    backbone_layer_decay: float = 1.0
+    """Plain ViT backbones: each layer learns at this share of the rate of the layer after it. 1: all at the same rate."""
+
     weight_decay: float = 1e-4
     """Weight decay, on all parameters (official)."""
 
     clip_grad_norm: float = 0.1
     """Largest norm of the whole gradient. 0: do not clip."""
 
-    schedule: Literal["step", "cosine"] = "step"
-    """`step`: multiply by drop_factor once (official). `cosine`: fall to zero at the end."""
+    schedule: Literal["step", "cosine", "flat-cosine"] = "step"
+    """`step`: multiply by drop_factor once (official). `cosine`: fall to zero at the end. `flat-cosine`: stay for the first half,
+    then fall to zero."""
 
     drop_at: float = 0.8
     """Schedule `step`: when to drop, as a share of the training (official: epoch 40 of 50). 1: never."""

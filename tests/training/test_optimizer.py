@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -96,3 +97,41 @@ def test_the_rates_are_set_from_those_at_the_start() -> None:
 def test_schedules_that_make_no_sense(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_schedule(**settings)
+
+
+def test_dino_has_two_groups_and_h_detr_three() -> None:
+    with torch.device("meta"):
+        dino, hybrid = (build_model(name, pretrained_backbone=False) for name in ("r50-dino", "r50-hdetr"))
+    groups = {group["name"]: group["lr"] for group in parameter_groups(dino, lr=1e-4, sampling_lr_scale=1.0)}
+    assert groups == pytest.approx({"transformer": 1e-4, "backbone": 1e-5})
+    groups = {group["name"]: group["lr"] for group in parameter_groups(hybrid, lr=2e-4)}
+    assert groups == pytest.approx({"transformer": 2e-4, "backbone": 2e-5, "sampling": 2e-5})
+
+
+def test_layers_of_a_plain_vit_learn_the_slower_the_earlier_they_come() -> None:
+    model = nn.Module()
+    model.backbone, model.head = nn.Module(), nn.Linear(2, 2)
+    model.backbone.body = timm.create_model(
+        "vit_tiny_patch16_224", features_only=True, out_indices=(-1,), pretrained=False, depth=3
+    )
+    model.backbone.norm = nn.LayerNorm(4)  # beside the ViT
+    groups = {group["name"]: group for group in parameter_groups(model, lr=1.0, backbone_lr_scale=0.1, backbone_layer_decay=0.5)}
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
+        {"transformer": 1, "backbone": 0.1, "backbone.0": 0.1 / 8, "backbone.1": 0.1 / 4, "backbone.2": 0.1 / 2, "backbone.3": 0.1}
+    )
+    blocks = model.backbone.body.model.blocks
+    for layer in range(3):
+        assert set(groups[f"backbone.{layer + 1}"]["params"]) >= set(blocks[layer].parameters())
+    grouped = [parameter for group in groups.values() for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
+    assert [group["name"] for group in parameter_groups(model, backbone_lr_scale=0, backbone_layer_decay=0.5)] == ["transformer"]
+    with pytest.raises(ValueError, match="for plain ViT backbones"):
+        parameter_groups(build_model("tiny"), backbone_layer_decay=0.5)
+    with pytest.raises(ValueError, match=r"backbone_layer_decay must lie in \(0, 1\]"):
+        parameter_groups(model, backbone_layer_decay=0.0)
+
+
+def test_the_flat_cosine_schedule_stays_for_half_of_the_training() -> None:
+    factor = build_schedule(100, schedule="flat-cosine", warmup_steps=4)
+    assert [factor(step) for step in (0, 3, 20, 50)] == pytest.approx([0.25, 1, 1, 1])
+    assert factor(75) == pytest.approx(0.5) and factor(100) == pytest.approx(0)

@@ -38,6 +38,7 @@ class Learner:
             lr=settings.lr,
             backbone_lr_scale=settings.backbone_lr_scale,
             sampling_lr_scale=settings.sampling_lr_scale,
+            backbone_layer_decay=settings.backbone_layer_decay,
             weight_decay=settings.weight_decay,
         )
         self.schedule = build_schedule(

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from timm.models import group_parameters
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
@@ -16,44 +17,70 @@ Schedule = Callable[[int], float]
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float = 2e-4, backbone_lr_scale: float = 0.1, sampling_lr_scale: float = 0.1
+    model: nn.Module,
+    *,
+    lr: float = 2e-4,
+    backbone_lr_scale: float = 0.1,
+    sampling_lr_scale: float = 0.1,
+    backbone_layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """The trainable parameters as groups `transformer`, `backbone` and `sampling`, each with its learning rate.
+
+    A sampling rate equal to lr makes no group of its own (DINO has two groups, H-DETR three).
 
     Args:
         model: a network with a `backbone`; its layers in `SAMPLING_LAYERS` make the group `sampling`.
         lr: learning rate of everything else.
         backbone_lr_scale: the backbone's rate as a share of lr; 0 leaves the backbone out.
         sampling_lr_scale: the sampling layers' rate as a share of lr.
+        backbone_layer_decay: each layer of a plain ViT learns at this share of the rate of the layer after it, in a group
+            `backbone.0`, `backbone.1`, … of its own; the last one has the backbone's rate.
 
     Raises:
-        ValueError: a negative rate, or nothing to train.
+        ValueError: a rate or share out of its range, a layer decay for a backbone without such layers, or nothing to train.
     """
     for name, value in (("lr", lr), ("backbone_lr_scale", backbone_lr_scale), ("sampling_lr_scale", sampling_lr_scale)):
         if not 0 <= value < math.inf:
             raise ValueError(f"optimizer.{name} must be a number of at least 0, not {value}")
+    if not 0 < backbone_layer_decay <= 1:
+        raise ValueError(f"optimizer.backbone_layer_decay must lie in (0, 1], not {backbone_layer_decay}")
     scales = {"transformer": 1.0, "backbone": backbone_lr_scale, "sampling": sampling_lr_scale}
+    group_of = _group_of_parameters(model, separate_sampling=sampling_lr_scale != 1)
+    if backbone_layer_decay < 1:
+        layer_of = _backbone_layers(model)
+        last = max(layer_of.values())
+        scales |= {f"backbone.{layer}": backbone_lr_scale * backbone_layer_decay ** (last - layer) for layer in range(last + 1)}
+        group_of |= {parameter: f"backbone.{layer}" for parameter, layer in layer_of.items()}
     members: dict[str, list[Parameter]] = {name: [] for name in scales}
-    group_of = _group_of_parameters(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             members[group_of.get(parameter, "transformer")].append(parameter)
     groups = [{"params": members[name], "lr": lr * scales[name], "name": name} for name in scales]
-    groups = [group for group in groups if group["params"] and not (group["name"] == "backbone" and backbone_lr_scale == 0)]
+    left_out = "backbone" if backbone_lr_scale == 0 else None
+    groups = [group for group in groups if group["params"] and group["name"].split(".")[0] != left_out]
     if not groups:
         raise ValueError("the model has no parameter to train: all of them have requires_grad=False")
     return groups
 
 
-def _group_of_parameters(model: nn.Module) -> dict[Parameter, str]:
+def _group_of_parameters(model: nn.Module, *, separate_sampling: bool) -> dict[Parameter, str]:
     """The group of every parameter that is not an ordinary one."""
     group_of: dict[Parameter, str] = {}
     for name, module in model.named_modules():
         if name == "backbone":
             group_of.update(dict.fromkeys(module.parameters(), "backbone"))
-        elif name.rpartition(".")[2] in SAMPLING_LAYERS:
+        elif separate_sampling and name.rpartition(".")[2] in SAMPLING_LAYERS:
             group_of.update(dict.fromkeys(module.parameters(), "sampling"))
     return group_of
+
+
+def _backbone_layers(model: nn.Module) -> dict[Parameter, int]:
+    """The number of the layer of each parameter of a plain ViT, as timm counts them: 0 is the embedding."""
+    network: Any = getattr(getattr(getattr(model, "backbone", None), "body", None), "model", None)
+    if not hasattr(network, "group_matcher"):
+        raise ValueError("optimizer.backbone_layer_decay is for plain ViT backbones; timm does not order the layers of this one")
+    numbers = cast(dict[str, int], group_parameters(network, network.group_matcher(coarse=False), reverse=True))
+    return {parameter: numbers[name] for name, parameter in network.named_parameters()}
 
 
 def build_optimizer(
@@ -62,6 +89,7 @@ def build_optimizer(
     lr: float = 2e-4,
     backbone_lr_scale: float = 0.1,
     sampling_lr_scale: float = 0.1,
+    backbone_layer_decay: float = 1.0,
     weight_decay: float = 1e-4,
 ) -> AdamW:
     """AdamW with the official groups: the backbone and the sampling layers at a tenth of the rate, decay on everything.
@@ -71,6 +99,7 @@ def build_optimizer(
         lr: learning rate.
         backbone_lr_scale: the backbone's rate as a share of lr.
         sampling_lr_scale: the rate of sampling offsets and reference points as a share of lr.
+        backbone_layer_decay: see :func:`parameter_groups`.
         weight_decay: decoupled weight decay, also on biases and norms, as in the official recipe.
 
     Raises:
@@ -78,7 +107,13 @@ def build_optimizer(
     """
     if weight_decay < 0:
         raise ValueError(f"optimizer.weight_decay must be at least 0, not {weight_decay}")
-    groups = parameter_groups(model, lr=lr, backbone_lr_scale=backbone_lr_scale, sampling_lr_scale=sampling_lr_scale)
+    groups = parameter_groups(
+        model,
+        lr=lr,
+        backbone_lr_scale=backbone_lr_scale,
+        sampling_lr_scale=sampling_lr_scale,
+        backbone_layer_decay=backbone_layer_decay,
+    )
     on = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = True if on <= {"cpu", "cuda"} else None  # one pass over all parameters: a step of r50 takes a third of the time
     return AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused)
@@ -87,7 +122,7 @@ def build_optimizer(
 def build_schedule(
     total_steps: int,
     *,
-    schedule: Literal["step", "cosine"] = "step",
+    schedule: Literal["step", "cosine", "flat-cosine"] = "step",
     drop_at: float = 0.8,
     drop_factor: float = 0.1,
     warmup_steps: int = 0,
@@ -97,7 +132,8 @@ def build_schedule(
     Args:
         total_steps: optimiser steps of the whole training.
         schedule: `step`: multiply by drop_factor from step `drop_at * total_steps` on (official: epoch 40 of 50).
-            `cosine`: half a cosine from 1 after the warm-up to 0 at the end.
+            `cosine`: half a cosine from 1 after the warm-up to 0 at the end. `flat-cosine`: 1 for the first half of the training,
+            then half a cosine to 0.
         drop_at: when to drop, as a share of the training in [0, 1]; 1: never.
         drop_factor: what the rate is multiplied by at the drop.
         warmup_steps: the first steps take the shares 1/n, 2/n … n/n of the rate.
@@ -120,7 +156,10 @@ def build_schedule(
         progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
-    shapes: dict[str, Schedule] = {"step": step_factor, "cosine": cosine_factor}
+    def flat_cosine_factor(step: int) -> float:
+        return 0.5 * (1 - math.cos(2 * math.pi * min(1.0, max(0.5, step / total_steps))))
+
+    shapes: dict[str, Schedule] = {"step": step_factor, "cosine": cosine_factor, "flat-cosine": flat_cosine_factor}
     if schedule not in shapes:
         raise ValueError(f"unknown optimizer.schedule {schedule!r}; known are {', '.join(shapes)}")
     shape = shapes[schedule]
