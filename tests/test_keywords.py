@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
+from deformable_detr.checkpoints import load_checkpoint
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.detector import Detector
 from deformable_detr.evaluation import detect
@@ -44,7 +45,7 @@ def test_evaluation() -> None:
 
 
 def test_loading() -> None:
-    known = {*ModelConfig.__dataclass_fields__, "classes", "strict", "revision"}
+    known = {*ModelConfig.__dataclass_fields__, *inspect.signature(load_checkpoint).parameters}
     assert set(get_type_hints(LoadOptions)) <= known
     assert Literal["fp32", "bf16", "fp16"] in get_args(inspect.signature(Detector.load).parameters["precision"].annotation)
 

@@ -182,6 +182,7 @@ class TrainSettings(TypedDict, total=False):
     std: Sequence[float]
     num_workers: int
     on_bad_image: Literal["stop", "skip"]
+    bit_depth: int
 
     lr: float
     backbone_lr_scale: float

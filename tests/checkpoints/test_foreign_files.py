@@ -94,7 +94,7 @@ SIGNATURES = {
     "photo.png": (image_bytes("PNG"), r"an image \(PNG\)"),
     "photo.webp": (image_bytes("WEBP"), r"an image \(WebP\)"),
     "photo.tif": (image_bytes("TIFF"), r"an image \(TIFF\)"),
-    "film.mp4": (b"\0\0\0\x18ftypmp42" + bytes(50), "a video or an image"),
+    "street.mp4": (b"\0\0\0\x18ftypmp42" + bytes(50), "a video or an image"),
 }
 
 
