@@ -44,10 +44,13 @@ def check_pairs(pairs: Pairs) -> None:
     Raises:
         ValueError: something else.
     """
-    if not isinstance(pairs, Sequence) or any(not isinstance(pair, Sequence | torch.Size) or len(pair) != 2 for pair in pairs):
-        raise ValueError(f"spatial_shapes: expected (h, w) pairs, got {pairs!r}")
-    if any(isinstance(size, float | bool | str) for pair in pairs for size in pair):
-        raise ValueError(f"spatial_shapes: expected pairs of integers, got {pairs!r}")
+    try:
+        sizes = [size for height, width in pairs for size in (height, width)]
+    except (TypeError, ValueError):
+        raise ValueError(f"spatial_shapes: expected (h, w) pairs, got {pairs!r}") from None
+    for size in sizes:
+        if isinstance(size, (float, bool, str)):
+            raise ValueError(f"spatial_shapes: expected pairs of integers, got {pairs!r}")
 
 
 def check_tokens(value: Tensor, pairs: Pairs) -> None:

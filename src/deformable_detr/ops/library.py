@@ -57,6 +57,10 @@ def _pairs(value: Tensor, shapes: Shapes) -> Pairs:
     return pairs
 
 
+def _sizes(value: Tensor, shapes: Shapes) -> Sequence[int]:
+    return [size for pair in _pairs(value, shapes) for size in pair] if isinstance(shapes, Tensor) else shapes
+
+
 # ---- what runs: below autograd, on plain tensors
 
 
@@ -72,11 +76,9 @@ def _kernels(backend: str) -> Any:
 
 
 def _forward(value: Tensor, shapes: Shapes, reference: Tensor | None, offsets: Tensor, weights: Tensor, backend: str) -> Tensor:
-    pairs = _pairs(value, shapes)
     if backend in PLAIN:
-        return plain_attention(backend, value, pairs, reference, offsets, weights)
-    sizes = [size for pair in pairs for size in pair]
-    return _kernels(backend).forward(value, sizes, reference, offsets, weights)
+        return plain_attention(backend, value, _pairs(value, shapes), reference, offsets, weights)
+    return _kernels(backend).forward(value, _sizes(value, shapes), reference, offsets, weights)
 
 
 def _backward(
@@ -89,14 +91,13 @@ def _backward(
     backend: str,
     with_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    pairs = _pairs(value, shapes)
     if backend in PLAIN:
+        pairs = _pairs(value, shapes)
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
             grads = plain_backward(backend, grad_output, value, pairs, reference, offsets, weights)
         grad_reference = grads[1] if with_reference and reference is not None else offsets.new_empty(0)
         return grads[0], grad_reference, grads[-2], grads[-1]
-    sizes = [size for pair in pairs for size in pair]
-    return _kernels(backend).backward(grad_output, value, sizes, reference, offsets, weights, with_reference)
+    return _kernels(backend).backward(grad_output, value, _sizes(value, shapes), reference, offsets, weights, with_reference)
 
 
 def _forward_fake(
