@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 # Tests whose numbers could depend on the processor, once more with the instructions of an old one.
 ISA_TESTS := tests/ops/test_cpu.py tests/ops/test_ms_deform_attn.py tests/ops/test_winograd.py tests/model/test_parity.py \
-	tests/criterion/test_losses.py tests/inference/test_optimize.py::test_predictor_options \
+	tests/criterion/test_losses.py tests/acceleration/test_model.py::test_predictor_options \
 	tests/export/test_files.py::test_a_file_that_computes_something_else_is_not_kept
 OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE_DETR_CPU_ISA=portable
 

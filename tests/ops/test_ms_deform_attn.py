@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from deformable_detr.ops import available_backends, backends, ms_deform_attn, ms_deform_attn_fused, use_backend
+from deformable_detr.ops import available_backends, backends, cpu, ms_deform_attn, ms_deform_attn_fused, use_backend
 
 BACKENDS = [name for name in available_backends() if name != "triton"]  # on a GPU: tests/gpu
 ODD_SIZES = {
@@ -75,7 +75,19 @@ def test_gradcheck_in_float64(problems, reference):
     assert torch.autograd.gradcheck(lambda *_: run(p), p.tensors())
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "gather"])
+FORMS = [*(f"cpu {isa}" for isa in (cpu.supported_isas() if "cpu" in BACKENDS else ())), "reference", "gather"]
+
+
+@pytest.fixture
+def backend(request, monkeypatch):
+    """The backend of a form such as `cpu avx2`, with these instructions in use."""
+    name, _, isa = request.param.partition(" ")
+    if isa:
+        monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    return name
+
+
+@pytest.mark.parametrize("backend", FORMS, indirect=True)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, -3e9])
 @pytest.mark.parametrize("reference", [0, 2, 4])
 def test_impossible_locations_count_as_outside(problems, with_gradients, error_of, reference, bad, backend):
@@ -96,7 +108,7 @@ def test_impossible_locations_count_as_outside(problems, with_gradients, error_o
     assert not offsets[1, 5, 3, 2, 1, 0].any()
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "gather"])
+@pytest.mark.parametrize("backend", FORMS, indirect=True)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("numbers", [2, 4])
 def test_impossible_references_count_as_outside(problems, with_gradients, numbers, bad, backend):

@@ -130,7 +130,8 @@ INLINE vf fraction(vf a, vf size, vf b, vf edge) {
     vf f = a * size - edge + b;  // one fused multiply-add
 #else
     vf high = (vf)((vi)a & (vi)((vi){} + (int32_t)0xfffff000u));  // 12 bits: its product with a size below 4096 is exact
-    vf f = (high * size - edge) + ((a - high) * size + b);
+    vf rest = vmin(a - high, broadcast(1e30f));         // infinity minus itself must not hide on which side the sample lies
+    vf f = (high * size - edge) + (rest * size + b);
 #endif
     return vmin(vmax(f, broadcast(-0.5f)), broadcast(1.5f));
 }
