@@ -1,6 +1,48 @@
-import pytest
+import json
 
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deformable_detr.categories import Categories
+from deformable_detr.checkpoints import save_weights
+from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.compare import COMMAND, CompareOptions, dataset_of, names_of
+from deformable_detr.config import Metadata
+from deformable_detr.model import build_model
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Weights of a tiny model, and a dataset of three images."""
+    torch.manual_seed(0)
+    model = build_model("tiny", num_classes=1)
+    metadata = Metadata(model.metadata.model, Categories(("cat",), (7,)), eval_short_side=64, max_long_side=96)
+    weights = save_weights(tmp_path / "tiny.safetensors", model, metadata=metadata)
+    root = tmp_path / "data"
+    (root / "annotations").mkdir(parents=True)
+    (root / "val").mkdir()
+    for index in range(3):
+        Image.fromarray(np.full((60, 90, 3), 50 * index, dtype=np.uint8)).save(root / "val" / f"{index}.png")
+    content = {
+        "images": [{"id": index, "file_name": f"{index}.png", "width": 90, "height": 60} for index in range(3)],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 7, "bbox": [10, 10, 40, 30], "area": 1200, "iscrowd": 0}],
+        "categories": [{"id": 7, "name": "cat"}],
+    }
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return str(weights), str(root)
+
+
+def test_a_detector_compared_with_itself(files, tmp_path, capsys):
+    weights, dataset = files
+    output = tmp_path / "comparison"
+    arguments = [weights, weights, dataset, "--num-workers", "0", "--device", "cpu", "--nms-iou", "0.7", "--output", str(output)]
+    assert main(["compare", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "undecided" in shown and "0 images got better, 0 got worse" in shown
+    assert json.loads((output / "compare.json").read_text())["verdict"] == "undecided"
+    assert (output / "compare.html").is_file()
 
 
 def test_options():

@@ -1,6 +1,6 @@
 """`deformable-detr compare`: which of two detectors is better, where, and whether that may be chance."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,6 @@ def run(options: CompareOptions) -> None:
     Raises:
         ValueError: no dataset is given, and the second detector is no run folder.
     """
-    from deformable_detr.detector import Detector
     from deformable_detr.evaluation.metrics import percent
     from deformable_detr.visualize.pages.comparison import ComparisonReport
     from deformable_detr.visualize.pages.report import span
@@ -57,7 +56,7 @@ def run(options: CompareOptions) -> None:
     log_to_screen()
     dataset, reports = options.dataset or dataset_of(options.second), []
     for weights in (options.weights, options.second):
-        detector = options.set_up(Detector.load(weights, **options.load_settings()))
+        detector = replace(options, weights=weights).open()
         with progress(f"evaluating {weights}") as bar:
             task = bar.add_task("", total=None)
             settings: dict[str, Any] = {name: getattr(options, name) for name in ("batch_size", "num_workers", "top_k")}
