@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deformable_detr.acceleration.convolutions import optimized_backbone, trace
+from deformable_detr.acceleration.convolutions import optimized_backbone
 from deformable_detr.acceleration.fused_convolutions import (
     FusedConvolution,
     WinogradConvolution,
@@ -224,7 +224,7 @@ def test_what_the_fused_backbone_consists_of(winograd):
     assert fused_convolutions_work()
     body = build(backbone="resnet50", backbone_options={}, hidden_dim=64).backbone.body
     settings = {"fold_batch_norm": True, "inplace_activations": True, "fuse_convolutions": True, "channels_last": True}
-    fused: nn.Module = optimized_backbone(body, trace(body), winograd=winograd, **settings).body  # type: ignore[union-attr]
+    fused: nn.Module = optimized_backbone(body, winograd=winograd, **settings).body  # type: ignore[union-attr]
     kinds = [type(fused.get_submodule(str(node.target))) for node in fused.graph.nodes if node.op == "call_module"]
     by_winograd = 11 if winograd and winograd_works() else 0
     assert kinds.count(WinogradConvolution) == by_winograd
@@ -246,7 +246,7 @@ def test_a_backbone_that_cannot_be_traced_stays(caplog):
     body = Branching()
     settings = dict.fromkeys(("fold_batch_norm", "inplace_activations", "fuse_convolutions", "channels_last"), True)
     with caplog.at_level(logging.INFO):
-        assert optimized_backbone(body, trace(body), **settings) is body
+        assert optimized_backbone(body, **settings) is body
     assert "Branching is not optimised" in caplog.text
 
 

@@ -1,7 +1,7 @@
 """The backbone for inference: batch norms folded into convolutions, activations in place or inside the convolution.
 
-Works on a graph traced by torch.fx, so that it takes any timm model whose forward pass does not branch on values. The graph
-shares all modules that stay as they are with the original; only convolutions with folded weights are new.
+Works on a recorded graph, so that it takes any timm model whose forward pass does not branch on values. The graph shares all
+modules that stay as they are with the original; only convolutions with folded weights are new.
 """
 
 import copy
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
+from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -22,30 +22,18 @@ from deformable_detr.acceleration.fused_convolutions import (
     fused_convolutions_work,
     winograd_works,
 )
+from deformable_detr.acceleration.tracing import BATCH_NORMS, trace, untouched
 
 logger = logging.getLogger(__name__)
 
-BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)  # BatchNormAct2d is a BatchNorm2d
 ADDITIONS = (operator.add, operator.iadd, torch.add)
+FOLDABLE = (nn.Conv2d, Conv2dSame)  # linear in their weight as it is
 PROBE_SIZE = 64
 TOLERANCE = 1e-3
 
 
-def trace(body: nn.Module) -> fx.Graph | None:
-    """The calls of `body` as a graph; None where torch.fx cannot follow them.
-
-    While it traces, no other thread may run any module: torch.fx replaces `nn.Module.__call__`.
-    """
-    try:
-        return _Tracer().trace(body)
-    except Exception as error:  # whatever a model's own code raises on a proxy
-        logger.info("the backbone %s is not optimised: torch.fx cannot trace it (%s)", type(body).__name__, error)
-        return None
-
-
 def optimized_backbone(
     body: nn.Module,
-    graph: fx.Graph | None,
     *,
     fold_batch_norm: bool,
     inplace_activations: bool,
@@ -53,22 +41,22 @@ def optimized_backbone(
     channels_last: bool,
     winograd: bool = False,
 ) -> nn.Module:
-    """`body` in its fastest form for inference; `body` itself where there is no graph of it.
+    """`body` in its fastest form for inference; `body` itself where its calls cannot be recorded.
 
     The new form is run against the old one on a small random image before it is given away.
 
     Args:
-        body: a timm model with `features_only`.
-        graph: of `body`, see :func:`trace`; left as it is.
+        body: a timm model with `features_only`, in evaluation mode.
         fold_batch_norm: multiply the scale of a batch norm into the convolution before it.
         inplace_activations: activations overwrite their input where nothing else reads it.
         fuse_convolutions: oneDNN convolutions that add and apply ReLU before they store (float32 on a CPU only).
         channels_last: run in the memory format `[B, H, W, C]`.
         winograd: with `fuse_convolutions` and `channels_last`: 3×3 convolutions by Winograd's algorithm, where that is faster.
     """
+    graph = trace(body)
     if graph is None:
         return body
-    graph_module = fx.GraphModule(body, copy.deepcopy(graph))
+    graph_module = fx.GraphModule(body, graph)
     _remove_identities(graph_module)
     if fold_batch_norm:
         fold_batch_norms(graph_module)
@@ -79,24 +67,20 @@ def optimized_backbone(
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.eval()
-    run = _ChannelsLast(graph_module) if channels_last else graph_module
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    run = _Prepared(graph_module, next(body.parameters()).dtype, memory_format)
     return run if _agrees(run, body) else body
 
 
-class _Tracer(fx.Tracer):
-    """Goes into everything but torch's own modules and batch norms."""
+class _Prepared(nn.Module):
+    """Gives the body its images in one dtype and memory format."""
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BATCH_NORMS) or super().is_leaf_module(m, module_qualified_name)
-
-
-class _ChannelsLast(nn.Module):
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.dtype, self.memory_format = body, dtype, memory_format
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.body(images.contiguous(memory_format=torch.channels_last))
+        return self.body(images.to(self.dtype).contiguous(memory_format=self.memory_format))
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> int:
@@ -107,8 +91,8 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> int:
         if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
             continue
         source = node.args[0]
-        convolution = _module(graph_module, source)
-        if not isinstance(convolution, nn.Conv2d) or len(source.users) != 1:
+        convolution: Any = _module(graph_module, source)
+        if type(convolution) not in FOLDABLE or len(source.users) != 1:
             continue
         _set_module(graph_module, source, _folded(convolution, norm))
         _replace_norm(graph_module, node, norm)
@@ -220,9 +204,11 @@ def _is_addition(node: Any) -> bool:
 
 
 def _module(graph_module: fx.GraphModule, node: Any) -> nn.Module | None:
+    """The module that is called, if nothing has been hooked into it."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
-    return graph_module.get_submodule(str(node.target))
+    module = graph_module.get_submodule(str(node.target))
+    return module if untouched(module) else None
 
 
 def _set_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
@@ -233,13 +219,14 @@ def _set_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module) 
 
 
 def _agrees(run: nn.Module, body: nn.Module) -> bool:
+    """Whether both give the same maps, in the precision of the weights (also where autocast will lower it)."""
     weight = next(body.parameters())
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator).to(weight)
-    with torch.inference_mode():
+    generator = torch.Generator("cpu").manual_seed(0)
+    image = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator, dtype=torch.float32, device="cpu").to(weight)
+    with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
         pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(run(image.clone()), body(image), strict=True))
     differences = [float((new - old).abs().amax() / old.abs().amax().clamp(min=1e-12)) for new, old in pairs]
-    if all(difference < TOLERANCE for difference in differences):
+    if all(difference < max(TOLERANCE, 16 * torch.finfo(weight.dtype).eps) for difference in differences):
         return True
     logger.warning("the backbone is not optimised: its optimised form differs by %.1e", max(differences))
     return False

@@ -1,5 +1,6 @@
 """The encoder for inference: everything between two attentions is done for a few thousand tokens at a time, in cache."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ class _PieceLayer:
         self.layer: Any = layer
         self.attention = attention
         self.geometry: tuple[int, int, int] = (attention.num_heads, attention.num_levels, attention.num_points)
-        self.num_offsets: int = attention.sampling_offsets.out_features
+        self.num_offsets: int = 2 * math.prod(self.geometry)
         with torch.no_grad():
             self.weight = torch.cat([attention.sampling_offsets.weight, attention.attention_weights.weight])
             self.bias = torch.cat([attention.sampling_offsets.bias, attention.attention_weights.bias])

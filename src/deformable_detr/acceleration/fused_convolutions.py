@@ -54,9 +54,9 @@ def fused_convolutions_work() -> bool:
     """Whether this build of PyTorch has oneDNN's fused convolutions, in the form that is used here, and they are right."""
     if not torch.backends.mkldnn.is_available():
         return False
-    with torch.random.fork_rng(devices=()):
-        convolution = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
-        x, added = torch.randn(2, 1, 8, 6, 6)
+    convolution = nn.Conv2d(8, 8, 3, padding=1, dtype=torch.float32, device="meta").requires_grad_(False)
+    convolution.load_state_dict({"weight": _random(8, 8, 3, 3), "bias": _random(8)}, assign=True)
+    x, added = _random(2, 1, 8, 6, 6)
     expected = (convolution(x) + added).relu()
     try:
         found = FusedConvolution(convolution, relu=True)(x, added)
@@ -65,6 +65,11 @@ def fused_convolutions_work() -> bool:
         logger.info("no fused convolutions in this build of PyTorch: %s", error)
         return False
     return torch.allclose(found, expected, atol=1e-4) and torch.allclose(overwritten, expected, atol=1e-4)
+
+
+def _random(*shape: int) -> Tensor:
+    """Normal numbers, whatever the process's default dtype and device; its random state stays as it is."""
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
 
 
 class WinogradConvolution(FusedConvolution):
@@ -105,8 +110,7 @@ def winograd_works() -> bool:
 
 @functools.cache
 def _winograd_is_right() -> bool:
-    with torch.random.fork_rng(devices=()):
-        weight, x = torch.rand(CHANNEL_UNIT, CHANNEL_UNIT, 3, 3), torch.rand(1, CHANNEL_UNIT, 13, 17)
+    weight, x = _random(CHANNEL_UNIT, CHANNEL_UNIT, 3, 3).abs(), _random(1, CHANNEL_UNIT, 13, 17).abs()
     expected = F.conv2d(x.double(), weight.double(), padding=1)
     found = winograd_convolution(x, transform_weights(weight))
     if torch.allclose(found.double(), expected, rtol=1e-5):

@@ -1,15 +1,16 @@
 """The optimised form of a detector: called like the plain module, with the same answer, and never with outdated weights."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from deformable_detr.acceleration.cuda_graphs import CudaGraphs
-from deformable_detr.acceleration.network import fast_network, trace_backbone
+from deformable_detr.acceleration.network import fast_network
 from deformable_detr.acceleration.options import PLAIN, InferenceOptions
+from deformable_detr.acceleration.tracing import untouched
 from deformable_detr.config import Metadata
 from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.precision import Precision, autocast, autocast_dtype
@@ -23,8 +24,8 @@ class InferenceModel(nn.Module):
 
     It runs in inference mode and evaluation mode whatever the mode of `model`, so its outputs take no part in a gradient.
     Weights are those of `model`: before each call it is checked whether one has changed since (training, `load_state_dict`,
-    `.to`), and what was derived from them is then derived anew. Replacing a whole part (`model.neck = …`) is not noticed: make a
-    new one. Several threads may call it at the same time.
+    `.to`), or a module or hook has come or gone (adapters, pruning, `model.neck = …`); what was derived from them is then derived
+    anew. Several threads may call it at the same time.
 
     Args:
         model: the plain module; a model of another type than `DeformableDETR` runs as it is.
@@ -38,9 +39,7 @@ class InferenceModel(nn.Module):
         self.model = model
         self.options = InferenceOptions() if options is None else options
         self.precision: Precision = precision
-        self._stores = [store for module in model.modules() for store in (module._parameters, module._buffers)]
-        self._graph = None if not self._optimizable() else trace_backbone(model)  # pyright: ignore[reportArgumentType]
-        self._optimized: tuple[tuple, Callable[[ImageBatch], Predictions]] | None = None
+        self._optimized: tuple[tuple, Callable[[ImageBatch], Predictions], list] | None = None
         super().train(model.training)
 
     @property
@@ -75,31 +74,35 @@ class InferenceModel(nn.Module):
 
     def _current(self) -> Callable[[ImageBatch], Predictions]:
         """The optimised network for the weights as they are now."""
-        state = tuple(_fingerprint(self._stores))
+        state = tuple(_fingerprint(self.model))
         optimized = self._optimized
         if optimized is None or state != optimized[0]:
-            optimized = self._optimized = state, self._build()
+            named = [*self.model.modules(), *self.model.parameters(), *self.model.buffers()]  # kept, so that no id is used anew
+            optimized = self._optimized = state, self._build(), named
         return optimized[1]
 
     def _optimizable(self) -> bool:
-        return type(self.model) is DeformableDETR and self.options != PLAIN
+        return type(self.model) is DeformableDETR and untouched(self.model) and self.options != PLAIN
 
     def _build(self) -> Callable[[ImageBatch], Predictions]:
         if not self._optimizable():
             return self.model
         options = self.options
         compiler = inductor() if options.compile else None
-        network = fast_network(self.model, options, self._graph, compiler)  # pyright: ignore[reportArgumentType]
+        network = fast_network(self.model, options, compiler)  # pyright: ignore[reportArgumentType]
         device = next(self.model.parameters()).device
         return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
 
 
-def _fingerprint(stores: Sequence[Mapping[str, Tensor | None]]) -> Iterator[tuple[int, int, int]]:
-    """Changes with every in-place write to a weight, and with every weight that is put in the place of another."""
-    for store in stores:
-        for tensor in store.values():
-            if tensor is not None:
-                yield id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+def _fingerprint(model: nn.Module) -> Iterator[tuple]:
+    """Changes with every in-place write to a weight, with every weight or module that is put in the place of another, and with
+    every hook and every other change by which a call of a module becomes more than its class's forward pass."""
+    for module in model.modules():
+        yield id(module), type(module), untouched(module)
+        for store in (module._parameters, module._buffers):
+            for tensor in store.values():
+                if tensor is not None:
+                    yield id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def inductor() -> Callable[[Callable], Callable]:

@@ -4,42 +4,48 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from deformable_detr.acceleration.convolutions import optimized_backbone, trace
+from deformable_detr.acceleration.convolutions import optimized_backbone
 from deformable_detr.acceleration.encoder import ChunkedEncoder, Compiler
 from deformable_detr.acceleration.fused_convolutions import fused_convolutions_work
 from deformable_detr.acceleration.geometry import KeptGeometry
 from deformable_detr.acceleration.options import InferenceOptions
+from deformable_detr.acceleration.tracing import untouched
 from deformable_detr.model.backbone import Backbone
 from deformable_detr.model.decoder import DeformableDecoder, LastLayer
 from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
 from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
 from deformable_detr.model.flatten import FlattenLevels
-from deformable_detr.model.heads import ClassHeads
-from deformable_detr.model.queries import BestProposals, Proposals
+from deformable_detr.model.heads import MLP, BoxHead, ClassHeads
+from deformable_detr.model.position_encoding import SinePositionEncoding
+from deformable_detr.model.queries import AnchoredProposals, BestProposals, EncoderProposals, MixedProposals
+
+ENCODER_PARTS = (
+    *(nn.ModuleList, EncoderLayer, MultiScaleDeformableAttention, FeedForward),
+    *(nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout),
+)
+PROPOSAL_SOURCES = (EncoderProposals, MixedProposals, AnchoredProposals)
+PROPOSAL_PARTS = (nn.ModuleList, nn.Linear, nn.LayerNorm, nn.Embedding, MLP, BoxHead)
 
 
-def fast_network(
-    model: DeformableDETR, options: InferenceOptions, graph: fx.Graph | None, compiler: Compiler | None = None
-) -> DeformableDETR:
+def fast_network(model: DeformableDETR, options: InferenceOptions, compiler: Compiler | None = None) -> DeformableDETR:
     """Put a model's parts together anew, in the form that is fastest here; it holds as long as no weight changes.
 
     Args:
         model: in evaluation mode. Its weights are shared, except convolutions with folded batch norms and joined projections.
-        options: which parts are exchanged. A part of a type of your own stays.
-        graph: of the backbone, see `trace_backbone`.
+        options: which parts are exchanged. A part of a type of your own stays, and one that something is hooked into.
         compiler: for `options.compile`.
     """
     device = next(model.parameters()).device
     chunk = options.chunk_tokens if device.type == "cpu" else None
     parts: dict[str, Any] = dict(model.named_children())
-    if type(model.backbone) is Backbone:
-        parts["backbone"] = _fast_backbone(model.backbone, options, graph, compiler, device)
-    if options.constant_sizes and type(model.flatten) is FlattenLevels:
-        parts["flatten"] = KeptGeometry(model.flatten, options.constant_sizes)
-    if options.chunk_tokens is not None and _is_usual(model.encoder):
+    if _consists_of(model.backbone, Backbone, parts_below=False):
+        parts["backbone"] = _fast_backbone(model.backbone, options, compiler, device)  # pyright: ignore[reportArgumentType]
+    if options.constant_sizes and _consists_of(model.flatten, FlattenLevels, SinePositionEncoding):
+        parts["flatten"] = KeptGeometry(model.flatten, options.constant_sizes)  # pyright: ignore[reportArgumentType]
+    if options.chunk_tokens is not None and _consists_of(model.encoder, DeformableEncoder, *ENCODER_PARTS):
         parts["encoder"] = ChunkedEncoder(model.encoder.layers, chunk, compiler)  # pyright: ignore[reportArgumentType]
     if options.answer_only:
         parts |= answering_parts(model, chunk)
@@ -50,22 +56,18 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
     """The parts of a network that gives the last layer's answer (N = 1), and nothing that is only for a loss.
 
     Args:
-        model: whose weights are used. A query source or decoder of a type of your own runs as it is.
+        model: whose weights are used. A query source or decoder of a type of your own runs as it is, and one that something is
+            hooked into.
         chunk: score the proposals of so many positions at a time. None: all at once.
     """
     parts = {}
-    if isinstance(model.query_source, Proposals):
-        parts["query_source"] = BestProposals(model.query_source, chunk)
-    if type(model.class_heads) is ClassHeads:
-        usual = type(model.decoder) is DeformableDecoder
+    if any(_consists_of(model.query_source, kind, *PROPOSAL_PARTS) for kind in PROPOSAL_SOURCES):
+        parts["query_source"] = BestProposals(model.query_source, chunk)  # pyright: ignore[reportArgumentType]
+    if _consists_of(model.class_heads, ClassHeads, parts_below=False):
+        usual = _consists_of(model.decoder, DeformableDecoder, parts_below=False)
         parts["decoder"] = LastLayer(model.decoder) if usual else _LastOfAll(model.decoder)  # pyright: ignore[reportArgumentType]
-        parts["class_heads"] = ClassHeads([model.class_heads[-1]])
+        parts["class_heads"] = ClassHeads([model.class_heads[-1]])  # pyright: ignore[reportIndexIssue]
     return parts
-
-
-def trace_backbone(model: DeformableDETR) -> fx.Graph | None:
-    """The graph of the backbone, or None where it has to run as it is; see `convolutions.trace`."""
-    return trace(model.backbone.body) if type(model.backbone) is Backbone else None
 
 
 class _LastOfAll(nn.Module):
@@ -88,13 +90,11 @@ class _Function(nn.Module):
         self.forward = function
 
 
-def _fast_backbone(
-    part: Backbone, options: InferenceOptions, graph: fx.Graph | None, compiler: Compiler | None, device: torch.device
-) -> nn.Module:
-    fuse_convolutions = options.fuse_convolutions and options.fold_batch_norm and device.type == "cpu" and fused_convolutions_work()
+def _fast_backbone(part: Backbone, options: InferenceOptions, compiler: Compiler | None, device: torch.device) -> nn.Module:
+    exact = device.type == "cpu" and not torch.is_autocast_enabled("cpu")  # the fused ones compute in float32
+    fuse_convolutions = options.fuse_convolutions and options.fold_batch_norm and exact and fused_convolutions_work()
     run = optimized_backbone(
         part.body,
-        graph,
         fold_batch_norm=options.fold_batch_norm,
         inplace_activations=options.inplace_activations,
         fuse_convolutions=fuse_convolutions,
@@ -102,12 +102,17 @@ def _fast_backbone(
         winograd=options.winograd,
     )
     # inductor makes fused convolutions no faster
-    return run if compiler is None or (fuse_convolutions and graph is not None) else _Function(compiler(run))
+    return run if compiler is None or (fuse_convolutions and run is not part.body) else _Function(compiler(run))
 
 
-def _is_usual(encoder: nn.Module) -> bool:
-    """Whether all parts are those that `ChunkedEncoder` knows."""
-    return type(encoder) is DeformableEncoder and all(
-        type(layer) is EncoderLayer and type(layer.self_attn) is MultiScaleDeformableAttention and type(layer.ffn) is FeedForward
-        for layer in encoder.layers
-    )
+def _consists_of(part: nn.Module, kind: type[nn.Module], *kinds: type[nn.Module], parts_below: bool = True) -> bool:
+    """Whether a part is exactly of this kind, with nothing hooked into it, so that another form may take its place.
+
+    Args:
+        part: of the network.
+        kind: its type.
+        kinds: the types of all modules below it.
+        parts_below: False: these are called as they are, whatever they are.
+    """
+    below = list(part.modules())[1:] if parts_below else []
+    return type(part) is kind and untouched(part) and all(type(module) in kinds and untouched(module) for module in below)

@@ -58,8 +58,11 @@ class Backbone(nn.Module):
         _freeze(self.body, frozen_stages, name)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """`[B, 3, H, W]` normalised → `num_levels` maps `[B, channels[i], H / strides[i], W / strides[i]]`, finest first."""
-        return self.body(images)
+        """`[B, 3, H, W]` normalised → `num_levels` maps `[B, channels[i], H / strides[i], W / strides[i]]`, finest first.
+
+        They have the dtype of the weights.
+        """
+        return self.body(images.to(next(self.body.parameters()).dtype))
 
 
 def _create_timm_model(name: str, pretrained: bool | str, keywords: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,86 @@
+"""The calls of a backbone as a graph, recorded without touching anything that other threads use.
+
+`torch.fx.symbolic_trace` replaces `nn.Module.__call__` of the whole process while it runs: other threads' models fail meanwhile.
+Here the forward passes of the containers run on copies of them, whose children are stand-ins that only note their call.
+"""
+
+import copy
+import logging
+from typing import Any
+
+from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
+from torch import fx, nn
+from torch.fx.proxy import GraphAppendingTracer
+
+logger = logging.getLogger(__name__)
+
+BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)  # BatchNormAct2d is a BatchNorm2d
+
+
+def trace(body: nn.Module) -> fx.Graph | None:
+    """The calls of `body` in evaluation mode as a graph; None where its code cannot be followed without values."""
+    graph = fx.Graph()
+    tracer = GraphAppendingTracer(graph)
+    try:
+        images = tracer.create_proxy("placeholder", "images", (), {})
+        outputs = _copy_of(body, "", tracer)(images)
+        graph.output(tracer.create_arg(outputs))
+    except Exception as error:  # whatever a model's own code raises on a proxy
+        logger.info("the backbone %s is not optimised: its calls cannot be recorded (%s)", type(body).__name__, error)
+        return None
+    return graph
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a call of `module` runs the forward pass of its class with its own, ordinary parameters and nothing else.
+
+    Hooks (pruning, adapters), parametrisations, a replaced `forward`, compiled modules and parameters of other tensor types
+    (quantised, distributed) are what others put there; who reads the weights alone would leave that out.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or getattr(module, "_compiled_call_impl", None)
+    return not (
+        hooks
+        or "forward" in vars(module)
+        or "parametrizations" in module._modules
+        or any(type(parameter) is not nn.Parameter for parameter in module._parameters.values() if parameter is not None)
+    )
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether `module` is nothing but a linear map by its `weight` and `bias`."""
+    return type(module) is nn.Linear and untouched(module)
+
+
+class _Call(nn.Module):
+    """Notes that the module of this name is called."""
+
+    def __init__(self, name: str, tracer: GraphAppendingTracer) -> None:
+        super().__init__()
+        self.name, self.tracer = name, tracer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_module", self.name, args, kwargs)
+
+
+def _copy_of(module: nn.Module, name: str, tracer: GraphAppendingTracer) -> nn.Module:
+    """A container whose children are stand-ins, or a stand-in."""
+    if _is_leaf(module):
+        return _Call(name, tracer)
+    prefix = f"{name}." if name else ""
+    twin = copy.copy(module)
+    twin.training = False
+    twin._modules = {
+        key: None if child is None else _copy_of(child, prefix + key, tracer) for key, child in module._modules.items()
+    }
+    twin._parameters, twin._buffers = {}, {}
+    for key, tensor in [*module._parameters.items(), *module._buffers.items()]:  # read by the container's own code
+        vars(twin)[key] = None if tensor is None else tracer.create_proxy("get_attr", prefix + key, (), {})
+    return twin
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """torch's own modules, convolutions, batch norms, and whatever others have hooked into."""
+    if not untouched(module):
+        return True
+    own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    return own or isinstance(module, (nn.Conv2d, *BATCH_NORMS))
