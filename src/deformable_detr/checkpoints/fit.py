@@ -28,7 +28,7 @@ def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool
         ValueError: something does not fit; the message names all of it by the names of the file.
     """
     with torch.device("meta"):
-        model = build_model(metadata.model, pretrained_backbone=False)
+        model = build_model(metadata.model, pretrained_backbone=False).float()  # whatever the default dtype
     expected = model.state_dict()
     _add_counters(weights, expected)
     problems = [*_problems(weights, expected), *_non_finite(weights)]
@@ -40,7 +40,7 @@ def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name in expected and _fits(tensor, expected[name])}
     if problems:
         logger.warning("%s: kept at their initial values, since they do not fit:\n  %s", path, "\n  ".join(problems))
-        model = build_model(metadata.model, pretrained_backbone=False)
+        model = build_model(metadata.model, pretrained_backbone=False).float()
         tensors = model.state_dict() | tensors
     model.load_state_dict(
         {name: _in_precision_of(tensor, expected[name], weights, name) for name, tensor in tensors.items()}, assign=True
