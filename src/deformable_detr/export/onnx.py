@@ -81,7 +81,7 @@ def _simplify(model: "ir.Model") -> None:
         steps.RemoveUnusedOpsetsPass(),
         steps.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         steps.LiftSubgraphInitializersToMainGraphPass(),
-        steps.DeduplicateHashedInitializersPass(size_limit=2**31),  # weights that are used twice were transposed twice
+        steps.DeduplicateInitializersPass(size_limit=2**31),  # weights that are used twice were transposed twice
         steps.CommonSubexpressionEliminationPass(),
         steps.OutputFixPass(),
         steps.NameFixPass(),
