@@ -11,6 +11,7 @@ from deformable_detr.model import build_model
 from deformable_detr.presets import MODEL_PRESETS
 
 ENTRIES = {"r50-single-scale": 549, "r50-single-scale-dc5": 549, "r50": 561, "r50-refine": 597, "r50-two-stage": 630}
+ENTRIES |= {"r50-hdetr": 631, "r50-dino": 626, "r50-dino-5scale": 630}
 """Tensors in the published files."""
 
 

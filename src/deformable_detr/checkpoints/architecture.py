@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deformable_detr.checkpoints.families import CONTENT, hidden_settings, keep_queries
 from deformable_detr.checkpoints.prediction_heads import count
 from deformable_detr.checkpoints.report import shorten
 from deformable_detr.checkpoints.weights import Weights
@@ -36,8 +37,19 @@ _HIDDEN = (
     "frozen_backbone_stages",
     "pretrained_backbone",
     "original_padding",
+    "position_temperature",
+    "position_offset",
+    "logit_eps",
+    "proposal_classes",
+    "proposal_loss",
+    "look_forward_twice",
+    "label_noise",
+    "box_noise",
 )
 """Settings that the tensors do not show."""
+
+_QUERIES = ("num_queries", "one_to_many_queries", "denoising_queries")
+"""Settings that may be chosen where queries come from proposals."""
 
 
 def infer_config(weights: Weights, overrides: dict[str, Any]) -> ModelConfig:
@@ -50,21 +62,24 @@ def infer_config(weights: Weights, overrides: dict[str, Any]) -> ModelConfig:
     Raises:
         ValueError: tensors are missing or contradict each other, or the user asks for another variant than the file holds.
     """
-    if weights.metadata is not None:
-        return with_overrides(weights.metadata.model, overrides, weights)
+    stored = weights.metadata.model if weights.metadata is not None else _stored_config(weights, overrides)
+    wanted = with_overrides(stored, overrides, weights)
+    keep_queries(weights, stored, wanted)
+    return wanted
+
+
+def _stored_config(weights: Weights, overrides: dict[str, Any]) -> ModelConfig:
+    """The settings of a file without our own record; `overrides` say what it cannot show."""
     seen = _seen_settings(weights)
-    settings = {**weights.settings, **_backbone_settings(weights), **seen}
-    if not seen["two_stage"] and "num_queries" in overrides and overrides["num_queries"] != seen["num_queries"]:
-        raise ValueError(_contradiction(weights, "num_queries", overrides["num_queries"], seen["num_queries"]))
-    user = {name: value for name, value in overrides.items() if name in _HIDDEN or (name == "num_queries" and seen["two_stage"])}
-    settings |= user
+    settings = {**hidden_settings(weights), **weights.settings, **_backbone_settings(weights), **seen}
+    settings |= {name: value for name, value in overrides.items() if name in _HIDDEN}
     settings |= _attention_settings(weights, settings)
     config = ModelConfig.from_dict({"pretrained_backbone": False, **settings})
     if config.num_feature_levels == 1 and "dilation" not in settings:
         note = "a single-scale network: pass dilation=True if it is the DC5 variant, the tensors cannot say"
         weights.report.notes.append(note)
         logger.warning("%s", note)
-    return with_overrides(config, overrides, weights)
+    return config
 
 
 def with_overrides(config: ModelConfig, overrides: dict[str, Any], weights: Weights) -> ModelConfig:
@@ -73,7 +88,7 @@ def with_overrides(config: ModelConfig, overrides: dict[str, Any], weights: Weig
     Raises:
         ValueError: an unknown setting, or one that the tensors contradict.
     """
-    free = (*_HIDDEN, "num_queries") if config.two_stage else _HIDDEN
+    free = (*_HIDDEN, *_QUERIES) if config.two_stage else _HIDDEN
     chosen = config.replace(**overrides)
     for name in overrides:
         if name not in free and getattr(chosen, name) != getattr(config, name):
@@ -89,10 +104,11 @@ def _contradiction(weights: Weights, name: str, wanted: Any, found: Any) -> str:
 
 def variant_name(config: ModelConfig) -> str:
     """The preset that a network is like, for messages; its own width and classes may differ."""
-    names = ("box_refinement", "two_stage", "num_feature_levels", "dilation")
+    names = ("box_refinement", "two_stage", "num_feature_levels", "dilation", "query_content", "query_position")
     for name, preset in MODEL_PRESETS.items():
         same_backbone = preset.backbone.split(".")[0] == config.backbone.split(".")[0]
-        if same_backbone and all(getattr(preset, key) == getattr(config, key) for key in names):
+        same_branches = bool(preset.one_to_many_queries) == bool(config.one_to_many_queries)
+        if same_backbone and same_branches and all(getattr(preset, key) == getattr(config, key) for key in names):
             return name
     return f"{config.backbone.split('.')[0]}, {config.num_feature_levels} levels"
 
@@ -109,10 +125,21 @@ def _seen_settings(weights: Weights) -> dict[str, Any]:
         "ffn_dim": _shape(weights, "decoder.layers.0.ffn.linear1.bias")[0],
         "two_stage": two_stage,
         "box_refinement": bool(weights.settings.get("box_refinement")),
+        "shared_heads": bool(weights.settings.get("shared_heads")),
+        "query_content": "learned" if CONTENT in tensors else "proposal",
+        "query_position": "reference" if "decoder.position_mlp.layers.0.weight" in tensors else "proposal",
+        "decoder_norm": "decoder.norm.weight" in tensors,
+        "relation_bias": "decoder.relation.proj.weight" in tensors,
+        "backbone_levels": max(3, sum(_is_projection(name, tensor) for name, tensor in tensors.items())),
     }
     if not two_stage:
         seen["num_queries"] = _shape(weights, "query_source.query_embed.weight")[0]
     return seen
+
+
+def _is_projection(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor makes a level out of a stage of the backbone: further levels have 3×3 kernels."""
+    return bool(re.fullmatch(r"neck\.projections\.\d+\.0\.weight", name)) and tensor.shape[-1] == 1
 
 
 def _shape(weights: Weights, name: str) -> tuple[int, ...]:

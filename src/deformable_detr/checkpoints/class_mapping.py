@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deformable_detr.categories import Categories
+from deformable_detr.checkpoints.families import LABELS
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.class_names import NO_CLASS, match_classes
 from deformable_detr.model.heads import class_head
@@ -81,7 +82,7 @@ def placeholder_classes(num_classes: int) -> Categories:
     return Categories.from_names([f"class {label}" for label in range(num_classes)])
 
 
-def map_class_heads(weights: Weights, mapping: ClassMapping) -> None:
+def map_class_heads(weights: Weights, mapping: ClassMapping, *, proposal_classes: bool = False) -> None:
     """Rearrange the rows of all class heads.
 
     Fresh rows have the usual small weights and the focal prior as bias; channels that stand for no class never
@@ -90,18 +91,33 @@ def map_class_heads(weights: Weights, mapping: ClassMapping) -> None:
     Args:
         weights: changed in place.
         mapping: which row goes where.
+        proposal_classes: the head of the proposals knows the classes (DINO), so that its rows are treated as all others.
     """
     for name in [name for name in weights.tensors if name.endswith(".weight") and _is_class_head(name)]:
         head = name.removesuffix(".weight")
         sources = mapping.sources
         silent = [row for row, class_name in enumerate(mapping.classes.names) if class_name == NO_CLASS]
-        if head == PROPOSAL_HEAD:
+        if head == PROPOSAL_HEAD and not proposal_classes:
             sources = (0, *(source or None for source in sources[1:]))
             silent = [row for row, source in enumerate(sources) if source is None]
         weight, bias = _rearrange(weights.tensors[name], weights.tensors[f"{head}.bias"], sources, silent)
         for key, tensor in ((name, weight), (f"{head}.bias", bias)):
             weights.report.reshaped.append(f"{weights.named(key)} ({mapping.num_old_classes} → {len(sources)} rows)")
             weights.tensors[key] = tensor
+    map_label_table(weights, mapping)
+
+
+def map_label_table(weights: Weights, mapping: ClassMapping) -> None:
+    """Rearrange the table of labels that denoising starts from; new classes get fresh rows, the last row is nobody's."""
+    table = weights.tensors.get(LABELS)
+    if table is None:
+        return
+    rows = nn.Embedding(len(mapping.sources) + 1, table.shape[1]).weight.detach().to(table.dtype)
+    for row, source in enumerate((*mapping.sources, mapping.num_old_classes)):
+        if source is not None:
+            rows[row] = table[source]
+    weights.report.reshaped.append(f"{weights.named(LABELS)} ({len(table)} → {len(rows)} rows)")
+    weights.tensors[LABELS] = rows
 
 
 def map_thresholds(thresholds: Sequence[float] | None, mapping: ClassMapping) -> tuple[float, ...] | None:

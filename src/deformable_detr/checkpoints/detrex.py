@@ -1,8 +1,7 @@
 """The layout of detrex, in only: detectron2's names for the backbone, lists of attentions in the transformer."""
 
 from deformable_detr.checkpoints.keymap import KeyMap
-from deformable_detr.checkpoints.mmdet import add_neck_biases, attention_list_rules
-from deformable_detr.checkpoints.prediction_heads import fold_heads
+from deformable_detr.checkpoints.mmdet import attention_list_rules, count_stages, finish, neck_rules
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
@@ -20,32 +19,26 @@ _STAGE_RULES = [
     )
 ]
 
-KEYS = KeyMap(
-    [
-        ("backbone.body.bn1.{rest}", "backbone.stem.conv1.norm.{rest}"),
-        ("backbone.body.conv1.weight", "backbone.stem.conv1.weight"),
-        *_STAGE_RULES,
-        *((f"neck.projections.{level}.0.{{rest}}", f"neck.convs.{level}.conv.{{rest}}") for level in range(3)),
-        *((f"neck.projections.{level}.1.{{rest}}", f"neck.convs.{level}.norm.{{rest}}") for level in range(3)),
-        *((f"neck.projections.{level}.0.{{rest}}", f"neck.extra_convs.{level - 3}.conv.{{rest}}") for level in range(3, 8)),
-        *((f"neck.projections.{level}.1.{{rest}}", f"neck.extra_convs.{level - 3}.norm.{{rest}}") for level in range(3, 8)),
-        ("query_source.query_embed.weight", "query_embedding.weight"),
-        ("class_heads.{p}.{rest}", "class_embed.{p}.{rest}"),
-        ("decoder.box_heads.{p}.{rest}", "bbox_embed.{p}.{rest}"),
-        *attention_list_rules("transformer."),
-    ],
-    copies=[
-        ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
-        ("class_heads.{p}.{rest}", "transformer.decoder.class_embed.{p}.{rest}"),
-    ],
-    aliases=[("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{rest}")],  # misspelt so in some versions
-)
+_RULES = [
+    ("backbone.body.bn1.{rest}", "backbone.stem.conv1.norm.{rest}"),
+    ("backbone.body.conv1.weight", "backbone.stem.conv1.weight"),
+    *_STAGE_RULES,
+    ("query_source.query_embed.weight", "query_embedding.weight"),
+    ("class_heads.{p}.{rest}", "class_embed.{p}.{rest}"),
+    ("decoder.box_heads.{p}.{rest}", "bbox_embed.{p}.{rest}"),
+    ("denoising.label_embed.weight", "label_enc.weight"),
+    *attention_list_rules("transformer."),
+]
+_COPIES = [
+    ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
+    ("class_heads.{p}.{rest}", "transformer.decoder.class_embed.{p}.{rest}"),
+]
+_ALIASES = [("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{rest}")]
+"""A name misspelt in some versions."""
 
 
 def read(file: TensorFile) -> Weights:
     """Weights under our names."""
-    weights = translate(file.tensors, KEYS, Report(NAME))
+    keys = KeyMap([*_RULES, *neck_rules(count_stages(file.tensors), "norm")], _COPIES, _ALIASES)
     copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
-    fold_heads(weights, box_refinement=True if copied else None)
-    add_neck_biases(weights)
-    return weights
+    return finish(translate(file.tensors, keys, Report(NAME)), box_refinement=True if copied else None)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deformable_detr.checkpoints.families import LABELS, check_family
 from deformable_detr.checkpoints.huggingface_config import backbone_problems, model_config, processor_config, read_folder
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.native import separate_memory
@@ -110,6 +111,7 @@ def write(folder: Path, model: DeformableDETR, report: Report) -> None:
     """
     config, tensors = model.metadata.model, model.state_dict()
     _check_expressible(config)
+    tensors.pop(LABELS, None)  # of the training alone
     state_dict: dict[str, Tensor] = {}
     for name, tensor in _unfold(tensors, config).items():
         if name.endswith("num_batches_tracked"):
@@ -132,7 +134,9 @@ def write(folder: Path, model: DeformableDETR, report: Report) -> None:
 
 
 def _check_expressible(config: ModelConfig) -> None:
+    check_family(config, "transformers", {"plain": {}})
     problems = [f"the backbone options {config.backbone_options}"] if config.backbone_options else []
+    problems += ["four stages of the backbone as levels"] if min(config.backbone_levels, config.num_feature_levels) > 3 else []
     problems += ["two feature levels"] if config.num_feature_levels == 2 else []
     problems += backbone_problems(config.backbone.split(".")[0])
     if problems:

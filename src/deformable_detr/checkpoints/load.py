@@ -240,7 +240,7 @@ def _change_classes(weights: Weights, metadata: Metadata, wanted: Categories) ->
     if metadata.categories is None and mapping.is_identity:
         logger.info("the file names no classes; its %d are taken to be, in this order: %s", len(wanted), ", ".join(wanted.names))
     if not mapping.is_identity:
-        map_class_heads(weights, mapping)
+        map_class_heads(weights, mapping, proposal_classes=metadata.model.proposal_classes)
         logger.info("%s", mapping)
     model = metadata.model.replace(num_classes=len(wanted))
     return replace(metadata, model=model, categories=wanted, thresholds=map_thresholds(metadata.thresholds, mapping)), mapping

@@ -6,59 +6,86 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformable_detr.checkpoints.families import LABELS, check_family, fit_label_table, name_content
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.prediction_heads import count, fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.side_records import own_record
 from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
+from deformable_detr.config import ModelConfig
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
 
 NAME = "mmdet"
 
-_BACKBONE_NECK_HEADS = [
+Rules = list[tuple[str, str]]
+
+
+def neck_rules(stages: int, norm: str) -> Rules:
+    """The neck as two lists: levels from stages of the backbone, and further ones.
+
+    Args:
+        stages: how many stages of the backbone become levels.
+        norm: what the layout calls the GroupNorm.
+    """
+    lists = [(level, f"convs.{level}") if level < stages else (level, f"extra_convs.{level - stages}") for level in range(8)]
+    parts = (("0", "conv"), ("1", norm))
+    return [(f"neck.projections.{n}.{ours}.{{rest}}", f"neck.{at}.{name}.{{rest}}") for n, at in lists for ours, name in parts]
+
+
+def count_stages(tensors: dict[str, Tensor]) -> int:
+    """How many stages of the backbone become levels, in a file of either of the two layouts."""
+    return count(tensors, r"neck\.convs\.(\d+)\.")
+
+
+_BACKBONE_HEADS: Rules = [
     ("backbone.body.{rest}", "backbone.{rest}"),
-    *((f"neck.projections.{level}.0.{{rest}}", f"neck.convs.{level}.conv.{{rest}}") for level in range(3)),
-    *((f"neck.projections.{level}.1.{{rest}}", f"neck.convs.{level}.gn.{{rest}}") for level in range(3)),
-    *((f"neck.projections.{level}.0.{{rest}}", f"neck.extra_convs.{level - 3}.conv.{{rest}}") for level in range(3, 8)),
-    *((f"neck.projections.{level}.1.{{rest}}", f"neck.extra_convs.{level - 3}.gn.{{rest}}") for level in range(3, 8)),
     ("class_heads.{p}.{rest}", "bbox_head.cls_branches.{p}.{rest}"),
     *((f"decoder.box_heads.{{p}}.layers.{k}.{{rest}}", f"bbox_head.reg_branches.{{p}}.{2 * k}.{{rest}}") for k in range(3)),
 ]
 
-KEYS = KeyMap(
-    [
-        *_BACKBONE_NECK_HEADS,
-        ("flatten.level_embed", "level_embed"),
-        ("query_source.query_embed.weight", "query_embedding.weight"),
-        ("query_source.reference_points.{rest}", "reference_points_fc.{rest}"),
-        ("query_source.memory_proj.{rest}", "memory_trans_fc.{rest}"),
-        ("query_source.memory_norm.{rest}", "memory_trans_norm.{rest}"),
-        ("query_source.query_proj.{rest}", "pos_trans_fc.{rest}"),
-        ("query_source.query_norm.{rest}", "pos_trans_norm.{rest}"),
-        ("encoder.layers.{i}.self_attn.{rest}", "encoder.layers.{i}.self_attn.{rest}"),
-        ("encoder.layers.{i}.self_attn_norm.{rest}", "encoder.layers.{i}.norms.0.{rest}"),
-        ("encoder.layers.{i}.ffn.linear1.{rest}", "encoder.layers.{i}.ffn.layers.0.0.{rest}"),
-        ("encoder.layers.{i}.ffn.linear2.{rest}", "encoder.layers.{i}.ffn.layers.1.{rest}"),
-        ("encoder.layers.{i}.ffn_norm.{rest}", "encoder.layers.{i}.norms.1.{rest}"),
-        ("decoder.layers.{i}.self_attn.{rest}", "decoder.layers.{i}.self_attn.attn.{rest}"),
-        ("decoder.layers.{i}.self_attn_norm.{rest}", "decoder.layers.{i}.norms.0.{rest}"),
-        ("decoder.layers.{i}.cross_attn.{rest}", "decoder.layers.{i}.cross_attn.{rest}"),
-        ("decoder.layers.{i}.cross_attn_norm.{rest}", "decoder.layers.{i}.norms.1.{rest}"),
-        ("decoder.layers.{i}.ffn.linear1.{rest}", "decoder.layers.{i}.ffn.layers.0.0.{rest}"),
-        ("decoder.layers.{i}.ffn.linear2.{rest}", "decoder.layers.{i}.ffn.layers.1.{rest}"),
-        ("decoder.layers.{i}.ffn_norm.{rest}", "decoder.layers.{i}.norms.2.{rest}"),
-    ]
-)
+_RULES: Rules = [
+    ("flatten.level_embed", "level_embed"),
+    ("query_source.query_embed.weight", "query_embedding.weight"),
+    ("query_source.reference_points.{rest}", "reference_points_fc.{rest}"),
+    ("query_source.content_embed.weight", "query_embedding.weight"),
+    ("decoder.norm.{rest}", "decoder.norm.{rest}"),
+    ("decoder.position_mlp.{rest}", "decoder.ref_point_head.{rest}"),
+    ("denoising.label_embed.weight", "dn_query_generator.label_embedding.weight"),
+    ("query_source.memory_proj.{rest}", "memory_trans_fc.{rest}"),
+    ("query_source.memory_norm.{rest}", "memory_trans_norm.{rest}"),
+    ("query_source.query_proj.{rest}", "pos_trans_fc.{rest}"),
+    ("query_source.query_norm.{rest}", "pos_trans_norm.{rest}"),
+    ("encoder.layers.{i}.self_attn.{rest}", "encoder.layers.{i}.self_attn.{rest}"),
+    ("encoder.layers.{i}.self_attn_norm.{rest}", "encoder.layers.{i}.norms.0.{rest}"),
+    ("encoder.layers.{i}.ffn.linear1.{rest}", "encoder.layers.{i}.ffn.layers.0.0.{rest}"),
+    ("encoder.layers.{i}.ffn.linear2.{rest}", "encoder.layers.{i}.ffn.layers.1.{rest}"),
+    ("encoder.layers.{i}.ffn_norm.{rest}", "encoder.layers.{i}.norms.1.{rest}"),
+    ("decoder.layers.{i}.self_attn.{rest}", "decoder.layers.{i}.self_attn.attn.{rest}"),
+    ("decoder.layers.{i}.self_attn_norm.{rest}", "decoder.layers.{i}.norms.0.{rest}"),
+    ("decoder.layers.{i}.cross_attn.{rest}", "decoder.layers.{i}.cross_attn.{rest}"),
+    ("decoder.layers.{i}.cross_attn_norm.{rest}", "decoder.layers.{i}.norms.1.{rest}"),
+    ("decoder.layers.{i}.ffn.linear1.{rest}", "decoder.layers.{i}.ffn.layers.0.0.{rest}"),
+    ("decoder.layers.{i}.ffn.linear2.{rest}", "decoder.layers.{i}.ffn.layers.1.{rest}"),
+    ("decoder.layers.{i}.ffn_norm.{rest}", "decoder.layers.{i}.norms.2.{rest}"),
+]
 
 
-def attention_list_rules(prefix: str) -> list[tuple[str, str]]:
+def key_map(stages: int) -> KeyMap:
+    """Names of mmdetection 3.x, for a backbone of which so many stages become levels."""
+    return KeyMap([*_BACKBONE_HEADS, *neck_rules(stages, "gn"), *_RULES])
+
+
+def attention_list_rules(prefix: str) -> Rules:
     """The transformer where a layer is a list of attentions, norms and feed-forward networks (mmdetection 2.x, detrex)."""
     encoder, decoder = f"{prefix}encoder.layers.{{i}}", f"{prefix}decoder.layers.{{i}}"
     return [
         ("flatten.level_embed", f"{prefix}level_embeds"),
         ("query_source.reference_points.{rest}", f"{prefix}reference_points.{{rest}}"),
+        ("query_source.content_embed.weight", f"{prefix}tgt_embed.weight"),
+        ("decoder.norm.{rest}", f"{prefix}decoder.norm.{{rest}}"),
+        ("decoder.position_mlp.{rest}", f"{prefix}decoder.ref_point_head.{{rest}}"),
         ("query_source.memory_proj.{rest}", f"{prefix}enc_output.{{rest}}"),
         ("query_source.memory_norm.{rest}", f"{prefix}enc_output_norm.{{rest}}"),
         ("query_source.query_proj.{rest}", f"{prefix}pos_trans.{{rest}}"),
@@ -78,28 +105,24 @@ def attention_list_rules(prefix: str) -> list[tuple[str, str]]:
     ]
 
 
-KEYS_VERSION_2 = KeyMap(
-    [
-        *_BACKBONE_NECK_HEADS,
-        ("query_source.query_embed.weight", "bbox_head.query_embedding.weight"),
-        *attention_list_rules("bbox_head.transformer."),
-    ]
-)
-
-
 def read(file: TensorFile) -> Weights:
     """A checkpoint of mmdetection 3.x under our names."""
-    return _read(file, KEYS, NAME)
+    return finish(translate(file.tensors, key_map(count_stages(file.tensors)), Report(NAME)))
 
 
 def read_version_2(file: TensorFile) -> Weights:
     """A checkpoint of mmdetection 2.x under our names."""
-    return _read(file, KEYS_VERSION_2, "mmdet 2.x")
+    query_table = ("query_source.query_embed.weight", "bbox_head.query_embedding.weight")
+    neck = neck_rules(count_stages(file.tensors), "gn")
+    keys = KeyMap([*_BACKBONE_HEADS, *neck, query_table, *attention_list_rules("bbox_head.transformer.")])
+    return finish(translate(file.tensors, keys, Report("mmdet 2.x")))
 
 
-def _read(file: TensorFile, keys: KeyMap, name: str) -> Weights:
-    weights = translate(file.tensors, keys, Report(name))
-    fold_heads(weights)
+def finish(weights: Weights, box_refinement: bool | None = None) -> Weights:
+    """What the layouts with a neck of two lists have in common once their tensors have our names."""
+    name_content(weights)
+    fold_heads(weights, box_refinement)
+    fit_label_table(weights)
     add_neck_biases(weights)
     return weights
 
@@ -131,19 +154,26 @@ def write(path: Path, model: DeformableDETR, report: Report, *, neck_bias: bool 
         raise ValueError(
             f"mmdetection names the tensors of the backbone {config.backbone!r} otherwise: only ResNets can be written"
         )
+    family = check_family(config, "mmdetection", {"plain": {}, "dino": {}})
     if config.backbone_options:
         report.notes.append(f"the backbone is a ResNet with {config.backbone_options}: mmdetection has no config for it")
     has_bias = any(tensors[name].any() for name in neck_bias_names(tensors))
+    keys = key_map(min(config.num_feature_levels, config.backbone_levels))
     state_dict: dict[str, Tensor] = {}
     for name, tensor in unfold_heads(tensors, config.num_decoder_layers).items():
         if name in neck_bias_names(tensors) and not (has_bias and neck_bias):
             report.dropped.append(f"{name} ({'biases of the neck' if has_bias else 'zeros'})")
             continue
-        theirs = KEYS.to_theirs(name)
+        if name == LABELS and family != "dino":
+            report.dropped.append(name)
+            continue
+        theirs = keys.to_theirs(name)
         if theirs is None:
             raise ValueError(f"mmdetection's layout has no place for {name}")
-        state_dict[theirs] = tensor
+        state_dict[theirs] = tensor[:-1].clone() if name == LABELS else tensor  # the last row is never used
         report.mapped += 1
+    if family == "dino":
+        report.notes += _dino_notes(config)
     if has_bias and neck_bias:
         report.notes.append("set model.neck.bias=True in mmdetection's config: these weights have biases there")
     report.notes.append(f"set model.bbox_head.num_classes={config.num_classes} and model.num_queries={config.num_queries}")
@@ -152,6 +182,14 @@ def write(path: Path, model: DeformableDETR, report: Report, *, neck_bias: bool 
         meta["dataset_meta"] = {"classes": metadata.categories.names}
     with atomic_file(path) as partial:
         torch.save({"state_dict": state_dict, "meta": meta}, partial)
+
+
+def _dino_notes(config: ModelConfig) -> list[str]:
+    position = f"dict(num_feats={config.hidden_dim // 2}, normalize=True, offset={-config.position_offset}, "
+    return [
+        f"set model.positional_encoding={position}temperature={config.position_temperature:g})",
+        "mmdetection takes the logit of boxes within 1e-3 of the border more exactly in its outputs: those boxes may differ",
+    ]
 
 
 def neck_bias_names(tensors: dict[str, Tensor]) -> list[str]:

@@ -106,7 +106,8 @@ def read(file: TensorFile) -> Weights:
     else:
         weights.settings = {
             "two_stage": "query_source.memory_proj.weight" in file.tensors,
-            "box_refinement": count(file.tensors, r"class_heads\.(\d+)\.") > 1,
+            "box_refinement": count(file.tensors, r"class_heads\.(\d+)\.") > 1 or "query_source.memory_proj.weight" in file.tensors,
+            "shared_heads": count(file.tensors, r"class_heads\.(\d+)\.") == 1 and "query_source.memory_proj.weight" in file.tensors,
             "freeze_batch_norm": not any(name.endswith("num_batches_tracked") for name in file.tensors),
         }
     return weights

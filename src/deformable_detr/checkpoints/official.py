@@ -2,21 +2,25 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from deformable_detr.checkpoints.families import CONTENT, LABELS, check_family, family_of, fit_label_table, name_content
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.side_records import own_record
 from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
-from deformable_detr.config import Metadata
+from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
 
 NAME = "official"
+_QUERY_TABLE = "query_embed.weight"
+"""Of learned queries, and in H-DETR of their contents alone."""
 KEYS = KeyMap(
     [
         ("backbone.body.{rest}", "backbone.0.body.{rest}"),
@@ -40,6 +44,12 @@ KEYS = KeyMap(
         ("decoder.layers.{i}.ffn_norm.{rest}", "transformer.decoder.layers.{i}.norm3.{rest}"),
         ("class_heads.{p}.{rest}", "class_embed.{p}.{rest}"),
         ("decoder.box_heads.{p}.{rest}", "bbox_embed.{p}.{rest}"),
+        ("query_source.content_embed.weight", "transformer.tgt_embed.weight"),
+        ("query_source.class_head.{rest}", "transformer.enc_out_class_embed.{rest}"),
+        ("query_source.box_head.{rest}", "transformer.enc_out_bbox_embed.{rest}"),
+        ("decoder.norm.{rest}", "transformer.decoder.norm.{rest}"),
+        ("decoder.position_mlp.{rest}", "transformer.decoder.ref_point_head.{rest}"),
+        ("denoising.label_embed.weight", "label_enc.weight"),
     ],
     copies=[
         ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
@@ -56,7 +66,9 @@ def read(file: TensorFile) -> Weights:
     """
     weights = translate(file.tensors, KEYS, Report(NAME))
     copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
+    name_content(weights)
     fold_heads(weights, box_refinement=True if copied else None)
+    fit_label_table(weights)
     return weights
 
 
@@ -72,14 +84,20 @@ def write(path: Path, model: DeformableDETR, report: Report) -> None:
         ValueError: a network that the original code does not have.
     """
     config = model.metadata.model
+    family = check_family(
+        config,
+        "the official layout",
+        {"plain": {}, "hdetr": {}, "dino": {"position_offset": 0.0, "shared_heads": True}},
+    )
     state_dict: dict[str, Tensor] = {}
-    for name, tensor in unfold_heads(model.state_dict(), config.num_decoder_layers).items():
-        theirs, copy = KEYS.to_theirs(name), KEYS.copy_of(name)
-        if theirs is None:
-            raise ValueError(f"the official layout has no place for {name}")
-        if name.endswith("num_batches_tracked"):
+    tensors = unfold_heads(model.state_dict(), config.num_decoder_layers, proposals_last=family != "dino")
+    for name, tensor in tensors.items():
+        theirs, copy = (_QUERY_TABLE if name == CONTENT and family == "hdetr" else KEYS.to_theirs(name)), KEYS.copy_of(name)
+        if name.endswith("num_batches_tracked") or (name == LABELS and family != "dino"):
             report.dropped.append(name)
             continue
+        if theirs is None:
+            raise ValueError(f"the official layout has no place for {name}")
         state_dict[theirs] = tensor
         report.mapped += 1
         if copy and (config.two_stage or (config.box_refinement and name.startswith("decoder.box_heads."))):
@@ -110,4 +128,32 @@ def _arguments(metadata: Metadata) -> argparse.Namespace:
         two_stage=config.two_stage,
         masks=False,
         dataset_file="coco",
+        **_FURTHER_ARGUMENTS[family_of(config)](config),
     )
+
+
+def _hybrid_arguments(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "mixed_selection": config.query_content == "learned",
+        "look_forward_twice": config.look_forward_twice,
+        "num_queries_one2one": config.num_queries,
+        "num_queries_one2many": config.one_to_many_queries,
+    }
+
+
+def _dino_arguments(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "num_classes": config.num_classes,
+        "pe_temperatureH": config.position_temperature,
+        "pe_temperatureW": config.position_temperature,
+        "two_stage_type": "standard",
+        "use_dn": config.denoising_queries > 0,
+        "dn_number": config.denoising_queries,
+        "dn_label_noise_ratio": config.label_noise,
+        "dn_box_noise_scale": config.box_noise,
+        "dn_labelbook_size": config.num_classes,
+        "return_interm_indices": list(range(4 - min(config.num_feature_levels, config.backbone_levels), 4)),
+    }
+
+
+_FURTHER_ARGUMENTS = {"plain": lambda config: {}, "hdetr": _hybrid_arguments, "dino": _dino_arguments}

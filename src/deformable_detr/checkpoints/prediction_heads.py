@@ -9,6 +9,8 @@ from deformable_detr.checkpoints.weights import Weights, same
 _HEAD = re.compile(r"(class_heads|decoder\.box_heads)\.(\d+)\.(.+)")
 _PROPOSAL_HEADS = {"class_heads": "query_source.class_head", "decoder.box_heads": "query_source.box_head"}
 _TWO_STAGE_MARK = "query_source.memory_proj.weight"
+_SHARED_MARK = "decoder.position_mlp.layers.0.weight"
+"""Of DINO, whose refining layers share one head where all copies are equal."""
 
 
 def fold_heads(weights: Weights, box_refinement: bool | None = None) -> None:
@@ -33,13 +35,14 @@ def fold_heads(weights: Weights, box_refinement: bool | None = None) -> None:
             f"{weights.report.source_format} checkpoint: without refinement all layers share one head, but "
             f"{weights.named(differing[0])} differs from {weights.named(_first(differing[0]))}"
         )
-    if refine:
+    shared = refine and bool(copies) and not differing and _SHARED_MARK in weights.tensors
+    if refine and not shared:
         _separate(weights, num_layers)
     else:
         for name in copies:
             weights.report.dropped.append(weights.named(name))
             weights.pop(name)
-    weights.settings |= {"box_refinement": refine, "two_stage": two_stage}
+    weights.settings |= {"box_refinement": refine, "two_stage": two_stage, "shared_heads": shared}
 
 
 def _separate(weights: Weights, num_layers: int) -> None:
@@ -69,13 +72,19 @@ def _name_proposal_heads(weights: Weights, num_layers: int) -> None:
             weights.tensors[ours], weights.origin[ours] = weights.pop(name), origin
 
 
-def unfold_heads(tensors: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """From our heads to their list: shared heads are repeated (without copying), the proposals' head is the last."""
+def unfold_heads(tensors: dict[str, Tensor], num_layers: int, *, proposals_last: bool = True) -> dict[str, Tensor]:
+    """From our heads to their list: shared heads are repeated (without copying), the proposals' head is the last.
+
+    Args:
+        tensors: under our names.
+        num_layers: of the decoder.
+        proposals_last: whether their list ends in the proposals' head; False: it has a name of its own there, too.
+    """
     result: dict[str, Tensor] = {}
     shared = "class_heads.1.weight" not in tensors
     for name, tensor in tensors.items():
         proposal = next((kind for kind, ours in _PROPOSAL_HEADS.items() if name.startswith(f"{ours}.")), None)
-        if proposal:
+        if proposal and proposals_last:
             rest = name.removeprefix(f"{_PROPOSAL_HEADS[proposal]}.")
             result[f"{proposal}.{num_layers}.{rest}"] = tensor
         elif shared and _layer_of(name) == 0:

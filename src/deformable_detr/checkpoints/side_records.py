@@ -34,6 +34,16 @@ _SETTINGS = {
     "dilation": "dilation",
     "backbone": "backbone",
     "num_queries": "num_queries",
+    "num_queries_one2one": "num_queries",
+    "num_queries_one2many": "one_to_many_queries",
+    "look_forward_twice": "look_forward_twice",
+    "pe_temperatureH": "position_temperature",
+    "dn_number": "denoising_queries",
+    "num_dn_queries": "denoising_queries",
+    "dn_label_noise_ratio": "label_noise",
+    "label_noise_scale": "label_noise",
+    "dn_box_noise_scale": "box_noise",
+    "box_noise_scale": "box_noise",
 }
 """Their name → our setting, for those that the tensors do not show."""
 
@@ -177,6 +187,8 @@ def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: i
     details, key = records.details, path[-1]
     if key in _SETTINGS and isinstance(value, str | int | float | bool):
         records.settings.setdefault(_SETTINGS[key], value)
+    elif "positional_encoding" in path and key in ("temperature", "offset") and _is_number(value):  # mmdetection's, offset negative
+        records.settings.setdefault(f"position_{key}", abs(value) if key == "offset" else value)
     elif key in _SIZES and _is_number(value) and value >= 1:
         details.setdefault(_SIZES[key], int(value))
     elif key in _NORMALISATION and _numbers(value, 3):

@@ -1,0 +1,143 @@
+"""Deformable DETR, H-DETR and DINO in the files of others: which of them a file holds, and what its layout leaves unsaid."""
+
+from typing import Any, Literal
+
+import torch
+
+from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.config import ModelConfig
+
+Family = Literal["plain", "hdetr", "dino"]
+
+CONTENT = "query_source.content_embed.weight"
+LABELS = "denoising.label_embed.weight"
+_QUERIES = "query_source.query_embed.weight"
+_PROPOSALS = "query_source.memory_proj.weight"
+_POSITION = "decoder.position_mlp.layers.0.weight"
+
+_TITLES: dict[Family, str] = {"plain": "Deformable DETR", "hdetr": "H-DETR or mixed selection", "dino": "DINO"}
+
+_HYBRID = 1500
+"""Queries of H-DETR's second branch in all published files; the split is only in `args`."""
+
+_DINO: dict[str, Any] = {
+    "proposal_classes": True,
+    "proposal_loss": "selected",
+    "look_forward_twice": True,
+    "position_temperature": 20.0,
+    "position_offset": 0.0,
+    "logit_eps": 1e-3,
+    "denoising_queries": 100,
+    "dropout": 0.0,
+}
+_OF_LAYOUT = {"detrex": {"position_temperature": 10_000.0, "position_offset": 0.5}}
+"""Where a project differs from DINO's own code; a few of its files differ again, see `published.py`."""
+
+_SAME_OUTPUTS: dict[Family, dict[str, Any]] = {
+    "plain": {
+        "proposal_classes": False,
+        "position_temperature": 10_000.0,
+        "position_offset": 0.5,
+        "logit_eps": 1e-5,
+        "decoder_norm": False,
+        "relation_bias": False,
+    },
+    "dino": {"proposal_classes": True, "logit_eps": 1e-3, "decoder_norm": True, "relation_bias": False},
+}
+_SAME_OUTPUTS["hdetr"] = _SAME_OUTPUTS["plain"]
+"""Settings that a layout has one value for, and that the outputs depend on."""
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Whose code has these parts."""
+    if config.query_position == "reference":
+        return "dino"
+    return "hdetr" if config.query_content == "learned" or config.one_to_many_queries else "plain"
+
+
+def check_family(config: ModelConfig, layout: str, needed: dict[Family, dict[str, Any]]) -> Family:
+    """Whose code has these parts, where a layout can hold it.
+
+    Args:
+        config: of the network.
+        layout: its name, for messages.
+        needed: the families that the layout has, each with settings that it has one value for beside those of the family.
+
+    Raises:
+        ValueError: it does not have this family, or computes something else with these settings; the message names them.
+    """
+    family = family_of(config)
+    if family not in needed:
+        raise ValueError(f"{layout} cannot express this network: it has no {_TITLES[family]}")
+    wanted = _SAME_OUTPUTS[family] | needed[family]
+    wrong = [
+        f"{name}={getattr(config, name)!r} ({value!r} there)" for name, value in wanted.items() if getattr(config, name) != value
+    ]
+    if wrong:
+        raise ValueError(f"{layout} cannot express this network: it computes something else with {', '.join(wrong)}")
+    return family
+
+
+def name_content(weights: Weights) -> None:
+    """With proposals, a table of queries holds their content alone: other layouts call both tables the same."""
+    if _PROPOSALS in weights.tensors and _QUERIES in weights.tensors:
+        origin = weights.origin[_QUERIES]
+        weights.tensors[CONTENT], weights.origin[CONTENT] = weights.pop(_QUERIES), origin
+
+
+def fit_label_table(weights: Weights) -> None:
+    """One row for each class and one more, which is never used: other tables have none, or rows for further classes."""
+    heads = weights.tensors.get("class_heads.0.bias")
+    table = weights.tensors.get(LABELS)
+    if heads is None or table is None or table.ndim != 2 or len(table) == len(heads) + 1:
+        return
+    rows = len(heads) + 1
+    weights.tensors[LABELS] = torch.cat((table, table.new_zeros(max(0, rows - len(table)), table.shape[1])))[:rows]
+    weights.report.reshaped.append(f"{weights.named(LABELS)} ({len(table)} → {rows} rows)")
+
+
+def hidden_settings(weights: Weights) -> dict[str, Any]:
+    """What the tensors do not show, as the code has it whose layout the file has; what the file states stands above it."""
+    tensors, stated = weights.tensors, weights.settings
+    if _POSITION in tensors:
+        settings = _DINO | _OF_LAYOUT.get(weights.report.source_format, {}) | {"num_queries": len(tensors[CONTENT])}
+        return settings if LABELS in tensors else settings | {"denoising_queries": 0}
+    if CONTENT not in tensors:
+        return {"dropout": 0.0, "look_forward_twice": True} if stated.get("one_to_many_queries") else {}
+    rows = len(tensors[CONTENT])
+    first = min(stated.get("num_queries", rows), rows)
+    if "num_queries" not in stated and rows > _HYBRID:
+        first = rows - _HYBRID
+        weights.report.notes.append(
+            f"{first} queries and {_HYBRID} one-to-many ones assumed: the file does not say how its {rows} divide"
+        )
+    return {"num_queries": first, "one_to_many_queries": rows - first, "look_forward_twice": True, "dropout": 0.0}
+
+
+def keep_queries(weights: Weights, stored: ModelConfig, wanted: ModelConfig) -> None:
+    """Leave out what a network without its training parts has not: the label table, and the queries of the second branch.
+
+    Args:
+        weights: changed in place.
+        stored: settings of the network in the file.
+        wanted: settings of the network that is built, perhaps with fewer queries.
+
+    Raises:
+        ValueError: more queries are wanted than the file has contents for.
+    """
+    if not wanted.denoising_queries and LABELS in weights.tensors:
+        weights.report.dropped.append(weights.named(LABELS))
+        weights.pop(LABELS)
+    names = ("num_queries", "one_to_many_queries")
+    if CONTENT not in weights.tensors or all(getattr(stored, name) == getattr(wanted, name) for name in names):
+        return
+    for name in names:
+        if getattr(wanted, name) > getattr(stored, name):
+            raise ValueError(
+                f"{name}={getattr(wanted, name)} was asked for, but the {weights.report.source_format} checkpoint has learned "
+                f"contents for {getattr(stored, name)}"
+            )
+    table, second = weights.tensors[CONTENT], stored.num_queries
+    weights.tensors[CONTENT] = torch.cat((table[: wanted.num_queries], table[second : second + wanted.one_to_many_queries]))
+    rows = len(weights.tensors[CONTENT])
+    weights.report.reshaped.append(f"{weights.named(CONTENT)} ({len(table)} → {rows} rows)")
