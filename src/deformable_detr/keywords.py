@@ -187,9 +187,10 @@ class TrainSettings(TypedDict, total=False):
     lr: float
     backbone_lr_scale: float
     sampling_lr_scale: float
+    backbone_layer_decay: float
     weight_decay: float
     clip_grad_norm: float
-    schedule: Literal["step", "cosine"]
+    schedule: Literal["step", "cosine", "flat-cosine"]
     drop_at: float
     drop_factor: float
     warmup_steps: int
