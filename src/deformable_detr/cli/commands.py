@@ -18,7 +18,7 @@ COMMANDS = {
     "replay": "Explain a training step whose numbers went wrong (NaN, infinity).",
     "serve": "Answer images over HTTP with JSON or drawings.",
     "describe": "Show the way of one image through the network, stage by stage.",
-    "explain": "Explain one detection: a page of where its query looked and how its box came about.",
+    "explain": "Explain one detection: a page of the sampling points and boxes of its query, layer by layer.",
     "explore": "See in the browser where a detector looks: click a box, a point, a query.",
     "demo": "Generate images, train a small detector on them, evaluate, draw: all in a few minutes.",
     "benchmark": "Time the operator, the model, a training step or reading images on this machine, beside peers.",

@@ -1,4 +1,4 @@
-"""`deformable-detr describe`: the journey of one image through the network, as tables."""
+"""`deformable-detr describe`: the way of one image through the network, as tables."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ class DescribeOptions:
     """The image."""
 
     weights: str | None = None
-    """A run folder or a weights file. Without it: a network of --preset with random weights."""
+    """A run folder or a weights file. Without it: a model of --preset with random weights."""
 
     preset: str = "r50"
     """Named variant, where no weights are given."""

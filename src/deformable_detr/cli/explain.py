@@ -1,4 +1,4 @@
-"""`deformable-detr explain`: why a box came out, as a page or an image."""
+"""`deformable-detr explain`: why a detection was made, as a page or a figure."""
 
 import re
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from deformable_detr.cli.command import Command
 from deformable_detr.cli.screen import Finish, log_to_screen
 
 DESCRIPTION = """\
-Explain one detection of an image: what it is and how sure, where its query came from, how its box and its class scores
-changed from layer to layer, and at which places each layer, head and level looked for it, with which weight.
+Explain one detection of an image: its class and score, the reference that its query starts from, its box and class scores
+after each decoder layer, and the sampling points of each layer, head and level with their attention weights.
 
-Which detection: that of a query by its number, the one whose box overlaps most with --box, the one at a --point; without
-any of these the strongest one. The page is one HTML file with its images inside; a suffix such as .png or .svg gives one
+Which detection: that of a query by its number, the one with the highest IoU with --box, the one at a --point; without any
+of these the highest-scored one. The page is one HTML file with its figures inside; a suffix such as .png or .svg gives one
 figure instead."""
 
 EXAMPLES = """\
-  deformable-detr explain street.jpg --weights runs/first                           the strongest detection
-  deformable-detr explain street.jpg --weights runs/first --point 320,140           what is there, and why
+  deformable-detr explain street.jpg --weights runs/first                           the highest-scored detection
+  deformable-detr explain street.jpg --weights runs/first --point 320,140           the detection at that point
   deformable-detr explain street.jpg --weights runs/first --box 250,90,390,300 --output why.png
   deformable-detr explain street.jpg --weights runs/first --query 17
 """
@@ -37,10 +37,10 @@ class ExplainOptions:
     """The number of the decoder query, from 0."""
 
     box: str | None = None
-    """LEFT,TOP,RIGHT,BOTTOM in pixels: the query whose box overlaps most with it."""
+    """LEFT,TOP,RIGHT,BOTTOM in pixels: the query whose box has the highest IoU with it."""
 
     point: str | None = None
-    """X,Y in pixels: the query whose object lies there, the smallest one of several."""
+    """X,Y in pixels: the query of the object there, the smallest one of several."""
 
     output: str | None = None
     """The file: .html for a page, .png, .svg or .pdf for a figure. By default runs/explain/IMAGE-query-NUMBER.html."""
@@ -50,10 +50,10 @@ class ExplainOptions:
 
 
 def run(options: ExplainOptions) -> None:
-    """Find the detection that is meant, explain it, write the page.
+    """Find the detection, explain it, write the page.
 
     Raises:
-        ValueError: no weights, more than one of query, box and point, or numbers that cannot be.
+        ValueError: no weights, more than one of query, box and point, or invalid numbers.
     """
     if not options.weights:
         raise ValueError("which detector? give --weights with a run folder or a weights file (deformable-detr explain --help)")
