@@ -91,6 +91,9 @@ class ModelConfig:
     backbone_levels: int = 3
     """How many of the backbone's last stages become levels of their own; 4 adds stride 4 (DINO with 5 scales)."""
 
+    backbone_norm: bool = False
+    """A layer norm on each output of the backbone, as Swin and ConvNeXt are used in published detectors. Swin needs it."""
+
     position_temperature: float = 10_000.0
     """Temperature of the sine encoding of positions on the feature maps. DINO: 20."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers import Format
 from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
         expected = (4, 8, 16, 16 if dilation else 32)[-num_levels:]
         if self.strides != expected:
             raise ValueError(f"backbone {name!r} ends in stages of strides {self.strides}; the detector needs {expected}")
+        self._check_format(name)
         if freeze_batch_norm:
             self.body = freeze_batch_norm_2d(self.body)
         _freeze(self.body, frozen_stages, name)
@@ -63,6 +65,10 @@ class Backbone(nn.Module):
         They have the dtype of the weights.
         """
         return self.body(images.to(next(self.body.parameters()).dtype))
+
+    def _check_format(self, name: str) -> None:
+        if self.body.output_fmt != Format.NCHW:
+            raise ValueError(f"the maps of the backbone {name!r} need a layer norm: set backbone_norm to true")
 
 
 def _create_timm_model(name: str, pretrained: bool | str, keywords: dict[str, Any]) -> nn.Module:

@@ -22,6 +22,7 @@ from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedF
 from deformable_detr.model.flatten import FlattenLevels
 from deformable_detr.model.heads import BoxHead, ClassHeads, class_head
 from deformable_detr.model.neck import ChannelMapper
+from deformable_detr.model.normed_backbone import NormedBackbone
 from deformable_detr.model.position_encoding import SinePositionEncoding
 from deformable_detr.model.position_mlp import PositionMLP
 from deformable_detr.model.pyramid import PaddedCanvas, SeparateImages
@@ -52,7 +53,7 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
         ConnectionError: the backbone's weights cannot be downloaded; the message says how to go on.
     """
     config = model_preset(preset, **overrides) if isinstance(preset, str) else preset.replace(**overrides)
-    backbone = Backbone(
+    backbone = (NormedBackbone if config.backbone_norm else Backbone)(
         config.backbone,
         num_levels=min(config.num_feature_levels, config.backbone_levels),
         pretrained=config.pretrained_backbone,
