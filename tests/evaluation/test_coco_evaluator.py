@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import pytest
 import torch
@@ -202,3 +203,31 @@ def test_bad_annotation_files(tmp_path):
         CocoEvaluator(annotation_file(tmp_path, [("a", 9, CAT_A)]), MODEL)
     with pytest.raises(ValueError, match="annotation 0: bbox is None"):
         CocoEvaluator(annotation_file(tmp_path, [("a", 3, None)]), MODEL)
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_equal_scores_of_different_images_go_by_the_id(tmp_path, names):
+    """As pycocotools sorts images by id: neither the order in the file nor that of the evaluation changes anything."""
+    draw = random.Random(0)
+    boxes = {n: [[100 * k + draw.randint(0, 40), draw.randint(0, 80), 20, 20] for k in range(3)] for n in range(1, 13)}
+    hits = {n: [draw.random() < 0.5 for _ in range(3)] for n in boxes}
+    scores = {n: [draw.choice([0.5, 0.9]) for _ in range(3)] for n in boxes}
+    key = {n: f"{n:02d}" if names else n for n in boxes}
+    found = []
+    for _ in range(3):
+        order = draw.sample(list(boxes), 12)
+        truth = [(key[n], 3, box) for n in order for box in boxes[n]]
+        evaluator = CocoEvaluator(annotation_file(tmp_path, truth, images=[key[n] for n in order]), MODEL)
+        for n in draw.sample(order, 12):
+            shifted = [[x, y + 500 * (not hit)] for (x, y, *_), hit in zip(boxes[n], hits[n], strict=True)]
+            corners = torch.tensor([[x, y, x + 20, y + 20] for x, y in shifted], dtype=torch.float32)
+            labels = torch.full((3,), MODEL.names.index("cat"))
+            evaluator.update([key[n]], [{"scores": torch.tensor(scores[n]), "labels": labels, "boxes": corners}])
+        found.append(evaluator.compute().ap)
+    ranked = [hit for score in (0.9, 0.5) for n in boxes for hit, own in zip(hits[n], scores[n], strict=True) if own == score]
+    precision = [sum(ranked[: i + 1]) / (i + 1) for i in range(36)]
+    recall = [sum(ranked[: i + 1]) / 36 for i in range(36)]
+    levels = [
+        max([p for p, r in zip(precision, recall, strict=True) if r >= level / 100 - 1e-9], default=0) for level in range(101)
+    ]
+    assert found == pytest.approx([sum(levels) / 101] * 3, abs=1e-6)

@@ -30,7 +30,7 @@ def match_categories(model: Categories, dataset: Categories, by: MatchBy = "name
     mapping = {label: category_id for label, category_id in zip(found, dataset.ids, strict=True) if label is not None}
     sides = list_classes(zip(model.names, model.ids, strict=True)), list_classes(zip(dataset.names, dataset.ids, strict=True))
     if not mapping:
-        hint = "" if by == "id" else "; where the same ids mean the same classes under other names, match classes by id"
+        hint = "" if by == "id" else "; if equal ids mean the same classes, match classes by id (--match-by id)"
         raise ValueError(
             f"the classes of the model have no {by} in common with the categories of the annotation file: the model detects "
             f"{sides[0]}; the file has {sides[1]}{hint}"

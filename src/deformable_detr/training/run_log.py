@@ -75,7 +75,7 @@ class RunLog:
             self._scalars("validation", {name: value for name, value in row.items() if name not in POSITION or name == "step"})
             draw_metrics_curve(self.folder.metrics_curve, history)
             self.draw_losses()
-        text = "  ".join(f"{label} {row[name] or 0:.3f}" for name, label in SHOWN.items())
+        text = "  ".join(f"{label} {'–' if row[name] is None else f'{row[name]:.3f}'}" for name, label in SHOWN.items())
         self.display.message(f"epoch {row['epoch']}, step {row['step']}: {text}")
 
     def draw_losses(self) -> None:

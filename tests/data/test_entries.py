@@ -1,0 +1,100 @@
+"""Values as people write them, and boxes of outlines and run lengths against faster-coco-eval's own masks."""
+
+import json
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask
+
+from deformable_detr.data.annotation_file import read_annotation_file
+from deformable_detr.data.entries import as_box, as_flag, as_id, as_side, box_of_segmentation
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (7, 7), (7.0, 7), ("7", 7), (" 7", 7), ("-7", -7), ("07", "07"), ("7.0", "7.0"), (10**30, 10**30),
+        (str(10**30), 10**30), ("a-b", "a-b"), (1.5, "1.5"),
+        (None, None), (True, None), ([1], None), ({}, None), ("", ""), ("²", "²"),
+    ],
+)  # fmt: skip
+def test_ids(value, expected):
+    assert as_id(value) == expected
+
+
+def test_flags_sides_and_boxes():
+    assert [as_flag(value) for value in (None, 0, "0", "", "False", "no", 0.0, False)] == [False] * 8
+    assert [as_flag(value) for value in (1, "1", "true", True, "Yes")] == [True] * 5
+    assert [as_flag(value) for value in ("perhaps", [0], {})] == [None] * 3
+    assert [as_side(value) for value in (64, 64.0, "64", 64.5, 0, -1, None, "wide", 10**12, float("nan"), True)] == [64] * 3 + [
+        0
+    ] * 8
+    assert as_box([1, "2", 3.0, 4]) == [1, 2, 3, 4]
+    assert [as_box(value) for value in ([1, 2, 3], [1, 2, -3, 4], [1, 2, 10**400, 4], ["a"] * 4, None, {}, [None] * 4)] == [
+        None
+    ] * 7
+
+
+def test_boxes_of_outlines():
+    assert box_of_segmentation([[5, 6, 25, 6, 25, 21, 5, 21]]) == [5, 6, 20, 15]
+    assert box_of_segmentation([[5, 6, 25, 6, 25, 21], [40, 1, 41, 2, 40, 3]]) == [5, 1, 36, 20]
+    assert box_of_segmentation([5, 6, 25, 6, 25, 21]) == [5, 6, 20, 15]
+    assert box_of_segmentation([[[5, 6], [25, 6], [25, 21]]]) == [5, 6, 20, 15]
+    for nothing in ([], [[]], None, "x", [[1, 2]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, "a"]], {}, {"counts": [], "size": [4, 4]}):
+        assert box_of_segmentation(nothing) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_boxes_of_run_lengths(seed):
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((int(rng.integers(5, 60)), int(rng.integers(5, 60))), dtype=np.uint8)
+    for _ in range(int(rng.integers(1, 4))):
+        top, left = (int(rng.integers(0, side - 2)) for side in pixels.shape)
+        pixels[top : top + int(rng.integers(1, 40)), left : left + int(rng.integers(1, 40))] = 1
+    encoded = mask.encode(np.asfortranarray(pixels))
+    rows, columns = np.nonzero(pixels)
+    expected = [columns.min(), rows.min(), columns.max() - columns.min() + 1, rows.max() - rows.min() + 1]
+    text = encoded["counts"].decode() if isinstance(encoded["counts"], bytes) else encoded["counts"]
+    assert box_of_segmentation({"size": list(pixels.shape), "counts": text}) == expected
+    flat = pixels.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges, flat.size]).tolist()
+    assert box_of_segmentation({"size": list(pixels.shape), "counts": [0, *runs] if flat[0] else runs}) == expected
+
+
+@pytest.mark.parametrize("counts", ["\0", "zzz", "P", "é", [1, -2], [1.5], ["1"], None, [10**6]])
+def test_damaged_run_lengths(counts):
+    assert box_of_segmentation({"size": [4, 4], "counts": counts}) is None
+
+
+def test_unusual_entries_of_a_file(tmp_path):
+    record = {
+        "images": [{"id": "1", "file_name": "a.png", "width": "40", "height": 20.0}, {"id": 2.0, "file_name": "b.png"}],
+        "annotations": [
+            {"id": "x", "image_id": 1, "category_id": "3", "bbox": ["1", 2, 3, 4], "iscrowd": "0", "area": "9"},
+            {"id": 10**30, "image_id": "2", "category_id": 3.0, "bbox": [], "segmentation": [[1, 1, 5, 1, 5, 9]], "iscrowd": None},
+            {"image_id": 2, "category_id": "cat", "bbox": [0, 0, 1, 1], "iscrowd": "1", "area": None, "score": 0.5},
+        ],
+        "categories": [{"id": "3", "name": "dog"}, {"id": "cat", "name": 7}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    found = read_annotation_file(tmp_path / "a.json").check()
+    assert found.image_ids == ("1", 2)
+    assert found.image_sizes.tolist() == [[20, 40], [0, 0]]
+    assert found.annotation_ids.tolist() == ["x", str(10**30), "number 2"]
+    assert (found.categories.names, found.categories.ids) == (("dog", "7"), (3, 4))
+    assert found.labels.tolist() == [0, 0, 1]
+    assert found.boxes.tolist() == [[1, 2, 3, 4], [1, 1, 4, 8], [0, 0, 1, 1]]
+    assert found.areas.tolist() == [9, 32, 1]
+    assert found.crowd.tolist() == [False, False, True]
+    assert set(found.found.items) == {"size-missing", "box-computed", "scores"}
+
+
+NO_FILES = ("[" * 100_000, '{"images": ' + "9" * 5000 + "}", "", "null", "{", b"\xed\xa0\x80")
+
+
+@pytest.mark.parametrize("text", NO_FILES)
+def test_what_is_no_annotation_file(text, tmp_path):
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"a\.json: "):
+        read_annotation_file(tmp_path / "a.json").check()
