@@ -25,6 +25,7 @@ EXAMPLES = """\
   deformable-detr doctor my_data --html doctor.html              with images of the worst cases
   deformable-detr doctor my_data/data.yaml --json doctor.json --strict
   deformable-detr doctor my_data --fix my_data_repaired          a repaired copy, in COCO format
+  deformable-detr doctor labelme_data --convert my_data          a COCO dataset of LabelMe or CreateML annotations
 """
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -50,6 +51,9 @@ class DoctorOptions:
     fix: str | None = None
     """Write a repaired copy to this folder, which must be empty or new. The original stays as it is."""
 
+    convert: str | None = None
+    """Only write a COCO dataset to this folder (empty or new), of LabelMe or CreateML annotations."""
+
     num_queries: int = 300
     """Queries of the network that is to be trained: images with more objects are reported."""
 
@@ -64,10 +68,14 @@ def run(options: DoctorOptions) -> int:
     """Examine, write what was asked for, and show all of it."""
     from deformable_detr.data.doctor.examine import examine
     from deformable_detr.data.doctor.repair import check_output, repair
+    from deformable_detr.data.importing import convert_dataset
     from deformable_detr.files import write_json
     from deformable_detr.visualize.pages.doctor import write_doctor_page
 
     log_to_screen()
+    if options.convert:
+        show(*convert_dataset(options.dataset, options.convert), f"written: {options.convert}")
+        return 0
     if options.fix:
         check_output(Path(options.fix), Path(options.dataset))
     with progress("reading images") as bar:

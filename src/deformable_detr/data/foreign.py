@@ -8,10 +8,10 @@ from pathlib import Path
 from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.yolo import looks_like_labels
 
-__all__ = ["IMPORTABLE", "name_format", "recognise"]
+__all__ = ["IMPORTABLE", "advice", "json_format", "name_format", "recognise"]
 
-IMPORTABLE = {"LabelMe": "supervision", "CreateML": "supervision"}
-"""What :mod:`~deformable_detr.data.importing` reads, by the library that does; the rest is read by datumaro, if it is installed."""
+IMPORTABLE = ("LabelMe", "CreateML")
+"""What :mod:`~deformable_detr.data.importing` reads, through supervision."""
 
 JSON_KEYS = {
     "LabelMe": {"shapes", "imagePath"},
@@ -34,17 +34,22 @@ MOST_FILES = 50
 def name_format(index: FileIndex) -> str | None:
     """The format of a dataset that is none of the usual ones, with what to do; None where nothing is known."""
     kind = recognise(index)
-    if kind is None:
-        return None
-    library = IMPORTABLE.get(kind)
-    how = f"`deformable-detr doctor {index.root} --convert FOLDER` makes a COCO dataset of it"
-    return f"{kind}: {how}" + ("" if library else " (needs `pip install datumaro`)")
+    return None if kind is None else f"{kind}: {advice(kind, index.root)}"
+
+
+def advice(kind: str, root: Path) -> str:
+    """What to do with a format of :func:`recognise`."""
+    if kind in IMPORTABLE:
+        return f"`deformable-detr doctor {root} --convert FOLDER` makes a COCO dataset of it"
+    if kind.startswith("YOLO"):
+        return "write a data.yaml with `names`, or a classes.txt"
+    return "not read here; export it as COCO, YOLO or Pascal VOC, or convert it with a tool such as datumaro"
 
 
 def recognise(index: FileIndex) -> str | None:
     """`LabelMe`, `VIA`, `KITTI` and others, by looking into a few files; None where nothing is known."""
     for path in index.select(".json")[:MOST_FILES]:
-        if kind := _json_format(path):
+        if kind := json_format(path):
             return kind
     for path in index.select(".csv")[:MOST_FILES]:
         if kind := _csv_format(path):
@@ -56,11 +61,12 @@ def recognise(index: FileIndex) -> str | None:
     if index.select(".tfrecord", ".record"):
         return "TFRecord"
     if any(map(looks_like_labels, index.select(".txt")[:MOST_FILES])):
-        return "YOLO without names of classes (write a data.yaml with `names`, or a classes.txt)"
+        return "YOLO without names of classes"
     return None
 
 
-def _json_format(path: Path) -> str | None:
+def json_format(path: Path) -> str | None:
+    """The format of one JSON file; None for COCO and what is not known."""
     try:
         record = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
