@@ -308,7 +308,7 @@ class Detector(Predictor):
             FileNotFoundError: no such image.
             ValueError: it is not an image.
         """
-        (source,) = open_source(image)
+        (source,) = open_source(image, bit_depth=self.metadata.bit_depth)
         return describe(self.model, source.read(), num_detections=num_detections)  # pyright: ignore[reportArgumentType]
 
     def save(self, path: str | Path) -> Path:

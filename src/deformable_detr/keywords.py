@@ -61,8 +61,8 @@ class PredictionOptions(TypedDict, total=False):
     tile_overlap: float
     """Share of a tile's side that neighbours have in common (0.2)."""
 
-    bit_depth: int
-    """How many bits of 16-bit values are used, 8 … 16 (16). With 12, as many cameras have, 4095 becomes 255."""
+    bit_depth: int | None
+    """How many bits of 16-bit values are used, 8 … 16. With 12, as many cameras have, 4095 becomes 255. None: as in training."""
 
 
 class LoadOptions(TypedDict, total=False):

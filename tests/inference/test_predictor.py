@@ -308,3 +308,5 @@ def test_settings_of_the_wrong_kind(finder):
 def test_16_bit_images_that_hold_12_bits(finder):
     values = rectangle_image(64, 64, (20, 20, 44, 44))[..., 0].astype(np.uint16) * 16  # up to 4080
     np.testing.assert_allclose(finder.predict(values, bit_depth=12).xyxy, [[20, 20, 44, 44]], atol=1)
+    finder.model.metadata = replace(finder.metadata, bit_depth=12)  # as it was trained
+    np.testing.assert_allclose(finder.predict(values).xyxy, [[20, 20, 44, 44]], atol=1)

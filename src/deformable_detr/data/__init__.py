@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deformable_detr.data.coco import CocoDataset
+    from deformable_detr.data.dataset import open_dataset
     from deformable_detr.data.images import read_image
     from deformable_detr.data.loader import build_dataset, build_loader
     from deformable_detr.data.scenes import generate_scenes
@@ -17,10 +18,11 @@ _HOME = {
     "build_dataset": "loader",
     "build_loader": "loader",
     "generate_scenes": "scenes",
+    "open_dataset": "dataset",
     "read_image": "images",
 }
 
-__all__ = ["CocoDataset", "build_dataset", "build_loader", "generate_scenes", "read_image"]
+__all__ = ["CocoDataset", "build_dataset", "build_loader", "generate_scenes", "open_dataset", "read_image"]
 
 
 def __getattr__(name: str) -> Any:

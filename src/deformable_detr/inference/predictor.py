@@ -239,7 +239,7 @@ class Predictor:
         num_threads: int = 2,
         tiles: int | None = None,
         tile_overlap: float = 0.2,
-        bit_depth: int = 16,
+        bit_depth: int | None = None,
     ) -> Generator[Result, None, None]:
         """Like :meth:`predict`, one :class:`Result` after the other: for very many images, or an endless stream.
 
@@ -255,6 +255,7 @@ class Predictor:
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         if nms_iou is not None and not 0 < nms_iou <= 1:
             raise ValueError(f"nms_iou must lie in (0, 1], not {nms_iou}")
+        bit_depth = self.metadata.bit_depth if bit_depth is None else bit_depth
         if not 8 <= bit_depth <= 16:
             raise ValueError(f"bit_depth must lie in [8, 16], not {bit_depth}")
         labels = self._labels_of(classes)

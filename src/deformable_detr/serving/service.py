@@ -145,7 +145,9 @@ class DetectionService:
     async def _detect(self, uploads: list[Upload], settings: Settings) -> list[Served]:
         """All images are decoded before the first is submitted: one that is bad costs no work of the network."""
         names = [upload.name for upload in uploads]
-        decoded = await asyncio.gather(*(self.in_thread(partial(_decode, upload, self.limits)) for upload in uploads))
+        decoded = await asyncio.gather(
+            *(self.in_thread(partial(_decode, upload, self.limits, self.predictor.metadata.bit_depth)) for upload in uploads)
+        )
         uploads.clear()  # the encoded form is not needed any more
         batcher = self._batcher
         if batcher is None:
@@ -164,11 +166,13 @@ class DetectionService:
         ]
 
 
-def _decode(upload: Upload, limits: Limits) -> tuple[Tensor, float]:
+def _decode(upload: Upload, limits: Limits, bit_depth: int) -> tuple[Tensor, float]:
     """The pixels, and the seconds that it took."""
     began = time.perf_counter()
     try:
-        pixels = read_image(upload.content, name=upload.name, formats=UPLOAD_FORMATS, max_pixels=limits.max_pixels)
+        pixels = read_image(
+            upload.content, name=upload.name, formats=UPLOAD_FORMATS, max_pixels=limits.max_pixels, bit_depth=bit_depth
+        )
     except ImageTooLargeError as error:
         raise RefusedError(413, str(error)) from None
     except ValueError as error:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.load import load_pretrained
-from deformable_detr.config import Metadata, RunConfig, TrainConfig
+from deformable_detr.config import DataConfig, Metadata, RunConfig, TrainConfig
 from deformable_detr.data.annotation_file import forget_annotation_files
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
@@ -44,6 +44,16 @@ class RunData:
 
     train: CocoDataset
     val: CocoDataset | None
+
+
+def check_data_config(config: DataConfig) -> None:
+    """See that the numbers make sense.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
+    if not 8 <= config.bit_depth <= 16:
+        raise ValueError(f"data.bit_depth must lie in [8, 16], not {config.bit_depth}")
 
 
 def check_train_config(config: TrainConfig) -> None:
@@ -96,6 +106,7 @@ def open_data(config: RunConfig) -> RunData:
         FileNotFoundError: no training split, or its images are missing.
         ValueError: a damaged annotation file, or one that a quick check finds at fault; see `deformable-detr doctor`.
     """
+    check_data_config(config.data)
     dataset = open_dataset(config.dataset)
     train = build_dataset(dataset, config.data.train_split, config.data, training=True)
     names = [config.data.train_split]

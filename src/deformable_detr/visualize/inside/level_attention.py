@@ -42,7 +42,8 @@ def look_inside_many(model: DeformableDETR | Predictor, source: Source, *, limit
         source: images as :meth:`Predictor.predict` takes them: a folder, a pattern, a list.
         limit: largest number of images. None: all.
     """
-    for image in islice(open_source(source), limit):
+    bit_depth = model.metadata.bit_depth if model.metadata else 16
+    for image in islice(open_source(source, bit_depth=bit_depth), limit):
         yield look_inside(model, image.read(), encoder=False)
 
 

@@ -44,7 +44,7 @@ def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder:
     """
     precision = model.precision if isinstance(model, Predictor) else "fp32"
     network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
-    pixels = next(open_source(image)).read()
+    pixels = next(open_source(image, bit_depth=model.metadata.bit_depth if model.metadata else 16)).read()
     batch = batch_of(network, pixels)
     with evaluating(network), autocast(precision, batch.images.device):
         with capture_calls(parts_of(network)) as calls:
