@@ -15,6 +15,20 @@ NO_PROPOSAL_LOGIT = 20.0
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """How the proposals of all positions were ranked."""
+
+    scores: Tensor
+    """`[B, S]` logits that they are ranked by; minus infinity where padding comes last."""
+
+    box_logits: Tensor
+    """`[B, S, 4]` logits of their boxes, without gradient."""
+
+    best: Tensor
+    """`[B, Q]` int64: the position in the sequence that each query comes from, best first."""
+
+
+@dataclass(frozen=True)
 class Queries:
     """What the decoder starts from."""
 
@@ -36,6 +50,9 @@ class Queries:
 
     encoder_boxes: Tensor | None = None
     """`[B, S, 4]`, see `Predictions`."""
+
+    ranking: Ranking | None = None
+    """Of a two-stage model, where all proposals were computed; for people who look inside."""
 
     one_to_many: "Queries | None" = None
     """A second set, in training only (H-DETR)."""
@@ -139,7 +156,8 @@ class Proposals(nn.Module):
         features = self.features(memory, can_propose)
         logits = self.class_head(features)
         box_logits = self.box_logits(features, proposal_logits, can_propose)
-        best = self.best(self.score(logits), flat)
+        scores = self.padding_behind(self.score(logits).detach(), flat)
+        best = self.best(scores)
         first, further = best[:, : self.num_queries], best[:, self.num_queries :]
         chosen = box_logits.detach()
         second = self.queries(take(chosen, further), memory.dtype, self.num_queries) if further.numel() else None
@@ -147,6 +165,7 @@ class Proposals(nn.Module):
             self.queries(take(chosen, first), memory.dtype),
             encoder_logits=self.trained(logits, first),
             encoder_boxes=self.trained(box_logits, first).sigmoid(),
+            ranking=Ranking(scores, chosen, first),
             one_to_many=second,
         )
 
@@ -158,11 +177,15 @@ class Proposals(nn.Module):
         """The proposals after their correction, `[B, S, 4]` logits of cxcywh; float32."""
         return (self.box_head(features).float() + proposal_logits).masked_fill(~can_propose, NO_PROPOSAL_LOGIT)
 
-    def best(self, scores: Tensor, flat: FlatFeatures) -> Tensor:
-        """`[B, S]` → the positions of the best proposals, best first: `[B, Q]`, in training with those of the second set."""
+    def padding_behind(self, scores: Tensor, flat: FlatFeatures) -> Tensor:
+        """Scores `[B, S]` in float32, minus infinity in the padding, unless padded positions compete."""
         scores = scores.float()
         if self.padding_last and flat.padding_mask is not None:
             scores = scores.masked_fill(flat.padding_mask, float("-inf"))
+        return scores
+
+    def best(self, scores: Tensor) -> Tensor:
+        """`[B, S]` → the positions of the best proposals, best first: `[B, Q]`, in training with those of the second set."""
         kept = self.num_queries + (self.one_to_many_queries if self.training else 0)
         return scores.topk(min(kept, scores.shape[1]), dim=1).indices
 
@@ -256,7 +279,7 @@ class BestProposals(nn.Module):
         proposal_logits, can_propose = flat.proposals
         pieces = zip(memory.split(size, 1), can_propose.split(size, 1), strict=True)
         scores = [source.score(self.class_head(source.features(*piece))) for piece in pieces]
-        best = source.best(torch.cat(scores, dim=1), flat)
+        best = source.best(source.padding_behind(torch.cat(scores, dim=1), flat))
         features = source.features(take(memory, best), take(can_propose, best))
         box_logits = source.box_logits(features, take(proposal_logits, best), take(can_propose, best))
         return source.queries(box_logits, memory.dtype)

@@ -177,7 +177,7 @@ def _rows(
     kind = "points (x, y)" if queries.reference_points.shape[-1] == 2 else "boxes (cx, cy, w, h)"
     yield Row("queries", "reference points", tuple(queries.reference_points.shape), f"{kind} in [0, 1]")
     if predictions.encoder_boxes is not None and predictions.encoder_logits is not None:
-        yield Row("queries", "proposal logits", tuple(predictions.encoder_logits.shape), "channel 0 is objectness")
+        yield Row("queries", "proposal logits", tuple(predictions.encoder_logits.shape), "those that are trained")
         yield Row("queries", "proposal boxes", tuple(predictions.encoder_boxes.shape), "cxcywh in [0, 1]")
     yield from _attention_rows("decoder, layer 1", calls, model.decoder.layers[0].cross_attn)  # type: ignore[index, union-attr]
     yield Row("decoder", "hidden", tuple(calls[model.decoder].output[0].shape), "the queries after each layer")

@@ -54,7 +54,7 @@ class Proposals:
     """The encoder's proposals of a two-stage model (paper, app. A.4)."""
 
     objectness: Tensor
-    """`[S]` in [0, 1]: class channel 0 of each position. 0 in the padding."""
+    """`[S]` in [0, 1]: what the positions are ranked by: class channel 0, or the best class (DINO). 0 in the padding."""
 
     boxes: Tensor
     """`[S, 4]` xyxy in pixels of the image."""

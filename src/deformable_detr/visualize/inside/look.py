@@ -24,7 +24,7 @@ from deformable_detr.inference.sources import ImageLike, open_source
 from deformable_detr.model import DeformableDETR
 from deformable_detr.model.queries import Queries
 from deformable_detr.precision import autocast
-from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
+from deformable_detr.structures import ImageBatch, Predictions
 from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, on_cpu, sampling_of_call
 from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Stage
 
@@ -91,7 +91,7 @@ def inside_of_calls(
         queries=queries,
         encoder=tuple(_layer_sampling("encoder", index, module, calls) for index, module in enumerate(self_attentions)),
         decoder=tuple(_layer_sampling("decoder", index, module, calls) for index, module in enumerate(cross_attentions)),
-        proposals=_proposals(flat, queries, image.shape[1:]),
+        proposals=_proposals(queries, flat.can_propose, image.shape[1:]),
     )
 
 
@@ -100,15 +100,13 @@ def _layer_sampling(stage: Stage, layer: int, attention, calls: dict[torch.nn.Mo
     return LayerSampling(stage, layer, sampling.reference_points, sampling.locations, sampling.weights)
 
 
-def _proposals(flat: FlatFeatures, queries: Queries, image_size: Sequence[int]) -> Proposals | None:
-    if queries.encoder_logits is None or queries.encoder_boxes is None:
+def _proposals(queries: Queries, can_propose: Tensor | None, image_size: Sequence[int]) -> Proposals | None:
+    if queries.ranking is None or can_propose is None:
         return None
-    boxes = queries.encoder_boxes[0].float()
-    objectness = queries.encoder_logits[0, :, 0].float()  # one image: no padding
     height, width = image_size
     return Proposals(
-        objectness=objectness.sigmoid(),
-        boxes=cxcywh_to_xyxy(boxes) * torch.tensor([width, height, width, height]),
-        can_propose=flat.proposals[1][0, :, 0],
-        taken=objectness.topk(queries.reference_points.shape[1]).indices,
+        objectness=queries.ranking.scores[0].sigmoid(),
+        boxes=cxcywh_to_xyxy(queries.ranking.box_logits[0].sigmoid()) * torch.tensor([width, height, width, height]),
+        can_propose=can_propose[0, :, 0],
+        taken=queries.ranking.best[0],
     )

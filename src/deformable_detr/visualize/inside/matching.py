@@ -15,9 +15,9 @@ from torch import Tensor
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching
 from deformable_detr.model import DeformableDETR
-from deformable_detr.structures import ImageBatch, ImageId, Predictions, Target
+from deformable_detr.structures import ImageBatch, ImageId, Target
 from deformable_detr.visualize.figures import View, new_figure, open_frame
-from deformable_detr.visualize.inside.capture import evaluating
+from deformable_detr.visualize.inside.capture import capture_calls, evaluating
 
 Matcher = HungarianMatcher | SetCriterion
 UNMATCHED = -1
@@ -122,13 +122,15 @@ def record_matching(
     with evaluating(model):
         for index in range(count):
             image, target = dataset[index]
-            predictions = model(ImageBatch.from_images([image.to(device)]))
+            with capture_calls([model.query_source]) as calls:
+                predictions = model(ImageBatch.from_images([image.to(device)]))
+            ranking = calls[model.query_source].output.ranking
             matching = hungarian(predictions.logits, predictions.boxes, [target.to(device)])
             assignments.add(matching, [target], layer)
-            if predictions.encoder_logits is not None and target.image_id is not None:
+            if ranking is not None and target.image_id is not None:
                 assignments.kind = "position"
                 queries = assignments.queries[target.image_id]
-                positions = _positions(predictions).cpu()
+                positions = ranking.best[0].cpu()
                 assignments.queries[target.image_id] = torch.where(queries < 0, queries, positions[queries.clamp(min=0)])
     return assignments
 
@@ -174,12 +176,6 @@ def view_matching(assignments: Mapping[str, Assignments], *, num_targets: int = 
     steps = [compare_assignments(old, new) for old, new in pairwise(records)]
     stability, instability = (tuple(values) for values in zip(*steps, strict=True))
     return MatchingView(_draw(names, records, stability, instability, num_targets), names, records, stability, instability)
-
-
-def _positions(predictions: Predictions) -> Tensor:
-    """`[Q]`: the position in the sequence that each query of a single, unpadded image comes from."""
-    assert predictions.encoder_logits is not None
-    return predictions.encoder_logits[0, :, 0].float().topk(predictions.boxes.shape[2]).indices
 
 
 SAME, OTHER = "#cfe4f5", "#f6c667"

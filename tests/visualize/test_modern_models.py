@@ -1,0 +1,51 @@
+"""Looking inside, describing and exporting works for the presets of later models, and shows their own ranking of proposals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.export.network import exportable_network, plain_network
+from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.visualize import look_inside
+from deformable_detr.visualize.inside.description import describe
+
+SMALL = {"hidden_dim": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 2, "ffn_dim": 32, "num_queries": 6}
+RESNET = {"backbone": "resnet18", "backbone_options": {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}}
+SWIN = {"backbone_options": {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": 4, "img_size": 64}}
+PRESETS = ["r50-plus", "r50-hdetr", "r50-dino", "r50-dino-5scale", "swin-l-dino", "swin-t-hdetr"]
+
+
+def small_model(preset: str) -> DeformableDETR:
+    torch.manual_seed(0)
+    model = build_model(preset, num_classes=3, pretrained_backbone=False, **SMALL, **(SWIN if "swin" in preset else RESNET))
+    model.metadata = replace(model.metadata, eval_short_side=96, max_long_side=128)
+    with torch.no_grad():
+        for parameter in model.query_source.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)  # so that classes are ranked otherwise than objectness
+    return model.eval()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_shown_proposals_are_those_that_became_queries(preset: str) -> None:
+    inside = look_inside(small_model(preset), torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8))
+    assert inside.proposals is not None
+    assert len(inside.proposals.objectness) == len(inside.proposals.boxes) == inside.flat.features.shape[1]
+    shares = inside.proposals.boxes[inside.proposals.taken] / torch.tensor([128.0, 96.0, 128.0, 96.0])
+    torch.testing.assert_close(shares, cxcywh_to_xyxy(inside.queries.reference_points[0]), rtol=0, atol=1e-5)
+    taken = inside.proposals.objectness[inside.proposals.taken]
+    assert (taken[:-1] >= taken[1:]).all() and taken.min() >= inside.proposals.objectness.sort(descending=True).values[5]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_describing_and_exporting(preset: str) -> None:
+    model = small_model(preset)
+    assert describe(model, torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)).rows
+    plain = plain_network(model)
+    inputs = torch.randn(1, 3, 96, 128), torch.zeros(1, 96, 128, dtype=torch.bool)
+    with torch.no_grad():
+        expected = plain(*inputs)
+        exported = torch.export.export(exportable_network(plain), inputs).module()(*inputs)
+    for ours, theirs in zip(exported, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
