@@ -1,4 +1,4 @@
-"""When two class names mean the same class. The one answer for training, evaluation and class heads."""
+"""When two class names mean the same class: the one rule for training, evaluation and class heads."""
 
 import logging
 import unicodedata
@@ -69,7 +69,7 @@ def match_classes(
     """Find for each wanted class the known one that it is.
 
     By name, an identical one first, then one that differs in case, spaces, hyphens or underscores (:func:`normalise_name`), then a
-    synonym of a COCO class (`sofa` for `couch`). Where a name stands more than once, the category id decides. `N/A` is no class.
+    synonym of a COCO class (`sofa` for `couch`). Where a name occurs more than once, the category id decides. `N/A` is no class.
 
     Args:
         wanted: the classes to find.

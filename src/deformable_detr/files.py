@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Write a file under another name beside it; it takes the place of `path` at the end, if nothing was raised.
+    """Write a file under another name beside it; it replaces `path` at the end, if nothing was raised.
 
     ```python
     with atomic_file("runs/report.png") as partial:
@@ -23,7 +23,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     keeps pointing where it does, and what is no regular file (`/dev/stdout`, a named pipe) is written directly.
 
     Args:
-        path: what shall be written.
+        path: the file to write.
 
     Yields:
         Where to write.

@@ -76,7 +76,7 @@ def ordered_map(
     name: str = "map",
     initializer: Callable[[], object] | None = None,
 ) -> Generator[tuple[Item, Future[Result]], None, None]:
-    """Apply a function in threads, at most `limit` items ahead of whoever takes the results.
+    """Apply a function in threads, at most `limit` items ahead of the consumer.
 
     Args:
         function: of one item; it runs in a thread.

@@ -1,4 +1,4 @@
-"""The names of precisions, and what each of them means: one place for training, evaluation, inference and the command line."""
+"""The names of precisions, and their meanings, for training, evaluation, inference and the command line."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal

@@ -143,7 +143,7 @@ class Geometry:
     """What is known of the S positions of the sequence, whatever the images show; B is that of the images, or 1 for all."""
 
     positions: Tensor
-    """`[B, S, C]` sine encoding of the place plus the embedding of the level."""
+    """`[B, S, C]` sine encoding of the position plus the embedding of the level."""
 
     padding_mask: Tensor | None
     """`[B, S]` bool, True where there is padding. None: nowhere."""
@@ -155,10 +155,10 @@ class Geometry:
     """`[B, L, 2]` (x, y): the share of the level's width and height that the image itself covers, in (0, 1]."""
 
     reference_points: Tensor
-    """`[B, S, L, 2]` (x, y): each position's own place on every level, in [0, 1] of each padded level; float32."""
+    """`[B, S, L, 2]` (x, y): each position's own coordinates on every level, in [0, 1] of each padded level; float32."""
 
     proposal_logits: Tensor | None
-    """`[B, S, 4]`, two-stage only: the box that each position stands for, as logits of cxcywh in [0, 1] of each image."""
+    """`[B, S, 4]`, two-stage only: the box that each position proposes, as logits of cxcywh in [0, 1] of each image."""
 
     can_propose: Tensor | None
     """`[B, S, 1]` bool, two-stage only: False in the padding and where the box leaves the range from 0.01 to 0.99."""
@@ -202,7 +202,7 @@ class FlatFeatures(Geometry):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the network says of a batch, for every decoder layer; the last layer's `[-1]` is the answer."""
+    """Predictions for a batch, of every decoder layer; those of the last layer, `[-1]`, are the model's."""
 
     logits: Tensor
     """`[N, B, Q, K]`, before the sigmoid: each class is a yes or no of its own, there is no background class."""

@@ -1,4 +1,9 @@
-"""Record a network's GPU kernels once per batch shape and replay them: no time is lost between small kernels."""
+"""Record a model's GPU kernels once per batch shape and replay them: no time is lost between small kernels.
+
+A graph stores the launches with the addresses of their buffers. So images are copied into the buffer that was recorded, predictions
+are copied out before the next replay overwrites them, and every tensor that a kernel reads is kept alive as long as its graph.
+Padded batches are not recorded: a graph replays the mask and the image sizes of the batch that it was recorded with.
+"""
 
 import threading
 from dataclasses import dataclass
@@ -15,26 +20,26 @@ WARM_UPS = 3
 @dataclass(frozen=True)
 class _Recording:
     graph: torch.cuda.CUDAGraph
-    place: ImageBatch  # where it reads its images
-    predictions: Predictions  # where it writes
-    kept: list[Geometry]  # what it reads besides; `KeptGeometry` may let go of them
+    place: ImageBatch  # the input buffer
+    predictions: Predictions  # the output buffers
+    kept: list[Geometry]  # further tensors that it reads; `KeptGeometry` may drop its own reference
 
 
 class CudaGraphs:
-    """Replays whole batches without padding; other batches run as they come.
+    """Replays batches without padding; padded batches run without a graph.
 
     Args:
-        network: whose kernels are recorded.
-        most_shapes: so many shapes are recorded, the first ones that come; others run as they are.
+        network: the model whose kernels are recorded.
+        most_shapes: number of shapes that are recorded, the first ones to arrive; batches of other shapes run without a graph.
     """
 
     def __init__(self, network: DeformableDETR, most_shapes: int = 4) -> None:
         self.network, self.most_shapes = network, most_shapes
         self._recorded: dict[tuple, _Recording] = {}
-        self._lock = threading.Lock()  # a recorded graph has one place for its images
+        self._lock = threading.Lock()  # a recorded graph has one input buffer
 
     def __call__(self, batch: ImageBatch) -> Predictions:
-        """Predictions in memory of their own."""
+        """Predictions that do not share memory with the graph's buffers."""
         key = (tuple(batch.images.shape), batch.images.dtype, batch.images.device)
         with self._lock:
             if batch.may_be_padded or (key not in self._recorded and len(self._recorded) >= self.most_shapes):

@@ -15,7 +15,7 @@ MIN_TILES = 8
 """With fewer 4 × 4 tiles, reading four times the weights costs more than is saved."""
 
 MAX_WEIGHTS = 4_000_000
-"""So many transformed weights are kept for one convolution (16 MB): those of 512 to 512 channels would need 38 MB."""
+"""Largest number of transformed weights that are kept for one convolution (16 MB); 512 to 512 channels would need 38 MB."""
 
 
 class FusedConvolution(nn.Module):

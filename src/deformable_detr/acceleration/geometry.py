@@ -14,7 +14,7 @@ class KeptGeometry(nn.Module):
 
     Args:
         flatten: whose weights are used; they must not change afterwards.
-        entries: so many geometries are kept, the last ones used.
+        entries: number of geometries that are kept, the most recently used ones.
     """
 
     def __init__(self, flatten: FlattenLevels, entries: int) -> None:

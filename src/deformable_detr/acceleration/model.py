@@ -1,4 +1,4 @@
-"""The optimised form of a detector: called like the plain module, with the same answer, and never with outdated weights."""
+"""The optimised form of a detector: called like the plain module, with the same predictions, and never with outdated weights."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

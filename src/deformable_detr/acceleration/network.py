@@ -1,4 +1,4 @@
-"""The parts that make a detector fast: the same weights and the same answer, without what only training needs."""
+"""The parts that make a detector fast: the same weights and predictions, without what only training needs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,12 +53,12 @@ def fast_network(model: DeformableDETR, options: InferenceOptions, compiler: Com
 
 
 def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str, nn.Module]:
-    """The parts of a network that gives the last layer's answer (N = 1), and nothing that is only for a loss.
+    """The parts of a model that returns the last layer's predictions alone (N = 1), and nothing that only a loss needs.
 
     Args:
         model: whose weights are used. A query source or decoder of a type of your own runs as it is, and one that something is
             hooked into.
-        chunk: score the proposals of so many positions at a time. None: all at once.
+        chunk: number of positions whose proposals are scored at a time. None: all at once.
     """
     parts = {}
     if any(_consists_of(model.query_source, kind, *PROPOSAL_PARTS) for kind in PROPOSAL_SOURCES):
@@ -71,7 +71,7 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
 
 
 class _LastOfAll(nn.Module):
-    """The last layer's answer of a decoder that gives those of all layers."""
+    """The last layer's predictions of a decoder that returns those of all layers."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def _fast_backbone(part: Backbone, options: InferenceOptions, compiler: Compiler
 
 
 def _consists_of(part: nn.Module, kind: type[nn.Module], *kinds: type[nn.Module], parts_below: bool = True) -> bool:
-    """Whether a part is exactly of this kind, with nothing hooked into it, so that another form may take its place.
+    """Whether a part is exactly of this kind, with nothing hooked into it, so that another form may replace it.
 
     Args:
         part: of the network.

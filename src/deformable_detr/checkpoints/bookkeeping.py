@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Inert:
-    """Stands for an object of a checkpoint that is not needed; accepts anything and does nothing."""
+    """Replaces an object of a checkpoint that is not needed; accepts every call and does nothing."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         pass
@@ -16,7 +16,7 @@ class Inert:
 
 
 class NumpyType:
-    """Stands for `numpy.dtype`: keeps its code and byte order."""
+    """Replaces `numpy.dtype`: keeps its code and byte order."""
 
     def __init__(self, code: Any = "", *rest: Any) -> None:
         self.code, self.order = str(code), "="
@@ -34,7 +34,7 @@ class NumpyType:
 
 
 class NumpyValue:
-    """Stands for an array or number of NumPy; `value` is a flat list or a number, None for what cannot be read."""
+    """Replaces an array or number of NumPy; `value` is a flat list or a number, None for what cannot be read."""
 
     def __init__(self, dtype: Any = None, data: Any = None, *rest: Any) -> None:
         self.value: Any = None

@@ -15,7 +15,7 @@ from deformable_detr.model.heads import class_head
 PROPOSAL_HEAD = "query_source.class_head"
 
 SILENT_LOGIT = -20.0
-"""Bias of a channel that stands for no class: its score is 2e-9."""
+"""Bias of a channel without a class: its score is 2e-9."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def placeholder_classes(num_classes: int) -> Categories:
 def map_class_heads(weights: Weights, mapping: ClassMapping, *, proposal_classes: bool = False) -> None:
     """Rearrange the rows of all class heads.
 
-    Fresh rows have the usual small weights and the focal prior as bias; channels that stand for no class never
-    answer. Row 0 of the proposals' head is no class but says whether there is an object at all: it stays, whatever the classes.
+    Fresh rows have the usual small weights and the focal prior as bias; channels without a class never
+    respond. Row 0 of the proposals' head is no class but says whether there is an object at all: it stays, whatever the classes.
 
     Args:
         weights: changed in place.
@@ -124,7 +124,7 @@ def map_thresholds(thresholds: Sequence[float] | None, mapping: ClassMapping) ->
     """The score thresholds of the new classes; None where there were none, or where a class starts afresh."""
     if thresholds is None or any(name != NO_CLASS for name in mapping.fresh):
         return None
-    silent = 1.0  # of channels that stand for no class and never answer
+    silent = 1.0  # of channels without a class, which never respond
     return tuple(silent if source is None else thresholds[source] for source in mapping.sources)
 
 
@@ -133,7 +133,7 @@ def _is_class_head(name: str) -> bool:
 
 
 def _rearrange(weight: Tensor, bias: Tensor, sources: Sequence[int | None], silent: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Rows from the old head; fresh ones elsewhere, and ones that never answer at `silent`."""
+    """Rows from the old head; fresh ones elsewhere, and ones that never respond at `silent`."""
     fresh = class_head(weight.shape[1], len(sources))
     rows = [row for row, source in enumerate(sources) if source is not None]
     old_rows = [source for source in sources if source is not None]

@@ -97,7 +97,7 @@ def fit_label_table(weights: Weights) -> None:
 
 
 def hidden_settings(weights: Weights) -> dict[str, Any]:
-    """What the tensors do not show, as the code has it whose layout the file has; what the file states stands above it."""
+    """What the tensors do not show, as the code has it whose layout the file has; what the file states has precedence."""
     tensors, stated = weights.tensors, weights.settings
     if _POSITION in tensors:
         settings = _DINO | _OF_LAYOUT.get(weights.report.source_format, {}) | {"num_queries": len(tensors[CONTENT])}

@@ -162,7 +162,7 @@ def push_to_hub(
         commit_message: of the version.
 
     Returns:
-        The hub's answer, with the address of the version.
+        The hub's response, with the address of the version.
     """
     from huggingface_hub import HfApi
 

@@ -196,7 +196,7 @@ def _read_backbone(config: dict[str, Any], found: FolderSettings) -> None:
 def backbone_problems(name: str, out_indices: list[int] | None = None) -> list[str]:
     """Why transformers computes something else with a timm backbone than timm does; empty: it does not.
 
-    It puts its frozen batch norm in the place of every `BatchNorm2d`: activations inside a norm are lost, and eps becomes 1e-5.
+    It replaces every `BatchNorm2d` by its frozen batch norm: activations inside a norm are lost, and eps becomes 1e-5.
 
     Args:
         name: the timm model.

@@ -9,7 +9,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 class KeyMap:
     """Pairs of templates (our name, their name), tried in order.
 
-    `{rest}` stands for any text, every other placeholder for a number: `("class_heads.{p}.{rest}", "class_embed.{p}.{rest}")`.
+    `{rest}` matches any text, every other placeholder for a number: `("class_heads.{p}.{rest}", "class_embed.{p}.{rest}")`.
 
     Args:
         rules: used in both directions.
@@ -28,11 +28,11 @@ class KeyMap:
         self._to_copies = [(_pattern(ours), theirs) for ours, theirs in copies]
 
     def to_ours(self, name: str) -> str | None:
-        """Our name of a tensor of theirs; None for one that has no place here."""
+        """Our name of a tensor of theirs; None for one that this layout does not have."""
         return _translate(name, self._to_ours)
 
     def to_theirs(self, name: str) -> str | None:
-        """Their name of a tensor of ours; None for one that they have no place for."""
+        """Their name of a tensor of ours; None for one that their layout does not have."""
         return _translate(name, self._to_theirs)
 
     def copy_of(self, name: str) -> str | None:

@@ -128,7 +128,7 @@ def _refuse(weights: Weights, path: Path, strict: bool) -> None:
 
 
 def find_weights(source: str | Path, revision: str | None = None) -> Path:
-    """The weights file that a path or the name of a model on the hub stands for.
+    """The weights file that a path, or the name of a model on the hub, refers to.
 
     Raises:
         FileNotFoundError: no file, or a folder without weights.

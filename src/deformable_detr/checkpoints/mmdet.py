@@ -73,7 +73,7 @@ _RULES: Rules = [
 
 
 def key_map(stages: int) -> KeyMap:
-    """Names of mmdetection 3.x, for a backbone of which so many stages become levels."""
+    """Names of mmdetection 3.x, for a backbone with this number of stages that become levels."""
     return KeyMap([*_BACKBONE_HEADS, *neck_rules(stages, "gn"), *_RULES])
 
 

@@ -1,4 +1,4 @@
-"""The README of a saved detector: what it finds, how well, and how it was made, from its metadata."""
+"""The README of a saved detector: what it detects, how well, and how it was made, from its metadata."""
 
 import json
 from typing import Any

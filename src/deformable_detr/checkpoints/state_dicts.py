@@ -22,7 +22,7 @@ _WRAPPERS = re.compile(r"(?<![^./])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint
 """Parts of names that wrappers for several processes, compiled models, checkpointing and adapters put in anywhere."""
 
 _REPLACED = re.compile(r"\.modules_to_save\.\w+\.")
-"""Layers that an adapter has trained as a whole; the old ones stand beside them as `original_module`."""
+"""Layers that an adapter has trained as a whole; the old ones are kept beside them as `original_module`."""
 
 _AVERAGE = re.compile(r"(?<![a-z])(?:ema|avg|averaged?|swa|shadow|teacher|moving_average)(?![a-z])", re.IGNORECASE)
 _USUAL = ("", "model/", "state_dict/", "model_state_dict/", "module/", "network/", "net/", "student.")
@@ -33,7 +33,7 @@ class StateDict:
     """The weights of one model in a file."""
 
     prefix: str
-    """What stands before each of its names: nested dicts end in `/`, modules around the model in `.`."""
+    """Prefix of each of its names: nested dicts end in `/`, modules around the model in `.`."""
 
     layout: str
     """One of `MARKS`."""
@@ -48,7 +48,7 @@ class StateDict:
 
 
 def select_state_dict(file: TensorFile, ema: bool | None = None) -> tuple[TensorFile, str, list[str]]:
-    """The weights of one model, without what stands before their names.
+    """The weights of one model, without the prefixes of their names.
 
     Args:
         file: everything in a file.

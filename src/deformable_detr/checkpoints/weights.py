@@ -70,7 +70,7 @@ def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report) -> Weigh
         report: is filled.
 
     Raises:
-        ValueError: two names stand for one tensor, but their contents differ.
+        ValueError: two names refer to one tensor, but their contents differ.
     """
     weights = Weights({}, report, their_name=keys.to_theirs)
     names = sorted(tensors, key=lambda name: name != keys.to_theirs(keys.to_ours(name) or name))  # copies last

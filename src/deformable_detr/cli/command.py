@@ -2,10 +2,10 @@
 
 The fields of the dataclass are the options, the strings below them the help:
 
-- a field without a default, or one with the metadata :data:`POSITIONAL`, is given by its place: `weights: str`
+- a field without a default, or one with the metadata :data:`POSITIONAL`, is positional: `weights: str`
 - a bool is a flag: `draw: bool = True` is `--draw` and `--no-draw`
 - a list or tuple takes several words, or one in brackets: `--size 480 640`, `--size "[480, 640]"`
-- a field of the type `RunConfig` stands for all settings of a training, as :mod:`deformable_detr.settings` puts them together
+- a field of the type `RunConfig` holds all settings of a training, as :mod:`deformable_detr.settings` puts them together
 
 Options are shown with hyphens and may be written with underscores.
 """
@@ -29,7 +29,7 @@ ALIASES = {"output-dir": "output", "model.weights": "weights"}
 
 
 POSITIONAL = {"positional": True}
-"""Metadata of a field that is given by its place although it has a default, so that it may be left out."""
+"""Metadata of a positional field with a default, which may be left out."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _takes_several(hint: Any) -> bool:
 
 
 def _place(action: argparse.Action) -> str:
-    """An argument that is given by its place, in the usage line."""
+    """A positional argument in the usage line."""
     name = f"{action.metavar} ..." if action.nargs in ("+", "*") else str(action.metavar)
     return f"[{name}]" if action.nargs in ("?", "*") else name
 
@@ -166,7 +166,7 @@ def _default(entry: Entry) -> str:
 
 
 def _metavar(name: str, entry: Entry) -> str:
-    """What stands for the value in the help."""
+    """The placeholder of the value in the help."""
     kinds = [kind for kind in alternatives(entry.hint) if kind is not NoneType]
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     numbers = [kind.__name__.upper() for kind in kinds if kind in (int, float)]

@@ -110,7 +110,7 @@ class CocoPredictions:
     def record(self) -> dict[str, Any]:
         """Images, annotations (both numbered from 1) and categories, for JSON.
 
-        File names are relative to `image_dir` of `info`: the folder that all images lie in, here or deeper.
+        File names are relative to `image_dir` of `info`: the folder that contains all images, directly or in subfolders.
         """
         paths = [Path(image["file_name"]).absolute() for image, _ in self.images]
         image_dir = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path.cwd()

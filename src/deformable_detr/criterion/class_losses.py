@@ -36,7 +36,7 @@ def sigmoid_focal_loss(logits: Tensor, positive: Tensor, alpha: float = 0.25, ga
 
     Args:
         logits: `[...]`.
-        positive: `[...]` bool, True where the answer is yes.
+        positive: `[...]` bool, True for the positive class.
         alpha: weight of the positives; the negatives have 1 - alpha.
         gamma: how strongly easy examples are played down.
 

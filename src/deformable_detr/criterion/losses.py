@@ -14,7 +14,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def elementwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of boxes that stand at the same place of two tensors (which are broadcast); 0 for two boxes without area.
+    """IoU of boxes at the same index of two tensors (which are broadcast); 0 for two boxes without area.
 
     Args:
         boxes: `[..., 4]` xyxy, as shares of the image's sides.
@@ -28,7 +28,7 @@ def elementwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def elementwise_giou(boxes: Tensor, others: Tensor, eps: float = 0.0) -> Tensor:
-    """Generalised IoU of boxes that stand at the same place of two tensors (which are broadcast).
+    """Generalised IoU of boxes at the same index of two tensors (which are broadcast).
 
     Unlike torchvision's, it neither forms all pairs nor gives NaN for two boxes without area (their overlap counts as 0).
 
@@ -58,7 +58,7 @@ def giou_loss(boxes: Tensor, target_boxes: Tensor, divisor: Tensor, eps: float =
 
 
 def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas shared, and covered by either, of boxes at the same place of two tensors: two `[...]`."""
+    """Areas of intersection and union of boxes at the same index of two tensors: two `[...]`."""
     left_top, right_bottom = boxes.split(2, dim=-1)
     other_left_top, other_right_bottom = others.split(2, dim=-1)
     inside = torch.minimum(right_bottom, other_right_bottom) - torch.maximum(left_top, other_left_top)

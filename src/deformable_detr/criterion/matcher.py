@@ -132,7 +132,7 @@ class HungarianMatcher(nn.Module):
             `[N, T, Q]`
         """
         images = targets.images()
-        labels = targets.labels.clamp(0, logits.shape[-1] - 1)  # wrong ones are reported once the costs are on the host
+        labels = targets.labels.clamp(0, logits.shape[-1] - 1)  # invalid labels are reported once the costs are on the host
         candidates, wanted = boxes[:, images], targets.boxes[:, None]  # [N, T, Q, 4], [T, 1, 4]
         class_cost = self._class_cost(logits.transpose(2, 3)[:, images, labels])  # [N, T, Q]
         bbox_cost = (candidates - wanted).abs().sum(-1)
@@ -174,6 +174,6 @@ def _assign(costs: np.ndarray, counts: Sequence[int], copies: int, device: torch
 
 
 def _solve(costs: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray]:
-    """Objects and queries of the cheapest pairs in `[T, Q]` costs, where each object may have so many queries."""
+    """Objects and queries of the cheapest pairs in `[T, Q]` costs, where each object may have up to `copies` queries."""
     objects, queries = linear_sum_assignment(np.tile(costs, (copies, 1)))
     return objects % max(1, len(costs)), queries

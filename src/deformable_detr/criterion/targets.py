@@ -14,7 +14,7 @@ LARGEST_SHARE = 2.0  # of an image's side; beyond it a box must be in pixels
 
 
 def image_name(targets: Sequence[Target], index: int) -> str:
-    """How messages call an image: by its id where it has one, else by its place in the batch."""
+    """How messages call an image: by its id where it has one, else by its index in the batch."""
     image_id = targets[index].image_id
     return f"image {index} of the batch" if image_id is None else f"image {image_id!r}"
 

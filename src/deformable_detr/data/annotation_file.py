@@ -144,7 +144,7 @@ ARRAY_FIELDS = ("file_names", "image_sizes", "image_rows", *PER_BOX)
 
 
 def read_annotation_file(path: str | Path) -> AnnotationFile:
-    """Read a COCO annotation file. Nothing that stands in it is an error here: :meth:`AnnotationFile.check` raises what was found.
+    """Read a COCO annotation file. Its content raises no error here: :meth:`AnnotationFile.check` raises what was found.
 
     The last few files are remembered as long as they do not change. Of a large file (20 MB and more) the arrays are kept among the
     derived files, as parsing takes long.

@@ -20,7 +20,7 @@ class Annotations:
     """What a dataset keeps of its annotation file. Arrays, so that forked workers share them without copying."""
 
     image_ids: tuple[ImageId, ...]
-    """The ids as they stand in the file, in its order."""
+    """The ids as written in the file, in its order."""
 
     image_sizes: np.ndarray
     """`[I, 2]` int32, (height, width) in pixels."""

@@ -28,7 +28,7 @@ def build_color_jitter(strength: ColorStrength) -> v2.Transform:
 
     Args:
         strength: four numbers: brightness, contrast and saturation are multiplied by factors drawn from [1 − s, 1 + s], the hue is
-            turned by up to s of the colour circle. One number s stands for (s, s, s, s/8); 0 changes nothing.
+            turned by up to s of the colour circle. One number s means (s, s, s, s/8); 0 changes nothing.
 
     Raises:
         ValueError: not one or four numbers, negative ones, or a hue above 0.5.

@@ -42,7 +42,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
     images without objects are kept.
 
     Args:
-        split: annotations and the places of the images.
+        split: annotations and the paths of the images.
         transform: takes and gives (image, target), such as `train_transform(...)`.
         mixing: mixes other images into those whose key asks for it, before `transform`. None: never.
         categories: the classes to map to, by name: a validation set must use those of the training set. None takes the file's own.

@@ -74,7 +74,7 @@ class CocoLayout(Layout):
         yield from self.annotation_files.values()
 
     def image_folders(self, name: str) -> list[Path]:
-        """Where the images of a split may lie, the likeliest folder first."""
+        """Folders that may contain the images of a split, the likeliest first."""
         file, root = self.annotation_files[name], self.root
         plain, role = re.sub(r"(?<=\D)[0-9].*$", "", name), split_role(name)
         if file.name.endswith("_annotations.coco.json"):

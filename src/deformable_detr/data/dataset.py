@@ -198,7 +198,7 @@ class DetectionDataset:
         return f"; this {self.format} dataset has {', '.join(self.own_splits)}"
 
     def _source_name(self) -> str:
-        """What is divided, as it stands in splits.json."""
+        """What is divided, by its name in splits.json."""
         source = self.layout.annotation_files[str(self.pool)] if isinstance(self.layout, CocoLayout) else self.layout.source
         return self.layout.index.relative(source)
 

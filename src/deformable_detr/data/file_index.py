@@ -38,7 +38,7 @@ def path_role(path: str | PurePosixPath) -> str | None:
 
 
 def slashed(name: str) -> str:
-    """A path with the slashes of this system, whoever wrote it."""
+    """A path with the separators of this system, whichever system wrote it."""
     return name.strip().strip("\"'").replace("\\", "/").removeprefix("./")
 
 
@@ -100,7 +100,7 @@ class FileIndex:
         return [path for path in self.files if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
 
     def relative(self, path: str | Path) -> str:
-        """A path as it stands below the root."""
+        """A path relative to the root."""
         path = Path(path)
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 

@@ -81,7 +81,7 @@ class ForeignLayout(Layout):
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """A path as it stands in `file_name`: relative to the root, or absolute where it lies elsewhere."""
+    """A path as written in `file_name`: relative to the root, or absolute outside of it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.resolve())
 
 

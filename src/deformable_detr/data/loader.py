@@ -138,7 +138,7 @@ class TrainingSampler(Sampler[SampleKey]):
 
         Args:
             epoch: from 0.
-            skip_batches: so many of its first batches are left out without reading them.
+            skip_batches: number of its first batches that are left out without reading them.
             mixing: whether the dataset may mix several images into one, where it is set to.
 
         Raises:

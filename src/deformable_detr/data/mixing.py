@@ -133,9 +133,9 @@ def mix_up(scene: Scene, other: Scene) -> Scene:
 
 
 def paste_objects(scene: Scene, other: Scene) -> Scene:
-    """Paste some objects of another image at random places (after Ghiasi et al. 2021, with boxes in place of masks).
+    """Paste some objects of another image at random positions (after Ghiasi et al. 2021, with boxes in place of masks).
 
-    An object is what lies in its box, about as large in proportion to the image as in its own. What it hides of earlier objects
+    An object is the content of its box, about as large in proportion to the image as in its own. What it hides of earlier objects
     is cut off from their boxes.
     """
     count = min(len(other.labels), 1 + int(torch.randint(MOST_PASTED, ())))

@@ -1,4 +1,4 @@
-"""Generated images with known objects, as a COCO-format dataset: for the demo and for trying things out.
+"""Generated images with known objects, as a COCO-format dataset: for the demo and for experiments.
 
 Shape and hue together make the class. Every image depends only on (seed, split, number), so more images can be had without
 changing the earlier ones.
@@ -33,7 +33,7 @@ class Shape(NamedTuple):
 
 
 def _outline(corners: int, inner_radius: float = 1.0) -> np.ndarray:
-    """Corners of a regular polygon, or of a star whose every second corner lies at `inner_radius`."""
+    """Corners of a regular polygon, or of a star whose every second corner is at `inner_radius`."""
     angles = 2 * np.pi * np.arange(corners) / corners - np.pi / 2
     radii = np.where(np.arange(corners) % 2 == 0, 1.0, inner_radius)
     return np.stack((radii * np.cos(angles), radii * np.sin(angles)), axis=1)
@@ -204,14 +204,14 @@ def _shaded_colour(rng: Generator, shape: Shape, size: tuple[int, ...]) -> np.nd
 
 
 def _draw_shadow(canvas: np.ndarray, mask: np.ndarray, left: int, top: int) -> None:
-    """Darken what lies below and to the right of an object."""
+    """Darken the background below and to the right of an object."""
     reach = 2 + max(mask.shape) // 16
     soft = cv2.GaussianBlur(np.pad(mask, 2 * reach), (0, 0), reach * 0.6)
     _paint(canvas, soft * 0.35, np.zeros(3, dtype=np.float32), left - reach, top - reach)
 
 
 def _paint(canvas: np.ndarray, coverage: np.ndarray, colour: np.ndarray, left: int, top: int) -> None:
-    """Mix `colour` (`[3]` or `[h, w, 3]`) into the canvas where `coverage` `[h, w]` says so; what lies outside is cut off."""
+    """Mix `colour` (`[3]` or `[h, w, 3]`) into the canvas where `coverage` `[h, w]` says so; what is outside is cut off."""
     rows = slice(max(top, 0), max(min(top + coverage.shape[0], canvas.shape[0]), 0))
     columns = slice(max(left, 0), max(min(left + coverage.shape[1], canvas.shape[1]), 0))
     inside = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))

@@ -25,7 +25,7 @@ WRITTEN = "splits.json"
 def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, keep: bool = True) -> list[str]:
     """Divide the images of a dataset that has no splits.
 
-    The division stands in `splits.json` among the derived files, image by image, and holds from then on: images that came
+    The division is written to `splits.json` among the derived files, image by image, and holds from then on: images that came
     later are added to it, and a hand may change it.
 
     Args:
@@ -106,8 +106,11 @@ def stratify(
 ) -> list[str]:
     """Divide images so that every split has its share of every class: iterative stratification, the rarest class first.
 
-    Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data, 2011. A split that has its number of images takes
-    no more. The same input gives the same division.
+    Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data, 2011. An image has several classes, so the classes
+    cannot be divided independently: placing an image for one class places its others, too. The rarest class goes first because
+    it has the fewest images to choose from, while frequent classes can still be balanced with what remains; an image
+    goes to the split that lacks most images of the class. A split that has its number of images takes no more. The same
+    input gives the same division.
 
     Args:
         labels: the classes in each image.

@@ -1,4 +1,4 @@
-"""Read text files of datasets, whoever wrote them: byte order marks are understood, another encoding is named."""
+"""Read text files of datasets: UTF-8, or the encoding of the byte order mark; errors name the line with anything else."""
 
 import codecs
 from pathlib import Path
@@ -19,13 +19,13 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: another encoding; the message names the file and the place.
+        ValueError: another encoding; the message names the file and the line.
     """
     return decode(path.read_bytes(), path)
 
 
 def decode(content: bytes, where: object) -> str:
-    """:func:`read_text` of bytes; `where` stands for the file in the message."""
+    """:func:`read_text` of bytes; the message names `where` in place of a file."""
     encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)

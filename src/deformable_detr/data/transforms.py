@@ -17,7 +17,7 @@ from deformable_detr.data.augmentations import ColorStrength, ScaleJitter, build
 from deformable_detr.structures import Target
 
 Triple = tuple[float, float, float]
-SMALLEST_SIDE = 1e-3  # pixels; below it a box is what rounding left of one that lies outside the crop
+SMALLEST_SIDE = 1e-3  # pixels; below it a box is what rounding left of one outside the crop
 
 
 def train_transform(

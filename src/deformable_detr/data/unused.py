@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder and is not used: every file, with the reason."""
+"""The unused files of a dataset's folder: every one, with the reason."""
 
 import os
 from collections import Counter

@@ -37,7 +37,7 @@ class YoloLayout(ForeignLayout):
 
     Args:
         index: its files.
-        source: the data.yaml, or what stands for it: obj.data, classes.txt.
+        source: the data.yaml, or what replaces it: obj.data, classes.txt.
         names: the classes by their numbers; empty for a number that has no name.
         parts: of each split, its folders of images and its .txt lists of images, or the images themselves.
         keypoints: `kpt_shape`.
@@ -261,7 +261,7 @@ class YoloLayout(ForeignLayout):
 
 
 def label_places(image: Path) -> list[Path]:
-    """Where the boxes of an image may stand: `labels` in place of the last `images` of its path, and beside it."""
+    """Candidates for the label file of an image: `labels` in place of the last `images` of its path, and beside it."""
     parts, places = list(image.parts), []
     for index in range(len(parts) - 2, -1, -1):
         if parts[index].lower() in IMAGE_FOLDERS:

@@ -13,7 +13,7 @@ from deformable_detr.data.text import read_text
 __all__ = ["LabelLine", "boxes_of_lines", "read_lines"]
 
 TOLERANCE = 0.01
-"""Shares may lie this far outside [0, 1], by rounding or sloppy drawing."""
+"""Normalised coordinates may be this far outside [0, 1], by rounding or imprecise annotation."""
 
 Box = tuple[float, float, float, float]
 
@@ -114,7 +114,7 @@ def _box(values: tuple[float, ...], keypoints: tuple[int, int] | None, doubtful:
 
 
 def _hint(count: int) -> str:
-    """What a line of so many numbers behind the class may be, if no box and no outline."""
+    """What a line with this number of values after the class may be, if neither a box nor an outline."""
     if count == 5:
         return "; a sixth number is the score of a prediction, which is no ground truth"
     return f"; for a box with keypoints write {_shapes(count)} into the data.yaml" if count > 5 and _shapes(count) else ""
@@ -129,7 +129,7 @@ def _doubt(lines: Sequence[LabelLine]) -> int | None:
     """How many numbers the lines have that could be a box with keypoints as well as an outline; None where there is no doubt.
 
     Poses have one length, outlines many. Of one length: read as boxes, outlines reach out of the image sooner or later, their
-    points lie outside of these boxes, and they hardly ever cross or touch themselves. So there is doubt where every line could be
+    points are outside of these boxes, and they hardly ever cross or touch themselves. So there is doubt where every line could be
     a box within the image, and either all points could be keypoints of theirs or some line would be no proper outline.
     """
     long = [line.values for line in lines if len(line.values) > 4]

@@ -1,4 +1,4 @@
-"""How good a detector is: COCO's metrics over a split, and what lies behind them."""
+"""How good a detector is: COCO's metrics over a split, and the analysis behind them."""
 
 from deformable_detr.evaluation.analysis import Analysis, analyze
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator

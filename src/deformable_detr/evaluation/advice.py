@@ -33,7 +33,7 @@ MEANING: dict[ErrorType, str] = {
 
 
 def advise(analysis: Analysis) -> tuple[str, ...]:
-    """Recommendations, the most important first; empty where nothing stands out."""
+    """Recommendations, the most important first; empty where nothing is conspicuous."""
     if not any(curve.num_objects for curve in analysis.curves):
         return ("This split has no objects, so nothing could be measured.",)
     if not analysis.errors.ap50:

@@ -1,4 +1,4 @@
-"""What lies behind AP, as data: its certainty, curves, thresholds, calibration, confusion matrix, error types, worst images."""
+"""The analysis behind AP, as data: its certainty, curves, thresholds, calibration, confusion matrix, error types, worst images."""
 
 import math
 from collections import Counter
@@ -78,7 +78,7 @@ class Analysis:
         return {kind: types[kind] for kind in ErrorType} | {ErrorType.MISSED: missed}
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict, for JSON; None stands for NaN."""
+        """A plain dict, for JSON; NaN becomes None."""
         return {
             "metrics": self.metrics.to_dict(),
             "thresholds_from": self.thresholds_from,

@@ -38,7 +38,7 @@ class Calibration:
         return self._mean(self.precision - self.scores)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict, for JSON; None stands for NaN."""
+        """A plain dict, for JSON; NaN becomes None."""
         columns = {name: getattr(self, name).tolist() for name in ("edges", "counts", "scores", "precision")}
         plain = {name: [None if np.isnan(value) else value for value in column] for name, column in columns.items()}
         return {"error": None if np.isnan(self.error) else self.error, "bias": None if np.isnan(self.bias) else self.bias, **plain}

@@ -127,7 +127,7 @@ class CocoEvaluator:
         ]
 
     def columns(self) -> list[int | None]:
-        """For each label of the model the place of its category in the file; None where the file does not have it."""
+        """For each label of the model the index of its category in the file; None where the file does not have it."""
         label_of = self.ground_truth.categories.label_of
         return [label_of[i] if fits else None for i, fits in zip(self._category_id_of.tolist(), self._fits, strict=True)]
 
@@ -210,7 +210,7 @@ def _accumulate(ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDet
     """Precision `[IoU, recall, category, area, max detections]` and recall `[IoU, category, area, max detections]`; -1 for none.
 
     The evaluation counts with ids of its own: images as 1, 2 … (so that they may have any ids), annotations likewise (id 0
-    would mean "not matched" to it), and categories by their place. Images are numbered in the order of their ids, as pycocotools
+    would mean "not matched" to it), and categories by their index. Images are numbered in the order of their ids, as pycocotools
     sorts them: that decides between equal scores of different images.
     """
     from faster_coco_eval import COCO, COCOeval_faster

@@ -61,7 +61,7 @@ class Comparison:
         return tuple(image for image in reversed(self.images) if image.error_mass > 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict, for JSON; None stands for NaN."""
+        """A plain dict, for JSON; NaN becomes None."""
         both = [analysis.metrics.to_dict() for analysis in (self.first, self.second)]
         intervals = (interval.to_list() for interval in self.difference.per_class)
         return {

@@ -61,11 +61,11 @@ class EvaluatedImage:
 
     @cached_property
     def in_crowd(self) -> np.ndarray:
-        """`[D]` whether half of the detection's area or more lies in a crowd region of its class."""
+        """`[D]` whether half of the detection's area or more is inside a crowd region of its class."""
         return self.in_crowd_by(MATCH_IOU)
 
     def in_crowd_by(self, share: float) -> np.ndarray:
-        """`[D]` whether at least this share of the detection's area lies in a crowd region of its class."""
+        """`[D]` whether at least this share of the detection's area is inside a crowd region of its class."""
         common = _common_areas(self.boxes, self.crowd_boxes)
         inside = common >= share * np.maximum(_areas(self.boxes), 1e-12)[:, None]
         return (inside & (self.labels[:, None] == self.crowd_labels)).any(axis=1)

@@ -52,7 +52,7 @@ def _dynamic_shapes(form: ExportForm) -> tuple[dict[int, Dim], ...] | None:
 
 
 def _drop_inequalities(program: ExportedProgram) -> None:
-    """Take out the conditions that some expression of the sizes must *not* have a value, such as "the batch is not 2".
+    """Remove the conditions that some expression of the sizes must *not* have a value, such as "the batch is not 2".
 
     The tracer notes them where it chose between two ways to the same result (a view or a copy, one large product or many) by the
     sizes of the example. Either way is right for all sizes, which the check of parity at several sizes confirms.

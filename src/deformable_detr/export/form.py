@@ -28,7 +28,7 @@ class ExportForm:
     """Images per run, if it is fixed. None: any number."""
 
     grid_sample: bool = True
-    """False: gather and arithmetic stand in place of GridSample."""
+    """False: gather and arithmetic replace GridSample."""
 
     preprocess: bool = False
     """The input is `images` `[B, H, W, 3]` uint8 RGB as decoded; resizing and normalisation are inside."""

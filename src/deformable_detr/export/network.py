@@ -12,7 +12,7 @@ from deformable_detr.structures import ImageBatch
 
 
 class TensorNetwork(nn.Module):
-    """The last decoder layer's answer for a padded canvas.
+    """The last decoder layer's predictions for a padded canvas.
 
     Args:
         model: the detector.
@@ -42,7 +42,7 @@ def plain_network(model: DeformableDETR) -> TensorNetwork:
 
 
 def exportable_network(plain: TensorNetwork) -> TensorNetwork:
-    """The same answer from what it needs alone, with the weights of `plain`."""
+    """The same predictions from the parts that they need alone, with the weights of `plain`."""
     for module in plain.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.num_batches_tracked = None  # counts in training alone

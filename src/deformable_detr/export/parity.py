@@ -77,7 +77,7 @@ def assert_parity(
 
 
 def difference(found: Answer, expected: Answer) -> Difference:
-    """How far two answers are apart, whatever the order of the queries: proposals of equal rank may change places."""
+    """Difference of two predictions, whatever the order of the queries: proposals of equal rank may be swapped."""
     if found[0].shape != expected[0].shape or not all(item.isfinite().all() for item in found):
         return Difference(float("inf"), float("inf"))
     worst = Difference(0.0, 0.0)

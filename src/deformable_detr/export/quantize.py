@@ -47,7 +47,7 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_images: int = 64
 
     The ranges of the activations come from training images, run one at a time at their own size. Convolutions and linear
     maps of the backbone, the neck, the encoder and the decoder become 8-bit, weights with a scale per channel; what says where
-    to look and where things are (offsets, attention weights, box heads, class heads) stays float32, and so does the preparation
+    to look and where objects are (offsets, attention weights, box heads, class heads) stays float32, and so does the preparation
     of the images. A file that has it inside is given decoded images throughout, as its users give them.
 
     Args:
@@ -56,7 +56,7 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_images: int = 64
         num_images: training images that the ranges are taken from; all where there are fewer.
 
     Returns:
-        AP before and after; they stand in the file's record, too.
+        AP before and after; they are in the file's record, too.
 
     Raises:
         FileNotFoundError: the dataset or a split is missing.

@@ -1,4 +1,4 @@
-"""Run an exported file in place of the network: the same preparation, the same boxes, no PyTorch model built."""
+"""Run an exported file in place of the model: the same preparation and boxes, without building a PyTorch model."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class ExportedNetwork(nn.Module):
     """An exported file as a callable like the model: an `ImageBatch` in, `Predictions` (of one layer) out.
 
     Images of different sizes in a batch run one size after the other, so that padding has no influence: as in the model. A file
-    that prepares images by itself takes decoded ones, `[B, 3, H, W]` from 0 to 255, in the place of normalised ones.
+    that prepares images by itself takes decoded ones, `[B, 3, H, W]` from 0 to 255, in place of normalised ones.
 
     Args:
         path: a .pt2, .onnx or .xml (OpenVINO).

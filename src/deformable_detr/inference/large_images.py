@@ -18,7 +18,7 @@ from deformable_detr.data.pixels import UPRIGHT, ImageError, ImageTooLargeError,
 Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image
 
 OVERVIEW_PIXELS = 16_000_000
-"""An image that is read by windows is shown, and looked at as a whole, with at most so many pixels."""
+"""Largest number of pixels with which an image that is read by windows is shown and predicted on as a whole."""
 
 MEMORY_SHARE = 0.5
 """Of the free memory, what the pixels of one image may take."""

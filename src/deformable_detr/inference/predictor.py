@@ -1,6 +1,6 @@
 """A model for people with images: files, folders or arrays in, `supervision.Detections` in the images' own pixels out.
 
-The model itself takes prepared tensors; what lies between — reading, resizing, batching, scores, class names — is here.
+The model itself takes prepared tensors; the steps around it — reading, resizing, batching, scores, class names — are here.
 """
 
 import logging
@@ -155,7 +155,7 @@ class Predictor:
     @property
     def inference_model(self) -> InferenceModel:
         """The optimised network: an `ImageBatch` or a list of images in, `Predictions` of the last layer out."""
-        if self._inference_model.model is not self.model:  # another model was put in its place
+        if self._inference_model.model is not self.model:  # another model has replaced it
             self._inference_model = InferenceModel(self.model, self._inference_model.options, self.precision)
         return self._inference_model
 
@@ -184,7 +184,7 @@ class Predictor:
     @overload
     def predict(
         self, source: str | Path, threshold: float | None = None, **options: Unpack[PredictionOptions]
-    ) -> Any: ...  # what a path stands for, one image or a folder of them, is known when it is read
+    ) -> Any: ...  # whether a path is one image or a folder is known when it is read
     @overload
     def predict(
         self,

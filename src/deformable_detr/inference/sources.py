@@ -96,9 +96,9 @@ def open_source(source: Source, *, bit_depth: int = 16) -> Iterator[InputImage]:
 
 
 def list_images(source: str | Path) -> list[Path]:
-    """The files that a path, a folder or a glob pattern stands for, in natural order (`frame2.jpg` before `frame10.jpg`).
+    """The files that a path, a folder or a glob pattern refers to, in natural order (`frame2.jpg` before `frame10.jpg`).
 
-    A path that is neither a folder nor a pattern stands for itself, whether there is such a file or not.
+    A path that is neither a folder nor a pattern is returned as it is, whether the file exists or not.
 
     Raises:
         FileNotFoundError: the pattern matches no image, or the folder has none.

@@ -1,7 +1,8 @@
-"""Images far larger than the network's input: tile by tile, and the detections of all tiles merged into one answer.
+"""Images far larger than the model's input: prediction tile by tile, and the detections of all tiles merged.
 
-Two tiles overlap, so both see a strip of the image. Two of their detections are the same object if they say the same about that
-strip. This holds for objects that a tile's edge cuts, too, where the overlap of the whole boxes says little.
+Neighbouring tiles overlap, so both contain a strip of the image. Two of their detections are the same object if their boxes,
+clipped to that strip, agree. NMS over whole boxes would miss objects that a tile's edge cuts: one tile has the whole object, the
+other a part of it, and the IoU of the two boxes is small although both are right.
 """
 
 import logging
@@ -27,13 +28,14 @@ from deformable_detr.pipeline import ordered_map
 logger = logging.getLogger(__name__)
 
 SAME_IOU = 0.5
-"""Two detections are one object where their boxes, cut to what both tiles see, overlap by this IoU."""
+"""Least IoU of two detections of one object, with both boxes cut to the area that both tiles contain."""
 
 PART_SHARE = 0.7
-"""A box that is cut is also a part of another tile's whole one that has this share of its area within it."""
+"""Least share of a cut box's area inside another tile's whole box that makes it a part of that object. The clipped boxes of
+such a pair can differ where the model had to guess how an object goes on beyond the tile."""
 
 EDGE = 0.02
-"""A box that comes nearer than this share of the tile's side to an edge within the image may be cut there."""
+"""A box is regarded as cut if it comes nearer than this share of the tile's side to an edge of the tile inside the image."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,12 @@ def _open(image: InputImage) -> tuple[Tensor, WindowedImage | None]:
 def merge_tiles(parts: Sequence[sv.Detections], windows: Sequence[Window]) -> sv.Detections:
     """Detections of tiles → detections of the image, each object once.
 
-    Of an object that some tile sees whole, the whole box with the highest score stays. Of one that every tile cuts, the parts
-    are put together to the box around them. Only detections of the same class and of different tiles are compared.
+    An object that some tile contains whole keeps the whole box with the highest score. One that every tile cuts gets the box
+    around its parts. Only detections of the same class and of different tiles are compared.
 
     Args:
         parts: of each tile, in pixels of the tile.
-        windows: where the tiles lie in the image.
+        windows: the tiles' position in the image.
 
     Returns:
         Highest score first, in pixels of the image.
@@ -202,20 +204,20 @@ def _same_objects(boxes: np.ndarray, labels: np.ndarray, cut: np.ndarray, tile: 
 
 
 def _share_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """`[N, M]` the share of each of the boxes that lies within each of the others."""
+    """`[N, M]` the share of each box's area inside each of the others."""
     low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)[:, None]
     return (high - low).clip(min=0).prod(axis=2) / np.maximum(area, 1e-9)
 
 
 def _cut_to(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """`[N, 4]` what of boxes lies in a window; without area where nothing does."""
+    """`[N, 4]` the boxes clipped to a window; without area where they are outside."""
     low = np.maximum(boxes[:, :2], window[:2])
     return np.concatenate((low, np.maximum(np.minimum(boxes[:, 2:], window[2:]), low)), axis=1)
 
 
 def _is_cut(boxes: np.ndarray, windows: np.ndarray, all_windows: Sequence[Window]) -> np.ndarray:
-    """`[N]` whether a box touches an edge of its tile that lies within the image."""
+    """`[N]` whether a box touches an edge of its tile that is not an edge of the image."""
     width, height = (max(window[axis] for window in all_windows) for axis in (2, 3))
     margin = np.tile(EDGE * (windows[:, 2:] - windows[:, :2]), 2)
     near = np.abs(boxes - windows) < margin
@@ -223,7 +225,10 @@ def _is_cut(boxes: np.ndarray, windows: np.ndarray, all_windows: Sequence[Window
 
 
 def _best_whole(pairs: np.ndarray, scores: np.ndarray, cut: np.ndarray) -> list[int]:
-    """The detections that no tile's edge cuts, best first, without those that are the same as a better one."""
+    """The detections that no tile's edge cuts, best first, without duplicates of better ones.
+
+    As in NMS, a detection is dropped only for one that is kept: in transitive groups, a chain of neighbours would be one object.
+    """
     neighbours = defaultdict(set)
     for first, second in pairs[~cut[pairs].any(axis=1)].tolist():
         neighbours[first].add(second)
@@ -236,7 +241,11 @@ def _best_whole(pairs: np.ndarray, scores: np.ndarray, cut: np.ndarray) -> list[
 
 
 def _fragments(pairs: np.ndarray, cut: np.ndarray) -> Iterator[np.ndarray]:
-    """Groups of detections that are parts of one object, of those objects that no tile sees whole."""
+    """Groups of detections that are parts of one object, for objects that no tile contains whole.
+
+    Here groups are transitive: an object longer than a tile has parts in a row of tiles, of which only neighbours overlap. A part
+    that pairs with a whole box belongs to that object and would enlarge the group's box, so it is left out.
+    """
     partners = cut[pairs]  # [P, 2]
     seen_whole = np.concatenate((pairs[partners[:, 0] & ~partners[:, 1], 0], pairs[~partners[:, 0] & partners[:, 1], 1]))
     parts = cut.copy()

@@ -1,7 +1,12 @@
 """Detections frame by frame → the same number for the same object: ByteTrack's association with a constant-velocity filter.
 
-Zhang et al. 2022, "ByteTrack": sure detections are matched first, then doubtful ones with the tracks that are still without one,
-because a doubtful box in the right place is more likely an occluded object than a false positive.
+Zhang et al. 2022, "ByteTrack": confident detections are matched first, then those with low scores with the remaining tracks,
+because a low-score box where an object is expected is more likely an occluded object than a false positive.
+
+The gates are stricter where a box is weaker evidence. A confident detection continues a track even with little overlap, because the
+predicted box can be off after a turn or a gap; only such a detection begins a track or ends a gap, because a track that begins with
+a false positive is counted as an object. A low-score detection must overlap well, and only with a track seen in the last frame: the
+predicted box of a lost track is uncertain, and a false positive near it would lead it astray.
 """
 
 from collections.abc import Sequence
@@ -14,7 +19,7 @@ LOWEST_SCORE = 0.1
 """Detections below this score are not even used to continue a track."""
 
 DUPLICATE_IOU = 0.85
-"""A detection that overlaps a tracked one of its class by more is the same object found twice, and begins no track."""
+"""A detection whose IoU with a tracked one of its class is larger is a duplicate and begins no track."""
 
 POSITION_NOISE, VELOCITY_NOISE = 1 / 20, 1 / 160
 """Deviations of a frame's measurement and of a frame's change of velocity, as shares of the box's mean side (as in ByteTrack)."""
@@ -23,13 +28,13 @@ POSITION_NOISE, VELOCITY_NOISE = 1 / 20, 1 / 160
 class Tracker:
     """Gives `tracker_id` to the detections of successive frames.
 
-    A track is continued by boxes of its own class only. One that finds no box is kept, moving on with its velocity, until it has
-    been lost for too long. Numbers begin with 1 and are not used again.
+    A track is continued by boxes of its own class only. Without a matching box it is kept and moves on with its velocity until it
+    has been lost for `lost_frames`. Numbers begin with 1 and are not used again.
 
     Args:
         threshold: only detections with at least this score, in [0, 1], begin a track; or one score per class id.
         lost_frames: number of frames that a track waits for its object to appear again.
-        min_iou: least overlap of a sure detection with where a track is expected.
+        min_iou: least IoU of a confident detection with the predicted box of a track.
         min_iou_doubtful: the same for detections with a score below `threshold`.
     """
 
@@ -51,7 +56,7 @@ class Tracker:
 
     @property
     def lowest_score(self) -> float:
-        """Down to this score the detector's boxes are of use here."""
+        """Lowest score of detections that are used."""
         return min(LOWEST_SCORE, float(self.threshold.min()))
 
     def update(self, detections: sv.Detections) -> sv.Detections:
@@ -69,7 +74,7 @@ class Tracker:
         ids = np.zeros(len(detections), dtype=int)
         tracks = np.arange(len(self._ids))
         tracks = self._match(tracks, np.flatnonzero(sure), self.min_iou, detections, ids)
-        tracks = tracks[self._unseen[tracks] == 0]  # lost ones come back by a sure detection only
+        tracks = tracks[self._unseen[tracks] == 0]  # lost tracks are continued by confident detections only
         self._match(tracks, np.flatnonzero(~sure & (scores >= self.lowest_score)), self.min_iou_doubtful, detections, ids)
         new = np.flatnonzero(sure & (ids == 0))
         self._end_frame(detections, new[~self._is_duplicate(detections, new, np.flatnonzero(ids))], ids)
@@ -99,7 +104,7 @@ class Tracker:
         return ((overlap > DUPLICATE_IOU) & (labels[new, None] == labels[matched])).any(axis=1)
 
     def _end_frame(self, detections: sv.Detections, new: np.ndarray, ids: np.ndarray) -> None:
-        """Count who was not seen, forget who is lost for too long, begin tracks for the detections `new`."""
+        """Count the frames without a match, drop tracks lost for too long, begin tracks for the detections `new`."""
         self._unseen = np.where(np.isin(self._ids, ids), 0, self._unseen + 1)
         keep = self._unseen <= self.lost_frames
         ids[new] = np.arange(self._next_id, self._next_id + len(new))
@@ -128,12 +133,12 @@ class BoxMotion:
         self.covariance = np.broadcast_to((deviation**2)[:, None, :, None] * np.eye(2), (len(boxes), 4, 2, 2)).copy()
 
     def boxes(self) -> np.ndarray:
-        """`[T, 4]` xyxy, where the objects are expected."""
+        """`[T, 4]` xyxy, the predicted boxes."""
         centre, size = self.state[:, :2, 0], np.maximum(self.state[:, 2:, 0], 1e-3)
         return np.concatenate((centre - size / 2, centre + size / 2), axis=1)
 
     def predict(self, lost: np.ndarray) -> None:
-        """Go on by one frame. Objects that are `lost` (`[T]` bool) keep their size."""
+        """Advance by one frame. Objects that are `lost` (`[T]` bool) keep their size: extrapolated growth would soon be far off."""
         self.state[lost, 2:, 1] = 0
         self.state[..., 0] += self.state[..., 1]
         step = np.array([[1.0, 1.0], [0.0, 1.0]])
@@ -142,7 +147,7 @@ class BoxMotion:
         self.covariance = step @ self.covariance @ step.T + noise[:, None, :, None] * np.eye(2)
 
     def correct(self, which: np.ndarray, boxes: np.ndarray) -> None:
-        """Take in the boxes `[N, 4]` xyxy where the objects `which` (`[N]` indices) were found."""
+        """Update the filters of the objects `which` (`[N]` indices) with their measured boxes `[N, 4]` xyxy."""
         state, covariance = self.state[which], self.covariance[which]
         noise = (POSITION_NOISE * _mean_side(state[..., 0]))[:, None] ** 2
         gain = covariance[..., 0] / (covariance[..., 0, 0] + noise)[..., None]  # [N, 4, 2]

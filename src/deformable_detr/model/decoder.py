@@ -223,7 +223,7 @@ class DeformableDecoder(LayerStack):
 
 
 class LastLayer(nn.Module):
-    """A decoder that gives the answer of its last layer alone, N = 1.
+    """A decoder that returns the predictions of its last layer alone, N = 1.
 
     Args:
         decoder: whose layers run.

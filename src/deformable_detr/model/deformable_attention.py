@@ -1,4 +1,4 @@
-"""The attention module of encoder and decoder: looks at a few learned places per head and level (paper, section 4.1)."""
+"""The attention module of encoder and decoder: samples a few learned locations per head and level (paper, section 4.1)."""
 
 import math
 
@@ -10,13 +10,13 @@ from deformable_detr.ops import ms_deform_attn_fused
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each query looks at M · L · P places near its reference points; offsets and weights are linear in the query.
+    """Each query samples M · L · P locations near its reference points; offsets and weights are linear in the query.
 
     Args:
         hidden_dim: C.
         num_heads: M, a divisor of C.
         num_levels: L.
-        num_points: P, places per head and level.
+        num_points: P, sampling points per head and level.
     """
 
     def __init__(self, hidden_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:

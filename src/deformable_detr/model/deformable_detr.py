@@ -26,7 +26,7 @@ class DeformableDETR(nn.Module):
         decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, and what denoising queries see.
         class_heads: hidden → logits `[N, B, Q, K]`.
         denoising: makes further queries from the targets in training: `ContrastiveDenoising` or `NoDenoising`.
-        metadata: settings, classes and image sizes, for whoever saves or uses the model.
+        metadata: settings, classes and image sizes, for saving and using the model.
     """
 
     def __init__(

@@ -69,7 +69,8 @@ class ContrastiveDenoising(nn.Module):
     Args:
         num_classes: K.
         hidden_dim: C.
-        num_queries: about so many positives, and as many negatives (DINO's `dn_number`); below 50 twice this number of groups.
+        num_queries: approximate number of positives, with as many negatives (DINO's `dn_number`). Below 50, twice this is the
+            number of groups.
         label_noise: half of this share of the queries, in [0, 1], gets a random label.
         box_noise: the largest distance that a positive's corner moves, as a share of half the box's width and height.
         eps: boxes are kept this far from 0 and 1 before their logit is taken.

@@ -1,4 +1,4 @@
-"""The encoder: every position of every level looks at a few places on all levels (paper, section 4.2)."""
+"""The encoder: every position of every level attends to a few sampling locations on all levels (paper, section 4.2)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -8,7 +8,7 @@ from deformable_detr.structures import FeaturePyramid, FlatFeatures, Geometry
 
 
 class FlattenLevels(nn.Module):
-    """Joins the levels; each position gets the sine encoding of its place plus its level's embedding (paper, app. A.2).
+    """Joins the levels; each position gets the sine encoding of its coordinates plus its level's embedding (paper, app. A.2).
 
     Args:
         hidden_dim: C.

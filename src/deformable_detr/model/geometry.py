@@ -48,7 +48,7 @@ def places_in_image(spatial_shapes: SpatialShapes, valid_ratios: Tensor) -> Tens
 
 
 def proposals_at(places: Tensor, spatial_shapes: SpatialShapes, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The box that each position stands for before any correction (paper, app. A.4).
+    """The box that each position proposes before any correction (paper, app. A.4).
 
     Args:
         places: `[B, S, 2]`, see :func:`places_in_image`.

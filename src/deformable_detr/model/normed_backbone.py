@@ -46,7 +46,7 @@ class NormedBackbone(Backbone):
 class PadFirstBlock(SwinTransformerBlock):
     """A Swin block that pads to whole windows before it shifts them, as the original does.
 
-    timm shifts first, so that the padding comes to lie between the image's two edges, which changes the features wherever a level
+    timm shifts first, so that the padding ends up between the image's two edges, which changes the features wherever a level
     is not a multiple of the window. On a padded input timm's own padding has nothing left to do.
     """
 

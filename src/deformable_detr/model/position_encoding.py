@@ -1,4 +1,4 @@
-"""Sine encodings: of every place on a feature map, and of boxes (DETR, app. A.4; Deformable DETR, app. A.4)."""
+"""Sine encodings: of every position of a feature map, and of boxes (DETR, app. A.4; Deformable DETR, app. A.4)."""
 
 import math
 
@@ -27,7 +27,7 @@ def sine_embedding(coordinates: Tensor, num_features: int, temperature: float = 
 
 
 class SinePositionEncoding(nn.Module):
-    """Encodes where on the image a position lies, relative to the image's own size and not the padded canvas.
+    """Encodes the coordinates of each position, relative to the image's own size and not the padded canvas.
 
     Args:
         hidden_dim: C; half of it goes to y, half to x.

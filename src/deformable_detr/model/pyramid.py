@@ -1,4 +1,4 @@
-"""Images → the neck's levels and their masks: the one place that knows how padding meets convolutions and GroupNorm.
+"""Images → the neck's levels and their masks: the only module that handles padding in convolutions and GroupNorm.
 
 On a padded canvas the padding is felt: convolutions see it at the image's edge and GroupNorm counts it in. For a trained model
 that would make an image's boxes depend on its neighbours in the batch; so outside training every image runs at its own size,

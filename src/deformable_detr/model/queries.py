@@ -120,7 +120,7 @@ class Proposals(nn.Module):
         score: `[..., K]` → `[...]`, what the proposals are ranked by: `objectness` or `best_class`.
         trained: which of the proposals have a loss: `all_positions`, or `take` for the best alone (DINO).
         padding_last: rank padded positions behind all others. False: let them compete, as the original does.
-        one_to_many_queries: in training, so many further proposals become a second set of queries (H-DETR).
+        one_to_many_queries: number of further proposals that are a second set of queries in training (H-DETR).
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class BestProposals(nn.Module):
 
     Args:
         source: whose weights are used; they must not change afterwards.
-        chunk: score so many positions at a time. None: all at once.
+        chunk: number of positions that are scored at a time. None: all at once.
     """
 
     def __init__(self, source: Proposals, chunk: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A bias of the self-attention from how the boxes of two queries lie to each other (Relation-DETR, section 4.2)."""
+"""A bias of the self-attention from the relative position of two queries' boxes (Relation-DETR, section 4.2)."""
 
 import torch
 from torch import Tensor, nn

@@ -36,7 +36,7 @@ class Case:
     height: int = 800
     width: int = 1333
     queries: int | None = None
-    """None: one query per token, at its own place, as in an encoder."""
+    """None: one query per token, at its own position, as in an encoder."""
     fused: bool = True
     """Softmax and sampling locations belong to what is measured."""
     heads: int = 8

@@ -28,7 +28,7 @@ _CLASS, _FUNCTION = "MultiScaleDeformableAttention", "multi_scale_deformable_att
 
 
 class MSDeformAttnFunction:
-    """Stands in for the original's autograd function: only `apply` is used."""
+    """Replaces the original's autograd function: only `apply` is used."""
 
     @staticmethod
     def apply(

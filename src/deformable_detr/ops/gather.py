@@ -13,7 +13,7 @@ from torch import Tensor
 def multi_scale_deformable_attn_gather(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Pick the four pixels around every place and add them up, each with its bilinear share of the attention weight.
+    """Gather the four pixels around every sampling location and sum them, each with its bilinear share of the attention weight.
 
     Args:
         value: `[B, S, M, D]`, the levels one after the other, each row by row.
@@ -56,7 +56,7 @@ def _levels(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> tuple[Te
 
 
 def _one_axis(before: Tensor, fraction: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The two pixels of one axis around a place, clamped into the level, and their shares; nothing from outside."""
+    """The two pixels of one axis around a location, clamped into the level, and their shares; 0 for pixels outside."""
     last = size - 1
     pairs = []
     for pixel, share in ((before, 1 - fraction), (before + 1, fraction)):

@@ -19,7 +19,7 @@ from deformable_detr.ops.plain import PLAIN, plain_attention, plain_backward
 
 Shapes = Sequence[int] | Tensor
 DERIVATIVES = "gather"
-"""The plain form whose derivatives of any order and direction stand in for those that the kernels do not have."""
+"""The plain form whose derivatives of any order and direction replace those that the kernels do not have."""
 
 _LIBRARY = torch.library.Library("deformable_detr", "FRAGMENT")
 _FORWARD, _BACKWARD = "ms_deform_attn", "ms_deform_attn_backward"
@@ -190,7 +190,7 @@ def _plain_gradients(inputs: Sequence[Any]) -> tuple[list[Tensor], Callable[...,
 
 
 def _save(ctx: Any, inputs: tuple) -> list:
-    """Saves the tensors among the inputs; returns the rest, with None in the tensors' places."""
+    """Saves the tensors among the inputs; returns the rest, with None in place of the tensors."""
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors)
     return [(isinstance(x, Tensor), None if isinstance(x, Tensor) else x) for x in inputs]

@@ -10,7 +10,7 @@ from torch import Tensor
 def multi_scale_deformable_attn_pytorch(
     value: Tensor, value_spatial_shapes: Tensor | Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Sample every level bilinearly at the given places and add the samples up with the given weights.
+    """Sample every level bilinearly at the given locations and sum the samples with the given weights.
 
     Args:
         value: `[B, S, M, D]`, the levels one after the other, each row by row.
@@ -70,7 +70,7 @@ def sampling_locations_from_offsets(
 
 
 FAR = 9.0
-"""A coordinate that lies outside of every level."""
+"""A coordinate outside of every level."""
 
 
 def _finite(locations: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ FIXED_POINT_BITS = 38  # of the largest possible summand; leaves room for 2^25 o
 
 @triton.jit
 def _axis(position, offset, size):
-    """Floor, fraction and validity of a coordinate `position * size + offset - 0.5`; NaN and far places are outside."""
+    """Floor, fraction and validity of a coordinate `position * size + offset - 0.5`; NaN and distant locations are outside."""
     pixel = position * size + offset - 0.5
     pixel = tl.where(pixel > -2.0, pixel, -2.0)
     pixel = tl.where(pixel < size + 1.0, pixel, size + 1.0)

@@ -1,7 +1,10 @@
 """3×3 convolutions by Winograd's minimal filtering, F(4×4, 3×3): a quarter of the multiplications, native CPU kernels, float32.
 
-The transforms with roots 0, ±2/3, ±3/2 and infinity are those of Toom and Cook (Lavin & Gray, 2016, "Fast Algorithms for
-Convolutional Neural Networks", section 4.3, has them with ±1 and ±2).
+A tile of 4×4 outputs depends on 6×6 inputs. Input and weights are transformed so that the convolution of a tile becomes 36 products
+per pair of channels in place of 4 · 4 · 9 = 144; over all tiles these are 36 matrix products, which is what processors are best at.
+The transforms are those of Toom and Cook (Lavin & Gray, 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.3, has
+them with the roots ±1 and ±2). With 0, ±2/3, ±3/2 and infinity the entries of the transforms are of similar size, which makes the
+rounding error smaller.
 """
 
 import torch
@@ -16,7 +19,8 @@ CHANNEL_UNIT = 32
 TILE_UNIT = 12
 PANEL = 16
 BUFFER_FLOATS = 1_500_000
-"""About so many floats of the transformed input are there at once: they and the products stay in the last cache."""
+"""Approximate number of floats in the buffer of the transformed input (as many in that of the products): both stay in the last
+cache. Larger inputs are convolved in blocks of tiles."""
 
 _ROOTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 

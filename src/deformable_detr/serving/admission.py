@@ -1,4 +1,4 @@
-"""Places in the server: who has images in it, from the head of the request to the last byte of the response."""
+"""Admission to the server: which requests hold images in it, from the head of the request to the last byte of the response."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Places:
         return sum(admission.num_images for admission in self.admissions)
 
     def make_room(self, num_images: int) -> bool:
-        """Whether there is room for so many more, if need be in place of clients that stall: theirs are the longest ago first."""
+        """Whether this number of further images fits, after evicting stalled requests if need be (the longest stalled first)."""
         missing = self.num_images + num_images - self.max_images
         stalled = sorted((one for one in self.admissions if one.stalled), key=lambda one: one.waiting_since or 0.0)
         if missing > sum(one.num_images for one in stalled):
@@ -75,12 +75,12 @@ class Admission:
 
     @property
     def stalled(self) -> bool:
-        """Whether the places may go to somebody else."""
+        """Whether the places may be given to another request."""
         waiting = self.waiting_since is not None and asyncio.get_running_loop().time() - self.waiting_since > STALL_SECONDS
         return waiting and self._abort is not None
 
     def hold(self, num_images: int) -> bool:
-        """Hold so many places in all; False where there are not so many."""
+        """Hold this number of places in total; False if there is no room for them."""
         if not self._places.make_room(num_images - self.num_images):
             return False
         self.num_images = num_images

@@ -164,7 +164,7 @@ def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Every error is `{"error": reason}`; what went wrong inside stands in the log alone."""
+    """Every error is `{"error": reason}`; internal errors are described in the log alone."""
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> JSONResponse:

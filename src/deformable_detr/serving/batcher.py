@@ -143,7 +143,7 @@ class Batcher:
     def _detect(self, jobs: list[_Job]) -> list[sv.Detections]:
         """One forward pass with the most generous of all settings, cut down to those of each image."""
         top_k = max(job.top_k for job in jobs)
-        if any(job.classes is not None for job in jobs):  # a class's best can stand anywhere in the ranking of all classes
+        if any(job.classes is not None for job in jobs):  # the best of one class can have any rank among all classes
             model = self.predictor.metadata.model
             top_k = max(top_k, model.num_queries * model.num_classes)
         threshold = min(float(self.predictor.score_limits(job.threshold).min()) for job in jobs)

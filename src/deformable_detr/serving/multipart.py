@@ -47,12 +47,12 @@ class Part:
 
 
 def read_form(content_type: str, body: bytes, max_parts: int) -> list[Part]:
-    """Take a form apart. What stands before its first boundary and after its last one is left out.
+    """Parse a form. What precedes its first boundary or follows its last one is ignored.
 
     Args:
         content_type: the request's header, with the boundary.
         body: all of it.
-        max_parts: at most so many parts are read, and one more.
+        max_parts: largest number of parts; at most one more is read.
 
     Raises:
         BrokenFormError: no boundary is named, or the body does not keep to it.

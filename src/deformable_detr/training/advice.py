@@ -1,4 +1,4 @@
-"""While training: what the numbers say is going wrong, in words, each thing once."""
+"""Warnings while training: what the logged numbers say is going wrong, each warning once."""
 
 import logging
 import math

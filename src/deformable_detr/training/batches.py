@@ -31,7 +31,7 @@ def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mix
 
     Args:
         loader: of the training split.
-        position: where the run stands; it must be moved on between two groups, as a restart goes on from there.
+        position: progress of the run; it must be advanced between two groups, because a restart continues from it.
         accumulate: batches per optimiser step.
         mixing: whether images of this epoch may be mixed from several.
 

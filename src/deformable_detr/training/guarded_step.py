@@ -1,4 +1,4 @@
-"""The training step, guarded: non-finite values are explained, running out of memory is answered with advice."""
+"""The training step, guarded: non-finite values are explained, running out of memory raises an error with advice."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Everything that stands before the first step: devices, data, network, and whether a saved state belongs to the run."""
+"""Everything before the first step: devices, data, model, and whether a saved state belongs to the run."""
 
 import logging
 import os
@@ -104,7 +104,7 @@ def open_data(config: RunConfig) -> RunData:
 
     Raises:
         FileNotFoundError: no training split, or its images are missing.
-        ValueError: a damaged annotation file, or one that a quick check finds at fault; see `deformable-detr doctor`.
+        ValueError: a damaged annotation file, or errors found by the quick check; see `deformable-detr doctor`.
     """
     check_data_config(config.data)
     dataset = open_dataset(config.dataset)

@@ -32,7 +32,7 @@ def mean_over_processes(values: dict[str, float], accelerator: Accelerator) -> d
 
 
 def in_any_process(condition: bool, accelerator: Accelerator) -> bool:
-    """Whether a condition holds in any process; every process must call this and gets the same answer."""
+    """Whether a condition holds in any process; every process must call this and gets the same result."""
     if accelerator.num_processes == 1:
         return condition
     flag = torch.tensor(float(condition), device=accelerator.device)

@@ -10,7 +10,7 @@ from deformable_detr.recipes import recipe_settings
 
 
 def settings_of_recipe(config: RunConfig, dataset: DetectionDataset | None = None) -> dict[str, Any]:
-    """What the recipe of a run chooses, by the settings' full names; whatever was set otherwise stands above it.
+    """What the recipe of a run chooses, by the settings' full names; explicit settings have precedence.
 
     Args:
         config: with a recipe; dataset, weights and the numbers that make the batch are looked at.

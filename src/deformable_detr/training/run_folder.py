@@ -1,4 +1,4 @@
-"""The folder of a run: where each file lies, the configuration, and the log (JSON lines, CSV, TensorBoard)."""
+"""The folder of a run: the path of each file, the configuration, and the log (JSON lines, CSV, TensorBoard)."""
 
 import csv
 import json

@@ -22,7 +22,7 @@ class StateNotSavedError(OSError):
 
 
 def random_state() -> dict[str, Any]:
-    """Where this process's random generators (python, numpy, torch, cuda) stand."""
+    """States of this process's random generators (python, numpy, torch, cuda)."""
     _, numpy_keys, numpy_position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
     version, python_keys, python_gauss = random.getstate()
     return {

@@ -23,7 +23,7 @@ from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.run_folder import files_are_a_bonus
 
 DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
-"""Draws predictions for some images of a dataset into a folder; visualization stands beside training, so it is handed in."""
+"""Draws predictions for some images of a dataset into a folder; passed in, because training does not import visualization."""
 
 BEST_METRIC = "ap"
 
@@ -86,7 +86,7 @@ class Validation:
             precision=precision,
             progress=partial(progress.evaluating, total=len(self.loader.sampler)),  # type: ignore[arg-type]
         )
-        gc.collect()  # the folded weights stand in cycles of torch.fx, and would take up memory beside the next steps
+        gc.collect()  # reference cycles of torch.fx hold the folded weights, which would take up memory during the next steps
         if self.draw_samples is not None and self.accelerator.is_main_process:
             with files_are_a_bonus():
                 self.samples.mkdir(exist_ok=True)

@@ -48,7 +48,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches that lays itself out."""
+    """An empty figure with constrained layout; its size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -101,7 +101,7 @@ def panel_size(image_size: tuple[int, int], count: int, columns: int, *, side: f
     Args:
         image_size: (height, width), in any unit.
         count: panels.
-        columns: at most so many beside each other.
+        columns: largest number of axes per row.
         side: inches of an image's longer side.
     """
     height, width = (value * side / max(image_size) for value in image_size)

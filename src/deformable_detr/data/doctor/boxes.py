@@ -15,13 +15,13 @@ HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def check_boxes(data: SplitData) -> None:
-    """Note what is wrong with the boxes: their places, and boxes that stand there twice."""
+    """Note what is wrong with the boxes: their positions, and repeated boxes."""
     check_geometry(data)
     _check_repeated(data, np.flatnonzero((data.boxes[:, 2:] > 0).all(axis=1)))
 
 
 def check_geometry(data: SplitData) -> None:
-    """Note boxes out of place; those of a wrong form are converted first, so that the rest is judged in pixels."""
+    """Note boxes outside of their image; boxes in another format are converted first, so that the rest is judged in pixels."""
     limits = data.sizes[data.images][:, ::-1].astype(np.float64)  # [A, 2] width, height
     limits[(limits == 0).any(axis=1)] = np.inf  # not known, because the image cannot be read
     data.form = box_form(data.boxes, limits)
@@ -42,7 +42,7 @@ def box_form(boxes: np.ndarray, limits: np.ndarray) -> str:
     """How the boxes of a file are written.
 
     Args:
-        boxes: `[A, 4]` as they stand there.
+        boxes: `[A, 4]` as written in the file.
         limits: `[A, 2]` (width, height) of their images in pixels.
 
     Returns:
@@ -76,9 +76,9 @@ def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
 
 
 def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
-    """Boxes of the same place in the same image: of one class they are repeated, of two they may be meant."""
+    """Boxes with equal coordinates in the same image: duplicates if of one class, possibly intended if of two."""
     places = np.column_stack((data.images, data.boxes.round(1) + 0.0))[indices]  # [n, 5], -0.0 made 0.0
-    key = np.zeros(len(places), dtype=np.uint64)  # alike for the same place, and for hardly any other
+    key = np.zeros(len(places), dtype=np.uint64)  # equal for equal coordinates, and hardly ever for others
     for column in np.ascontiguousarray(places.T).view(np.uint64):
         key = (key ^ column) * HASH_FACTOR
         key ^= key >> np.uint64(29)

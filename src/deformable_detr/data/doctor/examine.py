@@ -1,4 +1,4 @@
-"""The whole examination of a dataset, and the quick one that stands before every training."""
+"""The whole examination of a dataset, and the quick one that precedes every training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def quick_check(splits: Sequence[Split], num_queries: int) -> list[Finding]:
 
 
 def note_unused(dataset: DetectionDataset, parts: Sequence[SplitData]) -> None:
-    """Account for every file of the dataset that nothing is made of; each counts for the split whose folder it lies in."""
+    """Account for every unused file of the dataset; each counts for the split whose folder contains it."""
     by_role = {split_role(data.name): data for data in reversed(parts)}
     for code, item in dataset.unused():
         role = path_role(dataset.layout.index.relative(str(item.file)))

@@ -36,7 +36,7 @@ class ImageFacts(NamedTuple):
     """Of the file."""
 
     difference_hash: int = 0
-    """64 bits: whether each of 8 x 8 places is brighter than its right neighbour."""
+    """64 bits: whether each of 8 x 8 pixels is brighter than its right neighbour."""
 
     thumbnail: np.ndarray | None = None
     """`[16, 16]` uint8 grey."""

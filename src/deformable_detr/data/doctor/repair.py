@@ -33,7 +33,7 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
 
     Raises:
         FileExistsError: the folder has something in it.
-        ValueError: the folder lies in the dataset, or a split's annotations cannot be read at all.
+        ValueError: the folder is inside the dataset, or a split's annotations cannot be read at all.
     """
     out = Path(output_dir)
     check_output(out, examination.dataset)
@@ -55,7 +55,7 @@ def check_output(out: Path, dataset: Path) -> None:
 
     Raises:
         FileExistsError: there is something already.
-        ValueError: the folder lies in the dataset.
+        ValueError: the folder is inside the dataset.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: not an empty folder; name a new one, so that nothing is overwritten")

@@ -102,7 +102,7 @@ class SplitData:
         return Item(f"{name}{': ' if text else ''}{text}", image, None, name, self.image_ids[image], None, value)
 
     def box_item(self, index: int, text: str, value: Any = None) -> Item:
-        """A case about a box, by its place in the arrays."""
+        """A case about a box, by its index in the arrays."""
         image, row = int(self.images[index]), int(self.rows[index])
         annotation_id, name = self.annotation_ids[index], self.file_name(image)
         return Item(f"{name}, annotation {annotation_id}: {text}", image, row, name, self.image_ids[image], annotation_id, value)
@@ -113,7 +113,7 @@ class SplitData:
 
 
 def check_ids(data: SplitData) -> None:
-    """Note ids and names that stand there twice, gaps between category ids, and crowd regions."""
+    """Note repeated ids and names, gaps between category ids, and crowd regions."""
     file, found = data.split.annotations, data.found
     ids, names = file.categories.ids, file.categories.names
     repeated = [i for position, i in enumerate(ids) if names[position] in names[:position]]

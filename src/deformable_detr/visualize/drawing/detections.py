@@ -209,9 +209,9 @@ def _draw_labels(canvas: Image.Image, boxes: np.ndarray, colors: list[sv.Color],
 def _find_place(
     box: np.ndarray, size: tuple[int, int], placed: list[Rectangle], others: np.ndarray, canvas: tuple[int, int]
 ) -> Rectangle | None:
-    """Find a place for a label: above its box, inside at the top, below, inside at the bottom; left, then right.
+    """Find a position for a label: above its box, inside at the top, below, inside at the bottom; left, then right.
 
-    Among the places that leave earlier labels readable, the one that hides least of small objects wins; None without such a place.
+    Of the positions that leave earlier labels readable, the one that hides least of small objects; None without such a position.
     """
     width, height = size
     left, top, right, bottom = (round(float(value)) for value in box)

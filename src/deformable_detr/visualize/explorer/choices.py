@@ -50,7 +50,7 @@ class Look(NamedTuple):
     """The sampling of one query or position in one layer."""
 
     points: Tensor
-    """`[M, L, P, 2]` (x, y) in pixels of the image; they may lie outside."""
+    """`[M, L, P, 2]` (x, y) in pixels of the image; they may be outside."""
 
     weights: Tensor
     """`[M, L, P]`, sum to 1 in each head."""
@@ -97,7 +97,7 @@ def at_point(inside: Inside, choices: Choices, x: float, y: float) -> Choices:
 
 
 def on_level(inside: Inside, choices: Choices, level: int) -> Choices:
-    """Choose the encoder's position at the same place of the image on another level."""
+    """Choose the encoder's position at the same coordinates of the image on another level."""
     left, top, right, bottom = cell_of(inside, choices.position)
     height, width = inside.image_size
     x, y = min((left + right) / 2, width), min((top + bottom) / 2, height)

@@ -32,7 +32,7 @@ class Components:
     """All components, made inside an open `gr.Blocks`.
 
     Args:
-        title: what stands at the top.
+        title: text at the top of the page.
         num_levels: of the network.
         num_heads: of its attention.
         num_layers: by `encoder` and `decoder`.

@@ -87,7 +87,7 @@ def close_view(inside: Inside, choices: Choices, look: Look | None) -> View:
 
 
 def _detections(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
-    """The other detections with their boxes after the chosen layer; large ones first, so that small ones lie on top."""
+    """The other detections with their boxes after the chosen layer; large ones first, so that small ones are drawn on top."""
     found = {item.query: item for item in reversed(inside.detections(choices.threshold)) if item.query != choices.query}
     boxes = {query: inside.boxes_per_layer(query)[choices.decoder_layer].tolist() for query in found}
     labelled = [inside.boxes_per_layer(choices.query)[choices.decoder_layer].tolist()]

@@ -45,7 +45,7 @@ class Page:
 
     Args:
         views: the detector and its images.
-        title: what stands at the top.
+        title: text at the top of the page.
     """
 
     def __init__(self, views: Views, title: str) -> None:

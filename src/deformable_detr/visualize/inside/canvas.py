@@ -28,7 +28,7 @@ def show_image(axes: Axes, image: Tensor, *, fade: float = 0.0) -> None:
     Args:
         axes: of one panel.
         image: `[3, H, W]` uint8 RGB.
-        fade: from 0 (the image as it is) to 1 (less colour, darker), so that what is drawn on it stands out.
+        fade: from 0 (the image as it is) to 1 (less colour, darker), so that what is drawn on it is easier to see.
     """
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32)

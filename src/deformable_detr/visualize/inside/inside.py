@@ -30,7 +30,7 @@ class LayerSampling:
     """`[B, Q, L, 2 | 4]`: (x, y) or (cx, cy, w, h) in [0, 1] of each **padded level** (in the encoder Q is S)."""
 
     sampling_locations: Tensor
-    """`[B, Q, M, L, P, 2]`: (x, y), the corners of each **padded level** at 0 and 1, as the operator gets them. They may lie
+    """`[B, Q, M, L, P, 2]`: (x, y), the corners of each **padded level** at 0 and 1, as the operator gets them. They may be
     outside, where features are zero."""
 
     attention_weights: Tensor
@@ -137,7 +137,7 @@ class Inside:
         return self.predictions.boxes.shape[2]
 
     def points_in_image(self, sampling: LayerSampling, query: int) -> Tensor:
-        """The sampling points of one query in a layer: `[M, L, P, 2]` (x, y) in pixels of the image; they may lie outside it.
+        """The sampling points of one query in a layer: `[M, L, P, 2]` (x, y) in pixels of the image; they may be outside of it.
 
         Args:
             sampling: an entry of `encoder` or `decoder`.
@@ -241,7 +241,7 @@ class Inside:
         """Find the encoder's position (in the sequence) whose cell on `level` contains the point (x, y) of the image, in pixels.
 
         Raises:
-            ValueError: there is no such level, or the point lies outside the image.
+            ValueError: there is no such level, or the point is outside the image.
         """
         height, width = self.image_size
         if not 0 <= level < len(self.spatial_shapes):

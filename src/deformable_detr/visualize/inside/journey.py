@@ -66,7 +66,7 @@ def _shown_layers(inside: Inside) -> list[int]:
 
 
 def _row(figure: Canvas, count: int) -> list[Axes]:
-    """`count` axes beside each other, on the left of at least three places."""
+    """`count` axes in a row of at least three columns, from the left."""
     axes = list(figure.subplots(1, max(count, 3), squeeze=False)[0])
     for spare in axes[count:]:
         spare.set_axis_off()

@@ -50,7 +50,7 @@ def view_query_usage(
     """Collect every query's boxes over many images and draw the box centres of the most used queries.
 
     A learned query is the same in every image and specialises on a region and a size. A query of a two-stage model is a rank:
-    query 0 is the best proposal, wherever it lies.
+    query 0 is the best proposal, at whatever position.
 
     Args:
         model: any variant, or a detector.

@@ -60,7 +60,7 @@ def draw_f1_curves(curves: Sequence[ScoreCurve], points: Sequence[OperatingPoint
 
 
 def _colored(num_objects: Sequence[int]) -> list[tuple[int, str]]:
-    """Label and colour of the classes with objects: the most frequent ones in colour, and last, so that they lie on top."""
+    """Label and colour of the classes with objects: the most frequent ones in colour, and last, so that they are drawn on top."""
     frequent = sorted((label for label, count in enumerate(num_objects) if count), key=lambda label: -num_objects[label])
     many = len(num_objects) > MOST_COLORS
     return [

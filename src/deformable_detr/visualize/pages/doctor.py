@@ -132,7 +132,7 @@ def _is_number(value: object) -> bool:
 
 
 def _draw(image: Image.Image, boxes: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
-    """Rectangles of boxes `[n, 4]` left, top, width, height; what lies outside is drawn at the edge."""
+    """Rectangles of boxes `[n, 4]` left, top, width, height; coordinates outside of the image are drawn at its edge."""
     canvas = ImageDraw.Draw(image)
     right_limit, bottom_limit = image.width - 1, image.height - 1
     for left, top, width, height in boxes.tolist():

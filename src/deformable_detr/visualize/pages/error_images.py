@@ -21,7 +21,7 @@ def draw_errors(errors: ImageErrors, image: Tensor, names: tuple[str, ...]) -> d
         names: of the classes.
 
     Returns:
-        `predictions`: true positives in green, false positives in the colour of their error type, what lies in crowd regions in
+        `predictions`: true positives in green, false positives in the colour of their error type, detections in crowd regions in
         grey; `ground_truth`: detected objects in green, false negatives in red. Each `[H', W', 3]` uint8 RGB.
     """
     evaluated = errors.image

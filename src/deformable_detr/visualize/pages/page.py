@@ -110,7 +110,7 @@ def embed_image(image: Image.Image | np.ndarray | Tensor, *, longest: int, quali
 
     Args:
         image: RGB; an array `[H, W, 3]` or a tensor `[3, H, W]`, uint8.
-        longest: its longer side is reduced to so many pixels.
+        longest: limit of its longer side in pixels; larger images are reduced.
         quality: of the JPEG.
     """
     if isinstance(image, Tensor):
