@@ -7,7 +7,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a detector: label k of the network is `names[k]` and the dataset's category `ids[k]`."""
+    """The classes of a detector: label k of the model is `names[k]` and the dataset's category `ids[k]`."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]

@@ -127,7 +127,7 @@ class ModelConfig:
     """One class head and one box head for all decoder layers also with box_refinement (DINO); proposals keep their own."""
 
     relation_bias: bool = False
-    """Self-attention from the second decoder layer on is biased by how the boxes lie to each other (Relation-DETR)."""
+    """Self-attention from the second decoder layer on is biased by the relative position of the boxes (Relation-DETR)."""
 
     denoising_queries: int = 0
     """Training: about this many queries start from ground-truth boxes with noise, and as many from worse ones (DINO: 100). As in
@@ -179,7 +179,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a model needs beside its weights to be used; stands in the header of every weights file that we write."""
+    """What a model needs beside its weights to be used; it is written to the header of every weights file."""
 
     model: ModelConfig
     """The network."""
@@ -323,7 +323,7 @@ class DataConfig:
     """The long side never exceeds this (pixels)."""
 
     pad_size_divisor: int = 1
-    """Training: the padded canvas becomes a multiple of this. With 64 each level's grid lies on a padded image exactly as on
+    """Training: the padded canvas becomes a multiple of this. With 64 each level's grid on a padded image is exactly that on
     that image alone, which matters for images of few hundred pixels; the official recipe rounds instead (1)."""
 
     horizontal_flip: float = 0.5
@@ -337,7 +337,7 @@ class DataConfig:
 
     color_jitter: float | tuple[float, float, float, float] = 0.0
     """Training: strength of random brightness, contrast, saturation (factors within 1 ± s) and hue (turned by up to s of the
-    colour circle). One number s stands for (s, s, s, s/8). `deformable-detr preview` shows this and what follows."""
+    colour circle). One number s means (s, s, s, s/8). `deformable-detr preview` shows this and what follows."""
 
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     """Training: resize to a multiple of the usual size drawn from this range, then cut or pad to the usual size."""
@@ -346,7 +346,7 @@ class DataConfig:
     """Training: probability of putting four images together into one."""
 
     copy_paste: float = 0.0
-    """Training: probability of pasting objects (what lies in their boxes) of another image."""
+    """Training: probability of pasting objects (the content of their boxes) of another image."""
 
     mixup: float = 0.0
     """Training: probability of blending the image with another one."""
@@ -475,7 +475,7 @@ class RunConfig:
 
     recipe: Literal["finetune", "small-data"] | None = None
     """Settings for your own images, chosen by their number and sizes: `finetune` from the weights of a detector, `small-data`
-    from an ImageNet backbone. What a file or an option says stands above it; see docs/recipes.md."""
+    from an ImageNet backbone. Settings in a file or an option have precedence; see docs/recipes.md."""
 
     output_dir: str = "runs/train"
     """Folder of this run: config, logs, curves, checkpoints, sample images."""

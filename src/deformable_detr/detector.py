@@ -97,7 +97,7 @@ class Detector(Predictor):
             show_progress: a live bar on a terminal, log lines elsewhere.
             settings: any setting of :class:`~deformable_detr.config.RunConfig`, in one of three forms: by its own name
                 (`preset="r50-two-stage", epochs=12, lr=1e-4`), as a group (`model={"num_queries": 100}`), or dotted, as
-                on the command line (`**{"optimizer.lr": 1e-4}`). `weights=` starts from a file, `resume=True` goes on. They stand
+                on the command line (`**{"optimizer.lr": 1e-4}`). `weights=` starts from a file, `resume=True` goes on. They are
                 above `config`, that above the recipe, that above the preset: see :mod:`deformable_detr.settings`.
 
         Raises:
@@ -276,7 +276,7 @@ class Detector(Predictor):
             image: as for :meth:`predict`, a single one.
             query: the number of a decoder query, from 0.
             box: (left, top, right, bottom) in pixels: the query whose box overlaps most with it.
-            point: (x, y) in pixels: the query whose object lies there, the smallest one of several.
+            point: (x, y) in pixels: the query whose object is there, the smallest one of several.
 
         Returns:
             The explanation of that detection; without any of the three, of the strongest one. `.save` writes it.
@@ -298,7 +298,7 @@ class Detector(Predictor):
         return explain(inside, query)
 
     def describe(self, image: ImageLike, *, num_detections: int = 5) -> Description:
-        """Show the way of an image through the network: shapes, parameters and multiply-adds of every stage, boxes of every layer.
+        """Show the way of an image through the model: shapes, parameters and multiply-adds of every stage, boxes of every layer.
 
         Args:
             image: as for :meth:`predict`, a single one.

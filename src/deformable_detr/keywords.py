@@ -98,7 +98,7 @@ class LoadOptions(TypedDict, total=False):
 
 
 class TrainSettings(TypedDict, total=False):
-    """All settings of a training by their own names, and the groups that they stand in; explained and with their defaults in
+    """All settings of a training by their own names, and the groups that they belong to; explained and with their defaults in
     :mod:`deformable_detr.config`."""
 
     preset: str

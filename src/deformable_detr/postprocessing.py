@@ -21,9 +21,9 @@ def postprocess(
 ) -> list[dict[str, Tensor]]:
     """The `top_k` best of the Q * K (query, class) pairs of the last layer, for each image.
 
-    Every class of a query is a yes or no of its own, so one query can give two detections with the same box. There is no
-    threshold, and by default no non-maximum suppression: matching teaches the queries to name each object once. A network that
-    was trained for few steps has not learned that fully yet; `nms_iou` removes the duplicate detections.
+    Every class of a query is decided on its own, so one query can give two detections with the same box. There is no
+    threshold, and by default no non-maximum suppression: one-to-one matching teaches queries to detect each object once. A model
+    that was trained for few steps has not learned that fully yet; `nms_iou` removes the duplicate detections.
 
     Args:
         predictions: of B images.

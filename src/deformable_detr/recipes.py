@@ -1,4 +1,4 @@
-"""Settings for a person's own images, chosen by their number and sizes; the reason for each value is in docs/recipes.md."""
+"""Settings for a user's own images, chosen by their number and sizes; the reason for each value is in docs/recipes.md."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def recipe_settings(name: str, facts: DataFacts, images_per_step: int) -> dict[s
 
 
 def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
-    """From the weights of a detector: nearly everything is known, so few steps at a low rate."""
+    """From the weights of a detector: nearly everything is learned already, so few steps at a low learning rate."""
     return {
         **_sizes(facts),
         **_course(facts, images_per_step, steps=1500, least=12, most=100),
@@ -66,7 +66,7 @@ def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
 
 
 def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
-    """From an ImageNet backbone: neck and transformer are learned from these images alone, so a high rate and many steps."""
+    """From an ImageNet backbone: neck and transformer are learned from these images alone: high learning rate, many steps."""
     return {
         **_sizes(facts),
         **_course(facts, images_per_step, steps=4000, least=30, most=300),
@@ -97,7 +97,7 @@ def num_queries(facts: DataFacts) -> int:
 
 
 def _learning_rate(at_four: float, images_per_step: int) -> float:
-    """The square-root rule of Adam: noise of the gradient falls with the root of the batch, so the rate may rise with it."""
+    """The square-root rule of Adam: gradient noise falls with the root of the batch size, so the learning rate may rise with it."""
     return float(f"{at_four * math.sqrt(min(images_per_step, 64) / 4):.2g}")
 
 

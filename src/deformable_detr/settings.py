@@ -2,7 +2,7 @@
 
     defaults  <  preset (the network)  <  recipe (chosen by the data)  <  YAML file  <  options (command line) or keywords (Python)
 
-Each source overrides those left of it. A setting is called by its own name (`lr`), by its full one (`optimizer.lr`), or stands in
+Each source overrides those left of it. A setting is called by its own name (`lr`), by its full one (`optimizer.lr`), or is in
 its group (`optimizer: {lr: …}`).
 """
 

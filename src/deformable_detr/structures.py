@@ -85,7 +85,7 @@ class ImageBatch:
 
     @property
     def sizes(self) -> tuple | None:
-        """What decides every mask of the batch: the canvas and the images' sizes. None: only `padding_mask` says."""
+        """The canvas and the images' sizes, which determine every mask of the batch. None: only `padding_mask` tells."""
         return None if self.image_sizes is None else (tuple(self.images.shape[-2:]), self.image_sizes)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be found in one image."""
+    """The ground truth of one image."""
 
     boxes: Tensor
     """`[T, 4]` float, cxcywh, each in [0, 1] as a share of the image's own (unpadded) width and height."""
@@ -205,7 +205,7 @@ class Predictions:
     """Predictions for a batch, of every decoder layer; those of the last layer, `[-1]`, are the model's."""
 
     logits: Tensor
-    """`[N, B, Q, K]`, before the sigmoid: each class is a yes or no of its own, there is no background class."""
+    """`[N, B, Q, K]`, before the sigmoid: each class is decided on its own, there is no background class."""
 
     boxes: Tensor
     """`[N, B, Q, 4]` cxcywh in [0, 1] of each image's own (unpadded) width and height."""

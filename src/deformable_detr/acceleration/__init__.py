@@ -1,4 +1,4 @@
-"""A detector made fast for inference: the same network, put together from other parts."""
+"""A detector made fast for inference: the same model, put together from other parts."""
 
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.acceleration.options import InferenceOptions, fastest_precision

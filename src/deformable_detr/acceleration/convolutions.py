@@ -43,7 +43,7 @@ def optimized_backbone(
 ) -> nn.Module:
     """`body` in its fastest form for inference; `body` itself where its calls cannot be recorded.
 
-    The new form is run against the old one on a small random image before it is given away.
+    The new form is run against the old one on a small random image before it is returned.
 
     Args:
         body: a timm model with `features_only`, in evaluation mode.

@@ -51,7 +51,7 @@ class FusedConvolution(nn.Module):
 
 @functools.cache
 def fused_convolutions_work() -> bool:
-    """Whether this build of PyTorch has oneDNN's fused convolutions, in the form that is used here, and they are right."""
+    """Whether this build of PyTorch has oneDNN's fused convolutions, in the form that is used here, with correct results."""
     if not torch.backends.mkldnn.is_available():
         return False
     convolution = nn.Conv2d(8, 8, 3, padding=1, dtype=torch.float32, device="meta").requires_grad_(False)
@@ -104,7 +104,7 @@ def fits_winograd(convolution: nn.Conv2d) -> bool:
 
 
 def winograd_works() -> bool:
-    """Whether the kernels are there, fast on this processor, and right."""
+    """Whether the kernels are there, fast on this processor, and correct."""
     return winograd_available() and _winograd_is_right()
 
 

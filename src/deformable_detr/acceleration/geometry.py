@@ -1,4 +1,4 @@
-"""What the image sizes alone decide, computed once per size and kept for the last few sizes."""
+"""Geometry that depends on the image sizes alone, computed once per size and kept for the last few sizes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from deformable_detr.structures import FeaturePyramid, FlatFeatures, Geometry
 
 
 class KeptGeometry(nn.Module):
-    """A `FlattenLevels` that remembers.
+    """A `FlattenLevels` that caches the geometry of image sizes.
 
     Args:
         flatten: whose weights are used; they must not change afterwards.
@@ -35,7 +35,7 @@ class KeptGeometry(nn.Module):
         return geometry.for_images(len(features)).with_features(features)
 
     def kept(self) -> list[Geometry]:
-        """What is kept now."""
+        """The cached geometries."""
         return list(self._kept.values())
 
     def _remembered(self, pyramid: FeaturePyramid, compute: Callable[[], Geometry]) -> Geometry:

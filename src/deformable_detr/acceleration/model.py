@@ -48,7 +48,7 @@ class InferenceModel(nn.Module):
         return self.model.metadata  # pyright: ignore[reportReturnType]
 
     def train(self, mode: bool = True) -> Self:
-        """Nothing happens: the mode of the plain model is its own affair."""
+        """Has no effect: the mode of the plain model stays as it is."""
         del mode
         return self
 
@@ -73,7 +73,7 @@ class InferenceModel(nn.Module):
                 module.training = True
 
     def _current(self) -> Callable[[ImageBatch], Predictions]:
-        """The optimised network for the weights as they are now."""
+        """The optimised model for the weights as they are now."""
         state = tuple(_fingerprint(self.model))
         optimized = self._optimized
         if optimized is None or state != optimized[0]:

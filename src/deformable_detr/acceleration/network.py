@@ -31,7 +31,7 @@ PROPOSAL_PARTS = (nn.ModuleList, nn.Linear, nn.LayerNorm, nn.Embedding, MLP, Box
 
 
 def fast_network(model: DeformableDETR, options: InferenceOptions, compiler: Compiler | None = None) -> DeformableDETR:
-    """Put a model's parts together anew, in the form that is fastest here; it holds as long as no weight changes.
+    """Assemble a model from the fastest forms of its parts; it is valid as long as no weight changes.
 
     Args:
         model: in evaluation mode. Its weights are shared, except convolutions with folded batch norms and joined projections.
@@ -83,7 +83,7 @@ class _LastOfAll(nn.Module):
 
 
 class _Function(nn.Module):
-    """A function as a part of the network."""
+    """A function as a part of the model."""
 
     def __init__(self, function: Callable[[Tensor], list[Tensor]]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def _consists_of(part: nn.Module, kind: type[nn.Module], *kinds: type[nn.Module]
     """Whether a part is exactly of this kind, with nothing hooked into it, so that another form may replace it.
 
     Args:
-        part: of the network.
+        part: of the model.
         kind: its type.
         kinds: the types of all modules below it.
         parts_below: False: these are called as they are, whatever they are.

@@ -15,7 +15,7 @@ WORTHWHILE = 1.2
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """What `optimize` does. Every switch leaves the answer as it is, up to rounding; docs/inference.md says what each gives."""
+    """What `optimize` does. Every switch leaves the predictions as they are, up to rounding; docs/inference.md says what each gives."""
 
     fold_batch_norm: bool = True
     """Multiply batch norms into the convolutions before them."""
@@ -37,7 +37,7 @@ class InferenceOptions:
     """On a CPU: the encoder works on this many tokens at a time, in cache. None: the model's own encoder."""
 
     constant_sizes: int = 4
-    """For so many image sizes, positions, masks and reference points are kept. 0: computed each time."""
+    """Number of image sizes whose positions, masks and reference points are kept. 0: computed each time."""
 
     answer_only: bool = True
     """Give the last decoder layer alone, `[1, B, Q, …]`, and no encoder proposals: what training needs is not computed."""

@@ -79,7 +79,7 @@ def _copy_of(module: nn.Module, name: str, tracer: GraphAppendingTracer) -> nn.M
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """torch's own modules, convolutions, batch norms, and whatever others have hooked into."""
+    """torch's own modules, convolutions, batch norms, and modules with hooks."""
     if not untouched(module):
         return True
     own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))

@@ -108,7 +108,7 @@ def map_class_heads(weights: Weights, mapping: ClassMapping, *, proposal_classes
 
 
 def map_label_table(weights: Weights, mapping: ClassMapping) -> None:
-    """Rearrange the table of labels that denoising starts from; new classes get fresh rows, the last row is nobody's."""
+    """Rearrange the table of labels that denoising starts from; new classes get fresh rows, the last row belongs to no class."""
     table = weights.tensors.get(LABELS)
     if table is None:
         return

@@ -1,4 +1,4 @@
-"""Deformable DETR, H-DETR and DINO in the files of others: which of them a file holds, and what its layout leaves unsaid."""
+"""Deformable DETR, H-DETR and DINO in the files of others: which of them a file holds, and what its layout does not state."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Checks that tensors fit a network, and puts them there without a copy."""
+"""Checks that tensors fit a model, and puts them there without a copy."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool) -> DeformableDETR:
-    """The network that `metadata` describes, with these weights.
+    """The model that `metadata` describes, with these weights.
 
     Args:
         weights: under our names.

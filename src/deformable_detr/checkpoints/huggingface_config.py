@@ -38,11 +38,11 @@ _COMPARED = {
     "num_labels": "num_classes",
     "dropout": "dropout",
 }
-"""Their entry → our setting, which must have its value in the network that is built."""
+"""Their entry → our setting, which must have its value in the model that is built."""
 
 _FIXED = {"activation_function": "relu", "position_embedding_type": "sine", "num_channels": 3, "auto_map": None}
 _FIXED |= {"quantization_config": None, "is_encoder_decoder": True, "return_intermediate": True, "pruned_heads": None}
-"""Entries with one value that this network can have."""
+"""Entries with one value that this model can have."""
 
 _ELSEWHERE = _words(
     """
@@ -99,16 +99,16 @@ class FolderSettings:
     """What the two files say, in our terms."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the network."""
+    """Settings of the model."""
 
     stated: list[tuple[str, str, Any]] = field(default_factory=list)
-    """(their entry, our setting, value) that the built network must agree with."""
+    """(their entry, our setting, value) that the built model must agree with."""
 
     details: dict[str, Any] = field(default_factory=dict)
     """Fields of `Metadata`."""
 
     refused: list[str] = field(default_factory=list)
-    """Entries that this network cannot follow, in sentences."""
+    """Entries that this model cannot follow, in sentences."""
 
     lossy: list[str] = field(default_factory=list)
     """What is done otherwise with images, in sentences."""

@@ -1,4 +1,4 @@
-"""One door for weights of every kind: `load_pretrained` looks at the file and picks the reader."""
+"""Loading weights of every layout: `load_pretrained` examines the file and chooses the reader."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ _COCO_BY_NUMBER = ("official", "mmdet", "mmdet 2.x", "detrex")
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A detector, and how it came about."""
+    """A detector, and the reports of its loading."""
 
     model: DeformableDETR
     """With `.metadata` set."""
@@ -197,7 +197,7 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
 
 
 def describe(weights: Weights, settings: dict[str, Any], origin: str) -> Metadata:
-    """Settings, classes and image sizes of the network in a checkpoint."""
+    """Settings, classes and image sizes of the model in a checkpoint."""
     config = infer_config(weights, settings)
     for entry, setting, value in weights.stated:
         if setting not in settings and getattr(config, setting) != value:

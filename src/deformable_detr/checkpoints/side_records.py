@@ -48,7 +48,7 @@ _SETTINGS = {
 """Their name → our setting, for those that the tensors do not show."""
 
 _ONE_VALUE = {"position_embedding": ("sine", "v2"), "transformer_activation": ("relu",), "activation": ("relu",)}
-"""The original code's arguments of which this network knows only some values."""
+"""The original code's arguments of which this model knows only some values."""
 
 _SIZES = {
     **dict.fromkeys(("eval_short_side", "shortest_edge", "min_size_test", "MIN_SIZE_TEST", "short_side"), "eval_short_side"),
@@ -71,7 +71,7 @@ class SideRecords:
     """What was found, in our terms."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the network that the tensors do not show (names of `ModelConfig`)."""
+    """Settings of the model that the tensors do not show (names of `ModelConfig`)."""
 
     details: dict[str, Any] = field(default_factory=dict)
     """Fields of `Metadata`."""
@@ -80,7 +80,7 @@ class SideRecords:
     """All of it, where the file keeps our own record."""
 
     refused: list[str] = field(default_factory=list)
-    """What this network has not, in sentences."""
+    """Features of the file that this model does not have, in sentences."""
 
     notes: list[str] = field(default_factory=list)
     """What could not be used."""

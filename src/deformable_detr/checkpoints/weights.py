@@ -30,16 +30,16 @@ class Weights:
     """Names of the file that mean nothing here."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the network (names of `ModelConfig`) that the file states beside its tensors."""
+    """Settings of the model (names of `ModelConfig`) that the file states beside its tensors."""
 
     details: dict[str, Any] = field(default_factory=dict)
     """Other fields of `Metadata` that the file states: categories, image sizes, …"""
 
     stated: list[tuple[str, str, Any]] = field(default_factory=list)
-    """(their entry, our setting, value) of a config beside the tensors, which the network that is built must agree with."""
+    """(their entry, our setting, value) of a config beside the tensors, which the model that is built must agree with."""
 
     refused: list[str] = field(default_factory=list)
-    """What the file asks for and this network has not, in sentences: an error, unless `strict=False`."""
+    """Features of the file that this model does not have, in sentences: an error, unless `strict=False`."""
 
     metadata: Metadata | None = None
     """All of it, where the file is one of ours or keeps our header."""

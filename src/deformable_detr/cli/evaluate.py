@@ -60,7 +60,7 @@ class EvaluateOptions(DetectorOptions):
     """How many of the worst images the report shows."""
 
     save_thresholds: bool = False
-    """Store the best threshold of each class in the weights file (one of our own), where `predict` finds them."""
+    """Store the best threshold of each class in the weights file (one of our own), from which `predict` reads them."""
 
     per_class: bool = True
     """Show the table of the classes."""

@@ -21,7 +21,7 @@ class PredictOptions(DetectorOptions):
     """Only objects of these classes: their names, one after the other."""
 
     output: str = "runs/predict"
-    """Folder for the drawn images and predictions.json; what stands there under the same names is replaced."""
+    """Folder for the drawn images and predictions.json; files of the same names are replaced."""
 
     json: str | None = None
     """The JSON file, if it is not to be predictions.json in the output folder."""

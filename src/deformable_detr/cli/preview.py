@@ -41,7 +41,7 @@ class PreviewOptions:
     """Which part of the dataset. All but that of --train-split (the default) are shown as in evaluation: not augmented."""
 
     output: str = "runs/preview"
-    """Folder for the drawings; what stands there under the same names is replaced."""
+    """Folder for the drawings; files of the same names are replaced."""
 
     num_images: int | None = None
     """How many images (default: 16); with --each, how many per row (default: 4)."""

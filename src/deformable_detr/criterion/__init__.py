@@ -1,4 +1,4 @@
-"""Matching and losses: from Predictions and Targets to the number that training makes small."""
+"""Matching and losses: from Predictions and Targets to the loss that training minimises."""
 
 from deformable_detr.criterion.criterion import BatchMatching, SetCriterion
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching

@@ -1,6 +1,6 @@
 """The losses of the class logits, element by element: focal, and three whose goal for a matched query is the quality of its box.
 
-Every class is a yes or no of its own. With p = sigmoid(logit), u the IoU of a matched query's box with its object (a constant
+Every class is decided on its own. With p = sigmoid(logit), u the IoU of a matched query's box with its object (a constant
 for the gradient) and BCE(p, t) = -t log p - (1 - t) log(1 - p), a matched class / any other class costs
 
 - focal: alpha (1 - p)^gamma BCE(p, 1) / (1 - alpha) p^gamma BCE(p, 0)
@@ -29,7 +29,7 @@ VARIFOCAL_ALPHA = 0.75
 
 
 def sigmoid_focal_loss(logits: Tensor, positive: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of independent yes/no decisions (Lin et al. 2017, equation 5), element by element.
+    """Focal loss of independent binary classifications (Lin et al. 2017, equation 5), element by element.
 
     As 1 - sigmoid(x) = sigmoid(-x), positives and negatives share one formula of the logit with its sign flipped at the
     positives, and no probability is ever rounded to 0 or 1 inside a logarithm.

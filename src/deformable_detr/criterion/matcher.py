@@ -140,7 +140,7 @@ class HungarianMatcher(nn.Module):
         return self.class_cost * class_cost + self.bbox_cost * bbox_cost - self.giou_cost * giou
 
     def _class_cost(self, logits: Tensor) -> Tensor:
-        """Focal cost of a yes minus that of a no, with the official rounding (the eps) of certain decisions."""
+        """Focal cost of the positive minus that of the negative class, with the official eps in the logarithms."""
         yes, no = logits.sigmoid(), (-logits).sigmoid()
         cost_of_yes = -self.focal_alpha * no**self.focal_gamma * (yes + CLASS_COST_EPS).log()
         cost_of_no = -(1 - self.focal_alpha) * yes**self.focal_gamma * (no + CLASS_COST_EPS).log()

@@ -125,7 +125,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         return self._annotations.boxes
 
     def target(self, index: int) -> Target:
-        """What is to be found in an image, before any transform."""
+        """The ground truth of an image, before any transform."""
         found = self._annotations
         height, width = (int(side) for side in found.image_sizes[index])
         rows = slice(int(found.first_box[index]), int(found.first_box[index + 1]))

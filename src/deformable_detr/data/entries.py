@@ -1,4 +1,4 @@
-"""What people write into annotation files, made sense of value by value: ids, flags, numbers, boxes, outlines."""
+"""Parse the values of annotation files in the forms that people write: ids, flags, numbers, boxes, outlines."""
 
 import math
 from collections.abc import Iterator

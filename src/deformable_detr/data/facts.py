@@ -1,4 +1,4 @@
-"""What a recipe needs to know of a training split, from its annotations alone."""
+"""The facts about a training split that a recipe needs, from its annotations alone."""
 
 import numpy as np
 

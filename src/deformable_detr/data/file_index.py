@@ -26,7 +26,7 @@ AMBIGUOUS = "*ambiguous*"
 
 
 def split_role(name: str) -> str | None:
-    """`train`, `val` or `test`, as a name says in whatever case and company (`Train`, `val_instances_default`); else None."""
+    """`train`, `val` or `test`, as a name says in any case or among other words (`Train`, `val_instances_default`); else None."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     roles = [ROLES[word] for word in words if word in ROLES]
     return "train" if "train" in roles else next(iter(roles), None)

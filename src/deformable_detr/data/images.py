@@ -41,10 +41,10 @@ ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
 """A path or an address (`http://`, `https://`), the content of a file, an open file, or decoded pixels."""
 
 Openable = str | Path | bytes | Image.Image
-"""What Pillow opens without more ado."""
+"""What Pillow opens directly."""
 
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
-"""What is read of strangers: Pillow's formats for images, without those that run other programs (EPS) or are rare."""
+"""Formats accepted from untrusted sources: Pillow's formats for images, without those that run other programs (EPS) or are rare."""
 
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"

@@ -26,7 +26,7 @@ def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, k
     """Divide the images of a dataset that has no splits.
 
     The division is written to `splits.json` among the derived files, image by image, and holds from then on: images that came
-    later are added to it, and a hand may change it.
+    later are added to it, and the file may be edited.
 
     Args:
         root: the folder of the dataset.

@@ -1,4 +1,4 @@
-"""Image and boxes → what the network sees: the official augmentation, resizing, normalisation (torchvision transforms v2).
+"""Image and boxes → what the model sees: the official augmentation, resizing, normalisation (torchvision transforms v2).
 
 Randomness comes from torch's global generator, which the dataset seeds per image.
 """

@@ -42,7 +42,7 @@ class Analysis:
     """How certain AP is: its confidence intervals."""
 
     calibration: Calibration
-    """Whether the scores of all classes together are the precision that they promise."""
+    """Calibration of the scores of all classes together."""
 
     confusion: ConfusionMatrix
     """At the thresholds."""

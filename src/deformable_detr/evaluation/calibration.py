@@ -1,4 +1,4 @@
-"""Whether scores mean what they say: of detections with score .7, 70 % should be true positives (Guo et al. 2017)."""
+"""Calibration of the scores: of detections with score .7, 70 % should be true positives (Guo et al. 2017)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from deformable_detr.evaluation.thresholds import ScoreCurve
 
 LEAST_SCORE = 0.1
-"""Detections below are left out: there are a hundred in every image, nearly all of them false, and nobody uses them."""
+"""Detections below are left out: every image has up to a hundred of them, nearly all false positives and of no use."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,7 @@ class CocoEvaluator:
         return tuple(self._detections)
 
     def update(self, images: Sequence[Target | ImageId], results: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take in the detections of some images. An image that comes a second time replaces its first coming.
+        """Add the detections of some images. An image that is added again replaces its earlier detections.
 
         Args:
             images: the targets of a batch, or only the ids.

@@ -49,11 +49,11 @@ class GroundTruth:
 
     @property
     def has_objects(self) -> bool:
-        """Whether there is anything to find."""
+        """Whether there is any object."""
         return any(not entry["iscrowd"] for entries in self.annotations.values() for entry in entries)
 
     def check_images(self, image_ids: Iterable[ImageId]) -> None:
-        """Make sure that the file speaks of these images.
+        """Check that the file contains these images.
 
         Raises:
             ValueError: it does not; the message names the first of them.

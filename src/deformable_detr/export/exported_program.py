@@ -1,4 +1,4 @@
-"""`torch.export`: the network as a .pt2 file, for PyTorch without this package (and for AOTInductor and other compilers)."""
+"""`torch.export`: the model as a .pt2 file, for PyTorch without this package (and for AOTInductor and other compilers)."""
 
 import logging
 import warnings
@@ -18,7 +18,7 @@ LARGEST_SIDE, LARGEST_BATCH = 16384, 4096
 
 
 def trace(network: nn.Module, form: ExportForm, batch: ImageBatch) -> ExportedProgram:
-    """Record the network's operations, with symbols for what is not fixed.
+    """Record the model's operations, with symbols for what is not fixed.
 
     Args:
         network: takes the inputs that `form` names.

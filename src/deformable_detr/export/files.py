@@ -42,7 +42,7 @@ def export_model(
         model: the detector.
         path: the suffix says what is written: `.pt2` (torch.export), `.onnx`, or `.xml` (OpenVINO; the weights go to a `.bin`
             beside it). An existing file is replaced.
-        padding_mask: give the network a second input that says where a batch is padded. False: one input.
+        padding_mask: give the model a second input that says where a batch is padded. False: one input.
         size: fix the canvas to this (height, width). None: any size.
         batch_size: fix the number of images per run. None: any number.
         grid_sample: False writes the operator as gather and arithmetic, for runtimes whose GridSample is slow or wrong.
@@ -83,7 +83,7 @@ def export_model(
 
 
 def run_session(session: Session, form: ExportForm, batch: ImageBatch) -> list[Tensor]:
-    """The outputs of an exported network for a padded batch."""
+    """The outputs of an exported model for a padded batch."""
     tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
     return [torch.from_numpy(np.asarray(output)) for output in session([tensors[name].numpy() for name in form.inputs])]
 
@@ -93,7 +93,7 @@ WRITERS: dict[str, Callable[[Path, Any, ExportForm], None]] = {
     ".onnx": save_onnx,
     ".xml": save_openvino,
 }
-"""Suffix → the function that writes a traced (.pt2) or translated network."""
+"""Suffix → the function that writes a traced (.pt2) or translated model."""
 
 
 def _inputs(network: TensorNetwork, form: ExportForm) -> torch.nn.Module:

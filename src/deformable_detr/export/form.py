@@ -40,7 +40,7 @@ class ExportForm:
     """Quantised; see `details` for what it cost."""
 
     smallest_side: int = 1
-    """Height and width of the network's input must be at least this (pixels)."""
+    """Height and width of the model's input must be at least this (pixels)."""
 
     details: dict[str, Any] = field(default_factory=dict)
     """How an int8 file was made and what that cost. For people."""

@@ -1,4 +1,4 @@
-"""The network as a program with plain tensors for inputs and outputs: wrappers around the model, the way it is exported."""
+"""Wrappers around the model in the form that is exported: plain tensors for inputs and outputs."""
 
 import copy
 
@@ -80,7 +80,7 @@ class TopDetections(nn.Module):
         self.top_k = top_k
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of the network → `scores` `[B, k]`, best first, `labels` `[B, k]`, `boxes` `[B, k, 4]` xyxy in [0, 1]."""
+        """Inputs of the model → `scores` `[B, k]`, best first, `labels` `[B, k]`, `boxes` `[B, k, 4]` xyxy in [0, 1]."""
         logits, boxes = self.network(images) if padding_mask is None else self.network(images, padding_mask)
         queries, classes = logits.shape[1:]
         scores, places = logits.flatten(1).sigmoid().topk(min(self.top_k, queries * classes))

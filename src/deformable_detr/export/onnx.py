@@ -1,4 +1,4 @@
-"""ONNX: the network as a graph that onnxruntime, OpenVINO, TensorRT and others run."""
+"""ONNX: the model as a graph that onnxruntime, OpenVINO, TensorRT and others run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ HINT = 'pip install "deformable-detr[onnx]"'
 
 
 def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
-    """Translate a traced network.
+    """Translate a traced model.
 
     Raises:
         ImportError: onnx or onnxscript is missing.
@@ -51,7 +51,7 @@ def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
 def _simplify(model: "ir.Model") -> None:
     """Constants computed, what comes twice or is not used left out, batch norms inside their convolutions.
 
-    These are the translator's own steps, less its many rules for other networks: one of them goes through the whole graph for
+    These are the translator's own steps, less its many rules for other models: one of them goes through the whole graph for
     every node.
     """
     from onnx_ir import passes

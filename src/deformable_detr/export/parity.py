@@ -1,4 +1,4 @@
-"""Does an exported file say what the PyTorch model says? Asked at every export, on drawn scenes of several sizes."""
+"""Comparison of an exported file with the PyTorch model, made at every export on drawn scenes of several sizes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ Detections = tuple[Tensor, Tensor, Tensor]  # scores [B, k], labels [B, k], boxe
 
 
 class ParityError(FloatingPointError):
-    """An exported file does not say what the model says."""
+    """The outputs of an exported file differ from those of the model."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def assert_parity(
     batches: Sequence[ImageBatch],
     what: str,
 ) -> Difference:
-    """Compare an exported network with the model on the same batches.
+    """Compare an exported model with the original one on the same batches.
 
     Args:
         candidate: the exported one: logits and boxes, or scores, labels and boxes of the best.

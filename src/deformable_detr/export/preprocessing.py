@@ -1,4 +1,4 @@
-"""Resizing and normalisation as an ONNX graph that goes in front of the network: arithmetic alone, so that every runtime has it."""
+"""Resizing and normalisation as an ONNX graph that goes in front of the model: arithmetic alone, so that every runtime has it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -129,7 +129,7 @@ def preprocessing_graph(metadata: Metadata) -> "onnx.ModelProto":
 
 
 def put_in_front(model: "onnx.ModelProto", metadata: Metadata) -> "onnx.ModelProto":
-    """The network (one input, `images`) with the preparation of the images before it."""
+    """The model (one input, `images`) with the preparation of the images before it."""
     from onnx import compose
 
     graph = compose.add_prefix(preprocessing_graph(metadata), "preprocess/", rename_inputs=False)
@@ -142,7 +142,7 @@ def put_in_front(model: "onnx.ModelProto", metadata: Metadata) -> "onnx.ModelPro
 def assert_preparation(
     whole: Session, network: Session, form: ExportForm, what: str, sizes: Sequence[tuple[int, int]] = ((120, 150), (150, 100))
 ) -> None:
-    """Check the preparation against `eval_transform`, and the file with it against the network alone, on drawn scenes.
+    """Check the preparation against `eval_transform`, and the file with it against the model alone, on drawn scenes.
 
     Args:
         whole: the file, taking images.
@@ -171,6 +171,6 @@ def assert_preparation(
 
 
 def prepared(image: np.ndarray, metadata: Metadata) -> torch.Tensor:
-    """What the network should see of one image `[H, W, 3]`: `[1, 3, h, w]`."""
+    """What the model should see of one image `[H, W, 3]`: `[1, 3, h, w]`."""
     transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
     return transform(torch.from_numpy(image).permute(2, 0, 1).contiguous())[0][None]

@@ -1,4 +1,4 @@
-"""Prediction for people with images: from files to `supervision.Detections`."""
+"""Prediction on images: from files to `supervision.Detections`."""
 
 from deformable_detr.inference.predictor import Predictor, Result
 

@@ -215,18 +215,18 @@ def _status(field: str) -> int:
 def measure_data(
     *, images: int = 24, height: int = 480, width: int = 640, preset: str = "demo", num_threads: int = 2, rounds: int = 3
 ) -> list[Measurement]:
-    """Do images come fast enough? The network alone, `predict` on a folder of JPEG files, and reading them alone.
+    """Do images come fast enough? The model alone, `predict` on a folder of JPEG files, and reading them alone.
 
     All at the official sizes: the short side 800 pixels for prediction, the official augmentation for training. What `predict`
-    takes beyond the network alone is what reading costs it; on a CPU both share the cores.
+    takes beyond the model alone is what reading costs it; on a CPU both share the cores.
 
     Args:
         images: how many files are made, of noise.
         height: of each, in pixels.
         width: of each, in pixels.
-        preset: whose network is used; the small `demo` is the hardest case for the reader.
+        preset: whose model is used; the small `demo` is the hardest case for the reader.
         num_threads: threads that read for `predict`, and processes that read for training.
-        rounds: how often each one runs, taking turns; the median counts. Ratios are to the network alone.
+        rounds: how often each one runs, taking turns; the median counts. Ratios are to the model alone.
     """
     from deformable_detr.model import build_model
 

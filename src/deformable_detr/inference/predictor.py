@@ -1,4 +1,4 @@
-"""A model for people with images: files, folders or arrays in, `supervision.Detections` in the images' own pixels out.
+"""Prediction on images: files, folders or arrays in, `supervision.Detections` in the images' own pixels out.
 
 The model itself takes prepared tensors; the steps around it — reading, resizing, batching, scores, class names — are here.
 """
@@ -88,8 +88,8 @@ class Predictor:
     Args:
         model: a detector with `.metadata` (class names, image sizes); it is moved to `device` and set to evaluation mode.
         device: `auto` takes a GPU where there is one; else any torch device.
-        precision: arithmetic of the network: `fp32`, or `bf16`/`fp16` autocast; `auto` measures what is fastest here.
-        options: how the network is made fast; see :meth:`optimize`.
+        precision: arithmetic of the model: `fp32`, or `bf16`/`fp16` autocast; `auto` measures what is fastest here.
+        options: how the model is made fast; see :meth:`optimize`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Predictor:
         precision: Precision | Literal["auto"] | None = None,
         **changes: Any,
     ) -> Self:
-        """Choose how the network is made fast; without a call it is, with the defaults of `InferenceOptions`.
+        """Choose how the model is made fast; without a call it is, with the defaults of `InferenceOptions`.
 
         :attr:`model` stays the plain module. :attr:`inference_model` is the fast one, called in the same way, which `predict` and
         `evaluate` use; it follows every change of the weights.
@@ -154,7 +154,7 @@ class Predictor:
 
     @property
     def inference_model(self) -> InferenceModel:
-        """The optimised network: an `ImageBatch` or a list of images in, `Predictions` of the last layer out."""
+        """The optimised model: an `ImageBatch` or a list of images in, `Predictions` of the last layer out."""
         if self._inference_model.model is not self.model:  # another model has replaced it
             self._inference_model = InferenceModel(self.model, self._inference_model.options, self.precision)
         return self._inference_model
@@ -210,7 +210,7 @@ class Predictor:
 
         Returns:
             `supervision.Detections` for one image, a list of them (in the order of the images) for many. `xyxy` are pixels of
-            the upright image, clipped to it; `confidence` the scores, highest first; `class_id` the network's **label** 0 … K−1;
+            the upright image, clipped to it; `confidence` the scores, highest first; `class_id` the model's **label** 0 … K−1;
             `data["class_name"]` the name; `data["category_id"]` the id in the dataset that the detector was trained on. For files
             `metadata` holds `path` and `image_size` (height, width).
 
@@ -243,7 +243,7 @@ class Predictor:
     ) -> Generator[Result, None, None]:
         """Like :meth:`predict`, one :class:`Result` after the other: for very many images, or an endless stream.
 
-        The next images are read and resized by threads while the network works; only a few are in memory at a time.
+        The next images are read and resized by threads while the model works; only a few are in memory at a time.
         """
         limits = self.score_limits(threshold)
         for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):

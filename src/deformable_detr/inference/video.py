@@ -112,7 +112,7 @@ def iterate_video(
 ) -> Generator[Frame, None, None]:
     """Detect objects in a video, a camera's images or a stream, frame by frame.
 
-    Decoding, resizing and the network work at the same time. Of a camera the newest frames are taken.
+    Decoding, resizing and the model work at the same time. Of a camera the newest frames are taken.
 
     Args:
         predictor: a detector.

@@ -1,4 +1,4 @@
-"""The decoder: queries talk to each other, look at the memory around their reference, and correct their boxes layer by layer."""
+"""The decoder: queries attend to each other and to the memory around their reference, and correct their boxes layer by layer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

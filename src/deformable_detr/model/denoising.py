@@ -146,7 +146,7 @@ class ContrastiveDenoising(nn.Module):
         return xyxy_to_cxcywh(corners.clamp(0, 1))
 
     def _num_groups(self, most: int, total: int, noise: DenoisingNoise | None) -> int:
-        """One group where nothing is to be found; it has no queries."""
+        """One group where there are no objects; it has no queries."""
         if most == 0:
             return 1
         if noise is None:
@@ -160,7 +160,7 @@ class ContrastiveDenoising(nn.Module):
 
 
 class NoDenoising(nn.Module):
-    """The part of a model that learns without denoising."""
+    """The part of a model that is trained without denoising."""
 
     def forward(
         self, query_source: nn.Module, memory: Tensor, targets: Sequence[Target] | None, noise: DenoisingNoise | None

@@ -108,7 +108,7 @@ def _loaded_openmp() -> list[str]:
 def use_one_core_here() -> None:
     """Let PyTorch's operations in the calling thread run on one core; other threads keep theirs.
 
-    For threads that work beside the network: with a team of threads each, they would take its cores away in the middle of a step.
+    For threads that work beside the model: with a team of threads each, they would take its cores away in the middle of a step.
     Without an OpenMP runtime nothing changes.
     """
     torch.get_num_threads()  # PyTorch sets up a thread at its first question, and would undo what follows

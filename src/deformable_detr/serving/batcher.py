@@ -1,4 +1,4 @@
-"""Dynamic batching: images of many requests go through the network together, on one thread of their own."""
+"""Dynamic batching: images of many requests go through the model together, on one thread of their own."""
 
 import threading
 import time

@@ -55,7 +55,7 @@ class BoundedConnection(H11Protocol):
             min(idle, key=lambda one: one._clock.when() if one._clock else 0.0).give_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed, by whomever."""
+        """The connection is closed, by either side."""
         super().connection_lost(exc)
         if self._clock is not None:
             self._clock.cancel()

@@ -1,4 +1,4 @@
-"""What the server takes from its clients, and how it says no to the rest."""
+"""Limits of the server on requests, and the error for those beyond them."""
 
 from dataclasses import dataclass, fields
 

@@ -38,7 +38,7 @@ class ServerMetrics:
         ).set_function(num_inside)
 
     def count_batch(self, size: int, seconds: float) -> None:
-        """Take in one forward pass."""
+        """Count one forward pass."""
         self.images.inc(size)
         self.batch_sizes.observe(size)
         self.network.observe(seconds)
@@ -51,7 +51,7 @@ class ServerMetrics:
 class CountRequests:
     """ASGI middleware that counts every response and times it.
 
-    Paths and methods that the server does not know are counted as `other`, so that strangers cannot add time series.
+    Paths and methods that the server does not know are counted as `other`, so that clients cannot add time series.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics, paths: frozenset[str]) -> None:

@@ -143,7 +143,7 @@ class DetectionService:
             raise RefusedError(422, f"unknown class {unknown[0][:100]!r}; this detector knows {', '.join(known)}")
 
     async def _detect(self, uploads: list[Upload], settings: Settings) -> list[Served]:
-        """All images are decoded before the first is submitted: one that is bad costs no work of the network."""
+        """All images are decoded before the first is submitted: one that is bad costs no work of the model."""
         names = [upload.name for upload in uploads]
         decoded = await asyncio.gather(
             *(self.in_thread(partial(_decode, upload, self.limits, self.predictor.metadata.bit_depth)) for upload in uploads)

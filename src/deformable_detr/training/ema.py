@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights: steadier than the last ones, and what is evaluated and saved."""
+"""An exponential moving average of a model's weights: less noisy than the current ones; they are evaluated and saved."""
 
 import copy
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class ExponentialMovingAverage:
-    """A copy of a network whose weights follow the trained ones slowly.
+    """A copy of a model whose weights follow those in training slowly.
 
     After each optimiser step `average = decay_t * average + (1 - decay_t) * weights`, with the decay warmed up as
     `decay_t = min(decay, (1 + t) / (10 + t))` over the number t of updates so far, so that the random first weights are
@@ -18,7 +18,7 @@ class ExponentialMovingAverage:
         """Start from the model's present weights.
 
         Args:
-            model: the network that is trained, not wrapped; it is copied.
+            model: the model in training, not wrapped; it is copied.
             decay: share of the average that is kept per step, in (0, 1); such as 0.9997.
 
         Raises:
@@ -36,7 +36,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the weights of `model`, the network given at the start."""
+        """Update the average with the weights of `model`, which was given at the start."""
         decay = self.decay_at(self.updates)
         # parameters() and buffers() name a shared tensor once, state_dict() would name it twice
         averages = [*self.module.parameters(), *self.module.buffers()]

@@ -29,8 +29,8 @@ class GuardedStep:
     Args:
         network: the detector, on its device.
         criterion: the losses.
-        optimizer: over the network's parameters.
-        accelerator: wraps network and optimiser.
+        optimizer: over the model's parameters.
+        accelerator: wraps model and optimiser.
         config: the run.
         folder: where broken steps are kept.
     """

@@ -21,7 +21,7 @@ class Learner:
     Args:
         network: the detector, on its device.
         config: the run.
-        accelerator: wraps network and optimiser.
+        accelerator: wraps model and optimiser.
         folder: where broken steps are kept.
         total_steps: of the schedule.
     """
@@ -57,7 +57,7 @@ class Learner:
         return cast(DeformableDETR, self.ema.module) if self.ema is not None else self.network
 
     def train(self) -> None:
-        """Set the network to training mode."""
+        """Set the model to training mode."""
         self.guarded_step.model.train()
 
     def lr(self, step: int) -> float:

@@ -1,4 +1,9 @@
-"""How many images fit: the search behind `batch_size: auto`, and advice where memory runs out."""
+"""How many images fit: the search behind `batch_size: auto`, and advice where memory runs out.
+
+A GPU raises an error when memory runs out, so there real steps of growing size are tried. Without a GPU the system would end the
+process (or swap) before anything is raised, so the need is estimated: one real step with one image shows how many bytes autograd
+keeps for the backward pass, and these grow in proportion to the batch. Weights do not, and are counted once.
+"""
 
 import gc
 import logging
@@ -21,7 +26,7 @@ from deformable_detr.structures import ImageBatch, Target
 logger = logging.getLogger(__name__)
 
 SHARE_OF_MEMORY = 0.8
-"""Of what is free: the rest is for the data loader, fragmentation, and other programs."""
+"""Usable share of the free memory: the rest is for the data loader, fragmentation, and other programs."""
 
 WORKING_SHARE = 1.5
 """Peak memory of a step over what is kept for its backward pass; measured 1.2 to 1.4 on the CPU."""
@@ -110,7 +115,7 @@ def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
 
 
 class Trial:
-    """Forward and backward passes on made-up images, which leave network and random numbers as they were.
+    """Forward and backward passes on made-up images, which leave the model and the random generators as they were.
 
     Args:
         network: on its device.
@@ -136,7 +141,7 @@ class Trial:
         return ImageBatch.from_images(images), [Target(boxes, labels) for _ in range(size)]
 
     def fits(self, size: int) -> bool:
-        """Whether a batch of this size goes through beside the optimiser's two numbers per weight."""
+        """Whether a step with this batch size fits beside the optimiser's state, two numbers per weight."""
         reserved: list[Tensor] = []
         try:
             for parameter in self.network.parameters():
@@ -152,7 +157,7 @@ class Trial:
         return True
 
     def fits_by_estimate(self, size: int) -> bool:
-        """The same from the memory that one image keeps for the backward pass: where memory runs out, systems end programs."""
+        """The same, estimated from the bytes that one image keeps for the backward pass; nothing larger is run."""
         if self._kept_for_one is None:
             self._kept_for_one = self._kept_by(1)
         weights = 3 * sum(value.numel() * value.element_size() for value in self.network.parameters() if value.requires_grad)
@@ -160,7 +165,10 @@ class Trial:
         return weights + size * WORKING_SHARE * self._kept_for_one <= free
 
     def _kept_by(self, size: int) -> float:
-        """Bytes that are kept for the backward pass of a batch, weights not counted."""
+        """Bytes that are kept for the backward pass of a batch, weights not counted.
+
+        Several saved tensors can be views of one storage, which occupies memory once: so storages are counted, by their address.
+        """
         own = {value.untyped_storage().data_ptr() for value in self.network.state_dict().values()}
         kept: dict[int, int] = {}
 
@@ -199,7 +207,7 @@ class Trial:
 
 
 def set_gradient_checkpointing(network: DeformableDETR, enabled: bool) -> None:
-    """Make backbone, encoder and decoder compute their insides again in the backward pass instead of keeping them.
+    """Make backbone, encoder and decoder recompute their activations in the backward pass instead of keeping them.
 
     Args:
         network: its attribute is changed in place.

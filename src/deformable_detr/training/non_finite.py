@@ -1,4 +1,4 @@
-"""When numbers go wrong: which layer broke first, for which images, and the step kept in a file to be looked at again."""
+"""Diagnosis of non-finite values: the layer in which they arise first, the images, and the step saved for another look."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ class Diagnosis:
     """`weights`, `images`, `forward`, `loss`, `backward`, or `nowhere` when the step is sound this time."""
 
     layer: str | None
-    """The first module or parameter with a NaN or infinity, by its name in the network."""
+    """The first module or parameter with a NaN or infinity, by its name in the model."""
 
     details: tuple[str, ...]
     """What was found, in sentences."""
@@ -46,7 +46,7 @@ def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], d
     Weights and optimiser stay as they are; gradients are left cleared. The mode of the model (train or eval) is kept.
 
     Args:
-        model: the network itself, not its distributed wrapper.
+        model: without a distributed wrapper.
         criterion: the losses.
         batches: of the step.
         device: where the model is.
@@ -162,10 +162,10 @@ class KeptStep:
     """What went wrong."""
 
     metadata: Metadata
-    """Of the network: its classes, and how images were normalised."""
+    """Of the model: its classes, and how images were normalised."""
 
     batches: list[Batch]
-    """Images as the network got them, and what was to be found in them."""
+    """Images as the model got them, and their ground truth."""
 
 
 def save_step(
@@ -178,7 +178,7 @@ def save_step(
         step: finished optimiser steps.
         message: what went wrong.
         batches: of the step.
-        model: the network, whose weights and metadata are kept.
+        model: its weights and metadata are kept.
         loss: of the criterion.
 
     Returns:

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 SAMPLING_LAYERS = ("sampling_offsets", "reference_points")
-"""Names of the layers that say where to look: they learn at a reduced rate, since a small change moves all sampling points."""
+"""Names of the layers that say where to look: they have a reduced learning rate, since a small change moves all sampling points."""
 
 Schedule = Callable[[int], float]
 """Number of finished optimiser steps → what the learning rates are multiplied by in the next one."""
@@ -26,10 +26,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trainable parameters as groups `transformer`, `backbone` and `sampling`, each with its learning rate.
 
-    A sampling rate equal to lr makes no group of its own (DINO has two groups, H-DETR three).
+    A sampling learning rate equal to lr makes no group of its own (DINO has two groups, H-DETR three).
 
     Args:
-        model: a network with a `backbone`; its layers in `SAMPLING_LAYERS` make the group `sampling`.
+        model: a model with a `backbone`; its layers in `SAMPLING_LAYERS` make the group `sampling`.
         lr: learning rate of everything else.
         backbone_lr_scale: the backbone's rate as a share of lr; 0 leaves the backbone out.
         sampling_lr_scale: the sampling layers' rate as a share of lr.
@@ -92,10 +92,10 @@ def build_optimizer(
     backbone_layer_decay: float = 1.0,
     weight_decay: float = 1e-4,
 ) -> AdamW:
-    """AdamW with the official groups: the backbone and the sampling layers at a tenth of the rate, decay on everything.
+    """AdamW with the official groups: the backbone and the sampling layers at a tenth of the learning rate, decay on everything.
 
     Args:
-        model: the network; parameters with `requires_grad=False` are left out.
+        model: parameters with `requires_grad=False` are left out.
         lr: learning rate.
         backbone_lr_scale: the backbone's rate as a share of lr.
         sampling_lr_scale: the rate of sampling offsets and reference points as a share of lr.
@@ -167,7 +167,7 @@ def build_schedule(
 
 
 def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
-    """Set the learning rate of every group to `factor` times the rate it was built with."""
+    """Set the learning rate of every group to `factor` times the learning rate it was built with."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor

@@ -57,7 +57,7 @@ def check_data_config(config: DataConfig) -> None:
 
 
 def check_train_config(config: TrainConfig) -> None:
-    """See that the numbers make sense, before anything slow happens.
+    """Check that the numbers are valid, before anything slow happens.
 
     Raises:
         ValueError: the message names the setting.
@@ -163,7 +163,7 @@ def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) ->
 
 
 def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -> DeformableDETR:
-    """The network with as many classes as the dataset has, fresh or from `config.weights`.
+    """The model with as many classes as the dataset has, fresh or from `config.weights`.
 
     Args:
         config: the run.
@@ -191,7 +191,7 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
 
 
 def _report_other_network(config: RunConfig, network: DeformableDETR) -> None:
-    """Say where the network of the weights file is another one than the settings ask for."""
+    """Log where the model of the weights file differs from the settings."""
     wanted, found = to_record(config.model), to_record(network.metadata.model)
     other = {name: found[name] for name in wanted if wanted[name] != found[name]}
     for name in ("num_classes", "pretrained_backbone"):
@@ -201,7 +201,7 @@ def _report_other_network(config: RunConfig, network: DeformableDETR) -> None:
 
 
 def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, processes: int) -> None:
-    """See that a saved state can be continued with these settings exactly.
+    """Check that a saved state can be continued with these settings exactly.
 
     Args:
         config: of the run that is to go on.
@@ -218,7 +218,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
         for name in sorted(now.keys() | before.keys())
         if now.get(name) != before.get(name)
         and name not in FREE_TO_CHANGE
-        and not (config.weights is not None and name.startswith("model."))  # the weights file decided about the network
+        and not (config.weights is not None and name.startswith("model."))  # the weights file decided about the model
     ]
     if saved["processes"] != processes:
         differing.append(f"the number of processes was {saved['processes']}, is {processes}")

@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other."""
+"""Communication between the processes of one run."""
 
 import multiprocessing
 from typing import cast
@@ -14,7 +14,7 @@ MAIN_GUARD = (
 
 
 def refuse_in_starting_process() -> None:
-    """See that this is not a worker on its way, which would train like its parent instead of reading images for it.
+    """Check that this is not a starting worker, which would train like its parent instead of reading images for it.
 
     Raises:
         RuntimeError: it is; the message says what the script lacks.

@@ -78,7 +78,7 @@ class ProgressDisplay:
             self._bar.update(self._task, text=f"evaluating {done}/{total}")
 
     def line(self, step: int, epoch: int, losses: Mapping[str, float], lr: float, images_per_second: float) -> None:
-        """Say how it goes in a line, where there is no bar; arguments as in :meth:`step`."""
+        """Log the progress in a line, where there is no bar; arguments as in :meth:`step`."""
         if self._show and self._bar is None:
             logger.info(
                 "step %d/%d  epoch %d/%d  %s  lr %.2g  %.1f images/s  %s left",
@@ -86,7 +86,7 @@ class ProgressDisplay:
             )
 
     def message(self, text: str) -> None:
-        """Say something that stays on the screen, such as the result of an evaluation."""
+        """Print a line that stays on the screen, such as the result of an evaluation."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._show:

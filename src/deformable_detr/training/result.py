@@ -1,4 +1,4 @@
-"""How far a run has come, and what has come of it."""
+"""Progress and result of a run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run has come to."""
+    """The result of a run."""
 
     output_dir: Path
     """The run's folder."""
 
     metrics: dict[str, float | None]
-    """Of the last evaluation, such as `ap`, `ap50`; None where there was nothing to find; empty without a validation split."""
+    """Of the last evaluation, such as `ap`, `ap50`; None without objects in the images; empty without a validation split."""
 
     best_metrics: dict[str, float | None]
     """Of the evaluation with the highest AP."""

@@ -43,7 +43,7 @@ class RunFolder:
         self.metrics_curve = self.root / "ap.png"
 
     def check_unused(self) -> None:
-        """See that a new run may write here.
+        """Check that a new run may write here.
 
         Raises:
             FileExistsError: the folder holds something already.

@@ -56,7 +56,7 @@ def train_step(
     """Do one optimiser step on `batches` and return its losses.
 
     Args:
-        model: the network in train mode, as prepared by the accelerator.
+        model: in train mode, as prepared by the accelerator.
         criterion: gives the losses of a batch.
         optimizer: as prepared by the accelerator.
         batches: one or more batches that make one step together.
@@ -128,7 +128,7 @@ def _losses(
 
 
 def _describe_gradient(model: nn.Module, batches: Sequence[Batch]) -> str:
-    """Which parameters have a broken gradient, after a finite loss."""
+    """The parameters with a non-finite gradient, after a finite loss."""
     broken = [name for name, parameter in model.named_parameters() if is_broken(parameter.grad)]
     return (
         f"finite loss but non-finite gradient, for {len(broken)} parameters: {', '.join(broken[:8])}"

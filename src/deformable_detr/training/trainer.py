@@ -53,11 +53,11 @@ def train(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     show_progress: bool = True,
 ) -> TrainResult:
-    """Train a detector as the config says, and leave everything in `config.output_dir`.
+    """Train a detector as the config says, and write everything to `config.output_dir`.
 
     Args:
         config: the whole run.
-        draw_samples: called after every evaluation with the evaluated network, the validation set and a folder.
+        draw_samples: called after every evaluation with the evaluated model, the validation set and a folder.
         on_step: called after every optimiser step with the number of finished steps and the losses.
         show_progress: a live bar on a terminal, log lines elsewhere.
 
@@ -73,7 +73,7 @@ def train(
 
 
 class Trainer:
-    """The parts of one run and their course; `train` is the door to it."""
+    """The parts of one run and their order; use it through `train`."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Trainer:
         on_step: Callable[[int, dict[str, float]], None] | None = None,
         show_progress: bool = True,
     ) -> None:
-        """Open the data, build the network, and read the saved state when resuming; arguments as for :func:`train`."""
+        """Open the data, build the model, and read the saved state when resuming; arguments as for :func:`train`."""
         refuse_in_starting_process()
         check_train_config(config.train)
         self.folder = RunFolder(config.output_dir)

@@ -29,14 +29,14 @@ BEST_METRIC = "ap"
 
 
 class Validation:
-    """Measures a network on the validation split, in the form in which `predict` runs it, and keeps the results.
+    """Measures a model on the validation split, in the form in which `predict` runs it, and keeps the results.
 
     Args:
         loader: this process's share of the split; None where the dataset has none: then no evaluation is ever due.
-        categories: what the network's labels mean.
+        categories: what the model's labels mean.
         config: how often, with which precision, suppression and patience.
         accelerator: gives the device and the other processes.
-        draw_samples: called by the first process after every evaluation with the network, the dataset and `samples`.
+        draw_samples: called by the first process after every evaluation with the model, the dataset and `samples`.
         samples: folder for the drawings, made where needed.
     """
 
@@ -56,14 +56,14 @@ class Validation:
         self.history: list[dict[str, Any]] = []
 
     def due(self, epoch: int, *, last: bool) -> bool:
-        """Whether the network is to be evaluated after an epoch, counted from 0; after the last one in any case."""
+        """Whether the model is to be evaluated after an epoch, counted from 0; after the last one in any case."""
         every = self.config.evaluate_every
         return self.loader is not None and (last or bool(every and (epoch + 1) % every == 0))
 
     def measure(self, network: DeformableDETR, progress: ProgressDisplay) -> Metrics:
-        """Evaluate a network; every process must call this, and all get the numbers of the whole.
+        """Evaluate a model; every process must call this, and all get the numbers of the whole.
 
-        The network is used in its inference form, whose folded weights are freed at the end: the numbers are those of
+        The model is used in its inference form, whose folded weights are freed at the end: the numbers are those of
         `deformable-detr evaluate`. Weights and modes stay as they are; buffers become those of the first process.
 
         Raises:

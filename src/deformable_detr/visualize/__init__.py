@@ -1,4 +1,4 @@
-"""Images with boxes, what happens inside the network, and the pages and figures that show it.
+"""Images with boxes, what happens inside the model, and the pages and figures that show it.
 
 `drawing` draws boxes on images; `inside` looks into one forward pass (`look_inside` gives the data, each `view_…` function data
 with a figure); `pages` writes web pages; `explorer` serves one.

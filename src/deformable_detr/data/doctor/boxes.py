@@ -5,7 +5,7 @@ import numpy as np
 from deformable_detr.data.doctor.split_data import SplitData
 
 SLACK = 2.0
-"""Pixels by which a box may reach over the edge without a word."""
+"""Pixels by which a box may reach over the edge without a finding."""
 
 FEWEST = 5
 """Boxes from which on the whole file's form is judged."""

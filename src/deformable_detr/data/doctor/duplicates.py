@@ -8,10 +8,10 @@ from deformable_detr.data.doctor.images import ImageFacts
 from deformable_detr.data.doctor.split_data import SplitData
 
 FARTHEST = 4
-"""Bits of 64 in which the hashes of two like images may differ."""
+"""Bits of 64 in which the hashes of two similar images may differ."""
 
 LARGEST_DIFFERENCE = 3.0
-"""Mean difference of their thumbnails, in grey levels of 255. Flat images have like hashes, but differ in this."""
+"""Mean difference of their thumbnails, in grey levels of 255. Images without texture have similar hashes, but differ in this."""
 
 MOST_ALIKE = 50
 """Images like one image; of more, only the first is compared with the rest, so that thousands of blank ones take no hours."""

@@ -66,7 +66,7 @@ def examine(
     Args:
         dataset: as for :func:`~deformable_detr.data.dataset.open_dataset`.
         splits: which ones; empty: all that the dataset has of its own.
-        num_queries: of the network that is to be trained.
+        num_queries: of the model that is to be trained.
         progress: called with the numbers of images read and to be read.
 
     Raises:
@@ -105,7 +105,7 @@ def quick_check(splits: Sequence[Split], num_queries: int) -> list[Finding]:
 
     Args:
         splits: as a training opens them.
-        num_queries: of the network.
+        num_queries: of the model.
     """
     parts = [SplitData.of(split) for split in splits]
     for data in parts:

@@ -1,4 +1,9 @@
-"""`--fix`: a copy of a dataset, in COCO's layout, without what the examination found wrong."""
+"""`--fix`: a copy of a dataset, in COCO's layout, without the errors that the examination found.
+
+Findings of a split are first collected in a plan, then the record is written from the original and the plan in one pass. Findings
+refer to rows and images of the original, and several can concern the same one (a clipped box in an image whose size is corrected):
+changing entries one finding after another would invalidate the rows that later findings refer to, and count changes twice.
+"""
 
 import os
 import shutil
@@ -32,7 +37,7 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
         What was changed, a sentence each.
 
     Raises:
-        FileExistsError: the folder has something in it.
+        FileExistsError: the folder is not empty.
         ValueError: the folder is inside the dataset, or a split's annotations cannot be read at all.
     """
     out = Path(output_dir)
@@ -51,10 +56,10 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
 
 
 def check_output(out: Path, dataset: Path) -> None:
-    """See that a copy can be written.
+    """Check that a copy can be written.
 
     Raises:
-        FileExistsError: there is something already.
+        FileExistsError: the folder is not empty.
         ValueError: the folder is inside the dataset.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -64,7 +69,7 @@ def check_output(out: Path, dataset: Path) -> None:
 
 
 def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str, list[dict]], list[str]]:
-    """The COCO record of a split's copy, and every single change in words `kind: case`."""
+    """The COCO record of a split's copy, and every change as `kind: case`."""
     plan = _Plan(data)
     for finding in findings:
         plan.apply(finding)
@@ -111,7 +116,7 @@ class _Plan:
         self.noted: list[str] = []
 
     def apply(self, finding: Finding) -> None:
-        """Take over what a finding asks for; kinds that need no change are passed over."""
+        """Add the changes that a finding requires; kinds that need none are skipped."""
         code = finding.code
         for item in finding.items:
             if code in LEFT_OUT_ANNOTATIONS and item.annotation is not None:
@@ -142,7 +147,11 @@ class _Plan:
         return box if box[2] > 0 and box[3] > 0 else None
 
     def _resize(self, image: int, size: tuple[int, int]) -> None:
-        """Give an image its true size; its boxes follow where the aspect ratio is the same, else they must fit."""
+        """Give an image its true size.
+
+        With the same aspect ratio the image was resized after its annotation, so the boxes are scaled. Otherwise only the stated
+        size may be wrong: the boxes stay if they fit into the true one, and the image is left out if not.
+        """
         height, width = (int(side) for side in self.data.sizes[image])
         if abs(size[1] / size[0] / (width / height) - 1) <= SAME_ASPECT:
             self.scales[image] = (size[1] / width, size[0] / height)
@@ -171,7 +180,7 @@ TOLD = {
     "exif-boxes": "size of the stored pixels stated",
     **dict.fromkeys((*LEFT_OUT_ANNOTATIONS, *LEFT_OUT_IMAGES), "left out"),
 }
-"""What is done about a kind of finding; those that are not here stay as they are."""
+"""What is done about a kind of finding; entries with other kinds stay as they are."""
 
 
 def _place_images(data: SplitData, record: dict[str, list[dict[str, Any]]], folder: Path) -> None:

@@ -19,7 +19,7 @@ def draw_samples(
         dataset: images with ground truth; `count` of them are taken, evenly spread, the same ones every time.
         output_dir: gets a drawing of each sample, named after its file, and `overview.png` with all of them.
         count: number of images.
-        threshold: smallest score that is drawn; networks that have learned for minutes are seldom surer.
+        threshold: smallest score that is drawn; models that have learned for minutes are seldom surer.
     """
     predictor = Predictor(model, device=next(model.parameters()).device)
     indices = _spread(len(dataset), count)

@@ -1,4 +1,4 @@
-"""Training images as the network gets them: augmented, with their boxes and the padding of their batch."""
+"""Training images as the model gets them: augmented, with their boxes and the padding of their batch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,7 +49,7 @@ NOT_FINITE = (255, 0, 255)
 def draw_training_images(
     dataset: CocoDataset, data: DataConfig, *, batch_size: int, seed: int, count: int, training: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Draw the first images of a training as the network gets them, with boxes and class names.
+    """Draw the first images of a training as the model gets them, with boxes and class names.
 
     Pixels are those of the batch, de-normalised; padding is striped.
 

@@ -33,7 +33,7 @@ class Components:
 
     Args:
         title: text at the top of the page.
-        num_levels: of the network.
+        num_levels: of the model.
         num_heads: of its attention.
         num_layers: by `encoder` and `decoder`.
     """

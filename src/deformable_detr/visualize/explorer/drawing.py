@@ -1,6 +1,6 @@
 """The image with boxes, references and sampling points, as SVG.
 
-Lengths are shares of the image's size, so that a drawing looks alike at every resolution. Sampling points and boxes carry their
+Lengths are shares of the image's size, so that a drawing looks the same at every resolution. Sampling points and boxes carry their
 numbers as tooltips. The drawing is complete in itself: it can be saved and opened elsewhere.
 """
 

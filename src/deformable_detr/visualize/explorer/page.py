@@ -85,7 +85,7 @@ class Page:
 
     def _connect_images(self) -> None:
         """What opens another image; the shapes follow once it is shown."""
-        waiting = {**PRIVATE, "show_progress": "minimal", "show_progress_on": [self.parts.stage]}  # a large network takes seconds
+        waiting = {**PRIVATE, "show_progress": "minimal", "show_progress_on": [self.parts.stage]}  # a large model takes seconds
         drop = self.parts.drop
         dropped = drop.upload(self._drop, [self.session, drop], [*self._shown(), drop], **waiting)
         started = self.blocks.load(self._start, [self.session], self._shown(), **waiting)

@@ -128,7 +128,7 @@ def record(inside: Inside, choices: Choices, name: str) -> dict[str, Any]:
     """What is shown, as plain values for JSON; coordinates in pixels of the image.
 
     Args:
-        inside: the image's pass through the network.
+        inside: the image's pass through the model.
         choices: what is chosen.
         name: of the image.
     """

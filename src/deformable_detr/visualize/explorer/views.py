@@ -10,7 +10,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.visualize.inside.description import Description, describe
 
 KEPT = 3
-"""Forward passes that stay in memory; one of the full network at 800 pixels takes some hundred megabytes."""
+"""Forward passes that stay in memory; one of the full model at 800 pixels takes some hundred megabytes."""
 
 
 class Views:

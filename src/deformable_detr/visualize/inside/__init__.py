@@ -1,4 +1,4 @@
-"""Inside the network: what one forward pass does with an image, and figures of it.
+"""Inside the model: what one forward pass does with an image, and figures of it.
 
 `look_inside` gives the data of one forward pass; each `view_…` function gives data with a figure (`.figure`, `.save(path)`).
 """

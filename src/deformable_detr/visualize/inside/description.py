@@ -1,4 +1,4 @@
-"""The way of one image through the network: every stage with its real shapes, and the cost of each part."""
+"""The way of one image through the model: every stage with its real shapes, and the cost of each part."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "c
 
 @dataclass(frozen=True)
 class Step:
-    """The call of one part of the network: `source | shapes in → shapes out`."""
+    """The call of one part of the model: `source | shapes in → shapes out`."""
 
     source: str
     """file:function, the file below `deformable_detr/`."""
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PartCost:
-    """Parameters and multiply-adds of one part of the network."""
+    """Parameters and multiply-adds of one part of the model."""
 
     part: str
     trainable_parameters: int

@@ -74,7 +74,7 @@ class Inside:
     """`[3, H, W]` uint8 RGB: the image as read, upright. All pixel coordinates refer to it."""
 
     input_size: tuple[int, int]
-    """(height, width) of the resized image that the network saw, without padding."""
+    """(height, width) of the resized image that the model saw, without padding."""
 
     categories: Categories
     """The names of the labels."""

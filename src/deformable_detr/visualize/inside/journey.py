@@ -1,4 +1,4 @@
-"""The way of one image through the network as one figure, stage by stage."""
+"""The way of one image through the model as one figure, stage by stage."""
 
 import math
 from collections.abc import Callable, Sequence

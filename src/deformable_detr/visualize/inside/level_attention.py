@@ -22,7 +22,7 @@ class LevelAttentionView(View):
     """One row for each of D detections."""
 
     sizes: Tensor
-    """`[D]`: the geometric mean of the box's sides, in pixels of the resized image that the network sees."""
+    """`[D]`: the geometric mean of the box's sides, in pixels of the resized image that the model sees."""
 
     mass: Tensor
     """`[D, N, L]`: the share of each decoder layer's cross-attention on each level, the mean over the heads; sums to 1 over L."""

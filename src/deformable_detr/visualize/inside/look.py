@@ -8,7 +8,7 @@ inside.decoder[-1].attention_weights[0, found.query]        # [M, L, P]
 inside.boxes_per_layer(found.query)                         # [N + 1, 4]: the reference, then every layer's box
 ```
 
-Nothing is captured unless :func:`look_inside` is called, and the network's outputs are the same with and without it.
+Nothing is captured unless :func:`look_inside` is called, and the model's outputs are the same with and without it.
 """
 
 from collections.abc import Sequence
