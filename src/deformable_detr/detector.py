@@ -97,8 +97,8 @@ class Detector(Predictor):
             show_progress: a live bar on a terminal, log lines elsewhere.
             settings: any setting of :class:`~deformable_detr.config.RunConfig`, in one of three forms: by its own name
                 (`preset="r50-two-stage", epochs=12, lr=1e-4`), as a group (`model={"num_queries": 100}`), or dotted, as
-                on the command line (`**{"optimizer.lr": 1e-4}`). `weights=` starts from a file, `resume=True` goes on. They are
-                above `config`, that above the recipe, that above the preset: see :mod:`deformable_detr.settings`.
+                on the command line (`**{"optimizer.lr": 1e-4}`). `weights=` starts from a file, `resume=True` goes on. They
+                override `config`, which overrides the recipe, which overrides the preset: see :mod:`deformable_detr.settings`.
 
         Raises:
             ValueError: an unknown setting or a value of the wrong type; the message names it.

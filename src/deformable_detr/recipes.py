@@ -66,7 +66,7 @@ def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
 
 
 def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
-    """From an ImageNet backbone: neck and transformer are learned from these images alone: high learning rate, many steps."""
+    """From an ImageNet backbone. Neck and transformer are learned from these images alone: high learning rate, many steps."""
     return {
         **_sizes(facts),
         **_course(facts, images_per_step, steps=4000, least=30, most=300),

@@ -15,7 +15,7 @@ WORTHWHILE = 1.2
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """What `optimize` does. Every switch leaves the predictions as they are, up to rounding; docs/inference.md says what each gives."""
+    """What `optimize` does. No switch changes the predictions beyond rounding; docs/inference.md says what each gives."""
 
     fold_batch_norm: bool = True
     """Multiply batch norms into the convolutions before them."""
