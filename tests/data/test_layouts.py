@@ -398,3 +398,12 @@ def test_nowhere_to_write(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.gettempdir", lambda: "/proc/nowhere")
     with pytest.raises(PermissionError, match="XDG_CACHE_HOME"):
         derived_folder(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), (coco(), "no images"), ("", "not valid JSON")])
+def test_nothing_in_the_only_file(text, message, tmp_path):
+    """The fault is named, by doctor and by training, though there is nothing to divide."""
+    lay(tmp_path, "train/1.png", text={"annotations/instances_train.json": text})
+    assert {finding.code for finding in examine(tmp_path).findings} & {"file-damaged", "no-images"}
+    with pytest.raises(ValueError, match=message):
+        open_dataset(tmp_path).split("train").check()

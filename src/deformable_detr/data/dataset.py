@@ -142,9 +142,11 @@ class DetectionDataset:
         """
         own, pool = self.layout.own_split(name), self.pool
         if pool is not None and name in MADE_SPLITS and own in (None, pool):
+            count = len(self._read(pool).paths)
+            if not count:
+                return self._read(pool)  # what is wrong with it is found there
             made = self._divide()
             if MADE_SPLITS[name] not in made:
-                count = len(self._read(pool).paths)
                 raise FileNotFoundError(f"{self.root}: no split {name!r}, and {count} images are too few to make one")
             return made[MADE_SPLITS[name]]
         if own is None and name == ALL and pool is not None:
@@ -155,7 +157,7 @@ class DetectionDataset:
 
     def training_part(self) -> Split:
         """What is trained on of a dataset without splits: as :meth:`split`, but a new division is not written down."""
-        return self._divide(keep=False)["train"]
+        return self._divide(keep=False).get("train") or self._read(str(self.pool))
 
     def own(self, name: str) -> Split:
         """Read one of :attr:`own_splits`, whole, whether the dataset is divided or not."""
