@@ -231,6 +231,15 @@ def repeated(record: dict, times: int) -> dict:
     return record | {"images": images, "annotations": annotations}
 
 
+def test_progress_is_told_to_who_watches(learned: TrainResult) -> None:
+    found = json.loads((learned.output_dir / "progress.json").read_text())
+    assert found["state"] == "finished"
+    assert found["step"] == found["total_steps"] == learned.steps
+    assert found["epoch"] == found["total_epochs"]
+    assert found["seconds_left"] == 0
+    assert isinstance(found["advice"], list)
+
+
 def test_four_images_are_learned_by_heart(learned: TrainResult) -> None:
     """Evaluated on the images it trains on, a detector without augmentation gets everything right."""
     last = [record for record in RunFolder(learned.output_dir).read_log() if record["kind"] == "train"][-1]

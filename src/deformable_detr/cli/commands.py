@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "doctor": "Examine a dataset before training: what is wrong, where, what to do; --fix repairs a copy.",
     "train": "Train on your images: COCO, YOLO or Pascal VOC.",
+    "dashboard": "Watch a training in the browser: curves, newest predictions, advice, time left.",
     "evaluate": "Measure how good a trained detector is: AP and AR, and a report on its errors.",
     "compare": "Compare two detectors on the same images: AP with its certainty, classes, images that got better or worse.",
     "predict": "Detect objects in images and videos; draw them, write them as JSON.",

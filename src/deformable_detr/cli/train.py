@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from deformable_detr.presets import MODEL_PRESETS
 
 if TYPE_CHECKING:
     from deformable_detr.training import TrainResult
+    from deformable_detr.visualize.pages.dashboard import Dashboard
 
 DESCRIPTION = """\
 Train Deformable DETR on a dataset of your own: COCO, YOLO or Pascal VOC, recognised by itself.
@@ -54,6 +56,9 @@ class TrainOptions:
     config: RunConfig
     """The whole run."""
 
+    dashboard: bool = False
+    """Show the training in the browser, too, at an address of this machine alone: curves, newest predictions, advice."""
+
 
 def run(options: TrainOptions) -> int:
     """Train, and say where everything is."""
@@ -64,12 +69,22 @@ def run(options: TrainOptions) -> int:
 
     first_process = os.environ.get("RANK", "0") == "0"
     log_to_screen(logging.INFO if first_process else logging.ERROR)
-    result = train(options.config, draw_samples=draw_samples)
+    with _dashboard(options) if options.dashboard and first_process else nullcontext():
+        result = train(options.config, draw_samples=draw_samples)
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if first_process:
         _show_result(result)
     return 0
+
+
+def _dashboard(options: TrainOptions) -> "Dashboard":
+    """Serve the page of the run, and say where."""
+    from deformable_detr.visualize.pages.dashboard import Dashboard
+
+    dashboard = Dashboard(options.config.output_dir)
+    show(f"The dashboard is at {dashboard.address}")
+    return dashboard
 
 
 def _show_result(result: "TrainResult") -> None:

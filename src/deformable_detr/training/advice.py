@@ -30,7 +30,12 @@ class Advisor:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
         self._lowest_loss = math.inf
-        self._said: set[str] = set()
+        self._said: dict[str, str] = {}
+
+    @property
+    def said(self) -> list[str]:
+        """Everything so far."""
+        return list(self._said.values())
 
     def losses(self, step: int, means: Mapping[str, float]) -> None:
         """Look at the mean losses of a log interval.
@@ -77,5 +82,5 @@ class Advisor:
 
     def _say(self, key: str, text: str) -> None:
         if key not in self._said:
-            self._said.add(key)
+            self._said[key] = text
             logger.warning("%s", text)

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -15,7 +14,6 @@ from rich.progress import (
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
 
@@ -37,17 +35,14 @@ class ProgressDisplay:
         self.total_steps = total_steps
         self.total_epochs = total_epochs
         self._show = show
-        self._finished = finished_steps
-        self._started_at = (time.monotonic(), finished_steps)
         self._bar: Progress | None = None
         if show and sys.stderr.isatty():
             console = Console(stderr=True)
             self._wide = console.width >= 120
             self._bar = _bar(console, self._wide)
-            self._task = self._bar.add_task("training", total=total_steps, completed=finished_steps, text="")
+            self._task = self._bar.add_task("training", total=total_steps, completed=finished_steps, text="", left="")
 
     def __enter__(self) -> Self:
-        self._started_at = (time.monotonic(), self._finished)
         if self._bar is not None:
             self._bar.start()
         return self
@@ -56,7 +51,15 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def step(self, step: int, epoch: int, losses: Mapping[str, float], lr: float, images_per_second: float) -> None:
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        losses: Mapping[str, float],
+        lr: float,
+        images_per_second: float,
+        seconds_left: float | None,
+    ) -> None:
         """Move the bar after an optimiser step.
 
         Args:
@@ -65,24 +68,34 @@ class ProgressDisplay:
             losses: of this step.
             lr: learning rate of the first parameter group.
             images_per_second: over the last steps, all processes together.
+            seconds_left: of the whole run; None: not known yet.
         """
-        self._finished = step
         if self._bar is not None:
             terms = _short(losses) if self._wide else f"loss {losses['loss']:.2f}"
             text = f"{terms}  lr {lr:.1e}  {images_per_second:.0f} images/s" if self._wide else f"{terms} lr {lr:.1e}"
-            self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{self.total_epochs}", text=text)
+            self._bar.update(
+                self._task, completed=step, description=f"epoch {epoch}/{self.total_epochs}", text=text, left=_left(seconds_left)
+            )
 
     def evaluating(self, done: int, total: int) -> None:
         """Show how far an evaluation has come, in images of this process."""
         if self._bar is not None:
             self._bar.update(self._task, text=f"evaluating {done}/{total}")
 
-    def line(self, step: int, epoch: int, losses: Mapping[str, float], lr: float, images_per_second: float) -> None:
+    def line(
+        self,
+        step: int,
+        epoch: int,
+        losses: Mapping[str, float],
+        lr: float,
+        images_per_second: float,
+        seconds_left: float | None,
+    ) -> None:
         """Log the progress in a line, where there is no bar; arguments as in :meth:`step`."""
         if self._show and self._bar is None:
             logger.info(
-                "step %d/%d  epoch %d/%d  %s  lr %.2g  %.1f images/s  %s left",
-                *(step, self.total_steps, epoch, self.total_epochs, _short(losses), lr, images_per_second, self._time_left(step)),
+                "step %d/%d  epoch %d/%d  %s  lr %.2g  %.1f images/s  %s",
+                *(step, self.total_steps, epoch, self.total_epochs, _short(losses), lr, images_per_second, _left(seconds_left)),
             )
 
     def message(self, text: str) -> None:
@@ -92,12 +105,6 @@ class ProgressDisplay:
         elif self._show:
             logger.info("%s", text)
 
-    def _time_left(self, step: int) -> str:
-        """Estimate from the steps of this process, evaluations included."""
-        begin, first = self._started_at
-        seconds = (time.monotonic() - begin) / max(1, step - first) * (self.total_steps - step)
-        return format_seconds(seconds)
-
 
 def format_seconds(seconds: float) -> str:
     """Such as `2 h 05 min`, `12 min 30 s` or `9 s`."""
@@ -105,6 +112,10 @@ def format_seconds(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{format_seconds(seconds)} left"
 
 
 def _short(losses: Mapping[str, float]) -> str:
@@ -118,5 +129,5 @@ def _bar(console: Console, wide: bool) -> Progress:
     fixed = Column(no_wrap=True)
     columns: list[ProgressColumn] = [TextColumn("{task.description}", table_column=fixed), BarColumn(24 if wide else 8)]
     columns += [MofNCompleteColumn(table_column=fixed), *([TimeElapsedColumn()] if wide else [])]
-    columns += [TimeRemainingColumn(table_column=fixed), TextColumn("left", table_column=fixed)]
-    return Progress(*columns, TextColumn("{task.fields[text]}"), console=console, speed_estimate_period=120)
+    columns.append(TextColumn("{task.fields[left]}", table_column=fixed))
+    return Progress(*columns, TextColumn("{task.fields[text]}"), console=console)

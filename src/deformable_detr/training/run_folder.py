@@ -33,6 +33,7 @@ class RunFolder:
         self.config = self.root / "config.yaml"
         self.log = self.root / "log.jsonl"
         self.metrics = self.root / "metrics.csv"
+        self.progress = self.root / "progress.json"
         self.tensorboard = self.root / "tensorboard"
         self.samples = self.root / "samples"
         self.state = self.root / "state"

@@ -1,8 +1,10 @@
 """What a run records as it goes: log.jsonl, metrics.csv, TensorBoard, the curves, and the lines on the screen."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deformable_detr.files import write_json
 from deformable_detr.training.curves import draw_loss_curve, draw_metrics_curve
 from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.run_folder import RunFolder, files_are_a_bonus
@@ -50,16 +52,22 @@ class RunLog:
         self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=start["step"] + 1)
         folder.append_log({"kind": "start", **start})
 
-    def losses(self, record: Mapping[str, Any]) -> None:
+    def progress(self, **state: Any) -> None:
+        """Say in progress.json how far the run has come, for whoever watches it from outside (`deformable-detr dashboard`)."""
+        with files_are_a_bonus():
+            write_json(self.folder.progress, {"time": round(time.time(), 1), **state})
+
+    def losses(self, record: Mapping[str, Any], seconds_left: float | None) -> None:
         """Record the mean losses of the last steps.
 
         Args:
             record: `step`, `epoch` (from 1), `lr`, `images_per_second` and the losses.
+            seconds_left: of the whole run; None: not known yet.
         """
         with files_are_a_bonus():
             self.folder.append_log({"kind": "train", **record})
             self._scalars("train", record)
-        self.display.line(record["step"], record["epoch"], record, record["lr"], record["images_per_second"])
+        self.display.line(record["step"], record["epoch"], record, record["lr"], record["images_per_second"], seconds_left)
 
     def evaluation(self, history: Sequence[Mapping[str, Any]], per_class: Sequence[Mapping[str, Any]]) -> None:
         """Record the last row of the history, and draw the curves anew.

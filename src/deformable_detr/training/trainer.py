@@ -9,6 +9,7 @@ A run that was stopped at any of these points goes on with exactly the numbers t
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from deformable_detr.training.result import Position, TrainResult
 from deformable_detr.training.run_folder import RunFolder, files_are_a_bonus, write_weights
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
+from deformable_detr.training.time_left import TimeLeft
 from deformable_detr.training.train_step import Batch
 from deformable_detr.training.validation import DrawSamples, Validation
 from deformable_detr.version import __version__
@@ -109,6 +111,7 @@ class Trainer:
         self.total_epochs = -(-self.total_steps // self.steps_per_epoch)
         self.advisor = Advisor(self.total_steps)
         self.learner = Learner(self.network, config, self.accelerator, self.folder, self.total_steps)
+        self.time_left = self._watch_time()
         self.position = Position()
         self.recent, self.over_epoch = Averages(), Averages()
         set_seed(config.train.seed, device_specific=True)  # dropout differs from process to process
@@ -128,6 +131,7 @@ class Trainer:
             while not self._finished():
                 self._train_epoch()
                 self._finish_epoch()
+        self._report("finished")
         if self.position.step < self.total_steps and first:
             logger.info("stopped early: the AP has not become better in the last %d evaluations", self.config.train.patience)
         return self._result()
@@ -196,6 +200,7 @@ class Trainer:
         losses = self.learner.step(batches, self.position.step)
         self.position.step += 1
         self.position.batch += len(batches)
+        self.time_left.step()
         if losses is None:
             return
         self.recent.add(losses)
@@ -204,7 +209,7 @@ class Trainer:
         count += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
         self._clock = (began, count)
         seen = (self.position.step, self.position.epoch + 1, losses, lr, count / max(1e-9, time.monotonic() - began))
-        self.progress.step(*seen)
+        self.progress.step(*seen, self._seconds_left())
         if self.position.step % self.config.train.log_every == 0 or self.position.step == self.total_steps:
             self._log_losses(lr, seen[-1])
         if self.on_step is not None:
@@ -220,7 +225,34 @@ class Trainer:
         record["images_per_second"] = round(images_per_second, 2)
         if self.accelerator.device.type == "cuda":
             record["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.log.losses(record)
+        self.log.losses(record, self._seconds_left())
+        self._report("training")
+
+    # ---- how long it takes, and who watches
+
+    def _watch_time(self) -> TimeLeft:
+        train = self.config.train
+        per_step = train.batch_size * train.accumulate * self.accelerator.num_processes
+        return TimeLeft(per_step, len(self.data.val) if self.data.val is not None else 0)
+
+    def _seconds_left(self) -> float | None:
+        epochs = range(self.position.epoch, self.total_epochs)
+        evaluations = sum(self.validation.due(epoch, last=epoch == self.total_epochs - 1) for epoch in epochs)
+        return self.time_left.seconds(self.total_steps - self.position.step, evaluations)
+
+    def _report(self, state: str) -> None:
+        """Tell who watches from outside: `training`, `evaluating`, `finished` or `stopped`."""
+        if self.log is not None:
+            left = 0.0 if state in ("finished", "stopped") else self._seconds_left()
+            self.log.progress(
+                state=state,
+                step=self.position.step,
+                total_steps=self.total_steps,
+                epoch=min(self.position.epoch + 1, self.total_epochs),
+                total_epochs=self.total_epochs,
+                seconds_left=None if left is None else round(left, 1),
+                advice=self.advisor.said,
+            )
 
     # ---- the end of an epoch
 
@@ -228,9 +260,10 @@ class Trainer:
         """Evaluate where it is due, and save."""
         self.position.epoch_done = True
         due = self.validation.due(self.position.epoch, last=self.position.step == self.total_steps)
-        metrics = self._evaluate() if due else None
-        self._record_epoch(metrics)
-        self._save_weights(metrics)
+        with self.time_left.evaluation() if due else nullcontext():
+            metrics = self._evaluate() if due else None
+            self._record_epoch(metrics)
+            self._save_weights(metrics)
         self.position = Position(self.position.step, self.position.epoch + 1)
         self._save_state()
         self._clock = (time.monotonic(), 0)
@@ -242,6 +275,7 @@ class Trainer:
         self._save_state()
         if self._stop_requested():
             self._raise_interrupted()
+        self._report("evaluating")
         kept = random_state()
         metrics = self.validation.measure(self.learner.result, self.progress)
         set_random_state(kept)
@@ -322,6 +356,7 @@ class Trainer:
         return in_any_process(self.stop.requested, self.accelerator)
 
     def _raise_interrupted(self) -> None:
+        self._report("stopped")
         if self.log is not None:
             self.log.close()
         raise TrainingInterrupted(

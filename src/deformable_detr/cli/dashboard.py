@@ -1,0 +1,50 @@
+"""`deformable-detr dashboard`: the live page of a training."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from deformable_detr.cli.command import Command
+from deformable_detr.cli.screen import show
+
+DESCRIPTION = """\
+Watch a training in the browser: loss and AP, the newest predictions beside the ground truth, each class, advice, and the
+time left. The page reads the run folder, so it can be opened beside any training, and after it; `train --dashboard` opens it
+together with the training. It listens on this machine alone; from elsewhere: ssh -L 6070:127.0.0.1:6070 MACHINE."""
+
+EXAMPLES = """\
+  deformable-detr dashboard runs/first
+  deformable-detr dashboard runs/first --port 8000
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardOptions:
+    """Options of the command."""
+
+    run: str
+    """The run folder."""
+
+    port: int | None = None
+    """Port of the page. Without it: the first free one from 6070 on."""
+
+
+def run(options: DashboardOptions) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    from deformable_detr.visualize.pages.dashboard import Dashboard
+
+    if not Path(options.run).is_dir():
+        raise FileNotFoundError(f"{options.run}: no such run folder (train writes one to its --output)")
+    with Dashboard(options.run, options.port) as dashboard:
+        show(f"The dashboard is at {dashboard.address}   (Ctrl-C ends it)")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            return
+
+
+COMMAND = Command("dashboard", DashboardOptions, run, DESCRIPTION, EXAMPLES)
