@@ -78,6 +78,11 @@ def check_family(config: ModelConfig, layout: str, needed: dict[Family, dict[str
     return family
 
 
+def is_dino(weights: Weights) -> bool:
+    """Whether the positions of the queries come from their boxes in every layer."""
+    return _POSITION in weights.tensors
+
+
 def name_content(weights: Weights) -> None:
     """With proposals, a table of queries holds their content alone: other layouts call both tables the same."""
     if _PROPOSALS in weights.tensors and _QUERIES in weights.tensors:
@@ -99,7 +104,7 @@ def fit_label_table(weights: Weights) -> None:
 def hidden_settings(weights: Weights) -> dict[str, Any]:
     """What the tensors do not show, as the code has it whose layout the file has; what the file states has precedence."""
     tensors, stated = weights.tensors, weights.settings
-    if _POSITION in tensors:
+    if is_dino(weights):
         settings = _DINO | _OF_LAYOUT.get(weights.report.source_format, {}) | {"num_queries": len(tensors[CONTENT])}
         return settings if LABELS in tensors else settings | {"denoising_queries": 0}
     if CONTENT not in tensors:

@@ -1,5 +1,6 @@
 """Loading weights of every layout: `load_pretrained` examines the file and chooses the reader."""
 
+import difflib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from deformable_detr.checkpoints.class_mapping import (
     placeholder_classes,
 )
 from deformable_detr.checkpoints.coco_classes import default_categories
+from deformable_detr.checkpoints.families import is_dino
 from deformable_detr.checkpoints.fit import build_from
+from deformable_detr.checkpoints.published import PUBLISHED, fetch, settings_of
 from deformable_detr.checkpoints.report import Report, shorten
 from deformable_detr.checkpoints.side_records import read_side_records
 from deformable_detr.checkpoints.state_dicts import select_state_dict
@@ -78,7 +81,8 @@ def load_pretrained(
 
     Args:
         source: a file (ours, official, mmdetection 3.x or 2.x, detrex, transformers), a folder (a run of ours, a saved detector, a
-            transformers model), or `hf://owner/name` or `owner/name` on the Hugging Face hub.
+            transformers model), `hf://owner/name` or `owner/name` on the Hugging Face hub, or the short name of published weights
+            (docs/model-zoo.md), such as `r50-two-stage-coco`.
         num_classes: how many classes are wanted; None: as many as the file has.
         classes: their names. Rows of the class heads are kept for classes of the same name, the others start afresh.
         strict: every tensor must fit. Otherwise what does not fit keeps its initial value, with a warning.
@@ -128,20 +132,26 @@ def _refuse(weights: Weights, path: Path, strict: bool) -> None:
 
 
 def find_weights(source: str | Path, revision: str | None = None) -> Path:
-    """The weights file that a path, or the name of a model on the hub, refers to.
+    """The weights file that a path, a short name of published weights or the name of a model on the hub refers to.
 
     Raises:
         FileNotFoundError: no file, or a folder without weights.
         ConnectionError: the hub cannot be reached, and its cache does not have the model.
     """
     path = Path(source).expanduser()
-    if not path.exists() and hub.is_hub_name(source):
+    short = None if path.exists() else PUBLISHED.get(str(source))
+    if short is not None and short.address.startswith("hf://"):
+        source = short.address
+    if short is not None and source != short.address:
+        path = fetch(str(source))
+    elif not path.exists() and hub.is_hub_name(source):
         path = hub.download(str(source), revision)
     elif revision is not None:
         raise ValueError(f"revision={revision!r} is for models on the hub, but {source} is not one")
     if not path.is_dir():
         if not path.exists():
-            raise FileNotFoundError(f"no weights at {path}")
+            near = difflib.get_close_matches(str(source), PUBLISHED, n=3)
+            raise FileNotFoundError(f"no weights at {path}" + (f"; published weights are called {', '.join(near)}" if near else ""))
         return path
     found = next((path / name for name in _FOLDER_NAMES if (path / name).is_file()), None)
     if found is None:
@@ -185,7 +195,7 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
         beside = read_side_records(file.extras, num_classes)
         default = {"categories": default_categories(num_classes)} if layout in _COCO_BY_NUMBER else {}
         weights.details = default | beside.details | weights.details
-        weights.settings = beside.settings | weights.settings
+        weights.settings = (settings_of(file.path.name) if is_dino(weights) else {}) | beside.settings | weights.settings
         weights.metadata = beside.metadata
         weights.refused += beside.refused
         weights.report.notes += beside.notes
