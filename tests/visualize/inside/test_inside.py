@@ -15,7 +15,7 @@ from deformable_detr.ops import use_backend
 from deformable_detr.structures import Predictions
 from deformable_detr.visualize import look_inside
 
-OPERATOR = importlib.import_module("deformable_detr.ops.ms_deform_attn")
+OPERATOR = importlib.import_module("deformable_detr.ops.plain")
 
 
 @pytest.mark.parametrize("kind", ["one_stage", "two_stage"])
@@ -27,7 +27,7 @@ def test_places_and_weights_are_those_that_the_operator_gets(kind, photo, reques
         received.append((locations, weights))
         return definition(value, shapes, locations, weights)
 
-    monkeypatch.setitem(OPERATOR._PLAIN, "reference", listen)
+    monkeypatch.setitem(OPERATOR.PLAIN, "reference", listen)
     with use_backend("reference"):
         inside = look_inside(model, photo)
     captured = [*inside.encoder, *inside.decoder]
