@@ -385,7 +385,7 @@ class OptimizerConfig:
     """The share of lr for the layers that say where to look: sampling offsets and reference points."""
 
     backbone_layer_decay: float = 1.0
-    """Plain ViT backbones: each layer learns at this share of the rate of the layer after it. 1: all at the same rate."""
+    """Plain ViT backbones: each layer has this share of the learning rate of the layer after it. 1: all have the same."""
 
     weight_decay: float = 1e-4
     """Weight decay, on all parameters (official)."""
@@ -401,10 +401,10 @@ class OptimizerConfig:
     """Schedule `step`: when to drop, as a share of the training (official: epoch 40 of 50). 1: never."""
 
     drop_factor: float = 0.1
-    """Schedule `step`: what the rate is multiplied by."""
+    """Schedule `step`: what the learning rate is multiplied by."""
 
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly from nearly zero."""
+    """Steps over which the learning rate rises linearly from nearly zero."""
 
 
 @dataclass(frozen=True)

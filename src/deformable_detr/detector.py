@@ -44,7 +44,7 @@ class Detector(Predictor):
     """
 
     result: TrainResult | None = None
-    """What the training has come to, for a detector from :meth:`train`."""
+    """The result of the training, for a detector from :meth:`train`."""
 
     @classmethod
     def load(

@@ -30,7 +30,7 @@ def as_id(value: Any) -> int | str | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """A yes or no written as a number, a word or not at all; None for anything else."""
+    """A flag written as a number or a word, or left out; None for anything else."""
     if value is None or isinstance(value, (bool, int, float)):
         return bool(value)
     word = value.strip().lower() if isinstance(value, str) else None

@@ -111,7 +111,7 @@ class Item(NamedTuple):
     """One case of a finding."""
 
     text: str
-    """What is there, for people."""
+    """Description of the case, for messages."""
 
     image: int | None = None
     """Position among the usable images."""
@@ -231,11 +231,11 @@ class Found:
             self.items[code] = [item for item in self.items.get(code, ()) if item.image != image]
 
     def findings(self) -> list[Finding]:
-        """All kinds with at least one case, the gravest first."""
+        """All kinds with at least one case, the most severe first."""
         return sort_findings(Finding(code, self.split, tuple(items)) for code, items in self.items.items() if items)
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """The gravest first, then in the order of :data:`KINDS`."""
+    """The most severe first, then in the order of :data:`KINDS`."""
     codes = list(KINDS)
     return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), codes.index(finding.code)))

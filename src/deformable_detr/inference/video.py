@@ -62,9 +62,9 @@ class Video:
             raise FileNotFoundError(f"no such video: {self.name}")
         self._reader: Reader = CameraReader(int(self.name)) if camera else FileReader(self.name)
         self.live = self._reader.live
-        """Whether frames come in their own time and for ever, so that those that nobody has time for are left out."""
+        """Whether the source is live: frames arrive without end, and those that cannot be processed in time are dropped."""
         self.num_frames = self._reader.num_frames
-        """According to the file, which may be wrong; None where nobody knows."""
+        """According to the file, which may be wrong; None where unknown."""
         self.fps = self._reader.fps
         """Frames per second, on average."""
 

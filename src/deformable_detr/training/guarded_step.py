@@ -32,7 +32,7 @@ class GuardedStep:
         optimizer: over the model's parameters.
         accelerator: wraps model and optimiser.
         config: the run.
-        folder: where broken steps are kept.
+        folder: where steps with non-finite values are kept.
     """
 
     def __init__(

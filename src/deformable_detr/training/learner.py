@@ -22,7 +22,7 @@ class Learner:
         network: the detector, on its device.
         config: the run.
         accelerator: wraps model and optimiser.
-        folder: where broken steps are kept.
+        folder: where steps with non-finite values are kept.
         total_steps: of the schedule.
     """
 

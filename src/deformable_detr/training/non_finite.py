@@ -41,7 +41,7 @@ class Diagnosis:
 
 
 def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], device: torch.device) -> Diagnosis:
-    """Do the forward and backward pass of a broken step again and find where the first NaN or infinity arises.
+    """Repeat the forward and backward pass of a failed step and find where the first NaN or infinity arises.
 
     Weights and optimiser stay as they are; gradients are left cleared. The mode of the model (train or eval) is kept.
 
@@ -68,7 +68,7 @@ def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], d
 
 
 def _diagnose_batch(model: nn.Module, criterion: Criterion, images: ImageBatch, targets: list[Target]) -> Diagnosis | None:
-    outputs: list[tuple[str, str]] = []  # modules in the order of the computation: those whose output is broken
+    outputs: list[tuple[str, str]] = []  # modules with non-finite outputs, in the order of the computation
     gradients: list[tuple[str, str]] = []  # the same on the way back
     with _watched(model, outputs, gradients):
         predictions = model(images, targets)
@@ -101,7 +101,7 @@ def _diagnose_batch(model: nn.Module, criterion: Criterion, images: ImageBatch, 
 
 @contextmanager
 def _watched(model: nn.Module, outputs: list[tuple[str, str]], gradients: list[tuple[str, str]]) -> Iterator[None]:
-    """Note every module whose output is broken, and every output or parameter whose gradient is, in the order they come."""
+    """Note every module with non-finite outputs, and every output or parameter with a non-finite gradient, in order."""
 
     def hook(name: str, kind: str) -> Any:
         def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -156,7 +156,7 @@ def _ranges(inputs: Any) -> str:
 
 @dataclass(frozen=True)
 class KeptStep:
-    """A broken step as it was kept, without its weights."""
+    """A failed step as it was kept, without its weights."""
 
     message: str
     """What went wrong."""
@@ -171,7 +171,7 @@ class KeptStep:
 def save_step(
     folder: Path, step: int, message: str, batches: Sequence[Batch], model: DeformableDETR, loss: LossConfig
 ) -> Path | None:
-    """Keep a broken step for :func:`replay`: images, targets and weights, tensors and plain values only.
+    """Keep a failed step for :func:`replay`: images, targets and weights, tensors and plain values only.
 
     Args:
         folder: made when missing; at most :data:`MOST_SAVED` steps are kept there.

@@ -31,13 +31,13 @@ def parameter_groups(
     Args:
         model: a model with a `backbone`; its layers in `SAMPLING_LAYERS` make the group `sampling`.
         lr: learning rate of everything else.
-        backbone_lr_scale: the backbone's rate as a share of lr; 0 leaves the backbone out.
-        sampling_lr_scale: the sampling layers' rate as a share of lr.
+        backbone_lr_scale: the backbone's learning rate as a share of lr; 0 leaves the backbone out.
+        sampling_lr_scale: the sampling layers' learning rate as a share of lr.
         backbone_layer_decay: each layer of a plain ViT learns at this share of the rate of the layer after it, in a group
-            `backbone.0`, `backbone.1`, … of its own; the last one has the backbone's rate.
+            `backbone.0`, `backbone.1`, … of its own; the last one has the backbone's learning rate.
 
     Raises:
-        ValueError: a rate or share out of its range, a layer decay for a backbone without such layers, or nothing to train.
+        ValueError: a learning rate or share out of its range, a layer decay for a backbone without such layers, or nothing to train.
     """
     for name, value in (("lr", lr), ("backbone_lr_scale", backbone_lr_scale), ("sampling_lr_scale", sampling_lr_scale)):
         if not 0 <= value < math.inf:
@@ -97,8 +97,8 @@ def build_optimizer(
     Args:
         model: parameters with `requires_grad=False` are left out.
         lr: learning rate.
-        backbone_lr_scale: the backbone's rate as a share of lr.
-        sampling_lr_scale: the rate of sampling offsets and reference points as a share of lr.
+        backbone_lr_scale: the backbone's learning rate as a share of lr.
+        sampling_lr_scale: the learning rate of sampling offsets and reference points as a share of lr.
         backbone_layer_decay: see :func:`parameter_groups`.
         weight_decay: decoupled weight decay, also on biases and norms, as in the official recipe.
 
@@ -135,8 +135,8 @@ def build_schedule(
             `cosine`: half a cosine from 1 after the warm-up to 0 at the end. `flat-cosine`: 1 for the first half of the training,
             then half a cosine to 0.
         drop_at: when to drop, as a share of the training in [0, 1]; 1: never.
-        drop_factor: what the rate is multiplied by at the drop.
-        warmup_steps: the first steps take the shares 1/n, 2/n … n/n of the rate.
+        drop_factor: what the learning rate is multiplied by at the drop.
+        warmup_steps: the first steps take the shares 1/n, 2/n … n/n of the learning rate.
 
     Raises:
         ValueError: a value out of its range.

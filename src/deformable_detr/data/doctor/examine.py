@@ -31,7 +31,7 @@ class Examination:
     format: str
     splits: tuple[SplitData, ...]
     findings: tuple[Finding, ...]
-    """The gravest first."""
+    """The most severe first."""
 
     statistics: dict[str, SplitStatistics]
     suggestions: tuple[Suggestion, ...]

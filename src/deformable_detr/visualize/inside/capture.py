@@ -70,7 +70,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def sampling_of_call(attention: MultiScaleDeformableAttention, call: Call) -> Sampling:
     """Compute offsets, weights and locations of one attention module from its arguments.
 
-    Call it in the same autocast context as the module, so that the linear layers round alike.
+    Call it in the same autocast context as the module, so that the linear layers round in the same way.
     """
     query, reference_points, _, spatial_shapes, _ = call.args
     offsets, logits = (value.to(reference_points.dtype) for value in attention.offsets_and_logits(query))
