@@ -2,7 +2,7 @@
 
 A GPU raises an error when memory runs out, so there real steps of growing size are tried. Without a GPU the system would end the
 process (or swap) before anything is raised, so the need is estimated: one real step with one image shows how many bytes autograd
-keeps for the backward pass, and these grow in proportion to the batch. Gradients and the optimiser's state do not, and are counted once.
+keeps for the backward pass, and these grow in proportion to the batch. Gradients and optimiser state do not, and are counted once.
 """
 
 import gc

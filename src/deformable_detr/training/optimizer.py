@@ -37,7 +37,7 @@ def parameter_groups(
             `backbone.0`, `backbone.1`, … of its own; the last one has the backbone's learning rate.
 
     Raises:
-        ValueError: a learning rate or share out of its range, a layer decay for a backbone without such layers, or nothing to train.
+        ValueError: a learning rate or share out of range, a layer decay for a backbone without such layers, or nothing to train.
     """
     for name, value in (("lr", lr), ("backbone_lr_scale", backbone_lr_scale), ("sampling_lr_scale", sampling_lr_scale)):
         if not 0 <= value < math.inf:
