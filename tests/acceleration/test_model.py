@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from deformable_detr.acceleration.convolutions import optimized_backbone
 from deformable_detr.acceleration.fused_convolutions import (
@@ -15,6 +16,7 @@ from deformable_detr.acceleration.fused_convolutions import (
     fused_convolutions_work,
     winograd_works,
 )
+from deformable_detr.acceleration.geometry import KeptGeometry
 from deformable_detr.acceleration.model import InferenceModel, inductor
 from deformable_detr.acceleration.options import PLAIN, InferenceOptions, fastest_precision
 from deformable_detr.inference.predictor import Predictor
@@ -153,7 +155,11 @@ def test_few_sizes_are_kept():
     for size in ((64, 64), (64, 80), (64, 96), (64, 112)):
         assert_same(fast(sample_images(size)), plain(model, sample_images(size)))
     assert fast._optimized is not None
-    assert len(fast._optimized[1].flatten.kept()) == 2
+    network = fast._optimized[1]
+    assert isinstance(network, nn.Module)
+    flatten = network.get_submodule("flatten")
+    assert isinstance(flatten, KeptGeometry)
+    assert len(flatten.kept()) == 2
 
 
 def test_threads():
@@ -224,7 +230,8 @@ def test_what_the_fused_backbone_consists_of(winograd):
     assert fused_convolutions_work()
     body = build(backbone="resnet50", backbone_options={}, hidden_dim=64).backbone.body
     settings = {"fold_batch_norm": True, "inplace_activations": True, "fuse_convolutions": True, "channels_last": True}
-    fused: nn.Module = optimized_backbone(body, winograd=winograd, **settings).body  # type: ignore[union-attr]
+    fused = optimized_backbone(body, winograd=winograd, **settings).get_submodule("body")
+    assert isinstance(fused, torch.fx.GraphModule)
     kinds = [type(fused.get_submodule(str(node.target))) for node in fused.graph.nodes if node.op == "call_module"]
     by_winograd = 11 if winograd and winograd_works() else 0
     assert kinds.count(WinogradConvolution) == by_winograd
@@ -257,7 +264,7 @@ def test_compile_runs_and_goes_on_without_a_compiler(monkeypatch, caplog):
     def broken(function, **options):
         def run(*arguments):
             calls.append(options)
-            raise torch._dynamo.exc.BackendCompilerFailed(function, RuntimeError("no g++ here"), None)
+            raise BackendCompilerFailed(function, RuntimeError("no g++ here"), None)
 
         return run
 

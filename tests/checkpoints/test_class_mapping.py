@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import load_checkpoint, load_pretrained, save_weights
@@ -38,9 +39,10 @@ def test_rows_of_common_classes_are_kept_in_every_head(coco_file, caplog):
         assert 0.2 * bound < new[f"{head}.weight"][1].abs().mean() < bound
     unchanged = [name for name in old if "class_head" not in name]
     assert all(torch.equal(old[name], new[name]) for name in unchanged)
-    assert loaded.class_mapping.sources == (1, None, 18)
-    assert loaded.class_mapping.kept == {"Person": "person", "DOG": "dog"} and loaded.class_mapping.fresh == ["drone"]
-    assert loaded.model.metadata.categories.names == ("Person", "drone", "DOG")
+    mapping, categories = loaded.class_mapping, loaded.model.metadata.categories
+    assert mapping is not None and mapping.sources == (1, None, 18)
+    assert mapping.kept == {"Person": "person", "DOG": "dog"} and mapping.fresh == ["drone"]
+    assert categories is not None and categories.names == ("Person", "drone", "DOG")
     assert loaded.model.metadata.model.num_classes == 3
     assert "91 → 3 classes" in caplog.text and "DOG (from dog)" in caplog.text and "afresh (1): drone" in caplog.text
 
@@ -48,7 +50,9 @@ def test_rows_of_common_classes_are_kept_in_every_head(coco_file, caplog):
 def test_objectness_of_the_proposals_stays(make_model, tmp_path):
     model = make_model("two-stage", COCO_91)
     path = save_weights(tmp_path / "a.safetensors", model)
-    new, old = load_pretrained(path, classes=["drone", "dog"]).query_source.class_head, model.query_source.class_head
+    new = load_pretrained(path, classes=["drone", "dog"]).get_submodule("query_source.class_head")
+    old = model.query_source.class_head
+    assert isinstance(new, nn.Linear)
     assert torch.equal(new.weight[0], old.weight[0]) and new.bias[0] == old.bias[0]
     assert torch.equal(new.weight[1], old.weight[18])
 
@@ -91,14 +95,15 @@ def test_from_80_to_91_and_back():
 def test_80_by_number_alone(make_model, tmp_path):
     path = save_weights(tmp_path / "a.safetensors", make_model("one-stage", COCO_91))
     loaded = load_checkpoint(path, num_classes=80)
-    assert loaded.model.metadata.categories == COCO_80 and loaded.class_mapping.sources == COCO_80.ids
+    assert loaded.class_mapping is not None and loaded.class_mapping.sources == COCO_80.ids
+    assert loaded.model.metadata.categories == COCO_80
 
 
 def test_a_number_alone_starts_afresh(make_model, tmp_path):
     path = save_weights(tmp_path / "a.safetensors", make_model("refine"))
     loaded = load_checkpoint(path, num_classes=7)
-    assert set(loaded.class_mapping.sources) == {None}
-    assert torch.allclose(loaded.model.class_heads[1].bias, torch.tensor(PRIOR))
+    assert loaded.class_mapping is not None and set(loaded.class_mapping.sources) == {None}
+    assert torch.allclose(loaded.model.get_parameter("class_heads.1.bias"), torch.tensor(PRIOR))
 
 
 def test_same_classes_change_nothing(make_model, tmp_path, assert_same_weights):
@@ -111,19 +116,21 @@ def test_another_order_moves_the_rows(make_model, tmp_path):
     model = make_model("one-stage")
     path = save_weights(tmp_path / "a.safetensors", model)
     new = load_pretrained(path, classes=model.metadata.categories.names[::-1])
-    assert torch.equal(new.class_heads[0].weight, model.class_heads[0].weight.flip(0))
+    assert torch.equal(new.get_parameter("class_heads.0.weight"), model.class_heads[0].weight.flip(0))
 
 
 def test_weights_without_names_take_as_many_new_ones(make_model, tmp_path, assert_same_weights):
     model = make_model("two-stage", None, num_classes=3)
     loaded = load_pretrained(save_weights(tmp_path / "a.safetensors", model), classes=["a", "b", "c"])
     assert_same_weights(model, loaded)
+    assert loaded.metadata.categories is not None
     assert loaded.metadata.categories.names == ("a", "b", "c")
 
 
 def test_weights_without_names_start_afresh(make_model, tmp_path):
     path = save_weights(tmp_path / "a.safetensors", make_model("one-stage", None, num_classes=4))
-    assert load_checkpoint(path, classes=["a", "b"]).class_mapping.sources == (None, None)
+    mapping = load_checkpoint(path, classes=["a", "b"]).class_mapping
+    assert mapping is not None and mapping.sources == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +153,12 @@ def test_a_mapped_model_can_be_trained(make_model, batch, tmp_path):
     model = load_pretrained(path, classes=["dog", "drone"]).train()
     predictions = model(batch)
     (predictions.logits.sum() + predictions.encoder_logits.sum()).backward()
-    assert model.class_heads[0].weight.grad.shape == (2, 64)
+    weight = model.get_parameter("class_heads.0.weight")
+    assert weight.grad is not None and weight.grad.shape == (2, 64)
     with torch.no_grad():
-        model.class_heads[0].weight.add_(1.0)  # mapped files stay as they are on the disk
-    assert not torch.equal(load_pretrained(path, classes=["dog", "drone"]).class_heads[0].weight[0], model.class_heads[0].weight[0])
+        weight.add_(1.0)  # mapped files stay as they are on the disk
+    again = load_pretrained(path, classes=["dog", "drone"])
+    assert not torch.equal(again.get_parameter("class_heads.0.weight")[0], weight[0])
 
 
 def test_thresholds_follow_their_classes_or_go(make_model, tmp_path):
@@ -167,6 +176,6 @@ def test_thresholds_between_the_layouts_of_coco(make_model, tmp_path):
     model.metadata = replace(model.metadata, thresholds=tuple(label / 100 for label in range(80)))
     loaded = load_pretrained(save_weights(tmp_path / "a.safetensors", model), classes=COCO_91)
     thresholds = loaded.metadata.thresholds
-    assert len(thresholds) == 91
+    assert thresholds is not None and len(thresholds) == 91
     for label, name in enumerate(COCO_80.names):
         assert thresholds[COCO_91.names.index(name)] == label / 100

@@ -50,7 +50,7 @@ def test_what_the_tensors_cannot_say(make_model, tmp_path, capsys):
 )
 def test_mistakes(arguments, message, source, tmp_path, capsys):
     places = {"SOURCE": str(source), "TARGET": str(tmp_path / "x.pth"), "FOLDER": str(tmp_path)}
-    assert main(["convert", *(places.get(argument, argument) for argument in arguments)]) == 2
+    assert main(["convert", *(places.get(str(argument), str(argument)) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x.pth").exists()
 

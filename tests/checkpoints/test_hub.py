@@ -52,6 +52,7 @@ def test_cached_model_of_transformers(make_model, offline_cache, tmp_path, asser
     put_in_cache(offline_cache, lambda folder: convert(path, folder, "huggingface"))
     loaded = load_pretrained("hf://someone/cells")
     assert_same_weights(model, loaded)
+    assert loaded.metadata.categories is not None
     assert loaded.metadata.categories.names == model.metadata.categories.names
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,10 +29,8 @@ def model(variant, make_model):
 
 
 def their_model(variant, randomise, **options):
+    backbone: dict[str, Any] = {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": False}
     config = DeformableDetrConfig(
-        backbone="resnet18",
-        use_timm_backbone=True,
-        use_pretrained_backbone=False,
         id2label=NAMES,
         label2id={name: label for label, name in NAMES.items()},
         num_queries=12,
@@ -41,6 +40,7 @@ def their_model(variant, randomise, **options):
         decoder_ffn_dim=48,
         encoder_layers=2,
         decoder_layers=2,
+        **backbone,
         **FLAGS[variant],
         **options,
     )
@@ -72,6 +72,7 @@ def test_in(variant, tied, randomise, batch, tmp_path):
     theirs = DeformableDetrForObjectDetection.from_pretrained(tmp_path).eval()  # what its own code makes of the folder
     ours = load_pretrained(tmp_path)
     assert_same_outputs(ours, theirs, batch)
+    assert ours.metadata.categories is not None
     assert ours.metadata.categories.names == tuple(NAMES.values())
     assert ours.metadata.model.num_queries == 12
 
@@ -81,7 +82,8 @@ def test_out(model, batch, tmp_path, caplog, recwarn):
     report = convert(tmp_path / "a.safetensors", tmp_path / "folder", "huggingface")
     assert report.lossy == [] and report.missing == []
     with caplog.at_level(logging.WARNING):
-        theirs, info = DeformableDetrForObjectDetection.from_pretrained(tmp_path / "folder", output_loading_info=True)
+        loaded = DeformableDetrForObjectDetection.from_pretrained(tmp_path / "folder", output_loading_info=True)
+    theirs, info = cast("tuple[DeformableDetrForObjectDetection, dict]", loaded)
     assert not [record.message for record in caplog.records] and not list(recwarn)
     assert not any(info.values())
     assert theirs.config.id2label == dict(enumerate(model.metadata.categories.names))

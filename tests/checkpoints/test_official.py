@@ -1,6 +1,7 @@
 """The official layout, in and out; names and shapes are listed by hand from the published files."""
 
 import argparse
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ OURS_TWO_STAGE = {
 def test_every_kind_of_tensor_arrives(variant, tmp_path):
     state_dict = official_state_dict(**FLAGS[variant])
     torch.save({"model": state_dict, "epoch": 49}, tmp_path / "r18.pth")
-    dilation = {"dilation": True} if variant == "single-scale-dc5" else {}
+    dilation: dict[str, Any] = {"dilation": True} if variant == "single-scale-dc5" else {}
     loaded = load_checkpoint(tmp_path / "r18.pth", **dilation)
     ours = loaded.model.state_dict()
     for theirs, name in (OURS | (OURS_TWO_STAGE if variant == "two-stage" else OURS_ONE_STAGE)).items():
@@ -214,6 +215,7 @@ def test_training_state_is_left_behind(tmp_path):
 def test_names_of_coco(tmp_path):
     torch.save({"model": official_state_dict()}, tmp_path / "a.pth")
     categories = load_pretrained(tmp_path / "a.pth").metadata.categories
+    assert categories is not None
     assert (categories.names[1], categories.names[18], categories.names[90]) == ("person", "dog", "toothbrush")
     assert [label for label, name in enumerate(categories.names) if name == "N/A"] == [0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
     assert categories.ids == tuple(range(91))

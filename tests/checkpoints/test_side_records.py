@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import load_checkpoint
 from deformable_detr.checkpoints.side_records import read_classes, read_side_records
 
@@ -58,9 +59,11 @@ def test_class_names_in_yaml_and_json_texts(load):
 
 
 def test_numbers_with_holes():
-    assert read_classes({0: "a", 3: "b"}, 4).names == ("a", "N/A", "N/A", "b")
-    assert read_classes({1: "a", 2: "b"}, 3).names == ("N/A", "a", "b")
+    first, second = read_classes({0: "a", 3: "b"}, 4), read_classes({1: "a", 2: "b"}, 3)
+    assert isinstance(first, Categories) and first.names == ("a", "N/A", "N/A", "b")
+    assert isinstance(second, Categories) and second.names == ("N/A", "a", "b")
     holes = read_classes({7: "b", 2: "a"}, 2)  # more than there are rows: the rows are in their order
+    assert isinstance(holes, Categories)
     assert holes.names == ("a", "b") and holes.ids == (2, 7)
     assert read_classes(["a", "b"], 3) == "it names 2 classes, but the heads have 3 rows"
     assert read_classes({"a": {"b": 1}}, 3) is None and read_classes(5, 3) is None

@@ -110,7 +110,7 @@ def test_openvino_runs_onnx_files_without_a_mask(small_model, tmp_path, images):
 def test_preparation_inside(prepared, images):
     model, path = prepared
     session = onnxruntime.InferenceSession(path)
-    scores, _, boxes = session.run(None, {"images": images[1][None]})
+    scores, _, boxes = (np.asarray(output) for output in session.run(None, {"images": images[1][None]}))
     expected = Predictor(model, device="cpu").predict(images[1], 0.0, top_k=8)
     np.testing.assert_allclose(scores[0], expected.confidence, atol=1e-3)  # a pixel may be one grey level off
     assert boxes.shape == (1, 8, 4)

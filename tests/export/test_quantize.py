@@ -58,7 +58,7 @@ def found_by_the_file(prepared, tmp_path):
     record["annotations"] = []
     for image in record["images"]:
         pixels = read_image(data / "val" / image["file_name"]).permute(1, 2, 0).numpy()
-        _, labels, boxes = (output[0] for output in session.run(None, {"images": pixels[None]}))
+        _, labels, boxes = (np.asarray(output)[0] for output in session.run(None, {"images": pixels[None]}))
         for label, box in zip(labels, boxes * np.tile([image["width"], image["height"]], 2), strict=True):
             corner, size = box[:2], box[2:] - box[:2]
             annotation = {"id": len(record["annotations"]) + 1, "image_id": image["id"], "iscrowd": 0, "area": float(size.prod())}
@@ -83,7 +83,8 @@ def test_a_file_that_takes_images_is_measured_with_images(found_by_the_file, tmp
     form = ExportedNetwork(path).form
     assert (form.int8, form.preprocess, form.top_k) == (True, True, 8)
     assert form.details == {"ap_before": result.ap_before, "ap_after": result.ap_after, "images": 3}
-    scores, labels, _ = onnxruntime.InferenceSession(path).run(None, {"images": np.zeros((2, 50, 70, 3), np.uint8)})
+    outputs = onnxruntime.InferenceSession(path).run(None, {"images": np.zeros((2, 50, 70, 3), np.uint8)})
+    scores, labels, _ = (np.asarray(output) for output in outputs)
     assert scores.shape == labels.shape == (2, 8)
 
 

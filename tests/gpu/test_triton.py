@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 spec = importlib.util.spec_from_file_location("ops_conftest_gpu", Path(__file__).parents[1] / "ops" / "conftest.py")
+assert spec is not None and spec.loader is not None
 helpers = importlib.util.module_from_spec(spec)
 sys.modules["ops_conftest_gpu"] = helpers
 spec.loader.exec_module(helpers)
@@ -84,5 +86,9 @@ def test_impossible_locations():
 
 def test_compiles_in_one_graph():
     p = helpers.make_problem(queries=9).map(torch.Tensor.cuda)
-    compiled = torch.compile(lambda *tensors: ms_deform_attn_fused(tensors[0], p.shapes, *tensors[1:]), fullgraph=True)
+
+    def fused(value: Tensor, *geometry: Tensor) -> Tensor:
+        return ms_deform_attn_fused(value, p.shapes, *geometry)
+
+    compiled = torch.compile(fused, fullgraph=True)
     torch.testing.assert_close(compiled(*p.tensors()), run(p))

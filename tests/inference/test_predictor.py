@@ -74,13 +74,15 @@ SIZES_AND_BOXES = [((320, 128), (80, 32, 240, 64)), ((128, 320), (16, 240, 48, 3
 
 @pytest.mark.parametrize(("size", "box"), SIZES_AND_BOXES)
 def test_boxes_are_in_the_pixels_of_the_original_image(finder, size, box):
-    found = finder.predict(rectangle_image(*size, box))
+    width, height = size
+    found = finder.predict(rectangle_image(width, height, box))
     assert isinstance(found, sv.Detections)
     np.testing.assert_allclose(found.xyxy, [box], atol=max(size) / 64)
     assert found.class_id is not None
     assert found.class_id.tolist() == [1]
-    assert found.data["class_name"].tolist() == ["dog"]
-    assert found.data["category_id"].tolist() == [3]
+    assert list(found.data["class_name"]) == ["dog"]
+    assert list(found.data["category_id"]) == [3]
+    assert found.confidence is not None
     np.testing.assert_allclose(found.confidence, [0.9], atol=1e-6)
     assert found.metadata == {}
 
@@ -141,8 +143,8 @@ def test_classes_without_names():
     model = RectangleFinder()
     model.metadata = Metadata(ModelConfig(num_classes=3), eval_short_side=64)
     found = Predictor(model, device="cpu").predict(rectangle_image(64, 64, (10, 10, 50, 50)))
-    assert found.data["class_name"].tolist() == ["class 1"]
-    assert found.data["category_id"].tolist() == [1]
+    assert list(found.data["class_name"]) == ["class 1"]
+    assert list(found.data["category_id"]) == [1]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,7 @@ def test_half_precision_is_close(tiny):
     image = sample_images(1)[0]
     full = tiny.predict(image, 0.0)
     half = Predictor(tiny.model, device="cpu", precision="bf16").predict(image, 0.0)
+    assert half.confidence is not None
     np.testing.assert_allclose(half.confidence, full.confidence, atol=0.01)
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         Predictor(tiny.model, device="cpu", precision="fp8")  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ def exact_detector(views, largest):
             labels += [label] * (len(stats) - 1)
         xyxy = np.array(boxes, dtype=np.float32).reshape(-1, 4)
         areas = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
-        data = {"class_name": np.array(["a", "b"])[labels], "category_id": np.array([7, 3])[labels]}
+        data: dict[str, Any] = {"class_name": np.array(["a", "b"])[labels], "category_id": np.array([7, 3])[labels]}
         found = sv.Detections(xyxy=xyxy, confidence=1 / (1 + areas), class_id=np.array(labels, dtype=int), data=data)
         yield Result(f"image {number}", view, found)  # parts have higher scores than whole objects: the worst case
 
@@ -105,6 +106,7 @@ def test_the_better_of_two_views_stays():
     second = sv.Detections(xyxy=np.array([[5.0, 41, 12, 50]]), confidence=np.array([0.7]), class_id=np.array([0]))
     merged = merge_tiles([first, second], windows)
     assert merged.xyxy.tolist() == [[85, 41, 92, 50]]
+    assert merged.confidence is not None
     assert merged.confidence.tolist() == [0.7]
 
 
@@ -169,6 +171,7 @@ KINDS = {
 
 def save(folder, name):
     """An image of smooth colours with some noise."""
+    options: dict[str, Any]
     mode, options = KINDS[name]
     rng = np.random.default_rng(1)
     ramp = np.add.outer(np.arange(90), np.arange(150))[..., None] * [1, 0.5, 0.2] + rng.integers(0, 20, (90, 150, 3))

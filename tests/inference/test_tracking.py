@@ -11,6 +11,11 @@ def found(*entries):
     return sv.Detections(xyxy=table[:, :4], confidence=table[:, 4], class_id=table[:, 5].astype(int))
 
 
+def numbers(tracked: sv.Detections) -> list[int]:
+    assert tracked.tracker_id is not None
+    return tracked.tracker_id.tolist()
+
+
 def box_at(x, y, side=20.0, score=0.9, label=0):
     return (x - side / 2, y - side / 2, x + side / 2, y + side / 2, score, label)
 
@@ -48,9 +53,9 @@ def test_identities_stay_while_objects_cross():
         entries = [box_at(*(np.array(places[i]) + rng.normal(0, 0.5, 2)), label=int(i == 2)) for i in order]
         update = tracker.update(found(*entries))
         assert len(update) == 3
-        for i, number in zip(order, update.tracker_id, strict=True):
-            names.setdefault(int(i), set()).add(int(number))
-    assert sorted(len(numbers) for numbers in names.values()) == [1, 1, 1]
+        for i, number in zip(order, numbers(update), strict=True):
+            names.setdefault(int(i), set()).add(number)
+    assert sorted(len(given) for given in names.values()) == [1, 1, 1]
     assert set.union(*names.values()) == {1, 2, 3}
 
 
@@ -60,7 +65,7 @@ def test_an_object_that_is_hidden_comes_back_with_its_number():
     for frame in range(30):
         visible = not 12 <= frame < 18
         update = tracker.update(found(box_at(20 + 5 * frame, 50)) if visible else found())
-        seen.append(update.tracker_id.tolist())
+        seen.append(numbers(update))
     assert seen == [[1]] * 12 + [[]] * 6 + [[1]] * 12
 
 
@@ -69,31 +74,32 @@ def test_an_object_that_is_away_too_long_is_a_new_one():
     tracker.update(found(box_at(50, 50)))
     for _ in range(4):
         tracker.update(found())
-    assert tracker.update(found(box_at(50, 50))).tracker_id.tolist() == [2]
+    assert numbers(tracker.update(found(box_at(50, 50)))) == [2]
 
 
 def test_doubtful_detections_continue_tracks_and_begin_none():
     tracker = Tracker(0.5)
     tracker.update(found(box_at(50, 50)))
     update = tracker.update(found(box_at(51, 50, score=0.2), box_at(200, 50, score=0.4), box_at(50, 52, score=0.05)))
-    assert update.tracker_id.tolist() == [1]
+    assert numbers(update) == [1]
+    assert update.confidence is not None
     assert update.confidence.tolist() == [0.2]
-    assert tracker.update(found()).tracker_id.tolist() == []
+    assert numbers(tracker.update(found())) == []
     assert len(tracker.update(found(box_at(51, 50, score=0.3)))) == 0  # a lost one needs a sure detection
-    assert tracker.update(found(box_at(51, 50, score=0.6))).tracker_id.tolist() == [1]
+    assert numbers(tracker.update(found(box_at(51, 50, score=0.6)))) == [1]
 
 
 def test_an_object_that_is_found_twice_has_one_track():
     tracker = Tracker()
     tracker.update(found(box_at(50, 50)))
-    assert tracker.update(found(box_at(50, 50), box_at(50.5, 50, score=0.8))).tracker_id.tolist() == [1]
-    assert tracker.update(found(box_at(50, 50), box_at(56, 50, score=0.8))).tracker_id.tolist() == [1, 2]
+    assert numbers(tracker.update(found(box_at(50, 50), box_at(50.5, 50, score=0.8)))) == [1]
+    assert numbers(tracker.update(found(box_at(50, 50), box_at(56, 50, score=0.8)))) == [1, 2]
 
 
 def test_another_class_is_another_object():
     tracker = Tracker()
     tracker.update(found(box_at(50, 50, label=0)))
-    assert tracker.update(found(box_at(50, 50, label=1))).tracker_id.tolist() == [2]
+    assert numbers(tracker.update(found(box_at(50, 50, label=1)))) == [2]
 
 
 def test_wrong_threshold():

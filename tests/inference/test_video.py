@@ -1,6 +1,8 @@
 import threading
 import time
 from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
 
 import av
 import cv2
@@ -9,7 +11,7 @@ import pytest
 import supervision as sv
 import torch
 
-from deformable_detr.inference.predictor import Result
+from deformable_detr.inference.predictor import Predictor, Result
 from deformable_detr.inference.tracking import Tracker
 from deformable_detr.inference.video import Video, is_video, iterate_video, read_ahead
 
@@ -61,6 +63,11 @@ class ColourDetector:
             yield Result(f"image {number}", torch.from_numpy(image).permute(2, 0, 1), found)
 
 
+def iterate(detector: ColourDetector, video: Video | Path, threshold: float | None = None, **options: Any):
+    """`iterate_video` with the stand-in for a predictor."""
+    return iterate_video(cast(Predictor, detector), video, threshold, **options)
+
+
 @pytest.fixture
 def clip(tmp_path):
     return write_video(tmp_path / "clip.avi", [image_of(places) for places in moving_objects(36)])
@@ -70,13 +77,15 @@ def test_tracks_are_the_true_identities(clip):
     """Counted as for MOTA: no miss, no false positive, no switch."""
     misses = false_alarms = switches = 0
     number_of = {}
-    for frame, places in zip(iterate_video(ColourDetector(), clip, tracker=Tracker()), moving_objects(36), strict=True):
+    for frame, places in zip(iterate(ColourDetector(), clip, tracker=Tracker()), moving_objects(36), strict=True):
+        numbers = frame.detections.tracker_id
+        assert numbers is not None
         centres = (frame.detections.xyxy[:, :2] + frame.detections.xyxy[:, 2:]) / 2
         distances = np.linalg.norm(centres[:, None] - np.array(places)[None], axis=2)  # [found, true]
         misses += int((distances.min(axis=0) > 3).sum())
         false_alarms += int((distances.min(axis=1) > 3).sum())
         for true, found in enumerate(distances.argmin(axis=0)):
-            number = int(frame.detections.tracker_id[found])
+            number = int(numbers[found])
             switches += number_of.setdefault(true, number) != number
     assert (misses, false_alarms, switches) == (0, 0, 0)
     assert sorted(number_of.values()) == [1, 2, 3]
@@ -84,7 +93,7 @@ def test_tracks_are_the_true_identities(clip):
 
 def test_frames_carry_index_time_and_pixels(clip):
     detector = ColourDetector()
-    frames = list(iterate_video(detector, clip, 0.4, every=5, batch_size=3))
+    frames = list(iterate(detector, clip, 0.4, every=5, batch_size=3))
     assert [frame.index for frame in frames] == list(range(0, 36, 5))
     assert [frame.time for frame in frames] == pytest.approx([0.5 * i for i in range(8)])
     expected = image_of(moving_objects(36)[10]).astype(int)
@@ -95,7 +104,7 @@ def test_frames_carry_index_time_and_pixels(clip):
 
 def test_a_tracker_gets_the_doubtful_detections_too(clip):
     detector = ColourDetector()
-    list(iterate_video(detector, clip, 0.5, tracker=Tracker(0.5)))
+    list(iterate(detector, clip, 0.5, tracker=Tracker(0.5)))
     assert detector.options == [{"threshold": 0.1}]
 
 
@@ -110,7 +119,7 @@ def test_only_a_few_frames_are_in_memory(clip, monkeypatch):
             yield item
 
     monkeypatch.setattr(Video, "frames", counted)
-    running = iterate_video(ColourDetector(), clip)
+    running = iterate(ColourDetector(), clip)
     for number in range(5):
         next(running)
         time.sleep(0.02)
@@ -128,11 +137,11 @@ def test_broken_videos(tmp_path, clip, caplog):
         Video(tmp_path / "none.mp4")
     cut = tmp_path / "cut.avi"
     cut.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
-    frames = list(iterate_video(ColourDetector(), cut))
+    frames = list(iterate(ColourDetector(), cut))
     assert 5 < len(frames) < 30
     assert f"cut.avi ends after {len(frames)} of 36 frames" in caplog.text
     with pytest.raises(ValueError, match="every must be at least 1"):
-        next(iterate_video(ColourDetector(), clip, every=0))
+        next(iterate(ColourDetector(), clip, every=0))
 
 
 def test_a_camera_gives_its_newest_frames(monkeypatch):
@@ -169,7 +178,7 @@ def test_a_camera_gives_its_newest_frames(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     with Video("0") as video:
         assert (video.live, video.num_frames, video.fps) == (True, None, 30.0)
-        frames = list(iterate_video(Slow(), video))
+        frames = list(iterate(Slow(), video))
     indices = [frame.index for frame in frames]
     assert indices == sorted(set(indices))
     assert len(indices) < 100
@@ -204,6 +213,7 @@ def encode(path, times, codec="libx264", rotation=None, key_frames="250"):
     """A video whose frames come at these times (milliseconds) and get brighter; the upper half is white."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30, options={"g": key_frames} if codec == "libx264" else {})
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if rotation is not None:

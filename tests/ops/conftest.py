@@ -64,11 +64,16 @@ def by_definition(problem: Problem) -> Tensor:
     return multi_scale_deformable_attn_pytorch(problem.value, problem.shapes, locations, weights)
 
 
+def gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def gradients(function, problem: Problem, grad_output: Tensor) -> list[Tensor]:
     """[output, gradient of each tensor of the problem]."""
     output = function(problem)
     output.backward(grad_output.to(output.dtype))
-    return [output.detach(), *(t.grad for t in problem.tensors())]
+    return [output.detach(), *(gradient(t) for t in problem.tensors())]
 
 
 def largest_error(found: Tensor, expected: Tensor) -> float:

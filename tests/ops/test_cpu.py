@@ -15,7 +15,7 @@ import torch
 from deformable_detr.ops import available_backends, cpu, ms_deform_attn, ms_deform_attn_fused
 
 pytestmark = pytest.mark.skipif("cpu" not in available_backends(), reason="the CPU kernels are not built")
-ISAS = cpu.supported_isas() if "cpu" in available_backends() else ()
+ISAS: tuple[str, ...] = cpu.supported_isas() if "cpu" in available_backends() else ()
 SIZES = (
     {"shapes": [(9, 7), (4, 4), (2, 2), (1, 1)], "queries": 84},
     {"shapes": [(9, 7), (4, 4), (2, 2)], "queries": 11, "heads": 3, "channels": 21, "points": 5},
@@ -157,8 +157,9 @@ def test_a_library_that_is_missing_or_broken(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("struct", "name"), [(cpu.Problem, "msda_problem"), (cpu.WinogradProblem, "winograd_problem")])
 def test_structs_match_the_header(struct, name):
     header = (Path(cpu.__file__).parent / "csrc" / "problem.h").read_text()
-    body = re.search(rf"typedef struct {{([^}}]*)}} {name};", header)[1]
-    fields = re.findall(r"(\w+)[,;]", re.sub(r"//.*", "", body))
+    body = re.search(rf"typedef struct {{([^}}]*)}} {name};", header)
+    assert body
+    fields = re.findall(r"(\w+)[,;]", re.sub(r"//.*", "", body[1]))
     assert fields == [field for field, _ in struct._fields_]
     assert ctypes.sizeof(struct) == 8 * len(fields)
     assert f"#define MSDA_INTERFACE {cpu.INTERFACE}" in header

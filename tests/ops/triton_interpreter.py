@@ -14,6 +14,7 @@ import torch
 from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
 
 spec = importlib.util.spec_from_file_location("ops_conftest", Path(__file__).with_name("conftest.py"))
+assert spec is not None and spec.loader is not None
 helpers = importlib.util.module_from_spec(spec)
 sys.modules["ops_conftest"] = helpers
 spec.loader.exec_module(helpers)

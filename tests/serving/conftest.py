@@ -27,12 +27,12 @@ class CountingPredictor(Predictor):
         self.gate.set()
         self.failure: Exception | None = None
 
-    def _detect(self, batch, **options):
+    def _detect(self, batch, top_k, labels, nms_iou):
         assert self.gate.wait(120)
         self.batches.append(len(batch))
         if self.failure:
             raise self.failure
-        return super()._detect(batch, **options)
+        return super()._detect(batch, top_k, labels, nms_iou)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,9 @@ def raw(content, kind="image/png", accept="*/*"):
 
 
 def gauge(client, name):
-    return float(re.search(rf"^deformable_detr_{name} (\S+)$", client.get("/metrics").text, flags=re.MULTILINE)[1])
+    found = re.search(rf"^deformable_detr_{name} (\S+)$", client.get("/metrics").text, flags=re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
 def counted(client, method, path, status):

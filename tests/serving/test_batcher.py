@@ -13,11 +13,17 @@ def as_tensor(pixels):
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+class RecordingBatcher(Batcher):
+    """Keeps the sizes of its batches."""
+
+    def __init__(self, predictor):
+        self.sizes: list[int] = []
+        super().__init__(predictor, batch_size=4, max_wait=5.0, on_batch=lambda size, seconds: self.sizes.append(size))
+
+
 @pytest.fixture
 def batcher(predictor):
-    sizes = []
-    batcher = Batcher(predictor, batch_size=4, max_wait=5.0, on_batch=lambda size, seconds: sizes.append(size))
-    batcher.sizes = sizes
+    batcher = RecordingBatcher(predictor)
     yield batcher
     predictor.gate.set()
     batcher.close()

@@ -57,7 +57,9 @@ class Served:
         return response.status, content
 
     def inside(self):
-        return float(re.search(rb"^deformable_detr_inside_images (\S+)$", self.ask(path="/metrics")[1], re.MULTILINE)[1])
+        found = re.search(rb"^deformable_detr_inside_images (\S+)$", self.ask(path="/metrics")[1], re.MULTILINE)
+        assert found
+        return float(found[1])
 
 
 @pytest.fixture
@@ -182,7 +184,9 @@ def test_a_client_that_reads_slowly_gets_everything(serve):
     content = b""
     while b"\r\n\r\n" not in content:
         content += client.recv(2000)
-    length = int(re.search(rb"content-length: (\d+)", content)[1]) + content.index(b"\r\n\r\n") + 4
+    announced = re.search(rb"content-length: (\d+)", content)
+    assert announced
+    length = int(announced[1]) + content.index(b"\r\n\r\n") + 4
     assert length > 2_000_000
     while len(content) < length:
         content += client.recv(40_000)

@@ -23,14 +23,16 @@ def server(tiny, tmp_path):
     command = [sys.executable, "-m", "deformable_detr", "serve", str(weights), "--port", "0", "--max_wait_ms", "1500"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    errors = process.stderr
+    assert errors is not None
     lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")))
+    reader = threading.Thread(target=lambda: lines.extend(iter(errors.readline, "")))
     reader.start()
     yield process, lines
     process.kill()
     process.wait()
     reader.join()
-    process.stderr.close()
+    errors.close()
 
 
 def test_a_request_under_way_is_finished(server, images):
@@ -40,7 +42,9 @@ def test_a_request_under_way_is_finished(server, images):
         assert process.poll() is None, lines
         assert time.monotonic() < deadline, lines
         time.sleep(0.05)
-    port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(lines))[1])
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", "".join(lines))
+    assert found
+    port = int(found[1])
     address = f"http://127.0.0.1:{port}"
     answers = []
 
