@@ -47,19 +47,28 @@ def wrap(model):
         setattr(parent, name, Adapter(child))
 
 
+def scaled(factor):
+    """A forward hook."""
+
+    def multiply(module, inputs, output):
+        return output * factor
+
+    return multiply
+
+
 def hook(model):
     for _, _, child in linears(model):
-        child.register_forward_hook(lambda module, inputs, output: output * 1.1)
+        child.register_forward_hook(scaled(1.1))
 
 
 def convolution_hook(model):
     for module in model.backbone.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda module, inputs, output: output * 1.01)
+            module.register_forward_hook(scaled(1.01))
 
 
 def block_hook(model):
-    model.backbone.body.layer2.register_forward_hook(lambda module, inputs, output: output * 1.1)
+    model.backbone.body.layer2.register_forward_hook(scaled(1.1))
 
 
 def replaced_forward(model):
@@ -76,18 +85,18 @@ def pruned(model):
 def weight_norm(model):
     for _, _, child in linears(model):
         parametrizations.weight_norm(child)
-        child.parametrizations.weight.original0.data.mul_(1.3)
+        child.get_parameter("parametrizations.weight.original0").data.mul_(1.3)
 
 
 def parametrised_convolutions(model):
     for module in model.backbone.modules():
         if isinstance(module, nn.Conv2d):
             parametrizations.weight_norm(module)
-            module.parametrizations.weight.original0.data.mul_(1.05)
+            module.get_parameter("parametrizations.weight.original0").data.mul_(1.05)
 
 
 def attention_hook(model):
-    model.encoder.layers[0].self_attn.register_forward_hook(lambda module, inputs, output: output * 1.2)
+    model.encoder.layers[0].self_attn.register_forward_hook(scaled(1.2))
 
 
 def part_hooks(model):
@@ -171,7 +180,7 @@ def test_recording_a_backbone_leaves_the_process_as_it_is():
                 errors.append(error)
                 return
 
-    bodies = [build(backbone="resnet18", backbone_options={}).backbone.body for _ in range(2)]
+    bodies = [build(backbone="resnet18", backbone_options={}).get_submodule("backbone.body") for _ in range(2)]
     thread = threading.Thread(target=run)
     thread.start()
     graphs = [trace(body) for body in bodies for _ in range(4)]
@@ -206,14 +215,15 @@ def test_detectors_are_made_by_eight_threads_while_others_predict():
 def test_training_branches_are_not_recorded():
     """A backbone in training mode is recorded as it runs in evaluation mode."""
     model = build(backbone="convnext_atto", backbone_options={"drop_path_rate": 0.5}, hidden_dim=64)
+    body = model.get_submodule("backbone.body")
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        expected = model.backbone.body(images)
+        expected = body(images)
         settings = {"fold_batch_norm": True, "inplace_activations": True, "fuse_convolutions": True, "channels_last": True}
-        graph = trace(model.backbone.body.train())
+        graph = trace(body.train())
         assert graph is not None
         assert "rand" not in str(graph)
-        fast = optimized_backbone(model.backbone.body.eval(), **settings)
+        fast = optimized_backbone(body.eval(), **settings)
         for found, wanted in zip(fast(images), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 

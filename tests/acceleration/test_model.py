@@ -228,7 +228,7 @@ def test_what_the_fused_backbone_consists_of(winograd):
     Of the 3x3 convolutions of the blocks all but three have stride 1, and two of these have too many channels.
     """
     assert fused_convolutions_work()
-    body = build(backbone="resnet50", backbone_options={}, hidden_dim=64).backbone.body
+    body = build(backbone="resnet50", backbone_options={}, hidden_dim=64).get_submodule("backbone.body")
     settings = {"fold_batch_norm": True, "inplace_activations": True, "fuse_convolutions": True, "channels_last": True}
     fused = optimized_backbone(body, winograd=winograd, **settings).get_submodule("body")
     assert isinstance(fused, torch.fx.GraphModule)

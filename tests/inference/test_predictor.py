@@ -102,7 +102,7 @@ def test_boxes_in_padded_batches_are_those_of_their_own_image(finder):
     images = [rectangle_image(*size, box) for size, box in zip(sizes, boxes, strict=True)]
     for batch_size in (1, 2, 3):
         found = finder.predict(images, batch_size=batch_size)
-        np.testing.assert_allclose(np.concatenate([one.xyxy for one in found]), boxes, atol=5)
+        np.testing.assert_allclose(np.concatenate([one.xyxy for one in found]), np.array(boxes), atol=5)
     assert finder.model.batch_sizes == [1, 1, 1, 2, 1, 3]
 
 
