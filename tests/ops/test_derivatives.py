@@ -104,7 +104,10 @@ def test_vmap_of_gradients_and_gradients_of_vmap(problem, backend):
     def alone(*sample):
         return run(*(t[None] for t in sample)).square().sum()
 
-    together = torch.func.grad(lambda *t: run(*t).square().sum(), tuple(range(len(tensors))))(*tensors)
+    def loss(*batch):
+        return run(*batch).square().sum()
+
+    together = torch.func.grad(loss, tuple(range(len(tensors))))(*tensors)
     for found, expected in zip(torch.vmap(torch.func.grad(alone, tuple(range(len(tensors)))))(*tensors), together, strict=True):
         close(found, expected.double())
     through = torch.func.grad(lambda *t: torch.vmap(alone)(*t).sum(), tuple(range(len(tensors))))(*tensors)
