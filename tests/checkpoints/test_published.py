@@ -26,17 +26,17 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
-
     def do_GET(self):
-        self.server.requests += 1
+        server = self.server
+        assert isinstance(server, Server)
+        server.requests += 1
         if not self.path.endswith(".pth"):
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.content)))
+        self.send_header("Content-Length", str(len(server.content)))
         self.end_headers()
-        self.wfile.write(self.server.content[: len(self.server.content) // 2 if self.server.cut else None])
+        self.wfile.write(server.content[: len(server.content) // 2 if server.cut else None])
 
     def log_message(self, format, *arguments):
         pass
