@@ -56,7 +56,7 @@ def test_pool_raises_what_a_piece_raised():
 
 def test_pool_cancels_after_an_error():
     ran, gate = [], threading.Event()
-    with pytest.raises(RuntimeError), OrderedPool[None](1, limit=10, name="test") as pool:
+    with pytest.raises(RuntimeError), OrderedPool[bool | None](1, limit=10, name="test") as pool:
         pool.submit(gate.wait, 10)
         for index in range(5):
             pool.submit(ran.append, index)

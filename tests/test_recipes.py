@@ -72,6 +72,7 @@ def test_every_choice_is_a_setting_that_makes_sense(name: str, num_images: int) 
 def test_the_command_line_stands_above_the_recipe(dataset: Path) -> None:
     chosen = parse_config([str(dataset), "--recipe", "small-data"])
     facts = data_facts(read_annotation_file(dataset / "annotations" / "instances_train.json"))
+    assert isinstance(chosen.train.batch_size, int)
     for key, value in recipe_settings("small-data", facts, chosen.train.batch_size).items():
         group, setting = key.split(".")
         assert getattr(getattr(chosen, group), setting) == value

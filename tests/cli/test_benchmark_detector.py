@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -13,11 +14,10 @@ def small_peer(monkeypatch):
     """The peer's network with a small backbone and two layers, instead of its R50."""
 
     def save(folder):
+        inherited: dict[str, Any] = {"num_labels": 91}  # settings of every transformers model, and of every backbone
+        inherited |= {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": False}
         config = transformers.DeformableDetrConfig(
-            backbone="resnet18",
-            use_timm_backbone=True,
-            use_pretrained_backbone=False,
-            num_labels=91,
+            **inherited,
             num_queries=9,
             d_model=64,
             encoder_ffn_dim=16,

@@ -112,7 +112,7 @@ def test_saved_thresholds_are_what_predict_uses(weights, answered, tmp_path, cap
     detector = Detector.load(own)
     thresholds = detector.metadata.thresholds
     numbers = detector.evaluate(answered, num_workers=0)
-    assert thresholds == numbers.thresholds
+    assert thresholds is not None and thresholds == numbers.thresholds
     for found, everything in zip(detector.predict(images), detector.predict(images, 0.0), strict=True):
         kept = [score >= thresholds[label] for score, label in zip(everything.confidence, everything.class_id, strict=True)]
         assert len(found) == sum(kept) > 0

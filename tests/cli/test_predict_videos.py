@@ -58,6 +58,7 @@ def test_video_and_json(weights, clip, tmp_path, capsys):
     capture.release()
     found = Detector.load(weights, device="cpu").predict(np.ascontiguousarray(image), 0.0, top_k=3)
     first = record["frames"][0]["detections"]
+    assert found.confidence is not None
     assert [entry["score"] for entry in first] == pytest.approx(found.confidence.tolist(), abs=1e-4)
     left, top, right, bottom = found.xyxy[0].tolist()
     assert first[0]["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=0.1)

@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def test_value_is_the_formula_of_the_paper(kind, positive, u):
 def test_slope_shows_what_is_held_constant(kind, positive, slope):
     logit = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     loss_of(kind)(logit, torch.tensor([positive]), torch.tensor([0.6], dtype=torch.float64)).sum().backward()
+    assert logit.grad is not None
     assert logit.grad.item() == pytest.approx(slope(1 / (1 + math.exp(-0.7)), 0.6), rel=1e-9)
 
 
@@ -84,11 +86,11 @@ def test_losses_agree_with_transformers(kind):
     labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
     settings = SimpleNamespace(
         num_classes=4, alpha=0.75, gamma=2.0 if kind == "varifocal" else 1.5, mal_alpha=None,
-        _get_source_permutation_idx=lambda pairs: RTDetrLoss._get_source_permutation_idx(None, pairs),
+        _get_source_permutation_idx=lambda pairs: RTDetrLoss._get_source_permutation_idx(cast(Any, None), pairs),
     )  # fmt: skip
     theirs = RTDetrLoss.loss_labels_vfl if kind == "varifocal" else Deimv2Loss.loss_labels_mal
     indices = [matching.of_image(image) for image in range(3)]
-    (expected,) = theirs(settings, {"logits": logits, "pred_boxes": boxes}, labels, indices, 8).values()
+    (expected,) = theirs(cast(Any, settings), {"logits": logits, "pred_boxes": boxes}, labels, indices, 8).values()
     ours = criterion(Predictions(logits[None], boxes[None]), targets)["loss_class"]
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -100,7 +102,7 @@ def test_extreme_logits_stay_finite_and_boxes_get_no_gradient(kind):
     targets = [Target(torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.1, 0.3]]), torch.tensor([1, 0]))]
     loss = SetCriterion(2, class_loss=kind)(Predictions(logits, boxes), targets)["loss_class"]
     loss.backward()
-    assert loss.isfinite() and logits.grad.isfinite().all()
+    assert loss.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
     assert boxes.grad is None
 
 

@@ -1,5 +1,7 @@
 """MS-DETR's assignment against an example worked out by hand and a plain Python implementation."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -87,6 +89,7 @@ def test_unsound_predictions_and_targets_name_their_image():
         QualityMatcher()(torch.full((1, 1, 2, 1), float("nan")), boxes, [target(FULL)])
     with pytest.raises(ValueError, match="image 0 of the batch has the label 3"):
         QualityMatcher()(torch.zeros(1, 1, 2, 1), boxes, [target(FULL, labels=[3])])
-    for settings in ({"copies": 0}, {"iou_share": 1.5}):
+    wrong: tuple[dict[str, Any], ...] = ({"copies": 0}, {"iou_share": 1.5})
+    for settings in wrong:
         with pytest.raises(ValueError, match=next(iter(settings))):
             QualityMatcher(**settings)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from deformable_detr.categories import Categories
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.data.coco_layout import CocoLayout
 from deformable_detr.data.dataset import Split, open_dataset
 
 RECORD = {
@@ -215,6 +216,7 @@ def test_find_split(tmp_path, files, split, annotation_file, image_dir):
     touch(tmp_path, *files)
     opened = open_dataset(tmp_path)
     name = opened.layout.own_split(split)
+    assert isinstance(opened.layout, CocoLayout) and name is not None
     assert opened.layout.annotation_files[name] == tmp_path / annotation_file
     assert opened.layout.image_folders(name)[0] == tmp_path / image_dir
 

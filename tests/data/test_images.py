@@ -181,7 +181,8 @@ def test_one_answer_for_every_source(tmp_path):
             np.testing.assert_array_equal(as_hwc(read_image(source)), expected)
             if not hasattr(source, "read"):
                 np.testing.assert_array_equal(as_hwc(next(open_source(source)).read()), expected)
-        sources[3].close(), sources[4].close()
+        for opened in sources[3:5]:
+            opened.close()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -292,7 +293,7 @@ class Answers(BaseHTTPRequestHandler):
             body = {"a.png": self.content, "page.html": b"<html>", "cut.png": self.content[:50], "long.png": bytes(3000)}[kind]
             self.wfile.write(body)
 
-    def log_message(self, *arguments):
+    def log_message(self, format, *args):
         pass
 
 

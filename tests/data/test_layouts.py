@@ -291,6 +291,7 @@ def test_every_file_is_accounted_for(tmp_path):
     used = {tmp_path / "images/train/2.png", tmp_path / "classes.txt"}
     unused = {code: [] for code, _ in dataset.unused()}
     for code, item in dataset.unused():
+        assert item.file is not None
         unused[code].append(Path(item.file).relative_to(tmp_path).as_posix())
     assert unused == {
         "image-unlisted": ["images/1.png"],  # train/ is a split, so what lies beside it is none

@@ -45,6 +45,7 @@ def test_batches_do_not_depend_on_workers_or_start(scenes):
 
     def batches(workers, skip=0):
         loader = build_loader(dataset, batch_size=2, training=True, num_workers=workers, seed=5)
+        assert isinstance(loader.sampler, TrainingSampler)
         loader.sampler.set_epoch(2, skip)
         return [(batch.images, [target.boxes for target in targets]) for batch, targets in loader]
 

@@ -34,7 +34,8 @@ def target_of(boxes):
     ],
 )
 def test_resized_size(size, short, long, expected):
-    assert resized_size(*size, short, long) == expected
+    height, width = size
+    assert resized_size(height, width, short, long) == expected
 
 
 def test_eval_transform_matches_pillow():

@@ -46,7 +46,7 @@ def test_rows_and_columns_add_up(random_images, seed):
         free = dict(enumerate(zip(image.true_labels.tolist(), image.true_boxes.tolist(), strict=True)))
         for label, box, ignored in zip(image.labels.tolist(), image.boxes.tolist(), image.in_crowd, strict=True):
             overlaps = {number: iou(box, other) for number, (_, other) in free.items()}
-            best = max(overlaps, key=overlaps.get, default=None)
+            best = max(overlaps, key=overlaps.__getitem__, default=None)
             if best is not None and overlaps[best] >= 0.5:
                 expected[free.pop(best)[0], label] += 1
             elif not ignored:

@@ -149,7 +149,7 @@ def slow_kind(row, truth):
     best_same = max(same, key=lambda pair: pair[0], default=(0, None))
     best_other = max(other, key=lambda pair: pair[0], default=(0, None))
     for kind, (overlap, target), low, high in (("localisation", best_same, 0.1, 0.5), ("classification", best_other, 0.5, 2)):
-        if low <= overlap < high:
+        if target is not None and low <= overlap < high:
             row["repair"], target["near"] = target, True
             if not target["found"] and target["winner"] is None:
                 target["winner"] = row

@@ -111,6 +111,6 @@ def test_training_mode_comes_back_after_an_error(annotation_file):
 
 def test_wrong_arguments(annotation_file):
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
-        evaluate(Oracle([]), [], CATEGORIES, annotation_file, precision="int8")
+        evaluate(Oracle([]), [], CATEGORIES, annotation_file, precision="int8")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no image was evaluated"):
         evaluate(Oracle([]), [], CATEGORIES, annotation_file)

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ NUMBERS = (*PRECISIONS, "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_
 
 @pytest.fixture
 def metrics():
-    values = {name: 0.01 * number for number, name in enumerate(NUMBERS, 20)} | {"ap_large": math.nan}
+    values: dict[str, Any] = {name: 0.01 * number for number, name in enumerate(NUMBERS, 20)} | {"ap_large": math.nan}
     falling = tuple(1 - 0.01 * step for step in range(101))
     classes = (ClassMetrics("cat", 0.25, 0.5, 12, falling, 0.75, 0.3), ClassMetrics("dog", math.nan, math.nan, 0))
     return Metrics(**values, per_class=classes, num_images=9)

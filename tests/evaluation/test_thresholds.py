@@ -45,7 +45,7 @@ def test_a_lucky_peak_does_not_beat_a_broad_top():
     found = curve(*rows, *((0.33 - 0.001 * step, False) for step in range(100)), objects=151)
     assert found.f1_at(np.array([0.35]))[0] > found.f1_at(np.array([0.5]))[0]
     threshold = found.best_threshold()
-    assert 0.5 < threshold < 0.7
+    assert threshold is not None and 0.5 < threshold < 0.7
     assert found.at(threshold).f1 >= 0.99 * found.steps[1].max()
 
 
@@ -115,9 +115,11 @@ def test_counts_at_any_threshold_as_counted_one_by_one(random_images, seed):
             f1 = 2 * right / max(1, right + wrong + objects)
             assert found.f1_at(np.array([threshold]))[0] == pytest.approx(f1)
             best = max(best, f1)
-        chosen = found.at(found.best_threshold())
+        best_threshold = found.best_threshold()
+        assert best_threshold is not None
+        chosen = found.at(best_threshold)
         assert chosen.f1 >= 0.99 * best
-        assert (chosen.true_positives, chosen.false_positives) == slow_counts(images, label, found.best_threshold())[:2]
+        assert (chosen.true_positives, chosen.false_positives) == slow_counts(images, label, best_threshold)[:2]
 
 
 def write_coco(path, images):

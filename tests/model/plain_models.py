@@ -108,6 +108,7 @@ def plain_forward(model, batch, targets=None, noise=None, groups=0):
     # decoder with look forward twice
     query, reference = content, start.sigmoid()
     attached, outputs = reference, []
+    position = None
     if config.query_position == "proposal":
         encoded = torch.cat([plain_sine(reference[..., axis], dim // 2) for axis in range(4)], -1)
         position = source.query_norm(source.query_proj(encoded))[..., :dim]
@@ -117,6 +118,7 @@ def plain_forward(model, batch, targets=None, noise=None, groups=0):
             encoded = torch.cat([plain_sine(scaled[..., axis], dim // 2) for axis in (1, 0, 2, 3)], -1)
             linear1, linear2 = decoder.position_mlp.layers
             position = linear2(linear1(encoded).relu())
+        assert position is not None
         query = layer.self_attn_norm(query + plain_attention(layer.self_attn, query + position, query, hidden_from))
         places = reference[:, :, None] * flat.valid_ratios.repeat(1, 1, 2)[:, None]
         looked = layer.cross_attn(query + position, places, memory, flat.spatial_shapes, flat.padding_mask)

@@ -116,7 +116,7 @@ def test_distributions(official):
 def test_small_presets_train_everything(name):
     model = build_model(name)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert isinstance(model.backbone.body.bn1, torch.nn.BatchNorm2d)
+    assert isinstance(model.get_submodule("backbone.body.bn1"), torch.nn.BatchNorm2d)
 
 
 def test_metadata_remembers_the_settings():
@@ -155,9 +155,10 @@ def test_backbone_file_that_does_not_fit(tmp_path):
 
 
 def test_backbone_from_a_local_file(tmp_path):
-    source = build_model("tiny").backbone.body.state_dict()
+    source = build_model("tiny").get_submodule("backbone.body").state_dict()
     torch.save(source, tmp_path / "resnet.pth")
-    loaded = build_model("tiny", pretrained_backbone=str(tmp_path / "resnet.pth")).backbone.body.state_dict()
+    again = build_model("tiny", pretrained_backbone=str(tmp_path / "resnet.pth"))
+    loaded = again.get_submodule("backbone.body").state_dict()
     assert all(torch.equal(source[key], loaded[key]) for key in source)
 
 

@@ -1,9 +1,13 @@
 """The whole network: shapes, padding, precision, gradients, odd batches."""
 
+from typing import cast
+
 import pytest
 import torch
 
 from deformable_detr.model import build_model
+from deformable_detr.model.decoder import DeformableDecoder
+from deformable_detr.model.heads import BoxHead
 from deformable_detr.structures import ImageBatch
 
 PRESETS = {
@@ -20,6 +24,7 @@ def build(name: str, **overrides):
     model = build_model("tiny", num_classes=3, **(PRESETS[name] | overrides))
     for module in model.modules():  # away from the special initial values
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 1.5)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)  # timm starts each block's last norm at 0
@@ -147,8 +152,11 @@ def test_reference_is_detached_between_refining_layers():
     """The loss of the second layer must not reach the first layer's box head (Deformable DETR, app. A.4)."""
     model = build("refine").train()
     model(sample_images((64, 96))).boxes[1].sum().backward()
-    assert not model.decoder.box_heads[0].layers[-1].weight.grad.any()
-    assert model.decoder.box_heads[1].layers[-1].weight.grad.any()
+    heads = cast(DeformableDecoder, model.decoder).box_heads
+    first, second = (cast(torch.nn.Linear, cast(BoxHead, head).layers[-1]).weight.grad for head in heads)
+    assert first is not None and second is not None
+    assert not first.any()
+    assert second.any()
 
 
 def test_batch_of_tensors_with_one_mask():

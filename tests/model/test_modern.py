@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def batch(counts=(3, 1), seed=4):
     return ImageBatch.from_images(images), targets
 
 
-def built(preset, settings, **more):
+def built(preset: str, settings: dict[str, Any], **more: Any) -> Any:
+    """The model in training mode; its parts are of the kinds that the preset names, which no type checker can know."""
     torch.manual_seed(0)
     return shaken(build_model(preset, **{**settings, **more})).train()
 
@@ -240,7 +242,7 @@ def test_parameter_counts_are_the_official_ones(preset, trainable):
 
 def test_initial_weights_of_the_new_parts():
     torch.manual_seed(0)
-    dino = build_model("r50-dino", pretrained_backbone=False)
+    dino = cast(Any, build_model("r50-dino", pretrained_backbone=False))
     bound = math.sqrt(6 / (900 + 256))  # Xavier
     assert 0.99 * bound < dino.query_source.content_embed.weight.abs().max() <= bound
     assert dino.denoising.label_embed.weight.shape == (92, 256)
@@ -251,7 +253,7 @@ def test_initial_weights_of_the_new_parts():
     heads = [dino.query_source.box_head, *dino.decoder.box_heads]
     assert len(heads) == 2 and all(head.layers[-1].bias.abs().max() == 0 == head.layers[-1].weight.abs().max() for head in heads)
     assert (dino.query_source.class_head.bias + math.log(99)).abs().max() < 1e-5
-    hybrid = build_model("r50-hdetr", pretrained_backbone=False)
+    hybrid = cast(Any, build_model("r50-hdetr", pretrained_backbone=False))
     assert hybrid.query_source.content_embed.weight.shape == (1800, 256)
     assert hybrid.query_source.content_embed.weight.std().item() == pytest.approx(1, abs=0.02)
 

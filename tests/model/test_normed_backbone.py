@@ -1,5 +1,7 @@
 """Swin Transformers against transformers' own, at sizes that are no multiple of the window, and the norms behind backbones."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,8 @@ def as_transformers(backbone: NormedBackbone) -> nn.Module:
     from transformers import SwinBackbone, SwinConfig
 
     names = ["stage2", "stage3", "stage4"]
-    config = SwinConfig(image_size=64, embed_dim=8, depths=[2] * 4, num_heads=[1, 2, 4, 8], window_size=4, out_features=names)
+    inherited: dict[str, Any] = {"out_features": names}  # a setting of every backbone in transformers
+    config = SwinConfig(image_size=64, embed_dim=8, depths=[2] * 4, num_heads=[1, 2, 4, 8], window_size=4, **inherited)
     theirs, ours = SwinBackbone(config), dict(backbone.body.named_parameters())
     weights = {}
     for name, value in ours.items():
@@ -90,6 +93,7 @@ def test_a_detector_on_swin_trains_and_runs_fast() -> None:
     model = build_model("swin-t-hdetr", pretrained_backbone=False, backbone_options=TINY_SWIN, one_to_many_queries=6, **small)
     images = [torch.randn(3, 100, 130), torch.randn(3, 120, 90)]
     model.train()(images).boxes.sum().backward()
+    assert isinstance(model.backbone, NormedBackbone)
     assert all(norm.weight.grad is not None for norm in model.backbone.norms)
     model.eval()
     with torch.no_grad():

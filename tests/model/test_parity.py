@@ -1,6 +1,7 @@
 """The forward pass against transformers' Deformable DETR with the same random weights."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -74,12 +75,11 @@ def translate(theirs: dict[str, torch.Tensor], our_keys: list[str]) -> dict[str,
 
 def make_pair(variant: str, *, dropout: float = 0.1, **settings):
     """Our model and theirs with the same weights, both in evaluation mode."""
+    inherited: dict[str, Any] = {"num_labels": CLASSES}  # settings of every transformers model, and of every backbone
+    inherited |= {"backbone": "resnet50", "use_timm_backbone": True, "use_pretrained_backbone": False}
     theirs = DeformableDetrForObjectDetection(
         DeformableDetrConfig(
-            backbone="resnet50",
-            use_timm_backbone=True,
-            use_pretrained_backbone=False,
-            num_labels=CLASSES,
+            **inherited,
             num_queries=QUERIES,
             two_stage_num_proposals=QUERIES,
             dropout=dropout,

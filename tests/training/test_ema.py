@@ -1,3 +1,5 @@
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
@@ -33,16 +35,19 @@ def test_a_layer_that_stands_twice_is_averaged_once() -> None:
     ema = ExponentialMovingAverage(model, decay=0.1)
     nn.init.constant_(shared.weight, 2.0)
     ema.update(model)
-    assert ema.module[0].weight.item() == pytest.approx(1.9)
-    assert ema.module[0].weight is ema.module[1].weight
+    first, second = (cast(nn.Linear, layer) for layer in ema.module)
+    assert first.weight.item() == pytest.approx(1.9)
+    assert first.weight is second.weight
 
 
 def test_statistics_are_averaged_and_counters_copied() -> None:
     model = nn.BatchNorm1d(1)
     ema = ExponentialMovingAverage(model, decay=0.1)
+    assert model.running_mean is not None and model.num_batches_tracked is not None
     model.running_mean.fill_(10.0)
     model.num_batches_tracked.fill_(7)
     ema.update(model)
+    assert ema.module.running_mean is not None and ema.module.num_batches_tracked is not None
     assert ema.module.running_mean.item() == pytest.approx(9.0)
     assert ema.module.num_batches_tracked.item() == 7
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,10 @@ def make_batch(seed: int = 0) -> tuple[ImageBatch, list[Target]]:
 
 
 def break_output(module: torch.nn.Module) -> None:
-    module.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    def to_nan(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * float("nan")
+
+    module.register_forward_hook(to_nan)
 
 
 def test_a_sound_step_is_called_sound(model: DeformableDETR) -> None:

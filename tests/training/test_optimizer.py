@@ -1,4 +1,5 @@
 import math
+from typing import cast
 
 import pytest
 import timm
@@ -119,7 +120,7 @@ def test_layers_of_a_plain_vit_learn_the_slower_the_earlier_they_come() -> None:
     assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
         {"transformer": 1, "backbone": 0.1, "backbone.0": 0.1 / 8, "backbone.1": 0.1 / 4, "backbone.2": 0.1 / 2, "backbone.3": 0.1}
     )
-    blocks = model.backbone.body.model.blocks
+    blocks = cast(nn.Sequential, model.get_submodule("backbone.body.model.blocks"))
     for layer in range(3):
         assert set(groups[f"backbone.{layer + 1}"]["params"]) >= set(blocks[layer].parameters())
     grouped = [parameter for group in groups.values() for parameter in group["params"]]

@@ -1,6 +1,7 @@
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,12 @@ from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
 from deformable_detr.training.trainer import train
+
+
+def newest_state(folder: Path) -> dict[str, Any]:
+    path = latest_state(folder / "state")
+    assert path is not None
+    return load_state(path)
 
 
 def stop_at(step: int):
@@ -42,7 +49,7 @@ def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path
     folder = tmp_path / "interrupted"
     with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of 8.*--resume --output_dir {folder}"):
         train(same_run(config, folder), on_step=stop_at(step))
-    assert load_state(latest_state(folder / "state"))["step"] == step
+    assert newest_state(folder)["step"] == step
 
     result = train(same_run(config, folder, resume=True))
 
@@ -56,7 +63,7 @@ def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path
     assert (folder / "metrics.csv").read_text() == (uninterrupted / "metrics.csv").read_text()
     without_time = [strip(folder), strip(uninterrupted)]
     assert without_time[0] == without_time[1]
-    final, expected = (load_state(latest_state(path / "state")) for path in (folder, uninterrupted))
+    final, expected = (newest_state(path) for path in (folder, uninterrupted))
     assert (final["position"], final["history"]) == (expected["position"], expected["history"])
     for key in ("network", "ema"):
         torch.testing.assert_close(final[key], expected[key], rtol=0, atol=0)

@@ -11,6 +11,7 @@ from playwright.sync_api import sync_playwright
 
 from deformable_detr.categories import Categories
 from deformable_detr.model import build_model
+from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
 
 
 def small_model(preset="tiny", **overrides):
@@ -21,9 +22,10 @@ def small_model(preset="tiny", **overrides):
         model.metadata, eval_short_side=96, max_long_side=128, categories=Categories.from_names(["a", "b", "c"])
     )
     with torch.no_grad():
-        for layer in [*(layer.self_attn for layer in model.encoder.layers), *(layer.cross_attn for layer in model.decoder.layers)]:
-            layer.sampling_offsets.weight.normal_(0, 0.2)
-            layer.attention_weights.weight.normal_(0, 0.3)
+        for layer in model.modules():
+            if isinstance(layer, MultiScaleDeformableAttention):
+                layer.sampling_offsets.weight.normal_(0, 0.2)
+                layer.attention_weights.weight.normal_(0, 0.3)
     return model.eval()
 
 
@@ -88,8 +90,8 @@ class Markup(HTMLParser):
         self.elements, self.texts = [], []
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
         self.texts.append(data)

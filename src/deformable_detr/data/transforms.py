@@ -4,7 +4,7 @@ Randomness comes from torch's global generator, which the dataset seeds per imag
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -89,6 +89,12 @@ class DetectionTransform:
 
     def __init__(self, *steps: v2.Transform) -> None:
         self.steps = v2.Compose(list(steps))
+
+    @overload
+    def __call__(self, image: Tensor, target: None = None) -> tuple[Tensor, None]: ...
+
+    @overload
+    def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]: ...
 
     def __call__(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         """Transform one image.

@@ -1,12 +1,15 @@
 """An exponential moving average of a model's weights: less noisy than the current ones; they are evaluated and saved."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class ExponentialMovingAverage:
+
+class ExponentialMovingAverage(Generic[Model]):
     """A copy of a model whose weights follow those in training slowly.
 
     After each optimiser step `average = decay_t * average + (1 - decay_t) * weights`, with the decay warmed up as
@@ -14,7 +17,7 @@ class ExponentialMovingAverage:
     soon forgotten. Floating buffers (the statistics of batch norm) are averaged too, all others are copied.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         """Start from the model's present weights.
 
         Args:
@@ -35,7 +38,7 @@ class ExponentialMovingAverage:
         return min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: Model) -> None:
         """Update the average with the weights of `model`, which was given at the start."""
         decay = self.decay_at(self.updates)
         # parameters() and buffers() name a shared tensor once, state_dict() would name it twice

@@ -1,7 +1,7 @@
 """The model with all that changes its weights: optimiser, schedule, guarded step, EMA."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -54,7 +54,7 @@ class Learner:
     @property
     def result(self) -> DeformableDETR:
         """What is evaluated and saved: the EMA weights where there are any."""
-        return cast(DeformableDETR, self.ema.module) if self.ema is not None else self.network
+        return self.ema.module if self.ema is not None else self.network
 
     def train(self) -> None:
         """Set the model to training mode."""

@@ -119,8 +119,8 @@ def test_truth_is_given_in_pixels():
     target = Target(torch.tensor([[0.5, 0.25, 0.5, 0.5]]), torch.tensor([1]), "a", (200, 400))
     found = truth_detections(target, Categories(("cat", "dog"), (3, 8)))
     np.testing.assert_allclose(found.xyxy, [[100, 0, 300, 100]])
-    assert found.data["class_name"].tolist() == ["dog"]
-    assert found.data["category_id"].tolist() == [8]
+    assert list(found.data["class_name"]) == ["dog"]
+    assert list(found.data["category_id"]) == [8]
     assert found.confidence is None
     empty = truth_detections(Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), "b", (20, 40)), Categories(("cat",), (3,)))
     assert len(empty) == 0

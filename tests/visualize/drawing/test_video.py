@@ -85,9 +85,8 @@ def test_browsers_can_play_it(tmp_path):
 
 def test_traces_have_the_colour_of_their_class():
     traces = sv.TraceAnnotator(sv.ColorPalette([sv.Color(250, 20, 30)]), trace_length=20, thickness=6)
-    for index in range(0, 12, 2):
-        image = draw_frame(frame(index, number=4, size=(480, 480)), traces)
-    trace = image[28, 38]  # between the centres (35, 25) and (45, 35)
+    images = [draw_frame(frame(index, number=4, size=(480, 480)), traces) for index in range(0, 12, 2)]
+    trace = images[-1][28, 38]  # between the centres (35, 25) and (45, 35)
     assert np.abs(trace.astype(int) - [250, 20, 30]).max() < 40
 
 

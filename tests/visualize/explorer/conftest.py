@@ -6,14 +6,14 @@ from torch import Tensor
 
 from deformable_detr.categories import Categories
 from deformable_detr.structures import FlatFeatures, Predictions
-from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Queries
+from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Queries, Stage
 
 HEIGHT, WIDTH = 100, 200
 SHAPES = ((2, 5), (1, 3))
 RATIOS = ((0.8, 1.0), (2 / 3, 1.0))  # the right fifth of level 0 and the right third of level 1 are padding
 
 
-def sampling(stage: str, layer: int, num_queries: int, references: Tensor) -> LayerSampling:
+def sampling(stage: Stage, layer: int, num_queries: int, references: Tensor) -> LayerSampling:
     """M = 2, L = 2, P = 1. In the image head 0 looks at (50, 25) on both levels, head 1 at (150, 75) and (220, 50)."""
     in_image = torch.tensor([[[[0.25, 0.25]], [[0.25, 0.25]]], [[[0.75, 0.75]], [[1.1, 0.5]]]])  # [M, L, P, 2]
     locations = in_image * torch.tensor(RATIOS)[None, :, None]

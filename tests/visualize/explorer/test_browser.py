@@ -39,7 +39,8 @@ def detector() -> Predictor:
     model = build_model("tiny", num_classes=2)
     categories = Categories.from_names(["cat", "dog"])
     model.metadata = replace(model.metadata, categories=categories, eval_short_side=64, max_long_side=96)
-    for head in model.class_heads:
+    for head in model.class_heads.children():
+        assert isinstance(head, torch.nn.Linear)
         torch.nn.init.normal_(head.bias)
     return Predictor(model, device="cpu")
 

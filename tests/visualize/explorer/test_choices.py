@@ -47,6 +47,7 @@ def test_cells_and_the_same_place_on_another_level(inside):
 
 def test_points_lie_where_they_should_without_the_padding(inside):
     look = look_of(inside, first_choices(inside))
+    assert look is not None and look.reference is not None
     assert look.points[0, 0, 0].tolist() == pytest.approx([50, 25])
     assert look.points[1, 1, 0].tolist() == pytest.approx([220, 50], abs=1e-4)
     assert look.reference.tolist() == pytest.approx([140, 50, 80, 40])
@@ -55,6 +56,7 @@ def test_points_lie_where_they_should_without_the_padding(inside):
 def test_filters_and_order(inside):
     choices = first_choices(inside)
     look = look_of(inside, choices)
+    assert look is not None
     assert [(point.head, point.level) for point in shown_points(look, choices)] == [(1, 0), (0, 1), (0, 0), (1, 1)]
     only = shown_points(look, replace(choices, levels=(1,), heads=(0,)))
     assert [tuple(point) for point in only] == [pytest.approx((0, 1, 0, 50, 25, 0.75))]

@@ -1,11 +1,14 @@
 """The matching of one image against costs worked out by hand and a search through all assignments."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import permutations
+from typing import cast
 
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 
 from deformable_detr.criterion.matcher import HungarianMatcher
 from deformable_detr.structures import Predictions, Target
@@ -60,7 +63,7 @@ def test_drawing_names_pairs_and_keeps_to_its_limits(made):
     total = view.costs.sum(0)
     texts = [text.get_text() for text in table.texts]
     assert texts == [f"{float(total[row, query]):.1f}" for row in range(2) for query in range(3)]
-    frames = [(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in table.patches]
+    frames = [(patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in cast(Iterable[Rectangle], table.patches)]
     assert frames == [(0, 0), (1, 1)]
 
 

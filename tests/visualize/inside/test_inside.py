@@ -132,7 +132,9 @@ def test_taken_proposals_are_the_references(two_stage, photo):
     inside = look_inside(two_stage, photo)
     found = inside.proposals
     assert inside.query_source == "proposals"
-    taken = inside.predictions.encoder_boxes[0, found.taken]
+    boxes = inside.predictions.encoder_boxes
+    assert found is not None and boxes is not None
+    taken = boxes[0, found.taken]
     torch.testing.assert_close(taken, inside.queries.reference_points[0])
     boxes = torch.stack([inside.boxes_per_layer(query)[0] for query in range(inside.num_queries)])
     torch.testing.assert_close(boxes, found.boxes[found.taken])

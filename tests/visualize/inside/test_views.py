@@ -1,13 +1,16 @@
 """The figures: their data against numbers known beforehand, and drawn points against the pixels where they must be."""
 
 import importlib
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from deformable_detr.checkpoints import save_weights
@@ -107,7 +110,7 @@ def test_sampling_of_an_encoder_position(two_stage, photo):
 
 def test_sampling_says_what_is_wrong(two_stage, photo):
     inside = look_inside(two_stage, photo, encoder=False)
-    for arguments, message in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({}, "either a query"),
         ({"query": 1, "position": 1}, "either a query"),
         ({"query": 10}, "no query 10"),
@@ -115,7 +118,8 @@ def test_sampling_says_what_is_wrong(two_stage, photo):
         ({"query": 1, "layers": [2]}, "no layer 2"),
         ({"query": 1, "heads": []}, "no head is left"),
         ({"query": 1, "split": "point"}, "split must be"),
-    ):
+    )
+    for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):
             view_sampling(inside, **arguments)
 
@@ -161,7 +165,7 @@ def test_query_usage(two_stage, photo):
     torch.testing.assert_close(view.boxes, torch.stack([item.boxes[-1, 0] for item in expected]))
     scores = torch.stack([item.logits[-1, 0].sigmoid().amax(-1) for item in expected])
     assert view.usage.tolist() == ((scores >= 0.01).float().mean(0)).tolist()
-    bars = view.figure.axes[-1].patches
+    bars = cast(Iterable[Rectangle], view.figure.axes[-1].patches)
     assert [bar.get_height() for bar in bars] == pytest.approx(view.usage.tolist())
     assert view.usage.shape == (10,)
 
