@@ -5,6 +5,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,9 +135,11 @@ def test_broken_numbers_name_the_new_part(weight: str, named: str) -> None:
 def test_broken_denoising_names_its_part() -> None:
     torch.manual_seed(0)
     model = build_model(DINO).train()
-    model.denoising.register_forward_hook(
-        lambda module, inputs, output: replace(output, query=output.query * float("nan")), prepend=True
-    )
+
+    def to_nan(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        return replace(output, query=output.query * float("nan"))
+
+    model.denoising.register_forward_hook(to_nan, prepend=True)
     images, targets = four_images()
     found = diagnose(model, SetCriterion(2), [(ImageBatch.from_images(images), targets)], torch.device("cpu"))
     assert (found.where, found.layer) == ("forward", "denoising")

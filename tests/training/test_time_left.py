@@ -17,7 +17,7 @@ class Clock:
 def run(durations, evaluation_seconds, steps_per_epoch, images=(4, 100)):
     """Play a run: (finished steps, estimate, what was really left) after every step; evaluations end the epochs."""
     clock = Clock()
-    left, seen = TimeLeft(*images, clock), []
+    left, seen = TimeLeft(images[0], images[1], clock), []
     num_evaluations = len(durations) // steps_per_epoch
     ends = []
     for number, duration in enumerate(durations, 1):
