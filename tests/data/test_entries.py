@@ -58,7 +58,7 @@ def test_boxes_of_run_lengths(seed):
     assert box_of_segmentation({"size": list(pixels.shape), "counts": text}) == expected
     flat = pixels.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *edges, flat.size]).tolist()
+    runs = np.diff(np.array([0, *edges, flat.size])).tolist()
     assert box_of_segmentation({"size": list(pixels.shape), "counts": [0, *runs] if flat[0] else runs}) == expected
 
 
