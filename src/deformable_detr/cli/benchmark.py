@@ -1,11 +1,11 @@
-"""`deformable-detr benchmark`: how fast the operator, the model, a training step and reading are here, beside peers."""
+"""`deformable-detr benchmark`: how fast the operator, the model, a training step and reading are here."""
 
 from deformable_detr.cli.benchmark_options import BenchmarkOptions
 from deformable_detr.cli.command import Command
 
 DESCRIPTION = """\
-Time a part of this package on this machine, beside other implementations that are installed. WHAT is one of: op (multi-scale
-deformable attention alone), model (a forward pass), train (a training step), data (reading images)."""
+Time a part of this package on this machine. WHAT is one of: op (multi-scale deformable attention alone, beside its classic
+form), model (a forward pass, plain and optimised), train (a training step), data (reading images)."""
 
 EXAMPLES = """\
   deformable-detr benchmark op

@@ -1,4 +1,4 @@
-"""`deformable-detr benchmark model|train|data`: the whole detector beside its peers, and whether images come fast enough."""
+"""`deformable-detr benchmark model|train|data`: the whole detector, plain and optimised, and whether images come fast enough."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,10 +10,12 @@ from rich.table import Table
 from deformable_detr.cli.benchmark_options import BenchmarkOptions
 from deformable_detr.cli.screen import Finish, show
 from deformable_detr.files import write_json
-from deformable_detr.inference.benchmark import Case, Measurement, implementations, measure, measure_data
+from deformable_detr.inference.benchmark import NO_PEERS, Case, Measurement, implementations, measure, measure_data
 
 SIZES = {"model": ["800x1066", "480x640"], "train": ["480x640"], "data": ["480x640"]}
 BATCH_SIZES = {"model": 1, "train": 2}
+PEERS = NO_PEERS
+"""Implementations of others beside ours; `benchmarks/detector_peers.py` puts them here."""
 
 
 def benchmark_detector(options: BenchmarkOptions) -> None:
@@ -28,11 +30,13 @@ def benchmark_detector(options: BenchmarkOptions) -> None:
     for size in options.size or SIZES[options.what]:
         height, width = _size(size)
         if options.what == "data":
-            found = measure_data(images=options.num_images, height=height, width=width, preset=options.preset, rounds=rounds)
+            preset = options.preset or "demo"
+            found = measure_data(images=options.num_images, height=height, width=width, preset=preset, rounds=rounds)
         else:
-            case = Case(options.what, height, width, options.batch_size or BATCH_SIZES[options.what])
-            names = implementations(options.what, compile=options.compile)
-            found = measure(case, names, rounds=rounds, memory=options.memory)
+            batch_size = options.batch_size or BATCH_SIZES[options.what]
+            case = Case(options.what, height, width, batch_size, options.preset or "r50")
+            names = implementations(options.what, compile=options.compile, peers=PEERS)
+            found = measure(case, names, rounds=rounds, memory=options.memory, peers=PEERS)
         results += found
         show(_table(found))
     report = {"torch": torch.__version__, "threads": threads, "results": [asdict(result) for result in results]}

@@ -35,8 +35,8 @@ class BenchmarkOptions:
     num_images: int = 24
     """data: how many images."""
 
-    preset: str = "demo"
-    """data: the model of the comparison."""
+    preset: str | None = None
+    """model, train, data: the model that is measured. Default: demo for data, else r50."""
 
     device: Literal["cpu", "cuda"] | None = None
     """op: where to compute. Default: the GPU where there is one."""

@@ -1,14 +1,15 @@
-"""The whole detector beside its peers, taking turns in one process: inference, a training step, memory, and reading images."""
+"""Side-by-side measurements of the whole detector, taking turns in one process: inference, a training step, memory, reading.
+
+Implementations of others come in as :class:`Peers`: `benchmarks/detector_peers.py` has them.
+"""
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ from torch import nn
 
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.acceleration.options import InferenceOptions
-from deformable_detr.checkpoints import load_pretrained
 from deformable_detr.config import DataConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
+from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.ops.benchmark import measured_elsewhere, process_memory
 from deformable_detr.structures import Target
 
 Run = Callable[[], Any]
-PEER = "transformers"
+CLASSES = 91
 OBJECTS = 8
 LEARNING_STAGES = ("layer2", "layer3", "layer4")
 
@@ -42,16 +44,17 @@ class Case:
     height: int
     width: int
     batch: int = 1
+    preset: str = "r50"
 
     @property
     def name(self) -> str:
         """For tables."""
-        return f"{self.kind}, {self.height} x {self.width}, batch {self.batch}"
+        return f"{self.kind}, {self.height} x {self.width}, batch {self.batch}, {self.preset}"
 
 
 @dataclass
 class Measurement:
-    """One implementation on one case: medians in seconds, bytes at the peak, largest difference from the peer's scores."""
+    """One implementation on one case: medians in seconds, bytes at the peak, largest difference from the first one's scores."""
 
     case: str
     implementation: str
@@ -63,34 +66,47 @@ class Measurement:
     error: float | None = None
 
 
-def implementations(kind: str, *, compile: bool = False) -> list[str]:
-    """What can be measured here; the peer first where it is installed."""
+@dataclass(frozen=True)
+class Peers:
+    """Implementations of others.
+
+    Args:
+        builders: name → function of a case and the folder of weights that returns what is timed: for `model` it gives logits.
+        save: writes the weights of :func:`fresh_model` into a folder, for the builders to read.
+        command: a command line that calls :func:`main` with these peers, to which a task is appended.
+    """
+
+    builders: Mapping[str, Callable[[Case, Path], Run]] = field(default_factory=dict)
+    save: Callable[[Case, Path], object] = lambda case, folder: None
+    command: Sequence[str] = (sys.executable, "-W", "ignore", "-m", "deformable_detr.inference.benchmark")
+
+
+NO_PEERS = Peers()
+
+
+def implementations(kind: str, *, compile: bool = False, peers: Peers = NO_PEERS) -> list[str]:
+    """What can be measured: peers first, then this package."""
     ours = ["plain module"] if kind == "train" else ["plain module", "optimised", *(["compiled"] if compile else [])]
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        return ours
-    return [PEER, *ours]
+    return [*peers.builders, *ours]
 
 
-def save_peer(folder: str | Path) -> Path:
-    """A Deformable DETR (R50, 91 classes) of transformers with random weights, in its own format, for all sides to load."""
-    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
-
+def fresh_model(case: Case) -> DeformableDETR:
+    """The model of a case, with the same random weights each time, and without dropout."""
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"use_pretrained_backbone": False, "num_labels": 91, "dropout": 0.0, "auxiliary_loss": True}
-    config = DeformableDetrConfig(**settings, disable_custom_kernels=True)
-    DeformableDetrForObjectDetection(config).save_pretrained(folder)
-    return Path(folder)
+    return build_model(case.preset, num_classes=CLASSES, pretrained_backbone=False, dropout=0.0)
 
 
-def build(name: str, case: Case, weights: Path) -> Run:
-    """One forward pass, which gives scores, or one training step of an implementation on a random image."""
-    torch.manual_seed(0)
-    images = torch.randn(case.batch, 3, case.height, case.width)
-    if name == PEER:
-        return _peer_run(case, images, weights)
-    model = load_pretrained(weights)
+def random_images(case: Case) -> torch.Tensor:
+    """The input `[B, 3, H, W]` of all implementations."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(case.batch, 3, case.height, case.width, generator=generator)
+
+
+def _build(name: str, case: Case, weights: Path, peers: Peers) -> Run:
+    """One forward pass, which gives logits, or one training step of an implementation."""
+    if name in peers.builders:
+        return peers.builders[name](case, weights)
+    model, images = fresh_model(case), random_images(case)
     if case.kind == "train":
         return _training_step(model, case, images)
     model.eval()
@@ -98,29 +114,9 @@ def build(name: str, case: Case, weights: Path) -> Run:
     return torch.inference_mode()(lambda: fast(list(images)).logits[-1])
 
 
-def _peer_run(case: Case, images: torch.Tensor, weights: Path) -> Run:
-    from transformers import DeformableDetrForObjectDetection
-
-    model = DeformableDetrForObjectDetection.from_pretrained(weights)
-    if case.kind == "model":
-        model.eval()
-        return torch.inference_mode()(lambda: model(pixel_values=images).logits)
-    _let_learn(model.train())
-    labels = [{"boxes": target.boxes, "class_labels": target.labels} for target in _targets(case)]
-
-    def step() -> None:
-        model(pixel_values=images, labels=labels).loss.backward()
-        model.zero_grad()
-
-    return step
-
-
-def _training_step(model: nn.Module, case: Case, images: torch.Tensor) -> Run:
-    criterion, targets = SetCriterion(91), _targets(case)
-    _let_learn(model.train())
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+def _training_step(model: DeformableDETR, case: Case, images: torch.Tensor) -> Run:
+    criterion, targets = SetCriterion(CLASSES), make_targets(case)
+    let_learn(model.train())
 
     def step() -> None:
         criterion.weighted_sum(criterion(model(list(images)), targets)).backward()
@@ -129,25 +125,28 @@ def _training_step(model: nn.Module, case: Case, images: torch.Tensor) -> Run:
     return step
 
 
-def _let_learn(model: nn.Module) -> None:
+def let_learn(model: nn.Module) -> None:
     """The same parts of the backbone learn in all."""
     for name, parameter in model.named_parameters():
         if "backbone" in name:
             parameter.requires_grad_(any(stage in name for stage in LEARNING_STAGES))
 
 
-def _targets(case: Case) -> list[Target]:
+def make_targets(case: Case) -> list[Target]:
+    """The ground truth of all implementations: some objects in each image."""
     generator = torch.Generator().manual_seed(0)
     return [
         Target(
             boxes=torch.rand(OBJECTS, 4, generator=generator) * 0.2 + 0.4,
-            labels=torch.randint(91, (OBJECTS,), generator=generator),
+            labels=torch.randint(CLASSES, (OBJECTS,), generator=generator),
         )
         for _ in range(case.batch)
     ]
 
 
-def measure(case: Case, names: Sequence[str], *, rounds: int = 3, memory: bool = True) -> list[Measurement]:
+def measure(
+    case: Case, names: Sequence[str], *, rounds: int = 3, memory: bool = True, peers: Peers = NO_PEERS
+) -> list[Measurement]:
     """All implementations on one case, taking turns.
 
     Args:
@@ -155,10 +154,12 @@ def measure(case: Case, names: Sequence[str], *, rounds: int = 3, memory: bool =
         names: out of `implementations`; the first one is what the others are compared with.
         rounds: how often each one runs; the median counts.
         memory: also start a process for each one that measures its peak memory.
+        peers: implementations of others.
     """
     with tempfile.TemporaryDirectory() as folder:
-        weights = save_peer(folder)
-        runs = {name: build(name, case, weights) for name in names}
+        weights = Path(folder)
+        peers.save(case, weights)
+        runs = {name: _build(name, case, weights, peers) for name in names}
         results, outputs = [], []
         for name, run in runs.items():
             first, output = _clock(run)
@@ -175,7 +176,7 @@ def measure(case: Case, names: Sequence[str], *, rounds: int = 3, memory: bool =
             if case.kind == "model":
                 result.error = float((output.sigmoid() - outputs[0].sigmoid()).abs().max())
             if memory:
-                result.memory = _peak_in_own_process(case, result.implementation, weights)
+                result.memory = _peak_in_own_process(case, result.implementation, weights, peers)
     return results
 
 
@@ -185,31 +186,20 @@ def _clock(run: Run) -> tuple[float, Any]:
     return time.perf_counter() - began, output
 
 
-def _peak_in_own_process(case: Case, name: str, weights: Path) -> int | None:
-    task = json.dumps({"case": asdict(case), "name": name, "weights": str(weights), "threads": torch.get_num_threads()})
-    command = [sys.executable, "-W", "ignore", "-m", "deformable_detr.inference.benchmark", task]
-    run = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
-    if run.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {name!r} failed: {run.stderr.strip()[-500:]}")
-    return json.loads(run.stdout.strip().splitlines()[-1])
+def _peak_in_own_process(case: Case, name: str, weights: Path, peers: Peers) -> int | None:
+    return measured_elsewhere(peers.command, {"case": asdict(case), "name": name, "weights": str(weights)})
 
 
-def peak(case: Case, name: str, weights: Path) -> int | None:
+def _peak(case: Case, name: str, weights: Path, peers: Peers) -> int | None:
     """Bytes at the peak of one run in this process, weights included, above what it had before; None where unknown."""
     try:
-        before = _status("VmRSS")
+        before = process_memory("VmRSS")
     except OSError:  # not Linux
         return None
-    run = build(name, case, weights)
+    run = _build(name, case, weights, peers)
     Path("/proc/self/clear_refs").write_text("5")
     run()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field + ":")).split()[1])
+    return process_memory("VmHWM") - before
 
 
 def measure_data(
@@ -228,8 +218,6 @@ def measure_data(
         num_threads: threads that read for `predict`, and processes that read for training.
         rounds: how often each one runs, taking turns; the median counts. Ratios are to the model alone.
     """
-    from deformable_detr.model import build_model
-
     predictor = Predictor(build_model(preset, num_classes=3, pretrained_backbone=False), device="cpu")
     metadata = predictor.metadata
     transform = eval_transform(metadata.eval_short_side, metadata.max_long_side, metadata.mean, metadata.std)
@@ -274,11 +262,12 @@ def _write_noise(folder: Path, images: int, height: int, width: int) -> list[Pat
     return paths
 
 
-def _main(task: str) -> None:
+def main(task: str, peers: Peers = NO_PEERS) -> None:
+    """Measure the memory of one implementation on one case in this process, and print it as JSON."""
     asked = json.loads(task)
-    torch.set_num_threads(asked["threads"])
-    sys.stdout.write(json.dumps(peak(Case(**asked["case"]), asked["name"], Path(asked["weights"]))) + "\n")
+    found = _peak(Case(**asked["case"]), asked["name"], Path(asked["weights"]), peers)
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    main(sys.argv[1])

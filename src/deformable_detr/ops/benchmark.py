@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -270,15 +271,28 @@ def measure(
 def _peaks_in_own_process(
     case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers = NO_PEERS
 ) -> tuple[int | None, int | None]:
-    task = json.dumps({"case": asdict(case), "name": name, "device": device, "dtype": str(dtype).removeprefix("torch.")})
+    task = {"case": asdict(case), "name": name, "device": device, "dtype": str(dtype).removeprefix("torch.")}
     # Freed memory goes back at once, so that the second peak does not count what the first one left.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    run = subprocess.run([*peers.command, task], capture_output=True, text=True, env=environment, check=False)
-    if run.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {name!r} failed: {run.stderr.strip()[-500:]}")
-    forward, both = json.loads(run.stdout.strip().splitlines()[-1])
+    forward, both = measured_elsewhere(peers.command, task, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
     return forward, both
+
+
+def measured_elsewhere(command: Sequence[str], task: dict[str, Any], **environment: str) -> Any:
+    """What a process of its own prints as JSON, with as many threads as this one.
+
+    Args:
+        command: to which `task` is appended, as JSON.
+        task: its `name` says in errors what failed.
+        environment: variables beside those of this process.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
+    run = subprocess.run([*command, json.dumps(task)], capture_output=True, text=True, env=environment, check=False)
+    if run.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {task['name']!r} failed: {run.stderr.strip()[-500:]}")
+    return json.loads(run.stdout.strip().splitlines()[-1])
 
 
 def peaks(case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers = NO_PEERS) -> list[int | None]:
@@ -306,14 +320,14 @@ def _reset_peak(device: str) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not Linux
         return None
-    return _status("VmRSS")
+    return process_memory("VmRSS")
 
 
 def _peak(device: str) -> int:
-    return _status("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
+    return process_memory("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
-def _status(field: str) -> int:
+def process_memory(field: str) -> int:
     """A field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field + ":")).split()[1])
