@@ -40,7 +40,7 @@ def test_the_run_folder_is_complete(run: tuple[TrainResult, list[Path]]) -> None
     folder = result.output_dir
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name}
     assert names == {
-        *("config.yaml", "log.jsonl", "metrics.csv", "loss.png", "ap.png"),
+        *("config.yaml", "log.jsonl", "metrics.csv", "loss.png", "ap.png", "progress.json"),
         *("weights/best.safetensors", "weights/last.safetensors", "state/step-00000008.pt"),
     }
     assert len(list((folder / "tensorboard").glob("events.out.tfevents.*"))) == 1
@@ -96,7 +96,7 @@ def test_the_config_is_complete_and_loads_again(run: tuple[TrainResult, list[Pat
 
 
 def test_a_used_folder_is_refused(run: tuple[TrainResult, list[Path]], config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="holds a run already; continue it with --resume, or choose another --output_dir"):
+    with pytest.raises(FileExistsError, match="holds a run already; continue it with --resume, or choose another --output"):
         train(replace(config, output_dir=str(run[0].output_dir)))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds files already"):

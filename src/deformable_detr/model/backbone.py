@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         return self.body(images.to(next(self.body.parameters()).dtype))
 
     def _check_format(self, name: str) -> None:
-        if self.body.output_fmt != Format.NCHW:
+        if getattr(self.body, "output_fmt", Format.NCHW) != Format.NCHW:  # not every model of timm says it
             raise ValueError(f"the maps of the backbone {name!r} need a layer norm: set backbone_norm to true")
 
 

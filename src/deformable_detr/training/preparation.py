@@ -112,8 +112,10 @@ def open_data(config: RunConfig) -> RunData:
     names = [config.data.train_split]
     val = None
     try:
-        images = len(dataset.split(config.data.val_split).paths)
-        reason = None if images else f"{dataset.path}: no image in the split {config.data.val_split!r}"
+        split = dataset.split(config.data.val_split)
+        reason = None if len(split.paths) else f"{dataset.path}: no image in the split {config.data.val_split!r}"
+        if reason is not None:
+            split.found.raise_first(split.annotations.path, but=("no-images",))  # a damaged file is not an empty one
     except FileNotFoundError as error:
         reason = str(error)
     if reason is None:
