@@ -96,6 +96,9 @@ class DetectionTransform:
     @overload
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]: ...
 
+    @overload
+    def __call__(self, image: Tensor, target: Target | None) -> tuple[Tensor, Target | None]: ...
+
     def __call__(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         """Transform one image.
 
