@@ -113,6 +113,7 @@ class TrainSettings(TypedDict, total=False):
     pretrained_backbone: bool | str | Path
     frozen_backbone_stages: int
     freeze_batch_norm: bool
+    backbone_norm: bool
     dilation: bool
     num_feature_levels: int
     hidden_dim: int

@@ -52,14 +52,16 @@ def draw_noise(
         box_noise: see there; 0 draws nothing for boxes.
         device: whose generator is used.
     """
-    label_p, label_new = torch.ones(num_objects, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-    box_sign = box_part = torch.zeros(num_objects, 4, device=device)
+    label_p = torch.ones(num_objects, dtype=torch.float32, device=device)
+    label_new = torch.zeros(0, dtype=torch.int64, device=device)
+    box_sign = box_part = torch.zeros(num_objects, 4, dtype=torch.float32, device=device)
     if label_noise > 0:
-        label_p = torch.rand(num_objects, device=device)
-        label_new = torch.randint(num_classes, (int((label_p < label_noise / 2).sum()),), device=device)
+        label_p = torch.rand(num_objects, dtype=torch.float32, device=device)
+        count = int((label_p < label_noise / 2).sum())
+        label_new = torch.randint(num_classes, (count,), dtype=torch.int64, device=device)
     if box_noise > 0:
         box_sign = torch.randint(0, 2, (num_objects, 4), dtype=torch.float32, device=device) * 2 - 1
-        box_part = torch.rand(num_objects, 4, device=device)
+        box_part = torch.rand(num_objects, 4, dtype=torch.float32, device=device)
     return DenoisingNoise(label_p, label_new, box_sign, box_part)
 
 
@@ -139,7 +141,7 @@ class ContrastiveDenoising(nn.Module):
 
     def noisy_boxes(self, boxes: Tensor, noise: DenoisingNoise, copies: int) -> Tensor:
         """Boxes `[T, 4]` → boxes of all copies, `[copies * T, 4]` cxcywh; a negative's size may be below 0."""
-        negative = torch.arange(copies, device=boxes.device).remainder(2).repeat_interleave(len(boxes))[:, None]
+        negative = torch.arange(copies, dtype=torch.int64, device=boxes.device).remainder(2).repeat_interleave(len(boxes))[:, None]
         boxes = boxes.repeat(copies, 1)
         part = (noise.box_part.to(boxes.device) + negative) * noise.box_sign.to(boxes.device)
         corners = cxcywh_to_xyxy(boxes) + part * (boxes[:, 2:] / 2).repeat(1, 2) * self.box_noise
@@ -178,11 +180,11 @@ def _places(counts: Sequence[int], most: int, copies: int, device: torch.device)
     """Image and query of each object of each copy, copy after copy: two int64 `[copies * T]`."""
     images = torch.tensor([image for image, count in enumerate(counts) for _ in range(count)], dtype=torch.int64, device=device)
     within = torch.tensor([index for count in counts for index in range(count)], dtype=torch.int64, device=device)
-    starts = most * torch.arange(copies, device=device)[:, None]
+    starts = most * torch.arange(copies, dtype=torch.int64, device=device)[:, None]
     return images.repeat(copies), (within + starts).flatten()
 
 
 def _other_groups(groups: int, size: int, device: torch.device) -> Tensor:
     """`[G, G]` bool: True where a query and another one belong to different groups."""
-    group = torch.arange(groups, device=device).repeat_interleave(size)
+    group = torch.arange(groups, dtype=torch.int64, device=device).repeat_interleave(size)
     return group[:, None] != group

@@ -19,7 +19,7 @@ class Ranking:
     """How the proposals of all positions were ranked."""
 
     scores: Tensor
-    """`[B, S]` logits that they are ranked by; minus infinity where padding comes last."""
+    """`[B, S]` logits that they are ranked by; the lowest finite number where padding comes last."""
 
     box_logits: Tensor
     """`[B, S, 4]` logits of their boxes, without gradient."""
@@ -178,10 +178,10 @@ class Proposals(nn.Module):
         return (self.box_head(features).float() + proposal_logits).masked_fill(~can_propose, NO_PROPOSAL_LOGIT)
 
     def padding_behind(self, scores: Tensor, flat: FlatFeatures) -> Tensor:
-        """Scores `[B, S]` in float32, minus infinity in the padding, unless padded positions compete."""
+        """Scores `[B, S]` in float32, the lowest finite number in the padding, unless padded positions compete."""
         scores = scores.float()
         if self.padding_last and flat.padding_mask is not None:
-            scores = scores.masked_fill(flat.padding_mask, float("-inf"))
+            scores = scores.masked_fill(flat.padding_mask, torch.finfo(scores.dtype).min)
         return scores
 
     def best(self, scores: Tensor) -> Tensor:
