@@ -47,7 +47,7 @@ def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.parametrize("step", [3, 4])
 def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path, uninterrupted: Path, step: int) -> None:
     folder = tmp_path / "interrupted"
-    with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of 8.*--resume --output_dir {folder}"):
+    with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of 8.*--resume --output {folder}"):
         train(same_run(config, folder), on_step=stop_at(step))
     assert newest_state(folder)["step"] == step
 

@@ -110,18 +110,34 @@ class AnnotationFile:
         return self
 
     def merged(self) -> Self:
-        """The same file with one image for all entries of the same file name, the first of them."""
-        first: dict[str, int] = {}
+        """The same file with one image for all entries of the same file name, the first of them.
+
+        Entries with the very same boxes stay apart: such an image was listed again on purpose, to be seen more often in training.
+        """
+        first: dict[Any, int] = {}
         target, found = [], self.found.copy()
+        boxes = self._boxes_of_images() if len(set(self.file_names.tolist())) < len(self.file_names) else {}
         for position, name in enumerate(self.file_names.tolist()):
-            target.append(first.setdefault(slashed(name) or f"/{position}", position))
+            entry = first.setdefault(slashed(name) or f"/{position}", position)
+            if entry != position and boxes.get(position) and boxes.get(position) == boxes.get(entry):
+                text = f"{name}: image {self.image_ids[position]!r} has the boxes of image {self.image_ids[entry]!r}"
+                found.add("image-listed-twice", Item(text, position, None, name, self.image_ids[entry]))
+                first[position] = entry = position
+            target.append(entry)
             if target[-1] != position:
                 text = f"{name}: image {self.image_ids[position]!r} is image {self.image_ids[target[-1]]!r} once more"
                 found.add("image-listed-twice", Item(text, target[-1], None, name, self.image_ids[position]))
         if len(first) == len(target):
             return self
         images = np.array(target, dtype=np.int64)[self.images]
-        return replace(self, images=images, found=found).take(np.array(list(first.values()), dtype=np.int64))
+        return replace(self, images=images, found=found).take(np.array(sorted(first.values()), dtype=np.int64))
+
+    def _boxes_of_images(self) -> dict[int, list[tuple]]:
+        """Label and box of all annotations of each image, in ascending order."""
+        found: dict[int, list[tuple]] = {}
+        for image, label, box in zip(self.images.tolist(), self.labels.tolist(), self.boxes.tolist(), strict=True):
+            found.setdefault(image, []).append((label, *box))
+        return {image: sorted(rows) for image, rows in found.items()}
 
     def take(self, chosen: np.ndarray) -> Self:
         """The same file with some of its images only.
