@@ -64,7 +64,7 @@ def test_every_form_in_both_layouts_with_any_threads(
             torch.set_num_threads(threads)
             runs.append(with_gradients(run, p.leaves(), grad))
         for f, e in zip(runs[0], expected, strict=True):
-            assert error_of(f, e) < 5e-6  # some 40 roundings of 6e-8 each, relative to values that cancel
+            assert error_of(f, e) < 5e-6  # 2.2e-6 was seen once, with AVX2; the bound is not derived
         for other in runs[1:]:
             for f, e in zip(other, runs[0], strict=True):
                 assert torch.equal(f, e)

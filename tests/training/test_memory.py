@@ -110,4 +110,6 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing() -> None:
     for name in expected:
         torch.testing.assert_close(gradients[name], expected[name], msg=name)
     set_gradient_checkpointing(model, False)
-    assert kept_bytes(model, batch, targets)[0] == pytest.approx(plain, rel=0.01)  # caches of the process count, too
+    assert kept_bytes(model, batch, targets)[0] == pytest.approx(
+        plain, rel=0.01
+    )  # a few kB differ now and then; the cause is not known

@@ -114,23 +114,23 @@ class AnnotationFile:
 
         Entries with the very same boxes stay apart: such an image was listed again on purpose, to be seen more often in training.
         """
-        first: dict[Any, int] = {}
-        target, found = [], self.found.copy()
+        first: dict[str, int] = {}
+        target, kept, found = [], [], self.found.copy()
         boxes = self._boxes_of_images() if len(set(self.file_names.tolist())) < len(self.file_names) else {}
         for position, name in enumerate(self.file_names.tolist()):
             entry = first.setdefault(slashed(name) or f"/{position}", position)
-            if entry != position and boxes.get(position) and boxes.get(position) == boxes.get(entry):
-                text = f"{name}: image {self.image_ids[position]!r} has the boxes of image {self.image_ids[entry]!r}"
-                found.add("image-listed-twice", Item(text, position, None, name, self.image_ids[entry]))
-                first[position] = entry = position
-            target.append(entry)
-            if target[-1] != position:
-                text = f"{name}: image {self.image_ids[position]!r} is image {self.image_ids[target[-1]]!r} once more"
-                found.add("image-listed-twice", Item(text, target[-1], None, name, self.image_ids[position]))
-        if len(first) == len(target):
-            return self
+            again = entry != position
+            apart = again and position in boxes and boxes[position] == boxes.get(entry)
+            if again:
+                text = f"{name}: image {self.image_ids[position]!r} is image {self.image_ids[entry]!r} once more"
+                found.add("image-listed-twice", Item(text, position if apart else entry, None, name, self.image_ids[position]))
+            if apart or not again:
+                kept.append(position)
+            target.append(position if apart else entry)
+        if len(kept) == len(target):
+            return replace(self, found=found)
         images = np.array(target, dtype=np.int64)[self.images]
-        return replace(self, images=images, found=found).take(np.array(sorted(first.values()), dtype=np.int64))
+        return replace(self, images=images, found=found).take(np.array(kept, dtype=np.int64))
 
     def _boxes_of_images(self) -> dict[int, list[tuple]]:
         """Label and box of all annotations of each image, in ascending order."""
