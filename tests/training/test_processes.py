@@ -1,21 +1,25 @@
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
-from deformable_detr.criterion import SetCriterion
-from deformable_detr.training import learner
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.trainer import train
+
+
+def run_with_two_processes(*command: str) -> None:
+    """Run a module or script in two processes that know of each other, and expect that it succeeds.
+
+    Not forked from this process: torch refuses derivatives in a fork once any test before has used another of its threads.
+    """
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command]
+    done = subprocess.run(launch, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tmp_path: Path) -> None:
@@ -31,12 +35,9 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
     one = train(replace(config, output_dir=str(tmp_path / "one")))
 
     folder = RunFolder(tmp_path / "two")
-    shared = tmp_path / "config"
-    RunFolder(shared).write_config(replace(config, train=replace(config.train, batch_size=2), output_dir=str(folder.root)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "deformable_detr", "train", "--config", str(shared / "config.yaml")]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    shared = RunFolder(tmp_path / "config")
+    shared.write_config(replace(config, train=replace(config.train, batch_size=2), output_dir=str(folder.root)))
+    run_with_two_processes("-m", "deformable_detr", "train", "--config", str(shared.config))
 
     first, second = load_file(one.last_weights), load_file(folder.last_weights)
     assert first.keys() == second.keys()
@@ -55,9 +56,14 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
         assert abs(losses[0][name] - losses[1][name]) < 1e-4 * abs(losses[0][name]), name
 
 
-class Breaking(SetCriterion):
-    """Breaks in the second process at its second call."""
+# A training whose criterion breaks in the second process at its second call.
+BREAKING_RUN = """
+import os, sys
+from deformable_detr.criterion import SetCriterion
+from deformable_detr.settings import read_config
+from deformable_detr.training import learner, train
 
+class Breaking(SetCriterion):
     calls = 0
 
     def forward(self, predictions, targets):
@@ -66,30 +72,18 @@ class Breaking(SetCriterion):
         broken = os.environ["RANK"] == "1" and self.calls == 2
         return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if broken else losses
 
-
-def train_as(rank: int, port: int, config: RunConfig) -> None:
-    """Train as one of two processes, as torchrun would start them."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    AcceleratorState._reset_state(reset_partial_state=True)  # that of the process this one was forked from
-    train(config)
+learner.SetCriterion = Breaking
+train(read_config(sys.argv[1]))
+"""
 
 
-def test_all_processes_leave_out_the_step_that_breaks_in_one(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_processes_leave_out_the_step_that_breaks_in_one(config: RunConfig, tmp_path: Path) -> None:
     settings = replace(config.train, batch_size=1, epochs=1, evaluate_every=0, log_every=1, on_non_finite="skip")
     config = replace(config, output_dir=str(tmp_path / "run"), train=settings)
-    monkeypatch.setattr(learner, "SetCriterion", Breaking)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=train_as, args=(rank, port, config)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0, 0]
+    shared, script = RunFolder(tmp_path / "config"), tmp_path / "breaking.py"
+    shared.write_config(config)
+    script.write_text(BREAKING_RUN, encoding="utf-8")
+    run_with_two_processes(str(script), str(shared.config))
     folder = RunFolder(tmp_path / "run")
     assert [record["step"] for record in folder.read_log() if record["kind"] == "train"] == [1, 3, 4]
     assert len(list(folder.non_finite.glob("step-00000001.pt"))) == 1
