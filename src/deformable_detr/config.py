@@ -13,6 +13,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DEFAULT_THRESHOLD = 0.5
 """Smallest score of a detection where the weights come without thresholds of their own."""
+MAX_DETECTIONS = 100
+"""Detections per image in COCO's evaluation, and where a model says nothing else."""
 
 
 _NEEDED = {
@@ -78,6 +80,9 @@ class ModelConfig:
     num_queries: int = 300
     """Q, the largest number of objects found in one image."""
 
+    max_detections: int = MAX_DETECTIONS
+    """How many detections an image has, the best ones, unless another number is asked for. DINO: 300."""
+
     box_refinement: bool = False
     """Iterative bounding box refinement (paper, app. A.4): each layer corrects the boxes of the one before it."""
 
@@ -102,6 +107,9 @@ class ModelConfig:
 
     logit_eps: float = 1e-5
     """Boxes are kept this far from 0 and 1 before their logit is taken in the decoder. DINO: 1e-3."""
+
+    output_eps: float | None = None
+    """The same for the boxes that the model gives. null: as logit_eps. mmdetection's DINO: 1e-5."""
 
     query_content: Literal["proposal", "learned"] = "proposal"
     """Two-stage: the content of a query comes from its proposal, or is learned for each rank (mixed selection, DINO)."""
@@ -156,7 +164,7 @@ class ModelConfig:
             raise ValueError("query_position='reference' needs query_content='learned': nothing else is known of a proposal then")
         if self.denoising_queries < 0 or self.one_to_many_queries < 0 or not 0 <= self.label_noise <= 1 or self.box_noise < 0:
             raise ValueError("denoising_queries, one_to_many_queries and box_noise must be at least 0, label_noise in [0, 1]")
-        for name in ("num_classes", "num_feature_levels", "num_queries", "num_decoder_layers"):
+        for name in ("num_classes", "num_feature_levels", "num_queries", "num_decoder_layers", "max_detections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 

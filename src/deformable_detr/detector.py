@@ -200,7 +200,7 @@ class Detector(Predictor):
             self.categories,
             images.ground_truth,
             device=self.device,
-            top_k=options.get("top_k", 100),
+            top_k=self.metadata.model.max_detections if (top_k := options.get("top_k")) is None else top_k,
             nms_iou=self.nms_iou,
             match_by=options.get("match_by", "name"),
             precision=self.precision,

@@ -18,8 +18,8 @@ class EvaluationOptions(TypedDict, total=False):
     num_workers: int
     """Processes that read images (2)."""
 
-    top_k: int
-    """Detections per image that count (100)."""
+    top_k: int | None
+    """Detections per image that count. None: as the model has it (`max_detections`)."""
 
     match_by: MatchBy
     """What makes a class of the detector and one of the dataset the same: its `name` (as it is by itself), or its `id`."""
@@ -37,8 +37,8 @@ class PredictionOptions(TypedDict, total=False):
     batch_size: int
     """How many images go through the model at once (1)."""
 
-    top_k: int
-    """At most this many detections per image, the best ones (100)."""
+    top_k: int | None
+    """At most this many detections per image, the best ones. None: as the model has it (`max_detections`)."""
 
     classes: str | Sequence[str] | None
     """Only objects of these classes (names). None: all."""
@@ -125,6 +125,7 @@ class TrainSettings(TypedDict, total=False):
     ffn_dim: int
     dropout: float
     num_queries: int
+    max_detections: int
     box_refinement: bool
     two_stage: bool
     original_padding: bool
@@ -132,6 +133,7 @@ class TrainSettings(TypedDict, total=False):
     position_temperature: float
     position_offset: float
     logit_eps: float
+    output_eps: float | None
     query_content: Literal["proposal", "learned"]
     query_position: Literal["proposal", "reference"]
     proposal_classes: bool

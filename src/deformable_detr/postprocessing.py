@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.config import MAX_DETECTIONS
 from deformable_detr.structures import Predictions
 
 
@@ -14,7 +15,7 @@ from deformable_detr.structures import Predictions
 def postprocess(
     predictions: Predictions,
     image_sizes: Sequence[tuple[int, int]],
-    top_k: int = 100,
+    top_k: int = MAX_DETECTIONS,
     *,
     clip: bool = False,
     nms_iou: float | None = None,

@@ -24,6 +24,7 @@ R50_DINO = replace(
     decoder_norm=True,
     shared_heads=True,
     denoising_queries=100,
+    max_detections=300,
 )
 
 DEMO = ModelConfig(
@@ -72,6 +73,15 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "demo": DEMO,
     "tiny": replace(DEMO, ffn_dim=64, num_decoder_layers=2, num_queries=10),
 }
+
+_TWELVE_EPOCHS = {"train.epochs": 12, "optimizer.drop_at": 11 / 12}
+_DINO_RUN = {**_TWELVE_EPOCHS, "optimizer.lr": 1e-4, "optimizer.sampling_lr_scale": 1.0}
+
+RUN_SETTINGS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("r50-plus", "r50-hdetr", "swin-t-hdetr"), _TWELVE_EPOCHS),
+    **dict.fromkeys(("r50-dino", "r50-dino-5scale", "swin-l-dino"), _DINO_RUN),
+}
+"""Preset → settings of its published training that are not the defaults (16 images per step), by their full names."""
 
 
 def model_preset(name: str, **overrides: Any) -> ModelConfig:

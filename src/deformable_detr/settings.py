@@ -1,6 +1,6 @@
 """Settings of a training run by name, and the one way in which their sources are put together.
 
-    defaults  <  preset (the network)  <  recipe (chosen by the data)  <  YAML file  <  options (command line) or keywords (Python)
+    defaults  <  preset (the network, its training)  <  recipe (chosen by the data)  <  YAML file  <  options or keywords
 
 Each source overrides those left of it. A setting is called by its own name (`lr`), by its full one (`optimizer.lr`), or is in
 its group (`optimizer: {lr: …}`).
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr.config import RunConfig
-from deformable_detr.presets import model_preset
+from deformable_detr.presets import RUN_SETTINGS, model_preset
 from deformable_detr.recipes import PRESETS
 from deformable_detr.schema import Entry, convert, entries
 
@@ -150,7 +150,7 @@ def _build(values: Mapping[str, Any]) -> RunConfig:
     preset = str(values.get("preset") or PRESETS.get(str(values.get("recipe")), SETTINGS["preset"].default))
     groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS} | {"model": model_preset(preset).to_dict()}
     run: dict[str, Any] = {}
-    for name, value in {**values, "preset": preset}.items():
+    for name, value in {**RUN_SETTINGS.get(preset, {}), **values, "preset": preset}.items():
         group, _, key = name.rpartition(".")
         (groups[group] if group else run)[key] = value
     return RunConfig(**run, **{name: GROUPS[name](**members) for name, members in groups.items()})

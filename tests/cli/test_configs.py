@@ -59,3 +59,20 @@ def test_the_demo_is_that_of_the_command() -> None:
     config = parse_config(["--config", str(CONFIGS[0].parent / "demo.yaml")])
     assert config == demo_run("demo/data", "demo/run")
     assert (config.model.pretrained_backbone, config.model.frozen_backbone_stages) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("r50-two-stage", (2e-4, 0.1, 0.1, 50, 40)),
+        ("r50-hdetr", (2e-4, 0.1, 0.1, 12, 11)),
+        ("r50-dino", (1e-4, 0.1, 1.0, 12, 11)),
+        ("swin-l-dino", (1e-4, 0.1, 1.0, 12, 11)),
+    ],
+)
+def test_a_preset_brings_its_published_recipe(preset: str, expected: tuple[float, ...]) -> None:
+    config = parse_config(["data", "--preset", preset])
+    optimizer, epochs = config.optimizer, config.train.epochs
+    found = (optimizer.lr, optimizer.backbone_lr_scale, optimizer.sampling_lr_scale, epochs, round(epochs * optimizer.drop_at))
+    assert found == expected
+    assert parse_config(["data", "--preset", preset, "--lr", "3e-4"]).optimizer.lr == 3e-4

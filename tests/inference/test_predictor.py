@@ -14,6 +14,7 @@ from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.inference import Predictor
 from deformable_detr.inference.predictor import choose_device
 from deformable_detr.model import build_model
+from deformable_detr.presets import MODEL_PRESETS
 from deformable_detr.structures import ImageBatch, Predictions
 
 CATEGORIES = Categories(("cat", "dog", "bird"), (7, 3, 90))
@@ -126,6 +127,17 @@ def test_threshold_top_k_and_order(finder):
     assert found.class_id.tolist() == [1, 2]
     assert len(finder.predict(image, 0.0)) == 12  # all 4 queries x 3 classes
     assert len(finder.predict(image, 0.0, top_k=5)) == 5
+
+
+def test_without_top_k_the_model_says_how_many():
+    for preset, expected in {"r50-two-stage": 100, "r50-hdetr": 100, "r50-dino": 300, "swin-l-dino": 300}.items():
+        assert MODEL_PRESETS[preset].max_detections == expected
+    model = RectangleFinder()
+    model.metadata = replace(model.metadata, model=model.metadata.model.replace(max_detections=7))
+    image = rectangle_image(64, 64, (10, 10, 50, 50))
+    few = Predictor(model, device="cpu")
+    assert len(few.predict(image, 0.0)) == len(few.predict(image, 0.0, tiles=64)) == 7
+    assert len(few.predict(image, 0.0, top_k=9)) == 9
 
 
 def test_classes_are_chosen_before_top_k(finder):

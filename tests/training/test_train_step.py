@@ -63,6 +63,17 @@ def test_accumulation_equals_the_larger_batch(model: DeformableDETR, accelerator
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-7, atol=1e-9, msg=name)
 
 
+def test_accumulation_counts_every_copy_of_an_object(accelerator: Accelerator) -> None:
+    """H-DETR divides by the copies of all objects, also where one of the batches of a step has none."""
+    torch.manual_seed(0)
+    model = build_model("tiny", num_classes=3, freeze_batch_norm=True, one_to_many_queries=12).double()
+    criterion, (images, targets) = SetCriterion(num_classes=3, one_to_many_copies=4), make_batch([0, 1])
+    whole = criterion(model.train()(images), targets)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    parts = train_step(model, criterion, optimizer, split((images, targets)), accelerator)
+    assert {name: parts[name] for name in whole} == pytest.approx({name: loss.item() for name, loss in whole.items()}, rel=1e-6)
+
+
 def test_the_losses_are_those_of_the_criterion_and_the_gradient_is_clipped(model: DeformableDETR, accelerator: Accelerator) -> None:
     criterion = SetCriterion(num_classes=3)
     images, targets = make_batch([2, 1])
@@ -99,8 +110,8 @@ def test_a_broken_image_stops_and_is_named(model: DeformableDETR, accelerator: A
 class NanLoss(SetCriterion):
     """A criterion one of whose terms breaks."""
 
-    def forward(self, predictions, targets):
-        losses = super().forward(predictions, targets)
+    def forward(self, predictions, targets, num_boxes=None):
+        losses = super().forward(predictions, targets, num_boxes)
         return losses | {"loss_giou_0": losses["loss_giou_0"] * float("inf")}
 
 

@@ -29,8 +29,12 @@ _DINO: dict[str, Any] = {
     "logit_eps": 1e-3,
     "denoising_queries": 100,
     "dropout": 0.0,
+    "max_detections": 300,
 }
-_OF_LAYOUT = {"detrex": {"position_temperature": 10_000.0, "position_offset": 0.5}}
+_OF_LAYOUT: dict[str, dict[str, Any]] = {
+    "mmdet": {"output_eps": 1e-5},
+    "detrex": {"position_temperature": 10_000.0, "position_offset": 0.5},
+}
 """Where a project differs from DINO's own code; a few of its files differ again, see `published.py`."""
 
 _SAME_OUTPUTS: dict[Family, dict[str, Any]] = {

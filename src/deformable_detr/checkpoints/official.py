@@ -138,6 +138,7 @@ def _hybrid_arguments(config: ModelConfig) -> dict[str, Any]:
         "look_forward_twice": config.look_forward_twice,
         "num_queries_one2one": config.num_queries,
         "num_queries_one2many": config.one_to_many_queries,
+        "topk": config.max_detections,
     }
 
 
@@ -147,6 +148,7 @@ def _dino_arguments(config: ModelConfig) -> dict[str, Any]:
         "pe_temperatureH": config.position_temperature,
         "pe_temperatureW": config.position_temperature,
         "two_stage_type": "standard",
+        "num_select": config.max_detections,
         "use_dn": config.denoising_queries > 0,
         "dn_number": config.denoising_queries,
         "dn_label_noise_ratio": config.label_noise,

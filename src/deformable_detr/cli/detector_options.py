@@ -37,8 +37,8 @@ class DetectorOptions:
     nms_iou: float | None = None
     """Drop detections that overlap a better one of their class by more than this IoU. Default: as stored with the weights."""
 
-    top_k: int = 100
-    """At most this many detections per image, the best ones."""
+    top_k: int | None = None
+    """At most this many detections per image, the best ones. Default: as stored with the weights, 100 or 300."""
 
     dilation: bool = False
     """The weights are those of a DC5 model: official files do not say so themselves. Our own files do."""

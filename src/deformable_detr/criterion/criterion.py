@@ -144,7 +144,7 @@ class SetCriterion(nn.Module):
             branch_weights=scaled | loss.branch_weights,
         )
 
-    def forward(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def forward(self, predictions: Predictions, targets: Sequence[Target], num_boxes: Tensor | None = None) -> dict[str, Tensor]:
         """All losses of a batch, computed in float32 (or float64) whatever the precision of the predictions.
 
         With `torch.distributed` the number of objects is averaged over all processes, so each must call this.
@@ -152,6 +152,8 @@ class SetCriterion(nn.Module):
         Args:
             predictions: of N decoder layers, with or without encoder proposals and the branches of training.
             targets: one per image, boxes in the same frame as the predictions; an image may be without objects.
+            num_boxes: `[]` objects per process that the sums are divided by, where this batch is one of several of a step.
+                None: those of this batch.
 
         Returns:
             Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer; the same with `_0` … `_{N-2}` of the layers before
@@ -164,7 +166,8 @@ class SetCriterion(nn.Module):
             FloatingPointError: predictions with NaN or infinity; the message names the images.
         """
         matching = self.match(predictions, targets)
-        num_boxes = self._num_boxes(targets, predictions.logits.device)
+        if num_boxes is None:
+            num_boxes = self._num_boxes(targets, predictions.logits.device)
         named: dict[str, Tensor] = {}
         for branch, suffix in SUFFIXES.items():
             layers = predictions.of(branch)

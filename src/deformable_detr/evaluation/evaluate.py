@@ -8,6 +8,7 @@ from torch import nn
 
 from deformable_detr.categories import Categories
 from deformable_detr.class_names import MatchBy
+from deformable_detr.config import MAX_DETECTIONS
 from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.ground_truth import GroundTruth
@@ -24,7 +25,7 @@ def evaluate(
     annotations: str | Path | AnnotationFile | GroundTruth,
     *,
     device: torch.device | str | None = None,
-    top_k: int = 100,
+    top_k: int = MAX_DETECTIONS,
     nms_iou: float | None = None,
     match_by: MatchBy = "name",
     precision: Precision = "fp32",
@@ -79,7 +80,7 @@ def detect(
     annotations: str | Path | AnnotationFile | GroundTruth,
     *,
     device: torch.device | str | None = None,
-    top_k: int = 100,
+    top_k: int = MAX_DETECTIONS,
     nms_iou: float | None = None,
     match_by: MatchBy = "name",
     precision: Precision = "fp32",

@@ -232,7 +232,7 @@ class Predictor:
         threshold: float | None = None,
         *,
         batch_size: int = 1,
-        top_k: int = 100,
+        top_k: int | None = None,
         classes: str | Sequence[str] | None = None,
         nms_iou: float | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -246,6 +246,7 @@ class Predictor:
         The next images are read and resized by threads while the model works; only a few are in memory at a time.
         """
         limits = self.score_limits(threshold)
+        top_k = self.metadata.model.max_detections if top_k is None else top_k
         for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
             if not isinstance(number, (int, np.integer)):
                 raise TypeError(f"{name} must be a whole number, not {number!r}")

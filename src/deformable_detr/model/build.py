@@ -1,5 +1,6 @@
 """Settings → network: the only file of the model that reads a `ModelConfig`."""
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -112,11 +113,10 @@ def _decoder(config: ModelConfig) -> DeformableDecoder:
     return DeformableDecoder(
         layers,
         box_heads,
-        update_boxes=update_boxes,
+        update_boxes=partial(update_boxes, eps=config.logit_eps, output_eps=config.output_eps or config.logit_eps),
         norm=nn.LayerNorm(config.hidden_dim) if config.decoder_norm else None,
         position_mlp=PositionMLP(config.hidden_dim) if config.query_position == "reference" else given_position,
         relation=PositionRelation(config.num_heads) if config.relation_bias else no_bias,
-        eps=config.logit_eps,
     )
 
 

@@ -94,36 +94,39 @@ class Reference:
     """The layer's box head corrects this."""
 
 
-BoxUpdate = Callable[[nn.Module, Tensor, Tensor, Reference, float], tuple[Tensor, Reference]]
-"""A layer's box head, its output `[B, Q, C]` before and after the decoder's norm, what it started from, and how far references are
-kept from 0 and 1 → the layer's boxes `[B, Q, 4]`, and what the next layer starts from."""
+BoxUpdate = Callable[[nn.Module, Tensor, Tensor, Reference], tuple[Tensor, Reference]]
+"""A layer's box head, its output `[B, Q, C]` before and after the decoder's norm, and what it started from → the layer's boxes
+`[B, Q, 4]`, and what the next layer starts from. Its keywords say how far what
+it corrects is kept from 0 and 1: for the next layer `eps`, for the boxes given out `output_eps`."""
 
 
 def keep_reference(
-    box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, eps: float
+    box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, *, eps: float, output_eps: float
 ) -> tuple[Tensor, Reference]:
     """All layers look around the first reference and correct it."""
-    del query
-    return apply_box_delta(box_head(hidden), reference.base, eps), reference
+    del query, eps
+    return apply_box_delta(box_head(hidden), reference.base, output_eps), reference
 
 
-def refine_boxes(box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, eps: float) -> tuple[Tensor, Reference]:
+def refine_boxes(
+    box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, *, eps: float, output_eps: float
+) -> tuple[Tensor, Reference]:
     """Iterative box refinement (paper, app. A.4): each layer corrects the boxes of the one before; no gradient goes back there."""
-    del query
-    boxes = apply_box_delta(box_head(hidden), reference.base, eps)
-    return boxes, Reference(boxes.detach(), boxes.detach())
+    boxes, following = look_forward_twice(box_head, query, hidden, reference, eps=eps, output_eps=output_eps)
+    return boxes, Reference(following.attended, following.attended)
 
 
 def look_forward_twice(
-    box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, eps: float
+    box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, *, eps: float, output_eps: float
 ) -> tuple[Tensor, Reference]:
     """Refinement in which the loss of a layer's boxes also reaches the layer before, but no further (DINO, section 3.5).
 
     The next layer looks around its reference without gradient, and corrects it with gradient. That reference comes from the layer's
     output before the norm, and from where the layer looked, which has no gradient.
     """
-    boxes = apply_box_delta(box_head(hidden), reference.base, eps)
-    following = apply_box_delta(box_head(query), reference.attended, eps)
+    delta = box_head(hidden)
+    boxes = apply_box_delta(delta, reference.base, output_eps)
+    following = apply_box_delta(delta if query is hidden else box_head(query), reference.attended, eps)
     return boxes, Reference(following.detach(), following)
 
 
@@ -163,7 +166,6 @@ class DeformableDecoder(LayerStack):
         position_mlp: the queries, where a layer looks and the sequence → the layer's `query_pos`; see `position_mlp.py`.
         relation: number of the layer, boxes before and after the layer before it, and the mask of the self-attention → the mask
             with a bias for pairs of boxes; see `relation.py`.
-        eps: references are kept this far from 0 and 1.
     """
 
     def __init__(
@@ -175,7 +177,6 @@ class DeformableDecoder(LayerStack):
         norm: nn.Module | None = None,
         position_mlp: Callable[[Queries, Tensor, FlatFeatures], Tensor] = given_position,
         relation: Callable[[int, Tensor, Tensor, Tensor | None], Tensor | None] = no_bias,
-        eps: float = 1e-5,
     ) -> None:
         super().__init__(layers)
         self.box_heads = nn.ModuleList(box_heads)
@@ -183,7 +184,6 @@ class DeformableDecoder(LayerStack):
         self.norm = norm or nn.Identity()
         self.position_mlp = position_mlp
         self.relation = relation
-        self.eps = eps
 
     def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures, others: Sequence[Seen | None] | None = None) -> Decoded:
         """Run all layers.
@@ -211,7 +211,7 @@ class DeformableDecoder(LayerStack):
             query = self.run(layer, query, query_pos, places, memory, flat, mask, other)
             hidden, before = self.norm(query), boxes
             box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
-            boxes, reference = self.update_boxes(box_head, query, hidden, reference, self.eps)
+            boxes, reference = self.update_boxes(box_head, query, hidden, reference)
             yield hidden, boxes, seen
 
     def _mask(self, layer: int, mask: Tensor | None, before: Tensor, boxes: Tensor, other: Seen | None) -> Tensor | None:

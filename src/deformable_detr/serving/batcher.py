@@ -76,7 +76,7 @@ class Batcher:
         self._worker.start()
 
     def submit(
-        self, pixels: Tensor, *, threshold: float | None, top_k: int, classes: Sequence[str] | None = None
+        self, pixels: Tensor, *, threshold: float | None, top_k: int | None, classes: Sequence[str] | None = None
     ) -> Future[Outcome]:
         """Put an image in the queue; cancel the future to take it out again.
 
@@ -89,6 +89,7 @@ class Batcher:
         Raises:
             RuntimeError: the batcher is closed.
         """
+        top_k = self.predictor.metadata.model.max_detections if top_k is None else top_k
         job = _Job(pixels, threshold, top_k, None if classes is None else tuple(classes))
         with self._changed:
             if self._closing:

@@ -19,7 +19,9 @@ class Settings(BaseModel):
     threshold: float | None = Field(
         None, ge=0, le=1, description="Smallest score of a detection. Left out: the model's own one per class, else 0.5."
     )
-    top_k: int = Field(100, ge=1, le=1000, description="At most this many detections per image, the best ones.")
+    top_k: int | None = Field(
+        None, ge=1, le=1000, description="At most this many detections per image, the best ones. Left out: the model's own number."
+    )
     classes: list[str] | None = Field(None, description="Only objects of these classes, as in classes=dog&classes=cat.")
 
 

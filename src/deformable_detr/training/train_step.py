@@ -1,7 +1,7 @@
 """One optimiser step: forward, losses, backward over one or several batches, clip, step.
 
-With accumulation the losses are weighted so that the step equals that of one larger batch exactly: each batch's losses are
-divided by its own number of boxes, so they are multiplied by its share of the boxes of the whole step.
+With accumulation the losses of every batch are divided by the number of boxes of the whole step, so that the step equals that of
+one larger batch exactly.
 """
 
 import logging
@@ -32,8 +32,8 @@ Batch = tuple[ImageBatch, list[Target]]
 class Criterion(Protocol):
     """What a training step needs of a criterion."""
 
-    def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Unweighted losses by name."""
+    def __call__(self, predictions: Predictions, targets: Sequence[Target], **divisor: Tensor) -> dict[str, Tensor]:
+        """Unweighted losses by name; with accumulation `num_boxes` says how many objects the step has per process."""
         ...
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
@@ -69,18 +69,18 @@ def train_step(
     Raises:
         NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are as they were before the step.
     """
-    shares = _shares_of_boxes([targets for _, targets in batches], accelerator)
+    divisor = _boxes_of_step([targets for _, targets in batches], accelerator)
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad()
-    for index, ((images, targets), share) in enumerate(zip(batches, shares, strict=True)):
+    for index, (images, targets) in enumerate(batches):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             moved = [target.to(accelerator.device, non_blocking=True) for target in targets]
             predictions = model(images.to(accelerator.device, non_blocking=True), moved)
-            losses = _losses(criterion, predictions, moved, accelerator)
-            accelerator.backward(losses["loss"] * share)
+            losses = _losses(criterion, predictions, moved, accelerator, divisor)
+            accelerator.backward(losses["loss"])
         for name, value in losses.items():
-            totals[name] = totals.get(name, 0) + value.detach() * share
+            totals[name] = totals.get(name, 0) + value.detach()
     accelerator.unscale_gradients(optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
@@ -94,24 +94,26 @@ def train_step(
     return dict(zip(names, torch.stack([totals[name].float() for name in names]).tolist(), strict=True))
 
 
-def _shares_of_boxes(targets: Sequence[Sequence[Target]], accelerator: Accelerator) -> list[float]:
-    """Each batch's divisor (its boxes, averaged over the processes, at least 1) over that of all batches together."""
+def _boxes_of_step(targets: Sequence[Sequence[Target]], accelerator: Accelerator) -> dict[str, Tensor]:
+    """What the criterion must know of the other batches of a step: the objects of all of them, averaged over the processes."""
     if len(targets) == 1:
-        return [1.0]
-    counts = torch.tensor([sum(len(target) for target in batch) for batch in targets], device=accelerator.device)
-    summed = cast(Tensor, accelerator.reduce(counts, "sum"))
-    means = [count / accelerator.num_processes for count in summed.tolist()]
-    return [max(1.0, mean) / max(1.0, sum(means)) for mean in means]
+        return {}
+    count = torch.tensor(float(sum(len(target) for batch in targets for target in batch)), device=accelerator.device)
+    return {"num_boxes": cast(Tensor, accelerator.reduce(count, "mean"))}
 
 
 def _losses(
-    criterion: Criterion, predictions: Predictions, targets: Sequence[Target], accelerator: Accelerator
+    criterion: Criterion,
+    predictions: Predictions,
+    targets: Sequence[Target],
+    accelerator: Accelerator,
+    divisor: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """`loss`, the weighted sum, and each unweighted term by its name; all of them finite, in every process."""
     losses: dict[str, Tensor] = {}
     failure, cause = "", None
     try:
-        losses = criterion(predictions, targets)
+        losses = criterion(predictions, targets, **divisor)
         losses = {"loss": criterion.weighted_sum(losses), **losses}
         if not torch.isfinite(losses["loss"]):
             broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value) and name != "loss"]

@@ -82,6 +82,7 @@ class Validation:
             self.categories,
             self.ground_truth,
             device=self.accelerator.device,
+            top_k=network.metadata.model.max_detections,
             nms_iou=self.config.nms_iou,
             precision=precision,
             progress=partial(progress.evaluating, total=len(self.loader.sampler)),  # type: ignore[arg-type]

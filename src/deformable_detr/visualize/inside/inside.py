@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deformable_detr.boxes import box_iou, cxcywh_to_xyxy
 from deformable_detr.categories import Categories
+from deformable_detr.config import MAX_DETECTIONS
 from deformable_detr.model.queries import Queries
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.structures import FlatFeatures, Predictions
@@ -175,7 +176,7 @@ class Inside:
         """`[Q]` in [0, 1]: the score of each query's strongest class in the last layer."""
         return self.predictions.logits[-1, 0].float().sigmoid().amax(-1)
 
-    def detections(self, threshold: float = 0.0, top_k: int = 100) -> list[Detection]:
+    def detections(self, threshold: float = 0.0, top_k: int = MAX_DETECTIONS) -> list[Detection]:
         """The best (query, class) pairs of the last layer, highest score first, as :func:`postprocess` ranks them.
 
         Args:
