@@ -11,7 +11,7 @@ from deformable_detr.data.annotation_file import read_annotation_file
 from deformable_detr.data.facts import data_facts
 from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
 from deformable_detr.settings import read_config, run_config
-from deformable_detr.training.recipe import settings_of_recipe
+from deformable_detr.training.recipe import complete_settings
 
 FACTS = DataFacts(num_images=400, short_side=480, aspect=4 / 3, small_object=0.05, most_objects=31)
 
@@ -63,8 +63,9 @@ def test_every_choice_is_a_setting_that_makes_sense(name: str, num_images: int) 
         groups.setdefault(group, {})[setting] = value
         assert hasattr(getattr(RunConfig(dataset=""), group), setting)
     train = groups["train"]
-    assert groups["optimizer"]["warmup_steps"] < train["epochs"] * max(1, num_images // 4)
-    assert train["epochs"] // train["evaluate_every"] <= 60
+    epochs = train["steps"] / max(1, num_images // 4)
+    assert groups["optimizer"]["warmup_steps"] < train["steps"]
+    assert epochs / train["evaluate_every"] <= 30
     assert groups["data"]["eval_short_side"] in groups["data"]["train_short_sides"]
     assert groups["data"]["max_long_side"] >= max(groups["data"]["train_short_sides"]) * FACTS.aspect
 
@@ -79,13 +80,13 @@ def test_the_command_line_stands_above_the_recipe(dataset: Path) -> None:
     assert chosen.preset == "r18-two-stage"
     other = parse_config([str(dataset), "--recipe", "small-data", "--preset", "r50", "--lr", "1e-5", "--batch-size=8"])
     assert (other.preset, other.optimizer.lr, other.train.batch_size) == ("r50", 1e-5, 8)
-    assert other.train.epochs == recipe_settings("small-data", facts, 8)["train.epochs"]
+    assert other.train.steps == recipe_settings("small-data", facts, 8)["train.steps"]
 
 
 def test_python_and_command_line_choose_the_same(dataset: Path) -> None:
     arguments = [str(dataset), "--recipe", "small-data", "--lr", "1e-3", "--device", "cpu", "--output_dir", "out"]
     settings = {"dataset": dataset, "recipe": "small-data", "lr": 1e-3, "device": "cpu", "output_dir": "out"}
-    assert run_config(settings, choose=settings_of_recipe) == parse_config(arguments)
+    assert run_config(settings, complete=complete_settings) == parse_config(arguments)
 
 
 def test_the_printed_config_is_the_one_that_is_used(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -96,7 +97,7 @@ def test_the_printed_config_is_the_one_that_is_used(dataset: Path, tmp_path: Pat
     path = tmp_path / "printed.yaml"
     path.write_text(capsys.readouterr().out)
     chosen = parse_config(arguments)
-    assert (chosen.train.epochs, chosen.train.patience, chosen.model.num_queries) == (7, 10, 60)
+    assert (chosen.train.epochs, chosen.train.steps, chosen.model.num_queries) == (7, None, 60)
     assert read_config(path) == parse_config(["--config", str(path)]) == chosen
 
 
@@ -112,3 +113,49 @@ def test_finetune_needs_something_to_start_from(dataset: Path) -> None:
     with pytest.raises(ValueError, match=r"give --weights FILE.*--recipe small-data"):
         parse_config([str(dataset), "--recipe", "finetune"])
     assert parse_config([str(dataset), "--recipe", "finetune", "--weights", "a.pth"]).optimizer.schedule == "cosine"
+
+
+def test_the_course_goes_with_the_length(dataset: Path) -> None:
+    long, short, passes = (
+        parse_config([str(dataset), "--recipe", "small-data", *length]) for length in ([], ["--steps", "200"], ["--epochs", "20"])
+    )
+    assert (long.train.steps, short.train.steps, passes.train.steps) == (2000, 200, None)
+    assert long.optimizer.warmup_steps > short.optimizer.warmup_steps == passes.optimizer.warmup_steps  # 20 passes of 10 steps
+    assert long.train.ema_decay > short.train.ema_decay == passes.train.ema_decay
+
+
+def test_the_first_command_that_people_type(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A small dataset and an ImageNet backbone: the recipe is taken, and one line says so."""
+    caplog.set_level("INFO")
+    config = parse_config([str(dataset), "--output", "out", "--device", "cpu"])
+    assert config == parse_config([str(dataset), "--recipe", "small-data", "--output", "out", "--device", "cpu"])
+    (line,) = [record.message for record in caplog.records if "small-data" in record.message]
+    assert "20 training images" in line
+    assert "--recipe none" in line
+    assert parse_config([str(dataset), "--steps", "50"]).recipe == "small-data"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--recipe", "none"],
+        ["--preset", "r50-refine"],
+        ["--lr", "1e-3"],
+        ["--weights", "a.pth"],
+        ["--pretrained-backbone", "false"],
+        ["--num-queries", "10"],
+    ],
+)
+def test_what_keeps_the_settings_as_they_are(dataset: Path, options: list[str]) -> None:
+    config = parse_config([str(dataset), *options])
+    assert config.recipe == ("none" if options[0] == "--recipe" else None)
+    assert config.optimizer.schedule == "step"
+
+
+def test_a_large_dataset_is_no_case_for_it(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deformable_detr.training.recipe.SMALL_DATA", 19)
+    assert parse_config([str(dataset)]).recipe is None
+
+
+def test_what_is_wrong_with_the_dataset_is_said_by_the_training(tmp_path: Path) -> None:
+    assert parse_config([str(tmp_path / "nothing")]).recipe is None

@@ -425,6 +425,10 @@ class TrainConfig:
     steps: int | None = None
     """Optimiser steps in total, instead of epochs."""
 
+    budget: str | None = None
+    """How long the run may take, evaluations included, such as `30m`, `1h30m` or `90s`: a few real steps are timed first, then
+    steps, evaluations and, with a recipe, the image size are fitted to it. Instead of steps and epochs."""
+
     batch_size: int | Literal["auto"] = 2
     """Images per process and forward pass. The official runs use 32 in total (16 processes x 2). `auto`: as many as fit into
     memory, up to target_batch_size, which accumulate is then set for."""
@@ -481,9 +485,10 @@ class RunConfig:
     preset: str = "r50"
     """Named variant whose values the settings under `model` start from; see `deformable_detr.presets`."""
 
-    recipe: Literal["finetune", "small-data"] | None = None
+    recipe: Literal["finetune", "small-data", "none"] | None = None
     """Settings for your own images, chosen by their number and sizes: `finetune` from the weights of a detector, `small-data`
-    from an ImageNet backbone. Settings in a file or an option have precedence; see docs/recipes.md."""
+    from an ImageNet backbone. Settings in a file or an option have precedence; see docs/recipes.md. null: `small-data` for a
+    small dataset where nothing else says how to train. `none`: never."""
 
     output_dir: str = "runs/train"
     """Folder of this run: config, logs, curves, checkpoints, sample images."""

@@ -22,7 +22,7 @@ from deformable_detr.inference.video import Frame, Video, iterate_video
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.precision import Precision
 from deformable_detr.settings import run_config
-from deformable_detr.training.recipe import settings_of_recipe
+from deformable_detr.training.recipe import complete_settings
 from deformable_detr.training.trainer import TrainResult, train
 from deformable_detr.visualize import Description, Explanation, Report, describe, explain, look_inside
 from deformable_detr.visualize.drawing.samples import draw_samples
@@ -106,7 +106,7 @@ class Detector(Predictor):
             FileExistsError: `output_dir` holds a run already.
         """
         asked: dict[str, Any] = {**settings} if dataset is None else {"dataset": dataset, **settings}
-        run = run_config(asked, config, choose=settings_of_recipe)
+        run = run_config(asked, config, complete=complete_settings)
         result = train(run, draw_samples=draw_samples, show_progress=show_progress)
         detector = cls.load(result.best_weights, device=run.train.device)
         detector.result = result

@@ -102,7 +102,7 @@ class TrainSettings(TypedDict, total=False):
     :mod:`deformable_detr.config`."""
 
     preset: str
-    recipe: Literal["finetune", "small-data"] | None
+    recipe: Literal["finetune", "small-data", "none"] | None
     output_dir: str | Path
     weights: str | Path | None
     resume: bool
@@ -200,6 +200,7 @@ class TrainSettings(TypedDict, total=False):
 
     epochs: int
     steps: int | None
+    budget: str | None
     batch_size: int | Literal["auto"]
     accumulate: int
     target_batch_size: int

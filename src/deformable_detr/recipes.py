@@ -31,53 +31,74 @@ class DataFacts:
 PRESETS = {"finetune": "r50-two-stage", "small-data": "r18-two-stage"}
 """The network of each recipe, where none is named."""
 
+STEPS = {"finetune": 1500, "small-data": 2000}
+"""Length of each recipe, where neither steps nor a time are given (optimiser steps)."""
+
+SMALL_DATA = 2000
+"""With more training images than this, the recipe `small-data` takes a larger transformer, and is not taken by itself."""
+
 SMALLEST_OBJECT = 14
 """Wanted width, in the network's input, of an object smaller than nine of ten (pixels): nearly two cells of the finest level."""
 
 SHORT_SIDES = (224, 800)
 """Smallest and largest input size that is chosen."""
 
+EVALUATIONS = 12
+"""About so many evaluations in a run: each costs time, and the last weights are nearly always the best ones."""
 
-def recipe_settings(name: str, facts: DataFacts, images_per_step: int) -> dict[str, Any]:
+
+def recipe_settings(
+    name: str, facts: DataFacts, images_per_step: int, *, steps: int | None = None, short_side: int | None = None
+) -> dict[str, Any]:
     """The settings of a recipe by their full names, such as `optimizer.lr`.
 
     Args:
         name: `finetune` or `small-data`.
         facts: about the training split.
         images_per_step: batch_size x accumulate x processes.
+        steps: optimiser steps of the run; None: those of :data:`STEPS`.
+        short_side: input size in pixels; None: as the objects need it.
 
     Raises:
         ValueError: an unknown recipe.
     """
-    return RECIPES[known(name, "recipe", RECIPES)](facts, images_per_step)
-
-
-def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
-    """From the weights of a detector: nearly everything is learned already, so few steps at a low learning rate."""
+    choose = RECIPES[known(name, "recipe", RECIPES)]
     return {
-        **_sizes(facts),
-        **_course(facts, images_per_step, steps=1500, least=12, most=100),
-        "optimizer.lr": _learning_rate(1e-4, images_per_step),
-        "optimizer.backbone_lr_scale": 0.1,
-        "optimizer.sampling_lr_scale": 0.1,
+        **_sizes(facts, short_side or eval_short_side(facts)),
+        **_course(facts, images_per_step, steps or STEPS[name]),
+        **choose(facts, images_per_step),
         "data.color_jitter": 0.5,
         "model.frozen_backbone_stages": 2,
     }
 
 
-def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
-    """From an ImageNet backbone. Neck and transformer are learned from these images alone: high learning rate, many steps."""
+def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
+    """From the weights of a detector: nearly everything is learned already, so few steps at a low learning rate."""
+    del facts
     return {
-        **_sizes(facts),
-        **_course(facts, images_per_step, steps=4000, least=30, most=300),
-        "optimizer.lr": _learning_rate(4e-4, images_per_step),
+        "optimizer.lr": _learning_rate(1e-4, images_per_step),
+        "optimizer.backbone_lr_scale": 0.1,
+        "optimizer.sampling_lr_scale": 0.1,
+    }
+
+
+def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
+    """From an ImageNet backbone: neck and transformer are learned from these images alone, so they are small, and each object
+    teaches several queries, in matching and by denoising; what then is found twice is taken out by suppression."""
+    small = facts.num_images <= SMALL_DATA
+    return {
+        "optimizer.lr": _learning_rate(7e-4, images_per_step),
         "optimizer.backbone_lr_scale": 0.2,
         "optimizer.sampling_lr_scale": 1.0,
         "optimizer.clip_grad_norm": 0.5,
-        "data.color_jitter": 0.5,
+        "loss.copies": 3,
         "train.nms_iou": 0.7,
+        "model.hidden_dim": 128 if small else 256,
+        "model.ffn_dim": 512 if small else 1024,
+        "model.num_encoder_layers": 2 if small else 3,
+        "model.num_decoder_layers": 3,
+        "model.denoising_queries": 100,
         "model.dropout": 0.0,
-        "model.frozen_backbone_stages": 2,
         "model.num_queries": num_queries(facts),
     }
 
@@ -101,24 +122,20 @@ def _learning_rate(at_four: float, images_per_step: int) -> float:
     return float(f"{at_four * math.sqrt(min(images_per_step, 64) / 4):.2g}")
 
 
-def _course(facts: DataFacts, images_per_step: int, *, steps: int, least: int, most: int) -> dict[str, Any]:
-    """The length of the run: about `steps` steps in `least` to `most` epochs; warm-up, EMA, some 30 evaluations, patience 10."""
-    steps_per_epoch = max(1, facts.num_images // images_per_step)
-    epochs = min(most, max(least, math.ceil(steps / steps_per_epoch)))
-    steps = epochs * steps_per_epoch
+def _course(facts: DataFacts, images_per_step: int, steps: int) -> dict[str, Any]:
+    """What goes with the length of the run: evaluations, average of the weights, warm-up, fall of the rate."""
+    epochs = math.ceil(steps / max(1, facts.num_images // images_per_step))
     return {
-        "train.epochs": epochs,
-        "train.evaluate_every": max(1, epochs // 30),
-        "train.patience": 10,
+        "train.steps": steps,
+        "train.evaluate_every": max(1, round(epochs / EVALUATIONS)),
         "train.ema_decay": round(max(0.9, min(0.9997, 1 - 10 / steps)), 5),
         "optimizer.schedule": "cosine",
-        "optimizer.warmup_steps": max(10, min(500, steps // 20)),
+        "optimizer.warmup_steps": max(1, min(500, steps // 20)),
     }
 
 
-def _sizes(facts: DataFacts) -> dict[str, Any]:
-    """As small as the objects allow: time and memory go with the number of pixels."""
-    short = eval_short_side(facts)
+def _sizes(facts: DataFacts, short: int) -> dict[str, Any]:
+    """The input size, and sizes around it as augmentation."""
     around = sorted({_multiple_of_32(short * factor) for factor in (0.8, 0.9, 1.0, 1.1, 1.2)})
     return {
         "data.eval_short_side": short,

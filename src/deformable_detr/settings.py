@@ -34,14 +34,15 @@ def run_config(
     options: Mapping[str, Any],
     file: str | Path | None = None,
     *,
-    choose: Callable[[RunConfig], Mapping[str, Any]] | None = None,
+    complete: Callable[[RunConfig, Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> RunConfig:
     """The configuration that all sources make together.
 
     Args:
         options: what was asked for; see the forms above.
         file: YAML file with settings, such as the `config.yaml` of a run folder. None: that of the run that `resume` goes on with.
-        choose: gives the settings of the recipe, by their full names, for the configuration without them.
+        complete: adds the settings that depend on the data and the machine (recipe, budget) to those that were asked for, by
+            their full names. It gets these as a configuration, too.
 
     Raises:
         FileNotFoundError: no such file.
@@ -54,10 +55,8 @@ def run_config(
     if "train.epochs" in asked and "train.steps" not in asked:
         asked["train.steps"] = None  # epochs asked for here count, even where the file counts in steps
     asked = (read_yaml(file) if file is not None else {}) | asked
-    config = _build(asked)
-    if config.recipe is None or config.resume or choose is None:
-        return config
-    return _build({**by_full_name(choose(config)), **asked})
+    config = build_config(asked)
+    return config if config.resume or complete is None else build_config(complete(config, asked))
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -67,7 +66,7 @@ def read_config(path: str | Path) -> RunConfig:
         FileNotFoundError: no such file.
         ValueError: no YAML, an unknown setting, or a value of the wrong type.
     """
-    return _build(read_yaml(path))
+    return build_config(read_yaml(path))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -143,8 +142,12 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_record(config), sort_keys=False, width=120)
 
 
-def _build(values: Mapping[str, Any]) -> RunConfig:
-    """The dataclasses from settings by their full names, over the network of the preset."""
+def build_config(values: Mapping[str, Any]) -> RunConfig:
+    """The dataclasses from settings by their full names, over the network of the preset.
+
+    Raises:
+        ValueError: no dataset, an unknown preset, or values that do not go together.
+    """
     if "dataset" not in values:
         raise ValueError("which dataset? give its folder (the setting `dataset`)")
     preset = str(values.get("preset") or PRESETS.get(str(values.get("recipe")), SETTINGS["preset"].default))

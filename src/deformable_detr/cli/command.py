@@ -12,7 +12,7 @@ Options are shown with hyphens and may be written with underscores.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from types import NoneType
@@ -176,13 +176,15 @@ def _metavar(name: str, entry: Entry) -> str:
 def _settings(given: dict[str, Any]) -> RunConfig:
     """The configuration that the options, the YAML file and the recipe make together."""
 
-    def choose(config: RunConfig) -> dict[str, Any]:
-        from deformable_detr.training.recipe import settings_of_recipe  # brings torch, which the help does without
+    def complete(config: RunConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
+        from deformable_detr.cli.screen import log_to_screen
+        from deformable_detr.training.recipe import complete_settings  # brings torch, which the help does without
 
-        return settings_of_recipe(config)
+        log_to_screen()  # what was chosen is said
+        return complete_settings(config, asked)
 
     options = {name: _value(value, SETTINGS[name].hint, name) for name, value in given.items() if name in SETTINGS}
-    config = run_config(options, given.get("config file"), choose=choose)
+    config = run_config(options, given.get("config file"), complete=complete)
     if given.get("print config"):
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)

@@ -68,7 +68,7 @@ def progress(label: str, *, unit: str = "images", hidden: bool = False) -> "Prog
 
 
 def log_to_screen(level: int = logging.INFO) -> None:
-    """Show log lines on standard error, coloured on a terminal."""
+    """Show log lines on standard error, coloured on a terminal; of several processes that train together, the first one's."""
     from rich.logging import RichHandler
 
     handler = (
@@ -76,6 +76,8 @@ def log_to_screen(level: int = logging.INFO) -> None:
         if sys.stderr.isatty()
         else logging.StreamHandler(sys.stderr)
     )
+    if os.environ.get("RANK", "0") != "0":
+        level = logging.ERROR
     logging.basicConfig(level=level, handlers=[handler], format="%(message)s")
 
 

@@ -1,6 +1,5 @@
 """`deformable-detr train`: settings from a preset, a YAML file and the command line, then a training run."""
 
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -31,7 +30,8 @@ Settings are taken, each overriding the one before, from the defaults below, --p
 EXAMPLES = f"""\
   deformable-detr train my_data --preset r50-two-stage --epochs 50 --output runs/first
   deformable-detr train my_data --weights r50_deformable_detr.pth --epochs 12 --lr 1e-4      from official weights
-  deformable-detr train my_data --recipe small-data                          a few hundred images, ImageNet backbone
+  deformable-detr train my_data                              a few hundred images, ImageNet backbone: recipe small-data
+  deformable-detr train my_data --budget 30m                                 the same, for half an hour on this machine
   deformable-detr train my_data --recipe finetune --weights r50_two_stage.pth     the same, from a trained detector
   deformable-detr train my_data --batch-size auto                            as many images at once as fit
   deformable-detr train my_data --batch-size 1 --accumulate 8 --precision bf16               little GPU memory
@@ -68,7 +68,7 @@ def run(options: TrainOptions) -> int:
     from deformable_detr.visualize.drawing.samples import draw_samples
 
     first_process = os.environ.get("RANK", "0") == "0"
-    log_to_screen(logging.INFO if first_process else logging.ERROR)
+    log_to_screen()
     with _dashboard(options) if options.dashboard and first_process else nullcontext():
         result = train(options.config, draw_samples=draw_samples)
     if distributed.is_initialized():

@@ -1,12 +1,55 @@
-"""A recipe applied to the dataset and batch size of a run."""
+"""What a run is still to be told, by its data and its machine: the recipe, and the length that fits into its budget."""
 
+import logging
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deformable_detr.config import RunConfig
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.facts import data_facts
-from deformable_detr.recipes import recipe_settings
+from deformable_detr.recipes import SMALL_DATA, DataFacts, recipe_settings
+from deformable_detr.settings import build_config
+from deformable_detr.training.budget import Speed, fit_run
+
+logger = logging.getLogger(__name__)
+
+_SAYS_NOTHING = ("dataset", "output_dir", "recipe", "resume", "model.pretrained_backbone", "data.train_split", "data.val_split")
+_SAYS_NOTHING += ("data.num_workers", "data.on_bad_image", "data.bit_depth", "data.horizontal_flip", "data.vertical_flip")
+_SAYS_NOTHING += ("data.transpose", "train.steps", "train.epochs", "train.budget", "train.batch_size", "train.device", "train.seed")
+_SAYS_NOTHING += ("train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.precision", "train.patience")
+"""Settings beside which the recipe may still be taken by itself: they do not say how the network is built or learns."""
+
+_NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers", "denoising_queries")
+"""What a recipe says about the network, and does not where a preset was asked for by its name."""
+
+_SIZES = ("data.eval_short_side", "data.train_short_sides", "data.max_long_side")
+
+
+def complete_settings(
+    config: RunConfig, asked: Mapping[str, Any], *, measure: Callable[[RunConfig], Speed] | None = None
+) -> dict[str, Any]:
+    """All settings of a run by their full names: what was asked for, over what its recipe chooses, fitted into its budget.
+
+    Args:
+        config: what was asked for, as a configuration.
+        asked: what was asked for, by full names.
+        measure: times steps for the budget; None: real ones.
+
+    Raises:
+        ValueError: `finetune` without weights, a damaged annotation file, or a budget that makes no sense.
+        FileNotFoundError: no such dataset or split.
+    """
+    if config.recipe is None and _is_small(config, asked):
+        asked = {**asked, "recipe": "small-data"}
+        config = build_config(asked)
+    recipe = config.recipe if config.recipe in ("finetune", "small-data") else None
+    choose = _chooser(config, asked) if recipe else lambda **_: {}
+    if config.train.budget is None:
+        return {**choose(), **asked}
+    if length := [name for name in ("train.steps", "train.epochs") if asked.get(name) is not None]:
+        raise ValueError(f"train.budget and {length[0]} both say how long the run is: give one of them")
+    return _fitted(asked, choose, resizable=recipe is not None and not any(name in asked for name in _SIZES), measure=measure)
 
 
 def settings_of_recipe(config: RunConfig, dataset: DetectionDataset | None = None) -> dict[str, Any]:
@@ -20,13 +63,77 @@ def settings_of_recipe(config: RunConfig, dataset: DetectionDataset | None = Non
         ValueError: `finetune` without weights, or a damaged annotation file.
         FileNotFoundError: no such dataset or split.
     """
+    _check_weights(config)
+    return recipe_settings(str(config.recipe), _facts(config, dataset), _images_per_step(config))
+
+
+def _is_small(config: RunConfig, asked: Mapping[str, Any]) -> bool:
+    """Whether nothing says how to train, the dataset is small, and only a backbone is there to begin with; a line says so then."""
+    if config.weights is not None or not config.model.pretrained_backbone or not set(asked) <= {*_SAYS_NOTHING}:
+        return False
+    try:
+        images = _facts(config).num_images
+    except (FileNotFoundError, ValueError):
+        return False  # the training says what is wrong with the dataset
+    if images > SMALL_DATA:
+        return False
+    logger.info(
+        "%d training images and no weights of a detector: taking --recipe small-data (docs/recipes.md; --recipe none for the "
+        "official settings, --budget 30m for a run of that time)",
+        images,
+    )
+    return True
+
+
+def _check_weights(config: RunConfig) -> None:
     if config.recipe == "finetune" and config.weights is None:
         raise ValueError(
             "recipe finetune starts from a trained detector: give --weights FILE (official, mmdetection, Hugging Face, detrex or "
             "our own weights), or take --recipe small-data, which starts from an ImageNet backbone"
         )
+
+
+def _facts(config: RunConfig, dataset: DetectionDataset | None = None) -> DataFacts:
+    split = open_dataset(dataset or config.dataset).split(config.data.train_split).check()
+    return data_facts(split.annotations)
+
+
+def _images_per_step(config: RunConfig) -> int:
     train = config.train
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    together = train.target_batch_size if train.batch_size == "auto" else train.batch_size * train.accumulate * processes
-    split = open_dataset(dataset or config.dataset).split(config.data.train_split).check()
-    return recipe_settings(str(config.recipe), data_facts(split.annotations), together)
+    return train.target_batch_size if train.batch_size == "auto" else train.batch_size * train.accumulate * processes
+
+
+def _chooser(config: RunConfig, asked: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    """The recipe as a function of the number of steps and the input size, for the length that was asked for."""
+    _check_weights(config)
+    facts, images = _facts(config), _images_per_step(config)
+    steps = config.train.steps
+    if steps is None and "train.epochs" in asked:
+        steps = config.train.epochs * max(1, facts.num_images // images)
+    left_out = {f"model.{name}" for name in _NETWORK} if "preset" in asked else set()
+
+    def choose(**length: int) -> dict[str, Any]:
+        chosen = recipe_settings(str(config.recipe), facts, images, **{"steps": steps, **length})
+        return {name: value for name, value in chosen.items() if name not in left_out}
+
+    return choose
+
+
+def _fitted(
+    asked: Mapping[str, Any],
+    choose: Callable[..., dict[str, Any]],
+    *,
+    resizable: bool,
+    measure: Callable[[RunConfig], Speed] | None,
+) -> dict[str, Any]:
+    """The settings with the number of steps in place of the budget, and what a recipe makes depend on it."""
+
+    def resized(side: int) -> RunConfig:
+        return build_config({**choose(short_side=side), **asked})
+
+    config = build_config({**choose(), **asked})
+    fit, config = fit_run(config, resized if resizable else None, measure=measure)
+    chosen = choose(steps=fit.steps, short_side=config.data.eval_short_side)
+    fitted = {"train.steps": fit.steps, "train.budget": None}
+    return {**chosen, "train.evaluate_every": fit.evaluate_every, **asked, **fitted}

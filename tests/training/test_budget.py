@@ -1,0 +1,130 @@
+"""A time in place of a number of steps: with a clock of the test's own, so that nothing depends on this machine."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deformable_detr.config import RunConfig, TrainConfig
+from deformable_detr.data.scenes import generate_scenes
+from deformable_detr.settings import by_full_name, run_config
+from deformable_detr.training.budget import MOST_PASSES, START, Speed, fit, fit_run, measure_speed, parse_budget
+from deformable_detr.training.recipe import complete_settings
+
+SIZE_224 = 224 * 224
+
+
+class Machine:
+    """Takes a second for a step at 224 pixels, in proportion to the pixels at others; measuring costs 20 seconds."""
+
+    def __init__(self, speed: float = 1.0, evaluation: float = 10.0) -> None:
+        self.now, self.speed, self.evaluation, self.measured = 0.0, speed, evaluation, []
+
+    def clock(self) -> float:
+        return self.now
+
+    def measure(self, config: RunConfig) -> Speed:
+        side = config.data.eval_short_side
+        self.measured.append(side)
+        self.now += 20
+        return Speed(self.speed * side**2 / SIZE_224, self.evaluation, 40)
+
+
+def run_of(time: str, side: int = 224) -> RunConfig:
+    config = RunConfig(dataset="", train=TrainConfig(budget=time))
+    return replace(config, data=replace(config.data, eval_short_side=side))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30m", 1800), ("1h30m", 5400), ("90s", 90), ("1.5h", 5400), ("1h 5m 2s", 3902), ("10min", 600)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "soon", "0m", "1m2h", "1.2.3m", "-5m"])
+def test_no_times(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time; write 30m"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("seconds", [120, 600, 1800, 7200])
+@pytest.mark.parametrize("step", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize("evaluation", [0.0, 5.0, 30.0])
+def test_a_run_fills_its_time(seconds: float, step: float, evaluation: float) -> None:
+    found = fit(seconds, Speed(step, evaluation, 40))
+    between = (-(-found.steps // 40) - 1) // found.evaluate_every  # evaluations after whole epochs, and one at the end
+    taken = START + found.steps * step + (between + 1) * evaluation
+    assert taken == pytest.approx(found.seconds)
+    assert taken <= seconds
+    assert taken > 0.9 * seconds or found.steps == MOST_PASSES * 40
+    assert between * evaluation <= 0.1 * seconds
+
+
+def test_a_fast_machine_is_not_kept_busy_for_nothing() -> None:
+    assert fit(36_000, Speed(0.01, 1.0, 40)).steps == MOST_PASSES * 40
+
+
+@pytest.mark.parametrize(("time", "sides"), [("40m", [224]), ("8m", [224, 160]), ("3h", [224, 288])])
+def test_the_images_become_as_large_as_the_time_allows(time: str, sides: list[int]) -> None:
+    machine = Machine()
+    found, config = fit_run(run_of(time), lambda side: run_of(time, side), measure=machine.measure, clock=machine.clock)
+    assert machine.measured == sides
+    assert config.data.eval_short_side == sides[-1]
+    assert found.seconds + machine.now == pytest.approx(parse_budget(time), rel=0.1)
+
+
+def test_a_size_that_was_asked_for_stays() -> None:
+    machine = Machine()
+    assert fit_run(run_of("8m"), measure=machine.measure, clock=machine.clock)[1] == run_of("8m")
+    assert machine.measured == [224]
+
+
+def test_a_time_in_which_nothing_can_be_learned() -> None:
+    machine = Machine(evaluation=60)
+    with pytest.raises(ValueError, match=r"too short here: one step takes 1\.0 s and an evaluation 60 s"):
+        fit_run(run_of("1m"), measure=machine.measure, clock=machine.clock)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return generate_scenes(tmp_path / "data", train=12, val=4, image_size=64)
+
+
+def settings(options: Mapping[str, Any], measure: Any = None) -> RunConfig:
+    return run_config(options, complete=lambda config, asked: complete_settings(config, asked, measure=measure))
+
+
+def test_the_recipe_is_that_of_the_steps_that_fit(dataset: Path) -> None:
+    config = settings({"dataset": dataset, "recipe": "small-data", "budget": "20m"}, lambda _: Speed(1.0, 10.0, 6))
+    assert config.train.budget is None  # what is kept of it is the number of steps, so that the run can be repeated
+    length = {"steps": config.train.steps, "evaluate_every": config.train.evaluate_every}
+    assert settings({"dataset": dataset, "recipe": "small-data", **length}) == config
+    assert config.train.ema_decay == pytest.approx(1 - 10 / (config.train.steps or 0), abs=1e-5)
+
+
+def test_a_budget_without_a_recipe_is_a_number_of_steps(dataset: Path) -> None:
+    asked = {"dataset": dataset, "preset": "tiny", "lr": 1e-3, "budget": "5m"}
+    config = settings(asked, lambda _: Speed(0.1, 1.0, 6))
+    length = {"budget": None, "steps": config.train.steps, "evaluate_every": config.train.evaluate_every}
+    assert settings({**asked, **length}) == config
+
+
+def test_two_lengths_are_one_too_many(dataset: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.budget and train\.epochs both say"):
+        settings({"dataset": dataset, "recipe": "small-data", "budget": "5m", "epochs": 3})
+
+
+def test_real_steps_are_timed(dataset: Path) -> None:
+    """By a clock that strikes at each look: a second from step to step, whatever they took."""
+    ticks = iter(range(1000))
+    options = {
+        **{"dataset": dataset, "preset": "tiny", "ema_decay": 0.9, "num_workers": 0, "device": "cpu", "eval_short_side": 64},
+        **{"train_short_sides": [64], "crop_short_sides": [], "max_long_side": 64},
+    }
+    speed = measure_speed(run_config(by_full_name(options)), lambda: float(next(ticks)))
+    assert speed.step == 1.0
+    assert speed.evaluation > 0
+    assert speed.steps_per_epoch == 6
