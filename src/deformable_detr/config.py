@@ -150,6 +150,9 @@ class ModelConfig:
     one_to_many_queries: int = 0
     """Training: this many further proposals make a second set of queries, matched one-to-many (H-DETR: 1500)."""
 
+    suppressor: bool = False
+    """The decoder learns one-to-many, and a last layer which of the queries of an object is to keep its score (MDS-DETR)."""
+
     def __post_init__(self) -> None:
         if self.two_stage and not self.box_refinement:
             raise ValueError("two_stage needs box_refinement=True: the proposals are the boxes that the first layer refines")
@@ -162,6 +165,8 @@ class ModelConfig:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of 32, the number of the neck's GroupNorm groups")
         if self.query_position == "reference" and self.query_content == "proposal":
             raise ValueError("query_position='reference' needs query_content='learned': nothing else is known of a proposal then")
+        if self.suppressor and self.one_to_many_queries:
+            raise ValueError("suppressor and one_to_many_queries both make the one-to-many branch: choose one of them")
         if self.denoising_queries < 0 or self.one_to_many_queries < 0 or not 0 <= self.label_noise <= 1 or self.box_noise < 0:
             raise ValueError("denoising_queries, one_to_many_queries and box_noise must be at least 0, label_noise in [0, 1]")
         for name in ("num_classes", "num_feature_levels", "num_queries", "num_decoder_layers", "max_detections"):
@@ -246,8 +251,9 @@ class Metadata:
 class LossConfig:
     """Matching and losses (paper, section 4; the values of the official recipe)."""
 
-    class_loss: Literal["focal", "ia-bce", "varifocal", "mal"] = "focal"
-    """The loss of the classes; all but `focal` (official) teach a matched query the IoU of its box as its score."""
+    class_loss: Literal["focal", "ia-bce", "varifocal", "mal"] | None = None
+    """The loss of the classes; all but `focal` teach a matched query the IoU of its box as its score. null: `focal` (official),
+    `ia-bce` for models with a suppressor."""
 
     class_weight: float | None = None
     """Weight of the class loss. null: 2 with the focal loss (official), 1 with the others and for models of DINO's kind."""
@@ -295,9 +301,13 @@ class LossConfig:
     branch_weights: dict[str, float] = field(default_factory=dict)
     """Weights of a kind of loss that differ in one branch, such as `{loss_class_dn: 1.0, loss_class_enc: 2.0}`."""
 
+    def class_loss_of(self, model: ModelConfig) -> str:
+        """The loss of the classes for a model."""
+        return self.class_loss if self.class_loss is not None else "ia-bce" if model.suppressor else "focal"
+
     def class_weight_of(self, model: ModelConfig) -> float:
         """The weight of the class loss for a model."""
-        official = self.class_loss == "focal" and model.proposal_loss == "all"
+        official = self.class_loss_of(model) == "focal" and model.proposal_loss == "all"
         return self.class_weight if self.class_weight is not None else 2.0 if official else 1.0
 
     def giou_eps_of(self, model: ModelConfig) -> float:

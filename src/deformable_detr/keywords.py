@@ -146,8 +146,9 @@ class TrainSettings(TypedDict, total=False):
     label_noise: float
     box_noise: float
     one_to_many_queries: int
+    suppressor: bool
 
-    class_loss: Literal["focal", "ia-bce", "varifocal", "mal"]
+    class_loss: Literal["focal", "ia-bce", "varifocal", "mal"] | None
     class_weight: float | None
     bbox_weight: float
     giou_weight: float

@@ -27,6 +27,9 @@ R50_DINO = replace(
     max_detections=300,
 )
 
+R50_FAST = replace(R50_REFINE, two_stage=True, dropout=0.0, denoising_queries=100, box_noise=0.4, suppressor=True)
+"""For few steps: the layers learn one-to-many and by denoising, which are quick, and one layer after them who is to be silent."""
+
 DEMO = ModelConfig(
     backbone="resnet18",
     backbone_options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_type": "deep", "stem_width": 8},
@@ -68,6 +71,8 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         backbone_norm=True,
         frozen_backbone_stages=0,
     ),
+    "r50-fast": R50_FAST,
+    "r18-fast": replace(R50_FAST, backbone="resnet18.tv_in1k"),
     "r18": replace(R50, backbone="resnet18.tv_in1k"),
     "r18-two-stage": replace(R50_REFINE, backbone="resnet18.tv_in1k", two_stage=True),
     "demo": DEMO,

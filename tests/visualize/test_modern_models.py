@@ -14,7 +14,7 @@ from deformable_detr.visualize.inside.description import describe
 SMALL = {"hidden_dim": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 2, "ffn_dim": 32, "num_queries": 6}
 RESNET = {"backbone": "resnet18", "backbone_options": {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}}
 SWIN = {"backbone_options": {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": 4, "img_size": 64}}
-PRESETS = ["r50-plus", "r50-hdetr", "r50-dino", "r50-dino-5scale", "swin-l-dino", "swin-t-hdetr"]
+PRESETS = ["r50-plus", "r50-hdetr", "r50-dino", "r50-dino-5scale", "swin-l-dino", "swin-t-hdetr", "r50-fast"]
 
 
 def small_model(preset: str) -> DeformableDETR:

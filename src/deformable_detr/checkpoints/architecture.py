@@ -132,6 +132,7 @@ def _seen_settings(weights: Weights) -> dict[str, Any]:
         "query_position": "reference" if "decoder.position_mlp.layers.0.weight" in tensors else "proposal",
         "decoder_norm": "decoder.norm.weight" in tensors,
         "relation_bias": "decoder.relation.proj.weight" in tensors,
+        "suppressor": "suppressor.score_head.weight" in tensors,
         "backbone_levels": max(3, sum(_is_projection(name, tensor) for name, tensor in tensors.items())),
     }
     if not two_stage:

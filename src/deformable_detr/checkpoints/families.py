@@ -45,8 +45,9 @@ _SAME_OUTPUTS: dict[Family, dict[str, Any]] = {
         "logit_eps": 1e-5,
         "decoder_norm": False,
         "relation_bias": False,
+        "suppressor": False,
     },
-    "dino": {"proposal_classes": True, "logit_eps": 1e-3, "decoder_norm": True, "relation_bias": False},
+    "dino": {"proposal_classes": True, "logit_eps": 1e-3, "decoder_norm": True, "relation_bias": False, "suppressor": False},
 }
 _SAME_OUTPUTS["hdetr"] = _SAME_OUTPUTS["plain"]
 """Settings that a layout has one value for, and that the outputs depend on."""

@@ -134,7 +134,7 @@ class SetCriterion(nn.Module):
             focal_alpha=loss.focal_alpha,
             focal_gamma=loss.focal_gamma,
             giou_eps=loss.giou_eps_of(model),
-            class_loss=loss.class_loss,
+            class_loss=loss.class_loss_of(model),
             mal_gamma=loss.mal_gamma,
             copies=loss.copies,
             encoder_copies=loss.encoder_copies,

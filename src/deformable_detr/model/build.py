@@ -39,6 +39,7 @@ from deformable_detr.model.queries import (
     take,
 )
 from deformable_detr.model.relation import PositionRelation
+from deformable_detr.model.suppressor import MaskedSuppressor, NoSuppressor
 from deformable_detr.presets import model_preset
 
 
@@ -73,6 +74,7 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
         query_source=_query_source(config),
         decoder=_decoder(config),
         class_heads=ClassHeads([class_head(config.hidden_dim, config.num_classes) for _ in range(_num_heads(config))]),
+        suppressor=_suppressor(config),
         denoising=_denoising(config),
         metadata=Metadata(model=config),
     )
@@ -138,6 +140,13 @@ def _query_source(config: ModelConfig) -> nn.Module:
         padding_last=not config.original_padding,
         one_to_many_queries=config.one_to_many_queries,
     )
+
+
+def _suppressor(config: ModelConfig) -> nn.Module:
+    if not config.suppressor:
+        return NoSuppressor()
+    ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
+    return MaskedSuppressor(ffn, config.hidden_dim, config.num_heads)
 
 
 def _denoising(config: ModelConfig) -> nn.Module:

@@ -25,6 +25,7 @@ class DeformableDETR(nn.Module):
         query_source: memory, `FlatFeatures` → `Queries`; it alone decides their number, content, position and who sees whom.
         decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, and what denoising queries see.
         class_heads: hidden → logits `[N, B, Q, K]`.
+        suppressor: makes the last of them one-to-one where the others are one-to-many: `MaskedSuppressor` or `NoSuppressor`.
         denoising: makes further queries from the targets in training: `ContrastiveDenoising` or `NoDenoising`.
         metadata: settings, classes and image sizes, for saving and using the model.
     """
@@ -40,6 +41,7 @@ class DeformableDETR(nn.Module):
         query_source: nn.Module,
         decoder: nn.Module,
         class_heads: nn.Module,
+        suppressor: nn.Module,
         denoising: nn.Module,
         metadata: Metadata,
     ) -> None:
@@ -52,6 +54,7 @@ class DeformableDETR(nn.Module):
         self.query_source = query_source
         self.decoder = decoder
         self.class_heads = class_heads
+        self.suppressor = suppressor
         self.denoising = denoising
         self.metadata = metadata
 
@@ -82,6 +85,7 @@ class DeformableDETR(nn.Module):
         queries = self.query_source(memory, flat)
         decoded = Decoded(*self.decoder(queries, memory, flat))
         predictions = queries.predictions(self.class_heads(decoded.hidden), decoded.boxes)
+        predictions = self.suppressor(predictions, decoded.hidden)
         denoising = self.denoising(self.query_source, memory, targets, noise)
         for branch, further, others in (("one_to_many", queries.one_to_many, None), ("denoising", denoising, decoded.seen)):
             if further is not None:

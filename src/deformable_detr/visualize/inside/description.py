@@ -14,7 +14,7 @@ from deformable_detr.visualize.inside.capture import Call, capture_calls, evalua
 from deformable_detr.visualize.inside.inside import Detection, Inside
 from deformable_detr.visualize.inside.look import batch_of, inside_of_calls
 
-PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "class_heads")
+PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "class_heads", "suppressor")
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,8 @@ def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCou
         sizes = {True: 0, False: 0}
         for parameter in module.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
+        if part == "suppressor" and not sum(sizes.values()):
+            continue
         name = f"{type(model).__name__}.{part}"
         macs = sum(counts.get(name, {}).values()) / 2
         attentions = [item for item in module.modules() if isinstance(item, MultiScaleDeformableAttention)]

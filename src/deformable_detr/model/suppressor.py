@@ -1,0 +1,117 @@
+"""The suppressor: a last layer that silences all but one of the queries that found the same object (MDS-DETR).
+
+The layers before it learn one-to-many, which takes few steps. It alone learns one-to-one: which query of an object is to speak.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deformable_detr.model.heads import MLP
+from deformable_detr.model.position_encoding import sine_embedding
+from deformable_detr.model.relation import box_relations
+from deformable_detr.structures import Predictions
+
+NUM_TOKENS = 10
+RELATION_FEATURES = 32
+
+
+class MaskedSuppressor(nn.Module):
+    """Self-attention in which a query sees only those with a higher score, and a feed-forward network; both without positions.
+
+    What comes out is one number for each query, which is added to the logits of all its classes. At first it is 0. The one-to-one
+    loss reaches the queries, but neither their logits nor their boxes, which learn one-to-many alone.
+
+    Args:
+        ffn: a `FeedForward`.
+        hidden_dim: C.
+        num_heads: M.
+    """
+
+    def __init__(self, ffn: nn.Module, hidden_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.key_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.attn_norm = nn.LayerNorm(hidden_dim)
+        self.ffn = ffn
+        self.ffn_norm = nn.LayerNorm(hidden_dim)
+        self.score_head = nn.Linear(hidden_dim, 1)
+        self.tokens = nn.Parameter(torch.empty(NUM_TOKENS, 2 * hidden_dim))
+        self.token_bias = nn.Parameter(torch.full((num_heads,), -math.log(NUM_TOKENS)))
+        self.relation = MLP(4 * RELATION_FEATURES, 4 * RELATION_FEATURES, num_heads, num_layers=2)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Neither the relation of the boxes nor the layer itself has an influence at first."""
+        for projection in (self.query_proj, self.key_proj, self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        nn.init.xavier_uniform_(self.tokens)
+        for last in (self.relation.layers[-1], self.score_head):
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, predictions: Predictions, hidden: Tensor) -> Predictions:
+        """Replace the logits of the last layer.
+
+        Args:
+            predictions: of the layers before, N of them.
+            hidden: `[N, B, Q, C]`, what the heads have read.
+
+        Returns:
+            In training one layer, with the boxes of the last one, and the N layers as the one-to-many branch; otherwise N layers.
+        """
+        logits, boxes = predictions.logits[-1].detach(), predictions.boxes[-1].detach()
+        query = hidden[-1]
+        query = self.attn_norm(query + self.attend(query, self.bias(logits.amax(-1), boxes)))
+        query = self.ffn_norm(query + self.ffn(query))
+        last = (logits + self.score_head(query))[None]
+        if not self.training:
+            return replace(predictions, logits=torch.cat((predictions.logits[:-1], last)))
+        return replace(
+            predictions,
+            logits=last,
+            boxes=boxes[None],
+            one_to_many_logits=predictions.logits,
+            one_to_many_boxes=predictions.boxes,
+        )
+
+    def attend(self, query: Tensor, bias: Tensor) -> Tensor:
+        """`[B, Q, C]` and :meth:`bias` → what each query saw, `[B, Q, C]`."""
+        token_keys, token_values = self.tokens.to(query.dtype).expand(len(query), -1, -1).chunk(2, dim=-1)
+        keys, values = torch.cat((self.key_proj(query), token_keys), 1), torch.cat((self.value_proj(query), token_values), 1)
+        heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.query_proj(query), keys, values)]
+        seen = F.scaled_dot_product_attention(*heads, attn_mask=bias.to(query.dtype))
+        return self.output_proj(seen.transpose(1, 2).flatten(2))
+
+    def bias(self, scores: Tensor, boxes: Tensor) -> Tensor:
+        """What is added to the attention's logits: of pairs the relation of their boxes, or minus infinity; then of the tokens.
+
+        Args:
+            scores: `[B, Q]`.
+            boxes: `[B, Q, 4]` cxcywh.
+
+        Returns:
+            `[B, M, Q, Q + NUM_TOKENS]`
+        """
+        encoded = sine_embedding(box_relations(boxes, boxes), RELATION_FEATURES)  # [B, Q, Q, 128]
+        pairs = self.relation(encoded.to(self.score_head.weight.dtype)).movedim(-1, 1)  # [B, M, Q, Q]
+        pairs = (pairs + pairs.transpose(2, 3)) / 2
+        pairs = pairs.masked_fill((scores[:, :, None] >= scores[:, None, :])[:, None], float("-inf"))
+        tokens = self.token_bias[:, None, None].expand(len(scores), -1, scores.shape[1], NUM_TOKENS)
+        return torch.cat((pairs, tokens.to(pairs.dtype)), dim=-1)
+
+
+class NoSuppressor(nn.Module):
+    """The part of a model whose layers all learn one-to-one."""
+
+    def forward(self, predictions: Predictions, hidden: Tensor) -> Predictions:
+        """The predictions as they are."""
+        del hidden
+        return predictions

@@ -1,0 +1,128 @@
+"""The masked suppressor against its definition written out with loops, and what it must leave alone."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tests.model.test_modern import SMALL, batch, shaken
+
+from deformable_detr.criterion import SetCriterion
+from deformable_detr.model import build_model
+from deformable_detr.model.encoder import FeedForward
+from deformable_detr.model.suppressor import MaskedSuppressor
+
+WITH = {**SMALL, "num_queries": 9, "suppressor": True, "denoising_queries": 50, "dropout": 0.0}
+
+
+def suppressor(hidden_dim: int, num_heads: int) -> MaskedSuppressor:
+    torch.manual_seed(0)
+    return shaken(MaskedSuppressor(FeedForward(hidden_dim, 16, 0.0), hidden_dim, num_heads).double())
+
+
+def model(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    return shaken(build_model("r50-two-stage", **{**WITH, **settings})).train()
+
+
+def features(row, column):
+    """Sines and cosines of how one box lies to another, as the paper's relation has them."""
+    values = [math.log(abs(row[axis] - column[axis]) / (row[axis + 2] + 1e-5) + 1) for axis in (0, 1)]
+    values += [math.log((row[axis] + 1e-5) / (column[axis] + 1e-5)) for axis in (2, 3)]
+    angles = [value * 10000 ** (-k / 16) for value in values for k in range(16)]
+    return torch.tensor([wave(angle) for angle in angles for wave in (math.sin, math.cos)], dtype=torch.float64)
+
+
+def test_relation_by_hand():
+    """A box of .2 x .4 and one of .1 x .4 that lies .2 to the right: x distance of one width, or two; half or double the width."""
+    first, second = [0.3, 0.5, 0.2, 0.4], [0.5, 0.5, 0.1, 0.4]
+    part = suppressor(8, 2)
+    bias = part.bias(torch.tensor([[0.0, 1.0]]), torch.tensor([[first, second]], dtype=torch.float64))
+    expected = features(first, second), features(second, first)
+    assert expected[0][0].item() == pytest.approx(math.sin(math.log(2)), abs=1e-4)
+    assert expected[1][1].item() == pytest.approx(math.cos(math.log(3)), abs=1e-4)
+    mean = (part.relation(expected[0]) + part.relation(expected[1])) / 2
+    torch.testing.assert_close(bias[0, :, 0, 1], mean, rtol=0, atol=1e-5)  # the sines are float32
+    assert (bias[0, :, 1, :2] == -math.inf).all() and (bias[0, :, 0, 0] == -math.inf).all()  # the best one sees no query
+    torch.testing.assert_close(bias[0, :, 0, 2:], part.token_bias[:, None].expand(-1, 10))
+
+
+def test_attention_equals_its_definition_in_loops():
+    part = suppressor(8, 2)
+    query, boxes = torch.randn(1, 4, 8, dtype=torch.float64), torch.rand(1, 4, 4, dtype=torch.float64) * 0.5 + 0.1
+    scores = [0.3, -1.0, 0.3, 2.0]  # two are equal: they do not see each other
+    seen = part.attend(query, part.bias(torch.tensor([scores]), boxes))
+    token_keys, token_values = part.tokens.chunk(2, dim=-1)
+    numbers = boxes[0].tolist()
+    for i in range(4):
+        heads = []
+        for head in range(2):
+            channels = slice(4 * head, 4 * head + 4)
+            q = part.query_proj(query[0, i])[channels]
+            logits, values = [], []
+            for j in range(4):
+                if scores[i] < scores[j]:
+                    there, back = features(numbers[i], numbers[j]), features(numbers[j], numbers[i])
+                    relation = (part.relation(there) + part.relation(back))[head] / 2
+                    logits.append(q @ part.key_proj(query[0, j])[channels] / 2 + relation)  # 2: the root of 4 channels
+                    values.append(part.value_proj(query[0, j])[channels])
+            for key, value in zip(token_keys, token_values, strict=True):
+                logits.append(q @ key[channels] / 2 + part.token_bias[head])
+                values.append(value[channels])
+            heads.append(torch.stack(logits).softmax(0) @ torch.stack(values))
+        torch.testing.assert_close(seen[0, i], part.output_proj(torch.cat(heads)), rtol=0, atol=1e-6)
+
+
+def test_at_first_the_scores_are_those_of_the_last_layer():
+    fresh: Any = build_model("r50-two-stage", **WITH).train()
+    images, targets = batch()
+    predictions = fresh(images, targets)
+    assert torch.equal(predictions.logits[0], predictions.one_to_many_logits[-1])
+    assert fresh.suppressor.token_bias.tolist() == pytest.approx([-math.log(10)] * 4)
+
+
+def test_one_layer_learns_one_to_one_and_all_before_it_one_to_many():
+    with_it = model()
+    images, targets = batch()
+    predictions = with_it(images, targets)
+    assert predictions.logits.shape == (1, 2, 9, 5) and predictions.one_to_many_logits.shape == (3, 2, 9, 5)
+    losses = SetCriterion.from_config(with_it.metadata.model)(predictions, targets)
+    names = {name for name in losses if name.startswith("loss_class")}
+    branches = ("_dn", "_dn_0", "_dn_1", "_one_to_many", "_one_to_many_0", "_one_to_many_1")
+    assert names == {"loss_class", "loss_class_enc", *(f"loss_class{branch}" for branch in branches)}
+    (losses["loss_class"] + losses["loss_bbox"] + losses["loss_giou"]).backward()
+    reached = {name.split(".")[0] for name, p in with_it.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"suppressor", "decoder", "encoder"} <= reached and "class_heads" not in reached
+    assert all(p.grad is None for p in with_it.decoder.box_heads[-1].parameters())
+
+
+def test_answers_do_not_depend_on_the_mode_and_the_layers_before_are_a_plain_model():
+    with_it = model()
+    images, targets = batch((3,))
+    training, inference = with_it(images, targets), with_it.eval()(images)
+    plain = build_model("r50-two-stage", **{**WITH, "suppressor": False, "denoising_queries": 0}).eval()
+    own = ("suppressor.", "denoising.")
+    plain.load_state_dict({name: value for name, value in with_it.state_dict().items() if not name.startswith(own)})
+    without = plain(images)
+    assert inference.one_to_many_logits is None and torch.equal(inference.boxes, without.boxes)
+    assert torch.equal(inference.logits[:-1], without.logits[:-1]) and not torch.equal(inference.logits[-1], without.logits[-1])
+    torch.testing.assert_close(training.one_to_many_logits, plain.train()(images).logits, rtol=0, atol=0)
+    torch.testing.assert_close(training.logits[-1] - training.one_to_many_logits[-1], inference.logits[-1] - without.logits[-1])
+
+
+@pytest.mark.parametrize("counts", [(0, 3), (0, 0), (20, 1)])
+def test_unusual_batches_train_every_parameter(counts):
+    with_it = model()
+    images, targets = batch(counts)
+    criterion = SetCriterion.from_config(with_it.metadata.model)
+    total = criterion.weighted_sum(criterion(with_it(images, targets), targets))
+    total.backward()
+    assert total.isfinite()
+    for name, parameter in with_it.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_two_sources_of_a_one_to_many_branch_are_refused():
+    with pytest.raises(ValueError, match="choose one of them"):
+        build_model("r50-hdetr", suppressor=True)
