@@ -468,6 +468,12 @@ class TrainConfig:
     log_every: int = 50
     """Steps between log lines."""
 
+    logger: tuple[Literal["tensorboard", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"], ...] = (
+        "tensorboard",
+    )
+    """Experiment loggers that get curves, sample images and the best metrics, several at once; `log.jsonl` is written in any case.
+    docs/integrations.md says how each is set up."""
+
     checkpoint_every: int = 0
     """Steps between saved states within an epoch. 0: only at the end of every epoch."""
 

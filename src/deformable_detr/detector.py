@@ -22,6 +22,7 @@ from deformable_detr.inference.video import Frame, Video, iterate_video
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.precision import Precision
 from deformable_detr.settings import run_config
+from deformable_detr.training.callbacks import Callback, Samples
 from deformable_detr.training.recipe import complete_settings
 from deformable_detr.training.trainer import TrainResult, train
 from deformable_detr.visualize import Description, Explanation, Report, describe, explain, look_inside
@@ -81,6 +82,7 @@ class Detector(Predictor):
         dataset: str | Path | None = None,
         *,
         config: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
         show_progress: bool = True,
         **settings: Unpack[TrainSettings],
     ) -> Self:
@@ -94,6 +96,7 @@ class Detector(Predictor):
             dataset: folder with `annotations/instances_<split>.json` and the images of the splits `train` and `val`; may be left
                 out where `config` or the run that is resumed names it.
             config: YAML file with settings, such as the `config.yaml` of a run folder.
+            callbacks: told what happens in the run (:class:`~deformable_detr.training.callbacks.Callback`).
             show_progress: a live bar on a terminal, log lines elsewhere.
             settings: any setting of :class:`~deformable_detr.config.RunConfig`, in one of three forms: by its own name
                 (`preset="r50-two-stage", epochs=12, lr=1e-4`), as a group (`model={"num_queries": 100}`), or dotted, as
@@ -107,7 +110,7 @@ class Detector(Predictor):
         """
         asked: dict[str, Any] = {**settings} if dataset is None else {"dataset": dataset, **settings}
         run = run_config(asked, config, complete=complete_settings)
-        result = train(run, draw_samples=draw_samples, show_progress=show_progress)
+        result = train(run, callbacks=[Samples(draw_samples), *callbacks], show_progress=show_progress)
         detector = cls.load(result.best_weights, device=run.train.device)
         detector.result = result
         return detector

@@ -211,6 +211,7 @@ class TrainSettings(TypedDict, total=False):
     nms_iou: float | None
     evaluate_every: int
     log_every: int
+    logger: Sequence[Literal["tensorboard", "wandb", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"]]
     checkpoint_every: int
     patience: int
     on_non_finite: Literal["stop", "skip"]

@@ -135,6 +135,17 @@ def to_record(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"num_queries": 3}}` → `{"model.num_queries": 3}`."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict) and name != "backbone_options":
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def to_yaml(config: RunConfig) -> str:
     """A configuration as :func:`read_config` reads it."""
     import yaml

@@ -18,6 +18,7 @@ from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.model.denoising import DenoisingNoise, draw_noise
 from deformable_detr.presets import model_preset
 from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.non_finite import diagnose
 from deformable_detr.training.trainer import train
@@ -52,13 +53,14 @@ def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path
     config = replace(config, model=model, loss=LossConfig(one_to_many_copies=2))
     whole = train(replace(config, output_dir=str(tmp_path / "whole")))
 
-    def stop(done: int, losses: dict[str, float]) -> None:
-        assert any(name.endswith(("_dn", "_one_to_many")) for name in losses)
-        if done == 3:
-            signal.raise_signal(signal.SIGINT)
+    class Stop(Callback):
+        def on_step(self, run: Run, step: Step) -> None:
+            assert any(name.endswith(("_dn", "_one_to_many")) for name in step.losses)
+            if step.step == 3:
+                signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(TrainingInterrupted, match="stopped after step 3"):
-        train(replace(config, output_dir=str(tmp_path / "parts")), on_step=stop)
+        train(replace(config, output_dir=str(tmp_path / "parts")), callbacks=[Stop()])
     train(replace(config, output_dir=str(tmp_path / "parts"), resume=True))
     weights = load_file(tmp_path / "parts" / "weights" / "last.safetensors")
     for name, value in load_file(whole.last_weights).items():

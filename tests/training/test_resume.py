@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
+from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
@@ -20,12 +21,13 @@ def newest_state(folder: Path) -> dict[str, Any]:
     return load_state(path)
 
 
-def stop_at(step: int):
-    def on_step(done: int, losses: dict[str, float]) -> None:
-        if done == step:
-            signal.raise_signal(signal.SIGINT)
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
 
-    return on_step
+    def on_step(self, run: Run, step: Step) -> None:
+        if step.step == self.step:
+            signal.raise_signal(signal.SIGINT)
 
 
 def same_run(config: RunConfig, folder: Path, **changes) -> RunConfig:
@@ -48,7 +50,7 @@ def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path, uninterrupted: Path, step: int) -> None:
     folder = tmp_path / "interrupted"
     with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of 8.*--resume --output {folder}"):
-        train(same_run(config, folder), on_step=stop_at(step))
+        train(same_run(config, folder), callbacks=[StopAt(step)])
     assert newest_state(folder)["step"] == step
 
     result = train(same_run(config, folder, resume=True))

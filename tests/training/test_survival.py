@@ -158,13 +158,19 @@ SLOW_RUN = """
 import os, tempfile, time
 from pathlib import Path
 from deformable_detr.settings import read_config
-from deformable_detr.training import train
+from deformable_detr.training import Callback, train
+
+
+class Slow(Callback):
+    def on_step(self, run, step):
+        time.sleep(0.05)
+
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "config.yaml"
     path.write_text(os.environ["RUN"])
     config = read_config(path)
-train(config, on_step=lambda step, losses: time.sleep(0.05))
+train(config, callbacks=[Slow()])
 """
 
 

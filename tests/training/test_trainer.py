@@ -16,6 +16,7 @@ from deformable_detr.config import RunConfig
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import Metrics, evaluate
 from deformable_detr.settings import read_config
+from deformable_detr.training.callbacks import Callback, Run, Samples, Step
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
 from deformable_detr.training.trainer import TrainResult, train
@@ -32,7 +33,7 @@ def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tr
         drawn.append(folder)
 
     config = replace(config, output_dir=str(tmp_path_factory.mktemp("runs") / "run"), train=replace(config.train, evaluate_every=1))
-    return train(config, draw_samples=draw_samples), drawn
+    return train(config, callbacks=[Samples(draw_samples)]), drawn
 
 
 def test_the_run_folder_is_complete(run: tuple[TrainResult, list[Path]]) -> None:
@@ -141,13 +142,14 @@ def test_steps_are_counted_over_epochs_and_states_saved_between(config: RunConfi
     seen, states = [], []
     folder = tmp_path / "run"
 
-    def on_step(step: int, losses: dict[str, float]) -> None:
-        seen.append(step)
-        path = latest_state(folder / "state")
-        states.append(None if path is None else load_state(path)["step"])
+    class Watch(Callback):
+        def on_step(self, run: Run, step: Step) -> None:
+            seen.append(step.step)
+            path = latest_state(folder / "state")
+            states.append(None if path is None else load_state(path)["step"])
 
     settings = replace(config.train, steps=6, batch_size=1, accumulate=2, checkpoint_every=3, evaluate_every=0)
-    result = train(replace(config, output_dir=str(folder), train=settings), on_step=on_step)
+    result = train(replace(config, output_dir=str(folder), train=settings), callbacks=[Watch()])
     assert seen == [1, 2, 3, 4, 5, 6]
     assert states == [None, None, None, 3, 4, 4]  # seen before the save that follows the step
     assert [row["step"] for row in result.history] == [6]

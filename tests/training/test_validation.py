@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.config import RunConfig
-from deformable_detr.training import train, validation
+from deformable_detr.training import Samples, train, validation
 from deformable_detr.training.run_folder import RunFolder
 
 
@@ -50,7 +50,7 @@ def test_the_folded_weights_are_freed(config: RunConfig, tmp_path: Path, monkeyp
     gc.collect()
     gc.disable()
     try:
-        train(replace(config, output_dir=str(tmp_path / "run"), train=settings), draw_samples=draw_samples)
+        train(replace(config, output_dir=str(tmp_path / "run"), train=settings), callbacks=[Samples(draw_samples)])
     finally:
         gc.enable()
     while_evaluating, afterwards = counts

@@ -38,7 +38,7 @@ def train_demo(output: str | Path, *, steps: int, seed: int = 0, device: str = "
     """
     from deformable_detr.data.scenes import generate_scenes
     from deformable_detr.presets import demo_run
-    from deformable_detr.training import train
+    from deformable_detr.training import Samples, train
     from deformable_detr.visualize.drawing.samples import draw_samples
 
     data, run = demo_folders(output)
@@ -47,7 +47,7 @@ def train_demo(output: str | Path, *, steps: int, seed: int = 0, device: str = "
     generate_scenes(data, train=TRAIN_IMAGES, val=VAL_IMAGES, seed=seed)
     config = demo_run(str(data), str(run))
     config = replace(config, train=replace(config.train, steps=steps, seed=seed, device=device))
-    return train(config, draw_samples=draw_samples)
+    return train(config, callbacks=[Samples(draw_samples)])
 
 
 def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from deformable_detr.presets import MODEL_PRESETS
 
 if TYPE_CHECKING:
     from deformable_detr.training import TrainResult
-    from deformable_detr.visualize.pages.dashboard import Dashboard
 
 DESCRIPTION = """\
 Train Deformable DETR on a dataset of your own: COCO, YOLO or Pascal VOC, recognised by itself.
@@ -64,27 +62,19 @@ def run(options: TrainOptions) -> int:
     """Train, and say where everything is."""
     from torch import distributed
 
-    from deformable_detr.training import train
+    from deformable_detr.cli.served_dashboard import ServedDashboard
+    from deformable_detr.training import Samples, train
     from deformable_detr.visualize.drawing.samples import draw_samples
 
     first_process = os.environ.get("RANK", "0") == "0"
     log_to_screen()
-    with _dashboard(options) if options.dashboard and first_process else nullcontext():
-        result = train(options.config, draw_samples=draw_samples)
+    dashboard = [ServedDashboard()] if options.dashboard and first_process else []
+    result = train(options.config, callbacks=[Samples(draw_samples), *dashboard])
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if first_process:
         _show_result(result)
     return 0
-
-
-def _dashboard(options: TrainOptions) -> "Dashboard":
-    """Serve the page of the run, and say where."""
-    from deformable_detr.visualize.pages.dashboard import Dashboard
-
-    dashboard = Dashboard(options.config.output_dir)
-    show(f"The dashboard is at {dashboard.address}")
-    return dashboard
 
 
 def _show_result(result: "TrainResult") -> None:

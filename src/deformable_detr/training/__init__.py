@@ -1,6 +1,7 @@
 """Training: optimizer, schedule, weight averaging, the training step and the whole run."""
 
 from deformable_detr.training.batches import DeadWorkerError
+from deformable_detr.training.callbacks import Callback, EarlyStopping, Run, Samples, Step
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.memory import OutOfMemoryError
@@ -11,11 +12,16 @@ from deformable_detr.training.train_step import NonFiniteLossError, train_step
 from deformable_detr.training.trainer import train
 
 __all__ = [
+    "Callback",
     "DeadWorkerError",
+    "EarlyStopping",
     "ExponentialMovingAverage",
     "NonFiniteLossError",
     "OutOfMemoryError",
+    "Run",
     "RunFolder",
+    "Samples",
+    "Step",
     "TrainResult",
     "TrainingInterrupted",
     "build_optimizer",

@@ -22,7 +22,7 @@ from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.data.unused import summarise_unused
 from deformable_detr.model import DeformableDETR, build_model
-from deformable_detr.settings import to_record
+from deformable_detr.settings import flatten, to_record
 from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ FREE_TO_CHANGE = {
     *("dataset", "preset", "output_dir", "weights", "resume", "model.num_classes", "model.pretrained_backbone"),
     *("data.num_workers", "train.epochs", "train.steps", "train.evaluate_every", "train.log_every"),
     *("train.checkpoint_every", "train.device", "train.patience", "train.on_non_finite", "train.gradient_checkpointing"),
-    *("recipe", "train.target_batch_size", "train.nms_iou"),
+    *("recipe", "train.target_batch_size", "train.nms_iou", "train.logger"),
 }
 """Settings that a resumed run may have otherwise than before: the steps already done would have been the same."""
 
@@ -214,7 +214,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
     Raises:
         ValueError: the message names what differs.
     """
-    now, before = _flatten(to_record(config)), _flatten(saved["config"])
+    now, before = flatten(to_record(config)), flatten(saved["config"])
     differing = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in sorted(now.keys() | before.keys())
@@ -236,14 +236,3 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
 def describe_data(data: RunData) -> dict[str, Any]:
     """What must be the same in a resumed run."""
     return {"training images": len(data.train), "classes": list(data.train.categories.names)}
-
-
-def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"num_queries": 3}}` → `{"model.num_queries": 3}`."""
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        if isinstance(value, dict) and name != "backbone_options":
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

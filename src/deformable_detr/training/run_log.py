@@ -1,13 +1,23 @@
-"""What a run records as it goes: log.jsonl, metrics.csv, TensorBoard, the curves, and the lines on the screen."""
+"""What a run records as it goes: log.jsonl, metrics.csv, progress.json, the curves, and the lines on the screen."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
+import torch
+
+from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.files import write_json
+from deformable_detr.training.advice import Advisor
+from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.curves import draw_loss_curve, draw_metrics_curve
+from deformable_detr.training.preparation import describe_data
 from deformable_detr.training.progress import ProgressDisplay
-from deformable_detr.training.run_folder import RunFolder, files_are_a_bonus
+from deformable_detr.training.run_folder import files_are_a_bonus
+from deformable_detr.version import __version__
+
+logger = logging.getLogger(__name__)
 
 POSITION = ("step", "epoch", "lr", "train_loss")
 """What a row of the history has beside the metrics."""
@@ -35,68 +45,104 @@ class Averages:
         return means
 
 
-class RunLog:
-    """Writes into the run folder; only one of several processes has one."""
+class RunLog(Callback):
+    """Writes into the run folder, shows the progress and gives advice; only the first of several processes has one.
 
-    def __init__(self, folder: RunFolder, display: ProgressDisplay, start: Mapping[str, Any]) -> None:
-        """Open the log and record the start.
+    Args:
+        show: a live bar on a terminal, log lines elsewhere; False: neither.
+    """
 
-        Args:
-            folder: of the run; exists.
-            display: the screen.
-            start: what to record; its `step` is where the run goes on, later TensorBoard events are dropped.
-        """
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+    def __init__(self, show: bool) -> None:
+        self.show = show
+        self._told = ""
 
-        self.folder, self.display = folder, display
-        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=start["step"] + 1)
+    def on_train_start(self, run: Run) -> None:
+        """Open the log, and record the start."""
+        folder, step = run.folder, run.position.step
+        self.display = ProgressDisplay(run.total_steps, step, run.total_epochs, show=self.show)
+        self.advisor = Advisor(run.total_steps)
+        folder.write_config(run.config)
+        (folder.root / "weights").mkdir(exist_ok=True)
+        if step:
+            folder.rewind_log(step, evaluated=not run.position.epoch_done)
+        parameters = sum(parameter.numel() for parameter in run.network.parameters() if parameter.requires_grad)
+        if self.show:
+            logger.info(
+                "%s %s (%.1f M parameters) on %d images of %s, %d classes; %d steps on %s; everything goes to %s",
+                f"going on after step {step} with" if step else "training",
+                *(run.config.preset, parameters / 1e6, len(run.data.train), run.config.dataset),
+                *(len(run.data.train.categories), run.total_steps, run.accelerator.device, folder.root),
+            )
+        start = {
+            "step": step,
+            "version": __version__,
+            "torch": torch.__version__,
+            "device": str(run.accelerator.device),
+            "processes": run.accelerator.num_processes,
+            "trainable_parameters": parameters,
+            "total_steps": run.total_steps,
+            **describe_data(run.data),
+        }
         folder.append_log({"kind": "start", **start})
+        self.display.__enter__()
 
-    def progress(self, **state: Any) -> None:
-        """Say in progress.json how far the run has come, for whoever watches it from outside (`deformable-detr dashboard`)."""
+    def on_step(self, run: Run, step: Step) -> None:
+        """Move the bar; record the means, when it is their turn."""
+        seconds_left = run.seconds_left()
+        self.display.step(step.step, step.epoch, step.losses, step.lr, step.images_per_second, seconds_left)
+        if step.means is None:
+            return
+        self.advisor.losses(step.step, step.means)
+        record = {"step": step.step, "epoch": step.epoch, "lr": step.lr, **step.means}
         with files_are_a_bonus():
-            write_json(self.folder.progress, {"time": round(time.time(), 1), **state})
+            run.folder.append_log({"kind": "train", **record, "images_per_second": round(step.images_per_second, 2)})
+        self.display.line(step.step, step.epoch, step.means, step.lr, step.images_per_second, seconds_left)
+        self._tell(run)
 
-    def losses(self, record: Mapping[str, Any], seconds_left: float | None) -> None:
-        """Record the mean losses of the last steps.
+    def on_evaluation_step(self, run: Run, done: int, total: int) -> None:
+        """Show how far the evaluation has come."""
+        self.display.evaluating(done, total)
+        if self._told != run.state:
+            self._tell(run)
 
-        Args:
-            record: `step`, `epoch` (from 1), `lr`, `images_per_second` and the losses.
-            seconds_left: of the whole run; None: not known yet.
-        """
+    def on_evaluation(self, run: Run, metrics: Metrics) -> None:
+        """Record the last row of the history, and draw the curves anew."""
+        row, per_class, folder = run.history[-1], metrics.to_dict()["per_class"], run.folder
         with files_are_a_bonus():
-            self.folder.append_log({"kind": "train", **record})
-            self._scalars("train", record)
-        self.display.line(record["step"], record["epoch"], record, record["lr"], record["images_per_second"], seconds_left)
-
-    def evaluation(self, history: Sequence[Mapping[str, Any]], per_class: Sequence[Mapping[str, Any]]) -> None:
-        """Record the last row of the history, and draw the curves anew.
-
-        Args:
-            history: one row per evaluation: step, epoch, lr, train_loss and the metrics.
-            per_class: the metrics of each class at the last one.
-        """
-        row = history[-1]
-        with files_are_a_bonus():
-            self.folder.append_log({"kind": "evaluation", **row, "per_class": list(per_class)})
-            self.folder.write_metrics(history)
-            self._scalars("validation", {name: value for name, value in row.items() if name not in POSITION or name == "step"})
-            draw_metrics_curve(self.folder.metrics_curve, history)
-            self.draw_losses()
+            folder.append_log({"kind": "evaluation", **row, "per_class": per_class})
+            folder.write_metrics(run.history)
+            draw_metrics_curve(folder.metrics_curve, run.history)
+            draw_loss_curve(folder.loss_curve, folder.read_log())
         text = "  ".join(f"{label} {'–' if row[name] is None else f'{row[name]:.3f}'}" for name, label in SHOWN.items())
         self.display.message(f"epoch {row['epoch']}, step {row['step']}: {text}")
+        self.advisor.evaluation(run.history, per_class)
 
-    def draw_losses(self) -> None:
-        """Draw the loss curve of everything logged so far."""
-        draw_loss_curve(self.folder.loss_curve, self.folder.read_log())
+    def on_checkpoint(self, run: Run, paths: Sequence[Path]) -> None:
+        """Without evaluations, the losses are drawn here."""
+        if run.data.val is None:
+            with files_are_a_bonus():
+                draw_loss_curve(run.folder.loss_curve, run.folder.read_log())
 
-    def close(self) -> None:
-        """Write what is still in memory."""
+    def on_train_end(self, run: Run) -> None:
+        """Say how it ended."""
+        self.display.__exit__(None, None, None)
+        self._tell(run)
+        if run.state == "finished" and run.stop_reason:
+            logger.info("stopped early: %s", run.stop_reason)
+
+    def _tell(self, run: Run) -> None:
+        """Say in progress.json how far the run has come, for whoever watches it from outside (`deformable-detr dashboard`)."""
+        self._told = run.state
+        left = run.seconds_left() if run.state in ("training", "evaluating") else 0.0
+        record = {
+            "time": round(time.time(), 1),
+            "state": run.state,
+            "step": run.position.step,
+            "total_steps": run.total_steps,
+            "epoch": min(run.position.epoch + 1, run.total_epochs),
+            "total_epochs": run.total_epochs,
+            "seconds_left": None if left is None else round(left, 1),
+            "advice": self.advisor.said,
+        }
         with files_are_a_bonus():
-            self._tensorboard.close()
-
-    def _scalars(self, group: str, record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
-            if name != "step" and value is not None:
-                self._tensorboard.add_scalar(f"{group}/{name}", value, record["step"])
-        self._tensorboard.flush()
+            write_json(run.folder.progress, record)

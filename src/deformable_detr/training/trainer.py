@@ -1,15 +1,17 @@
 """A whole training run: epochs, evaluation, weights, state, log; alone or in several processes.
 
-    for each epoch:   for each group of batches:   train_step → average the weights → log → maybe save the state
+    for each epoch:   for each group of batches:   train_step → average the weights → maybe save the state
                       (save the state → evaluate) → weights/last, weights/best → save the state
+
+Log, curves, sample images, experiment loggers and early stopping are callbacks (`training/callbacks.py`), as a user's own are.
 
 A run that was stopped at any of these points goes on with exactly the numbers that it would have had.
 """
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from accelerate.utils import gather_object, set_seed
 
 from deformable_detr.config import RunConfig
 from deformable_detr.evaluation.metrics import Metrics
+from deformable_detr.model import DeformableDETR
 from deformable_detr.settings import to_record
-from deformable_detr.training.advice import Advisor
 from deformable_detr.training.batches import step_batches
+from deformable_detr.training.callbacks import Callback, EarlyStopping, Step
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
 from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size, set_gradient_checkpointing
@@ -35,59 +38,47 @@ from deformable_detr.training.preparation import (
     open_data,
 )
 from deformable_detr.training.processes import in_any_process, mean_over_processes, refuse_in_starting_process
-from deformable_detr.training.progress import ProgressDisplay
 from deformable_detr.training.result import Position, TrainResult
-from deformable_detr.training.run_folder import RunFolder, files_are_a_bonus, write_weights
+from deformable_detr.training.run_folder import RunFolder, write_weights
 from deformable_detr.training.run_log import POSITION, Averages, RunLog
 from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
 from deformable_detr.training.time_left import TimeLeft
+from deformable_detr.training.trackers import TrackerLog, check_loggers
 from deformable_detr.training.train_step import Batch
-from deformable_detr.training.validation import DrawSamples, Validation
+from deformable_detr.training.validation import Validation
 from deformable_detr.version import __version__
 
 logger = logging.getLogger(__name__)
 
 
-def train(
-    config: RunConfig,
-    *,
-    draw_samples: DrawSamples | None = None,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-    show_progress: bool = True,
-) -> TrainResult:
+def train(config: RunConfig, *, callbacks: Sequence[Callback] = (), show_progress: bool = True) -> TrainResult:
     """Train a detector as the config says, and write everything to `config.output_dir`.
 
     Args:
         config: the whole run.
-        draw_samples: called after every evaluation with the evaluated model, the validation set and a folder.
-        on_step: called after every optimiser step with the number of finished steps and the losses.
+        callbacks: told what happens, in this order, after the run's own log.
         show_progress: a live bar on a terminal, log lines elsewhere.
 
     Raises:
         FileExistsError: `output_dir` holds a run and `resume` is not set.
         FileNotFoundError: dataset, weights, or the state to resume from are missing.
+        ImportError: an experiment logger is not installed.
         ValueError: settings that make no sense or do not fit the run that is resumed.
         NonFiniteLossError: the loss became NaN or infinite.
         OutOfMemoryError: a step does not fit into memory.
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM, the state is saved.
     """
-    return Trainer(config, draw_samples=draw_samples, on_step=on_step, show_progress=show_progress).run()
+    return Trainer(config, callbacks=callbacks, show_progress=show_progress).run()
 
 
 class Trainer:
-    """The parts of one run and their order; use it through `train`."""
+    """The parts of one run and their order; use it through `train`. Callbacks see it as a :class:`~.callbacks.Run`."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        draw_samples: DrawSamples | None = None,
-        on_step: Callable[[int, dict[str, float]], None] | None = None,
-        show_progress: bool = True,
-    ) -> None:
+    def __init__(self, config: RunConfig, *, callbacks: Sequence[Callback] = (), show_progress: bool = True) -> None:
         """Open the data, build the model, and read the saved state when resuming; arguments as for :func:`train`."""
         refuse_in_starting_process()
         check_train_config(config.train)
+        check_loggers(config.train.logger)
         self.folder = RunFolder(config.output_dir)
         saved = self._saved_state(config)
         self.accelerator = build_accelerator(config.train)
@@ -100,19 +91,16 @@ class Trainer:
         set_gradient_checkpointing(self.network, config.train.gradient_checkpointing)
         config = replace(config, model=self.network.metadata.model)
         self.config = config = choose_batch_size(self.network, config, self.data.train, self.accelerator)
-        self.on_step, self.show_progress = on_step, show_progress
         self.train_loader, val_loader = build_loaders(config, self.data, self.accelerator)
-        categories, samples = self.data.train.categories, self.folder.samples
-        self.validation = Validation(
-            val_loader, categories, config.train, self.accelerator, draw_samples=draw_samples, samples=samples
-        )
+        self.validation = Validation(val_loader, self.data.train.categories, config.train, self.accelerator)
         self.steps_per_epoch = -(-len(self.train_loader) // config.train.accumulate)
         self.total_steps = config.train.steps or config.train.epochs * self.steps_per_epoch
         self.total_epochs = -(-self.total_steps // self.steps_per_epoch)
-        self.advisor = Advisor(self.total_steps)
         self.learner = Learner(self.network, config, self.accelerator, self.folder, self.total_steps)
         self.time_left = self._watch_time()
-        self.position = Position()
+        self.position, self.state = Position(), "training"
+        self.stop_reason: str | None = None
+        self.callbacks = self._callbacks(callbacks, show_progress)
         self.recent, self.over_epoch = Averages(), Averages()
         set_seed(config.train.seed, device_specific=True)  # dropout differs from process to process
         if saved:
@@ -121,20 +109,49 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train to the end, evaluating in between."""
         self.accelerator.wait_for_everyone()  # every process has seen the folder before one writes to it
-        first = self.accelerator.is_main_process
-        self.progress = ProgressDisplay(self.total_steps, self.position.step, self.total_epochs, show=self.show_progress and first)
-        self.log = self._open_log() if first else None
-        self._clock = (time.monotonic(), 0)
-        with self.progress, StopRequest() as self.stop:
-            if self.position.epoch_done:
-                self._finish_epoch()
-            while not self._finished():
-                self._train_epoch()
-                self._finish_epoch()
-        self._report("finished")
-        if self.position.step < self.total_steps and first:
-            logger.info("stopped early: the AP has not become better in the last %d evaluations", self.config.train.patience)
+        with ExitStack() as ends, StopRequest() as self.signal:
+            for callback in self.callbacks:
+                callback.on_train_start(self)
+                ends.callback(callback.on_train_end, self)
+            self._clock = (time.monotonic(), 0)
+            try:
+                if self.position.epoch_done:
+                    self._finish_epoch()
+                while not self._finished():
+                    self._train_epoch()
+                    self._finish_epoch()
+                self.state = "finished"
+            except BaseException as error:
+                self.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+                raise
         return self._result()
+
+    # ---- what callbacks see, beside the attributes
+
+    @property
+    def result(self) -> DeformableDETR:
+        """See :class:`~.callbacks.Run`."""
+        return self.learner.result
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """See :class:`~.callbacks.Run`."""
+        return self.validation.history
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """See :class:`~.callbacks.Run`."""
+        return self.validation.best
+
+    def seconds_left(self) -> float | None:
+        """See :class:`~.callbacks.Run`."""
+        epochs = range(self.position.epoch, self.total_epochs)
+        evaluations = sum(self.validation.due(epoch, last=epoch == self.total_epochs - 1) for epoch in epochs)
+        return self.time_left.seconds(self.total_steps - self.position.step, evaluations)
+
+    def stop(self, reason: str) -> None:
+        """See :class:`~.callbacks.Run`."""
+        self.stop_reason = self.stop_reason or reason
 
     # ---- before the first step
 
@@ -147,30 +164,11 @@ class Trainer:
             raise FileNotFoundError(f"no saved state in {self.folder.state}: start the run without --resume, in an empty --output")
         return load_state(path)
 
-    def _open_log(self) -> RunLog:
-        self.folder.write_config(self.config)
-        (self.folder.root / "weights").mkdir(exist_ok=True)
-        if self.position.step:
-            self.folder.rewind_log(self.position.step, evaluated=not self.position.epoch_done)
-        parameters = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
-        if self.show_progress:
-            logger.info(
-                "%s %s (%.1f M parameters) on %d images of %s, %d classes; %d steps on %s; everything goes to %s",
-                f"going on after step {self.position.step} with" if self.position.step else "training",
-                *(self.config.preset, parameters / 1e6, len(self.data.train), self.config.dataset),
-                *(len(self.data.train.categories), self.total_steps, self.accelerator.device, self.folder.root),
-            )
-        start = {
-            "step": self.position.step,
-            "version": __version__,
-            "torch": torch.__version__,
-            "device": str(self.accelerator.device),
-            "processes": self.accelerator.num_processes,
-            "trainable_parameters": parameters,
-            "total_steps": self.total_steps,
-            **describe_data(self.data),
-        }
-        return RunLog(self.folder, self.progress, start)
+    def _callbacks(self, given: Sequence[Callback], show_progress: bool) -> list[Callback]:
+        """The run's own before and after those that were given: samples are drawn before the loggers take them."""
+        log = [RunLog(show_progress)] if self.accelerator.is_main_process else []
+        patience = self.config.train.patience
+        return [*log, *given, *([EarlyStopping(patience)] if patience else []), TrackerLog(self.config.train.logger)]
 
     # ---- the steps of an epoch
 
@@ -181,9 +179,9 @@ class Trainer:
         mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
         for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, mixing=mixing):
             self._step(batches)
-            if self.position.step == last_step:
+            if self.position.step == last_step or self._told_to_stop():
                 return
-            if self._stop_requested():
+            if self._interrupted():
                 self._save_state()
                 self._raise_interrupted()
             every = self.config.train.checkpoint_every
@@ -208,102 +206,72 @@ class Trainer:
         began, count = self._clock
         count += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
         self._clock = (began, count)
-        seen = (self.position.step, self.position.epoch + 1, losses, lr, count / max(1e-9, time.monotonic() - began))
-        self.progress.step(*seen, self._seconds_left())
-        if self.position.step % self.config.train.log_every == 0 or self.position.step == self.total_steps:
-            self._log_losses(lr, seen[-1])
-        if self.on_step is not None:
-            self.on_step(self.position.step, losses)
+        means = self._means() if self.position.step % self.config.train.log_every == 0 or self._at_end() else None
+        speed = count / max(1e-9, time.monotonic() - began)
+        if means is not None:
+            self._clock = (time.monotonic(), 0)
+        for callback in self.callbacks:
+            callback.on_step(self, Step(self.position.step, self.position.epoch + 1, losses, means, lr, speed))
 
-    def _log_losses(self, lr: float, images_per_second: float) -> None:
+    def _means(self) -> dict[str, float]:
+        """Of the losses since the last call, over all processes."""
         means = mean_over_processes(self.recent.take(), self.accelerator)
-        self.advisor.losses(self.position.step, means)
-        self._clock = (time.monotonic(), 0)
-        if self.log is None:
-            return
-        record: dict[str, Any] = {"step": self.position.step, "epoch": self.position.epoch + 1, "lr": lr, **means}
-        record["images_per_second"] = round(images_per_second, 2)
         if self.accelerator.device.type == "cuda":
-            record["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.log.losses(record, self._seconds_left())
-        self._report("training")
-
-    # ---- how long it takes, and who watches
+            means["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        return means
 
     def _watch_time(self) -> TimeLeft:
         train = self.config.train
         per_step = train.batch_size * train.accumulate * self.accelerator.num_processes
         return TimeLeft(per_step, len(self.data.val) if self.data.val is not None else 0)
 
-    def _seconds_left(self) -> float | None:
-        epochs = range(self.position.epoch, self.total_epochs)
-        evaluations = sum(self.validation.due(epoch, last=epoch == self.total_epochs - 1) for epoch in epochs)
-        return self.time_left.seconds(self.total_steps - self.position.step, evaluations)
-
-    def _report(self, state: str) -> None:
-        """Tell who watches from outside: `training`, `evaluating`, `finished` or `stopped`."""
-        if self.log is not None:
-            left = 0.0 if state in ("finished", "stopped") else self._seconds_left()
-            self.log.progress(
-                state=state,
-                step=self.position.step,
-                total_steps=self.total_steps,
-                epoch=min(self.position.epoch + 1, self.total_epochs),
-                total_epochs=self.total_epochs,
-                seconds_left=None if left is None else round(left, 1),
-                advice=self.advisor.said,
-            )
-
     # ---- the end of an epoch
 
     def _finish_epoch(self) -> None:
         """Evaluate where it is due, and save."""
         self.position.epoch_done = True
-        due = self.validation.due(self.position.epoch, last=self.position.step == self.total_steps)
+        due = self.validation.due(self.position.epoch, last=self._finished())
         with self.time_left.evaluation() if due else nullcontext():
             metrics = self._evaluate() if due else None
-            self._record_epoch(metrics)
-            self._save_weights(metrics)
+            self.over_epoch.take()
+            weights = self._save_weights(metrics)
         self.position = Position(self.position.step, self.position.epoch + 1)
-        self._save_state()
+        self._save_state(weights)
         self._clock = (time.monotonic(), 0)
-        if not self._finished() and self._stop_requested():
+        if not self._finished() and self._interrupted():
             self._raise_interrupted()
 
     def _evaluate(self) -> Metrics:
         """The state is saved before, so that nothing is lost if this is interrupted; random numbers go on as without it."""
         self._save_state()
-        if self._stop_requested():
+        if self._interrupted():
             self._raise_interrupted()
-        self._report("evaluating")
-        kept = random_state()
-        metrics = self.validation.measure(self.learner.result, self.progress)
+        self.state, kept = "evaluating", random_state()
+        metrics = self.validation.measure(self.learner.result, self._evaluation_step)
+        at = {"step": self.position.step, "epoch": self.position.epoch + 1, "lr": self.learner.optimizer.param_groups[0]["lr"]}
+        train_loss = mean_over_processes(self.over_epoch.take(), self.accelerator).get("loss")
+        self.validation.add({**at, "train_loss": train_loss}, metrics)
+        for callback in self.callbacks:
+            callback.on_evaluation(self, metrics)
         set_random_state(kept)
+        self.state = "training"
         return metrics
 
+    def _evaluation_step(self, done: int, total: int) -> None:
+        for callback in self.callbacks:
+            callback.on_evaluation_step(self, done, total)
+
+    def _at_end(self) -> bool:
+        return self.position.step == self.total_steps
+
     def _finished(self) -> bool:
-        """All steps done, or no better AP for longer than `patience`."""
-        done = self.position.step == self.total_steps
-        return done or (not self.position.batch and self.validation.out_of_patience)
+        """All steps done, or told to stop."""
+        return self._at_end() or self._told_to_stop()
 
-    def _record_epoch(self, metrics: Metrics | None) -> None:
-        train_loss = mean_over_processes(self.over_epoch.take(), self.accelerator).get("loss")
-        if metrics is not None:
-            at = {"step": self.position.step, "epoch": self.position.epoch + 1}
-            self.validation.add({**at, "lr": self.learner.optimizer.param_groups[0]["lr"], "train_loss": train_loss}, metrics)
-        if self.log is None:
-            return
-        if metrics is not None:
-            per_class = metrics.to_dict()["per_class"]
-            self.log.evaluation(self.validation.history, per_class)
-            self.advisor.evaluation(self.validation.history, per_class)
-        elif self.data.val is None:
-            with files_are_a_bonus():
-                self.log.draw_losses()
-
-    def _save_weights(self, metrics: Metrics | None) -> None:
+    def _save_weights(self, metrics: Metrics | None) -> list[Path]:
+        """Write the last and, where they are, the best weights; the files that were written."""
         if not self.accelerator.is_main_process:
-            return
+            return []
         source = {
             "preset": self.config.preset,
             "dataset": Path(self.config.dataset).name,
@@ -321,9 +289,9 @@ class Trainer:
         try:
             write_weights(paths, self.learner.result, metadata)
         except OSError as error:
-            if self.position.step < self.total_steps:
+            if not self._at_end():
                 logger.error("%s The run goes on", error)
-                return
+                return []
             state = latest_state(self.folder.state)
             kept = (
                 f"{state} is kept: make room, then --resume"
@@ -331,10 +299,9 @@ class Trainer:
                 else "no state could be saved either: make room, then train anew"
             )
             raise OSError(f"{error} These are the last ones of the run; {kept}") from error
+        return paths
 
     def _result(self) -> TrainResult:
-        if self.log is not None:
-            self.log.close()
         self.accelerator.wait_for_everyone()
         history = self.validation.history
         rows = (history[-1] if history else {}, self.validation.best or {})
@@ -351,20 +318,22 @@ class Trainer:
 
     # ---- stopping and going on
 
-    def _stop_requested(self) -> bool:
-        """Whether any of the processes was told to stop, so that all stop after the same step."""
-        return in_any_process(self.stop.requested, self.accelerator)
+    def _interrupted(self) -> bool:
+        """Whether any of the processes got a signal, so that all stop after the same step."""
+        return in_any_process(self.signal.requested, self.accelerator)
+
+    def _told_to_stop(self) -> bool:
+        """Whether a callback of any process ended the run."""
+        return in_any_process(self.stop_reason is not None, self.accelerator)
 
     def _raise_interrupted(self) -> None:
-        self._report("stopped")
-        if self.log is not None:
-            self.log.close()
         raise TrainingInterrupted(
             f"stopped after step {self.position.step} of {self.total_steps}; the state is in {latest_state(self.folder.state)}. "
             f"Go on with: deformable-detr train --resume --output {self.folder.root}"
         )
 
-    def _save_state(self) -> None:
+    def _save_state(self, weights: Sequence[Path] = ()) -> None:
+        """Save, and tell of it and of the weights that were written before it."""
         randoms = gather_object([random_state()])
         if self.accelerator.is_main_process:
             state = {
@@ -379,13 +348,15 @@ class Trainer:
                 "history": self.validation.history,
             }
             try:
-                save_state(self.folder.state, self.position.step, state)
+                weights = [*weights, save_state(self.folder.state, self.position.step, state)]
             except StateNotSavedError as error:
                 kept = latest_state(self.folder.state)
                 logger.error(
                     "%s The run goes on; if it ends now, %s", error, f"{kept} is where it resumes" if kept else "all is lost"
                 )
         self.accelerator.wait_for_everyone()
+        for callback in self.callbacks:
+            callback.on_checkpoint(self, list(weights))
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.learner.load_state_dict(saved)

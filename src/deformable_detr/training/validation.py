@@ -2,8 +2,6 @@
 
 import gc
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from accelerate import Accelerator
@@ -19,11 +17,6 @@ from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
-from deformable_detr.training.progress import ProgressDisplay
-from deformable_detr.training.run_folder import files_are_a_bonus
-
-DrawSamples = Callable[[DeformableDETR, CocoDataset, Path], None]
-"""Draws predictions for some images of a dataset into a folder; passed in, because training does not import visualization."""
 
 BEST_METRIC = "ap"
 
@@ -36,22 +29,10 @@ class Validation:
         categories: what the model's labels mean.
         config: how often, with which precision, suppression and patience.
         accelerator: gives the device and the other processes.
-        draw_samples: called by the first process after every evaluation with the model, the dataset and `samples`.
-        samples: folder for the drawings, made where needed.
     """
 
-    def __init__(
-        self,
-        loader: DataLoader | None,
-        categories: Categories,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        *,
-        draw_samples: DrawSamples | None,
-        samples: Path,
-    ) -> None:
+    def __init__(self, loader: DataLoader | None, categories: Categories, config: TrainConfig, accelerator: Accelerator) -> None:
         self.loader, self.categories, self.config, self.accelerator = loader, categories, config, accelerator
-        self.draw_samples, self.samples = draw_samples, samples
         self.ground_truth = None if loader is None else GroundTruth.of(cast(CocoDataset, loader.dataset).ground_truth)
         self.history: list[dict[str, Any]] = []
 
@@ -60,11 +41,15 @@ class Validation:
         every = self.config.evaluate_every
         return self.loader is not None and (last or bool(every and (epoch + 1) % every == 0))
 
-    def measure(self, network: DeformableDETR, progress: ProgressDisplay) -> Metrics:
+    def measure(self, network: DeformableDETR, progress: Callable[[int, int], None]) -> Metrics:
         """Evaluate a model; every process must call this, and all get the numbers of the whole.
 
         The model is used in its inference form, whose folded weights are freed at the end: the numbers are those of
         `deformable-detr evaluate`. Weights and modes stay as they are; buffers become those of the first process.
+
+        Args:
+            network: the model.
+            progress: called after each batch with the images of this process, done and in all.
 
         Raises:
             ValueError: there is no validation split.
@@ -74,8 +59,7 @@ class Validation:
         if self.accelerator.num_processes > 1:
             for buffer in network.buffers():
                 buffer.copy_(cast(Tensor, broadcast(buffer.detach().clone())))
-        dataset = cast(CocoDataset, self.loader.dataset)
-        precision = self.config.precision
+        precision, total = self.config.precision, len(self.loader.sampler)  # type: ignore[arg-type]
         metrics = evaluate(
             InferenceModel(network, precision=precision),
             self.loader,
@@ -85,13 +69,9 @@ class Validation:
             top_k=network.metadata.model.max_detections,
             nms_iou=self.config.nms_iou,
             precision=precision,
-            progress=partial(progress.evaluating, total=len(self.loader.sampler)),  # type: ignore[arg-type]
+            progress=lambda done: progress(done, total),
         )
         gc.collect()  # reference cycles of torch.fx hold the folded weights, which would take up memory during the next steps
-        if self.draw_samples is not None and self.accelerator.is_main_process:
-            with files_are_a_bonus():
-                self.samples.mkdir(exist_ok=True)
-                self.draw_samples(network.eval(), dataset, self.samples)
         return metrics
 
     def add(self, position: dict[str, Any], metrics: Metrics) -> None:
@@ -109,9 +89,3 @@ class Validation:
         """The row of the history with the highest AP, the earliest of equal ones; the last one where nothing can be measured."""
         measured = [row for row in self.history if row[BEST_METRIC] is not None]
         return max(measured, key=lambda row: row[BEST_METRIC], default=self.history[-1] if self.history else None)
-
-    @property
-    def out_of_patience(self) -> bool:
-        """Whether the last `patience` evaluations in a row were not better than the best before them."""
-        best, patience = self.best, self.config.patience
-        return bool(patience) and best is not None and len(self.history) - 1 - self.history.index(best) >= patience
