@@ -74,7 +74,7 @@ class Run(Protocol):
 
     @property
     def result(self) -> DeformableDETR:
-        """What is evaluated and saved: the averaged weights where there are any."""
+        """What is evaluated and saved: the EMA weights where there are any."""
         ...
 
     @property
