@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "Measure how good a trained detector is: AP and AR, and a report on its errors.",
     "compare": "Compare two detectors on the same images: AP with its certainty, classes, images that got better or worse.",
     "predict": "Detect objects in images and videos; draw them, write them as JSON.",
+    "label": "Propose annotations for new images, to correct in any tool; the most helpful images first.",
     "preview": "Draw what the model sees in training: augmented images with their boxes.",
     "replay": "Explain a training step whose numbers went wrong (NaN, infinity).",
     "serve": "Answer images over HTTP with JSON or drawings.",

@@ -5,8 +5,6 @@ refer to rows and images of the original, and several can concern the same one (
 changing entries one finding after another would invalidate the rows that later findings refer to, and count changes twice.
 """
 
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from deformable_detr.data.doctor.examine import Examination
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.findings import Finding
+from deformable_detr.data.writing import check_new, place_image
 from deformable_detr.files import write_json
 
 __all__ = ["check_output", "repair"]
@@ -62,8 +61,7 @@ def check_output(out: Path, dataset: Path) -> None:
         FileExistsError: the folder is not empty.
         ValueError: the folder is inside the dataset.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: not an empty folder; name a new one, so that nothing is overwritten")
+    check_new(out)
     if out.resolve().is_relative_to((dataset if dataset.is_dir() else dataset.parent).resolve()):
         raise ValueError(f"{out}: lies in the dataset itself; name a folder outside of it")
 
@@ -197,12 +195,7 @@ def _place_images(data: SplitData, record: dict[str, list[dict[str, Any]]], fold
             name = name.with_name(f"{image['id']}_{name.name}")
         taken.add(name.as_posix())
         image["file_name"] = name.as_posix()
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another disk, or one without hard links
-            shutil.copy2(source, target)
+        place_image(source, folder / name)
 
 
 def _summary(noted: list[str]) -> list[str]:

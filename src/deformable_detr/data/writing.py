@@ -1,0 +1,160 @@
+"""A dataset from boxes: COCO, YOLO or Pascal VOC, with its images beside it, as :func:`open_dataset` reads it."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from deformable_detr.categories import Categories
+from deformable_detr.files import atomic_folder, write_json, write_text
+
+__all__ = ["FORMATS", "LabelledImage", "check_new", "place_image", "write_dataset"]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """One image with its objects."""
+
+    path: Path
+    """The file."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels."""
+
+    boxes: np.ndarray
+    """`[N, 4]` left, top, right, bottom in pixels."""
+
+    labels: np.ndarray
+    """`[N]` positions in the categories."""
+
+
+def write_dataset(
+    folder: str | Path,
+    images: Sequence[LabelledImage],
+    categories: Categories,
+    kind: str = "coco",
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write annotations, and the images beside them: as hard links where the disk allows it, else as copies.
+
+    Args:
+        folder: empty, or not there yet.
+        images: in the order in which they are listed. Images of one name get numbers.
+        categories: what the labels mean.
+        kind: one of :data:`FORMATS`.
+        notes: further text files, by their names.
+
+    Returns:
+        The file that a labelling tool opens: the JSON, the data.yaml, or the folder of the XML files.
+
+    Raises:
+        FileExistsError: the folder is not empty.
+        ValueError: an unknown format.
+    """
+    root = Path(folder)
+    if kind not in FORMATS:
+        raise ValueError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
+    check_new(root)
+    with atomic_folder(root) as partial:
+        path = FORMATS[kind](partial, images, _names(images), categories).relative_to(partial)
+        for name, text in (notes or {}).items():
+            write_text(partial / name, text)
+    return root / path
+
+
+def check_new(folder: Path) -> None:
+    """Check that a folder can be filled.
+
+    Raises:
+        FileExistsError: there is something in it, or it is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: not an empty folder; name a new one, so that nothing is overwritten")
+
+
+def place_image(source: Path, target: Path) -> None:
+    """Put an image at another path: a hard link where the disk allows it, else a copy. Folders are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)
+
+
+def _names(images: Sequence[LabelledImage]) -> list[str]:
+    """A file name for each image; their stems differ, as YOLO and VOC name the annotations after them."""
+    taken: set[str] = set()
+    names = []
+    for image in images:
+        stem, number = image.path.stem, 1
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{image.path.stem}-{number}"
+        taken.add(stem.casefold())
+        names.append(stem + image.path.suffix)
+    return names
+
+
+def _write_coco(root: Path, images: Sequence[LabelledImage], names: Sequence[str], categories: Categories) -> Path:
+    listed, annotations = [], []
+    for number, (image, name) in enumerate(zip(images, names, strict=True), 1):
+        place_image(image.path, root / "train" / name)
+        height, width = image.size
+        listed.append({"id": number, "file_name": name, "height": height, "width": width})
+        for (left, top, right, bottom), label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True):
+            box = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": categories.ids[label], "bbox": box}
+            annotations.append({**entry, "area": round(box[2] * box[3], 2), "iscrowd": 0})
+    named = [{"id": key, "name": name} for key, name in sorted(zip(categories.ids, categories.names, strict=True))]
+    path = root / "annotations" / "instances_train.json"
+    write_json(path, {"images": listed, "annotations": annotations, "categories": named})
+    return path
+
+
+def _write_yolo(root: Path, images: Sequence[LabelledImage], names: Sequence[str], categories: Categories) -> Path:
+    import yaml
+
+    for image, name in zip(images, names, strict=True):
+        place_image(image.path, root / "images" / "train" / name)
+        scale = np.array(image.size[::-1] * 2, dtype=float)
+        corners = np.asarray(image.boxes, dtype=float).reshape(-1, 4) / scale
+        boxes = np.concatenate(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), axis=1)
+        rows = [f"{label} " + " ".join(f"{value:.6f}" for value in box) for box, label in zip(boxes, image.labels, strict=True)]
+        write_text(root / "labels" / "train" / f"{Path(name).stem}.txt", "".join(f"{row}\n" for row in rows))
+    path = root / "data.yaml"
+    write_text(path, yaml.safe_dump({"path": ".", "train": "images/train", "names": dict(enumerate(categories.names))}))
+    return path
+
+
+def _write_voc(root: Path, images: Sequence[LabelledImage], names: Sequence[str], categories: Categories) -> Path:
+    for image, name in zip(images, names, strict=True):
+        place_image(image.path, root / "JPEGImages" / name)
+        page = ElementTree.Element("annotation")
+        ElementTree.SubElement(page, "filename").text = name
+        _add_numbers(page, "size", {"width": image.size[1], "height": image.size[0], "depth": 3})
+        for box, label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True):
+            entry = ElementTree.SubElement(page, "object")
+            ElementTree.SubElement(entry, "name").text = categories.names[label]
+            corners = [round(value + offset, 2) for value, offset in zip(box, (1, 1, 0, 0), strict=True)]  # VOC counts from 1
+            _add_numbers(entry, "bndbox", dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)))
+        ElementTree.indent(page)
+        write_text(root / "Annotations" / f"{Path(name).stem}.xml", ElementTree.tostring(page, encoding="unicode"))
+    return root / "Annotations"
+
+
+def _add_numbers(parent: ElementTree.Element, tag: str, numbers: dict[str, float]) -> None:
+    element = ElementTree.SubElement(parent, tag)
+    for name, value in numbers.items():
+        ElementTree.SubElement(element, name).text = str(value)
+
+
+FORMATS: dict[str, Callable[[Path, Sequence[LabelledImage], Sequence[str], Categories], Path]] = {
+    "coco": _write_coco,
+    "yolo": _write_yolo,
+    "voc": _write_voc,
+}
+"""The writer of each format."""
