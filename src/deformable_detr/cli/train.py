@@ -34,6 +34,7 @@ EXAMPLES = f"""\
   deformable-detr train my_data --batch-size auto                            as many images at once as fit
   deformable-detr train my_data --batch-size 1 --accumulate 8 --precision bf16               little GPU memory
   deformable-detr train my_data --config configs/own-data.yaml --num-queries 100             a recipe, one value changed
+  deformable-detr train my_data --budget 10m --seeds 0 1 2 --output runs/three        mean and spread of three runs
   deformable-detr train --resume --output runs/first                                         after Ctrl-C or a crash
   deformable-detr train my_data --recipe small-data --print-config           all settings as they would be used, as YAML
   accelerate launch --num_processes 8 -m deformable_detr train coco --config configs/r50-refine.yaml
@@ -57,27 +58,38 @@ class TrainOptions:
     dashboard: bool = False
     """Show the training in the browser, too, at an address of this machine alone: curves, newest predictions, advice."""
 
+    seeds: list[int] | None = None
+    """Train with each of these seeds, one after the other, in OUTPUT/seed-N; the end is a table of means and spreads. The same
+    command goes on with runs that were interrupted. A budget is that of one run."""
+
 
 def run(options: TrainOptions) -> int:
     """Train, and say where everything is."""
     from torch import distributed
 
     from deformable_detr.cli.served_dashboard import ServedDashboard
-    from deformable_detr.training import Samples, train
+    from deformable_detr.training import Samples, train, train_seeds
     from deformable_detr.visualize.drawing.samples import draw_samples
 
     first_process = os.environ.get("RANK", "0") == "0"
+    if options.seeds is not None and options.dashboard:
+        raise ValueError("the dashboard is that of one run: with --seeds open `deformable-detr dashboard OUTPUT/seed-N` beside it")
     log_to_screen()
-    dashboard = [ServedDashboard()] if options.dashboard and first_process else []
-    result = train(options.config, callbacks=[Samples(draw_samples), *dashboard])
+    watchers = [Samples(draw_samples), *([ServedDashboard()] if options.dashboard and first_process else [])]
+    if options.seeds is None:
+        result = train(options.config, callbacks=watchers)
+        parts = _result_lines(result)
+    else:
+        results = train_seeds(options.config, options.seeds, callbacks=lambda: [Samples(draw_samples)])
+        parts = [results.table(), f"Runs and seeds.json: {results.output_dir}"]
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if first_process:
-        _show_result(result)
+        show(*parts)
     return 0
 
 
-def _show_result(result: "TrainResult") -> None:
+def _result_lines(result: "TrainResult") -> list[str]:
     """Where everything is, and how good it is."""
     lines = [f"Finished after {result.steps} steps."]
     if result.best_metrics:
@@ -85,7 +97,7 @@ def _show_result(result: "TrainResult") -> None:
         lines.append(
             "Best: " + "  ".join(f"{label} {'–' if value is None else f'{value:.3f}'}" for label, value in numbers.items())
         )
-    show(*lines, f"Weights: {result.best_weights}", f"Log, curves and samples: {result.output_dir}")
+    return [*lines, f"Weights: {result.best_weights}", f"Log, curves and samples: {result.output_dir}"]
 
 
 COMMAND = Command("train", TrainOptions, run, DESCRIPTION, EXAMPLES)

@@ -8,6 +8,7 @@ from deformable_detr.training.memory import OutOfMemoryError
 from deformable_detr.training.optimizer import build_optimizer, build_schedule
 from deformable_detr.training.result import TrainResult
 from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.seeds import SeedsResult, train_seeds
 from deformable_detr.training.train_step import NonFiniteLossError, train_step
 from deformable_detr.training.trainer import train
 
@@ -21,11 +22,13 @@ __all__ = [
     "Run",
     "RunFolder",
     "Samples",
+    "SeedsResult",
     "Step",
     "TrainResult",
     "TrainingInterrupted",
     "build_optimizer",
     "build_schedule",
     "train",
+    "train_seeds",
     "train_step",
 ]

@@ -214,14 +214,7 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
     Raises:
         ValueError: the message names what differs.
     """
-    now, before = flatten(to_record(config)), flatten(saved["config"])
-    differing = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(now.keys() | before.keys())
-        if now.get(name) != before.get(name)
-        and name not in FREE_TO_CHANGE
-        and not (config.weights is not None and name.startswith("model."))  # the weights file decided about the model
-    ]
+    differing = changed_settings(saved["config"], to_record(config))
     if saved["processes"] != processes:
         differing.append(f"the number of processes was {saved['processes']}, is {processes}")
     if saved["dataset"] != describe_data(data):
@@ -231,6 +224,18 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
             f"the run in {config.output_dir} cannot go on exactly with other settings: {'; '.join(differing)}. "
             "Resume with the old settings, or start a new run from its weights (--weights) in another --output-dir"
         )
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations as records, beside what may: a sentence for each setting."""
+    old, new = flatten(before), flatten(now)
+    return [
+        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+        and name not in FREE_TO_CHANGE
+        and not (new["weights"] is not None and name.startswith("model."))  # the weights file decided about the model
+    ]
 
 
 def describe_data(data: RunData) -> dict[str, Any]:
