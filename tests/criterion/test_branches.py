@@ -180,3 +180,6 @@ def test_settings_fit_the_model():
     assert criterion.branch_weights["loss_bbox_one_to_many"] == 9.0 and not criterion.encoder_classes
     assert isinstance(SetCriterion.from_config(ModelConfig()).one_to_many_matcher, QualityMatcher)
     assert SetCriterion.from_config(ModelConfig(), LossConfig(class_loss="mal")).weights["loss_class"] == 1.0
+    silent = ModelConfig(suppressor=True)
+    assert [LossConfig().class_loss_of(model) for model in (ModelConfig(), DINO, silent)] == ["focal", "focal", "ia-bce"]
+    assert SetCriterion.from_config(silent, LossConfig(class_loss="focal")).weights["loss_class"] == 2.0

@@ -112,7 +112,7 @@ def test_distributions(official):
         assert not model.query_source.reference_points.bias.any()
 
 
-@pytest.mark.parametrize("name", ["demo", "tiny"])
+@pytest.mark.parametrize("name", ["demo", "demo-fast", "tiny"])
 def test_small_presets_train_everything(name):
     model = build_model(name)
     assert all(parameter.requires_grad for parameter in model.parameters())

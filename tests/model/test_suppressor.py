@@ -7,6 +7,8 @@ import pytest
 import torch
 from tests.model.test_modern import SMALL, batch, shaken
 
+from deformable_detr.checkpoints import load_pretrained, save_weights
+from deformable_detr.checkpoints.convert import convert
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
 from deformable_detr.model.encoder import FeedForward
@@ -126,3 +128,17 @@ def test_unusual_batches_train_every_parameter(counts):
 def test_two_sources_of_a_one_to_many_branch_are_refused():
     with pytest.raises(ValueError, match="choose one of them"):
         build_model("r50-hdetr", suppressor=True)
+
+
+def test_own_files_hold_it_also_without_a_header_and_other_layouts_refuse_it(tmp_path):
+    with_it = model(denoising_queries=0).eval()
+    images, _ = batch((3,))
+    save_weights(tmp_path / "own.safetensors", with_it)
+    torch.save(with_it.state_dict(), tmp_path / "bare.pth")
+    for name, overrides in (("own.safetensors", {}), ("bare.pth", {"num_heads": 4, "num_queries": 9})):
+        again = load_pretrained(tmp_path / name, **overrides).eval()
+        assert again.metadata.model.suppressor
+        assert torch.equal(again(images).logits, with_it(images).logits), name
+    for layout in ("official", "mmdet", "huggingface"):
+        with pytest.raises(ValueError, match=r"suppressor=True \(False there\)"):
+            convert(tmp_path / "own.safetensors", tmp_path / layout, layout, classes="keep")
