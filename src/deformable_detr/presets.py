@@ -119,5 +119,5 @@ def demo_run(dataset: str, output_dir: str) -> RunConfig:
         optimizer=OptimizerConfig(
             lr=1.4e-3, backbone_lr_scale=1.0, sampling_lr_scale=1.0, clip_grad_norm=0.5, schedule="cosine", warmup_steps=50
         ),
-        train=TrainConfig(steps=2150, batch_size=4, evaluate_every=2),
+        train=TrainConfig(steps=1000, batch_size=4),
     )

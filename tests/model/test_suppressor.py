@@ -7,12 +7,13 @@ import pytest
 import torch
 from tests.model.test_modern import SMALL, batch, shaken
 
+from deformable_detr.boxes import box_iou, cxcywh_to_xyxy
 from deformable_detr.checkpoints import load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
 from deformable_detr.model.encoder import FeedForward
-from deformable_detr.model.suppressor import MaskedSuppressor
+from deformable_detr.model.suppressor import MaskedSuppressor, overlaps
 
 WITH = {**SMALL, "num_queries": 9, "suppressor": True, "denoising_queries": 50, "dropout": 0.0}
 
@@ -27,6 +28,10 @@ def model(**settings: Any) -> Any:
     return shaken(build_model("r50-two-stage", **{**WITH, **settings})).train()
 
 
+def unseen(scores):
+    return torch.tensor([[[own >= other for other in scores] for own in scores]])
+
+
 def features(row, column):
     """Sines and cosines of how one box lies to another, as the paper's relation has them."""
     values = [math.log(abs(row[axis] - column[axis]) / (row[axis + 2] + 1e-5) + 1) for axis in (0, 1)]
@@ -39,7 +44,7 @@ def test_relation_by_hand():
     """A box of .2 x .4 and one of .1 x .4 that lies .2 to the right: x distance of one width, or two; half or double the width."""
     first, second = [0.3, 0.5, 0.2, 0.4], [0.5, 0.5, 0.1, 0.4]
     part = suppressor(8, 2)
-    bias = part.bias(torch.tensor([[0.0, 1.0]]), torch.tensor([[first, second]], dtype=torch.float64))
+    bias = part.bias(unseen([0.0, 1.0]), torch.tensor([[first, second]], dtype=torch.float64))
     expected = features(first, second), features(second, first)
     assert expected[0][0].item() == pytest.approx(math.sin(math.log(2)), abs=1e-4)
     assert expected[1][1].item() == pytest.approx(math.cos(math.log(3)), abs=1e-4)
@@ -53,7 +58,7 @@ def test_attention_equals_its_definition_in_loops():
     part = suppressor(8, 2)
     query, boxes = torch.randn(1, 4, 8, dtype=torch.float64), torch.rand(1, 4, 4, dtype=torch.float64) * 0.5 + 0.1
     scores = [0.3, -1.0, 0.3, 2.0]  # two are equal: they do not see each other
-    seen = part.attend(query, part.bias(torch.tensor([scores]), boxes))
+    seen = part.attend(query, part.bias(unseen(scores), boxes))
     token_keys, token_values = part.tokens.chunk(2, dim=-1)
     numbers = boxes[0].tolist()
     for i in range(4):
@@ -75,11 +80,27 @@ def test_attention_equals_its_definition_in_loops():
         torch.testing.assert_close(seen[0, i], part.output_proj(torch.cat(heads)), rtol=0, atol=1e-6)
 
 
-def test_at_first_the_scores_are_those_of_the_last_layer():
+def test_a_better_query_of_the_same_class_that_overlaps_costs_the_score():
+    """Boxes of 2 x 2, one behind the other by 1 / 0.5 / 6: IoU 1/3, .6, and none; the fourth has the place of the best, but
+    another class, and no better query of its own."""
+    part = MaskedSuppressor(FeedForward(8, 16, 0.0), 8, 2).double()
+    boxes = torch.tensor([[[x, 5.0, 2.0, 2.0] for x in (4.0, 5.0, 4.5, 10.0, 4.0)]], dtype=torch.float64)
+    classes = torch.tensor([[[0.9, 0.0], [0.8, 0.0], [0.7, 0.0], [0.6, 0.0], [0.0, 0.5]]], dtype=torch.float64)
+    off = part.covered(unseen(classes.amax(-1)[0].tolist()), boxes, classes)[0, :, 0]
+    cost = [5 / (1 + math.exp(12 - 20 * iou)) for iou in (0.0, 1 / 3, 0.6)]
+    assert off.tolist() == pytest.approx([0.0, cost[1], cost[2], cost[0], cost[0]], rel=1e-6)
+    assert cost[2] == pytest.approx(2.5)
+    torch.testing.assert_close(overlaps(boxes)[0], box_iou(cxcywh_to_xyxy(boxes[0]), cxcywh_to_xyxy(boxes[0])))
+
+
+def test_at_first_only_the_overlap_has_an_influence():
     fresh: Any = build_model("r50-two-stage", **WITH).train()
     images, targets = batch()
     predictions = fresh(images, targets)
-    assert torch.equal(predictions.logits[0], predictions.one_to_many_logits[-1])
+    last, boxes = predictions.one_to_many_logits[-1], predictions.one_to_many_boxes[-1]
+    scores = last.amax(-1)
+    off = fresh.suppressor.covered(scores[:, :, None] >= scores[:, None], boxes, last.sigmoid())
+    torch.testing.assert_close(predictions.logits[0], last - off, rtol=0, atol=1e-6)
     assert fresh.suppressor.token_bias.tolist() == pytest.approx([-math.log(10)] * 4)
 
 
@@ -135,7 +156,8 @@ def test_own_files_hold_it_also_without_a_header_and_other_layouts_refuse_it(tmp
     images, _ = batch((3,))
     save_weights(tmp_path / "own.safetensors", with_it)
     torch.save(with_it.state_dict(), tmp_path / "bare.pth")
-    for name, overrides in (("own.safetensors", {}), ("bare.pth", {"num_heads": 4, "num_queries": 9})):
+    cases: list[tuple[str, Any]] = [("own.safetensors", {}), ("bare.pth", {"num_heads": 4, "num_queries": 9})]
+    for name, overrides in cases:
         again = load_pretrained(tmp_path / name, **overrides).eval()
         assert again.metadata.model.suppressor
         assert torch.equal(again(images).logits, with_it(images).logits), name
