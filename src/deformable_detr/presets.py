@@ -26,6 +26,8 @@ R50_DINO = replace(
     denoising_queries=100,
     max_detections=300,
 )
+_SWIN: dict[str, Any] = {"backbone_options": {"drop_path_rate": 0.2}, "backbone_norm": True, "frozen_backbone_stages": 0}
+SWIN_L_DINO = replace(R50_DINO, backbone="swin_large_patch4_window12_384.ms_in22k", **_SWIN)
 
 R50_FAST = replace(R50_REFINE, two_stage=True, dropout=0.0, denoising_queries=100, box_noise=0.4, suppressor=True)
 """For few steps: the layers learn one-to-many and by denoising, which are quick, and one layer after them who is to be silent."""
@@ -57,20 +59,10 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "r50-hdetr": R50_HDETR,
     "r50-dino": R50_DINO,
     "r50-dino-5scale": replace(R50_DINO, num_feature_levels=5, backbone_levels=4),
-    "swin-l-dino": replace(
-        R50_DINO,
-        backbone="swin_large_patch4_window12_384.ms_in22k",
-        backbone_options={"drop_path_rate": 0.2},
-        backbone_norm=True,
-        frozen_backbone_stages=0,
-    ),
-    "swin-t-hdetr": replace(
-        R50_HDETR,
-        backbone="swin_tiny_patch4_window7_224.ms_in1k",
-        backbone_options={"drop_path_rate": 0.2},
-        backbone_norm=True,
-        frozen_backbone_stages=0,
-    ),
+    "swin-l-dino": SWIN_L_DINO,
+    "swin-l-dino-5scale": replace(SWIN_L_DINO, num_feature_levels=5, backbone_levels=4),
+    "swin-t-hdetr": replace(R50_HDETR, backbone="swin_tiny_patch4_window7_224.ms_in1k", **_SWIN),
+    "swin-l-hdetr": replace(R50_HDETR, backbone="swin_large_patch4_window7_224.ms_in22k", num_queries=900, **_SWIN),
     "r50-fast": R50_FAST,
     "r18-fast": replace(R50_FAST, backbone="resnet18.tv_in1k"),
     "r18": replace(R50, backbone="resnet18.tv_in1k"),
@@ -84,8 +76,8 @@ _TWELVE_EPOCHS = {"train.epochs": 12, "optimizer.drop_at": 11 / 12}
 _DINO_RUN = {**_TWELVE_EPOCHS, "optimizer.lr": 1e-4, "optimizer.sampling_lr_scale": 1.0}
 
 RUN_SETTINGS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("r50-plus", "r50-hdetr", "swin-t-hdetr"), _TWELVE_EPOCHS),
-    **dict.fromkeys(("r50-dino", "r50-dino-5scale", "swin-l-dino"), _DINO_RUN),
+    **dict.fromkeys(("r50-plus", "r50-hdetr", "swin-t-hdetr", "swin-l-hdetr"), _TWELVE_EPOCHS),
+    **dict.fromkeys(("r50-dino", "r50-dino-5scale", "swin-l-dino", "swin-l-dino-5scale"), _DINO_RUN),
 }
 """Preset → settings of its published training that are not the defaults (16 images per step), by their full names."""
 

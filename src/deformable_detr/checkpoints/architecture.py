@@ -9,6 +9,7 @@ from torch import Tensor
 from deformable_detr.checkpoints.families import CONTENT, hidden_settings, keep_queries
 from deformable_detr.checkpoints.prediction_heads import count
 from deformable_detr.checkpoints.report import shorten
+from deformable_detr.checkpoints.swin import settings_of_swin
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import ModelConfig
 from deformable_detr.presets import MODEL_PRESETS
@@ -73,7 +74,9 @@ def infer_config(weights: Weights, overrides: dict[str, Any]) -> ModelConfig:
 def _stored_config(weights: Weights, overrides: dict[str, Any]) -> ModelConfig:
     """The settings of a file without our own record; `overrides` say what it cannot show."""
     seen = _seen_settings(weights)
-    settings = {**hidden_settings(weights), **weights.settings, **_backbone_settings(weights), **seen}
+    drop_path_rate = weights.settings.pop("drop_path_rate", None)
+    backbone = settings_of_swin(weights.tensors, drop_path_rate) or _backbone_settings(weights)
+    settings = {**hidden_settings(weights, overrides), **weights.settings, **backbone, **seen}
     settings |= {name: value for name, value in overrides.items() if name in _HIDDEN}
     settings |= _attention_settings(weights, settings)
     config = ModelConfig.from_dict({"pretrained_backbone": False, **settings})
@@ -196,7 +199,7 @@ def _backbone_settings(weights: Weights) -> dict[str, Any]:
     if channels != [64, 128, 256, 512] and all(channels):
         options["channels"] = channels
     stated = weights.settings.get("backbone", settings["backbone"])
-    if stated.split(".")[0] != settings["backbone"].split(".")[0]:
+    if stated.split(".")[0] not in {known.split(".")[0] for known in _RESNETS.values()}:
         settings["backbone"] = stated  # a relative with the same blocks, such as resnet50d
     return settings | {"backbone_options": options}
 

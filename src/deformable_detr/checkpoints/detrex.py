@@ -3,6 +3,8 @@
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.mmdet import attention_list_rules, count_stages, finish, neck_rules
 from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.swin import count_norms
+from deformable_detr.checkpoints.swin import rules as swin_rules
 from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
 
@@ -39,6 +41,7 @@ _ALIASES = [("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{r
 
 def read(file: TensorFile) -> Weights:
     """Weights under our names."""
-    keys = KeyMap([*_RULES, *neck_rules(count_stages(file.tensors), "norm")], _COPIES, _ALIASES)
+    swin = swin_rules("backbone.", count_norms(file.tensors, "backbone."))
+    keys = KeyMap([*swin, *_RULES, *neck_rules(count_stages(file.tensors), "norm")], _COPIES, _ALIASES)
     copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
     return finish(translate(file.tensors, keys, Report(NAME)), box_refinement=True if copied else None)

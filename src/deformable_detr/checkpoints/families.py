@@ -1,11 +1,14 @@
 """Deformable DETR, H-DETR and DINO in the files of others: which of them a file holds, and what its layout does not state."""
 
+import logging
 from typing import Any, Literal
 
 import torch
 
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 Family = Literal["plain", "hdetr", "dino"]
 
@@ -33,7 +36,7 @@ _DINO: dict[str, Any] = {
 }
 _OF_LAYOUT: dict[str, dict[str, Any]] = {
     "mmdet": {"output_eps": 1e-5},
-    "detrex": {"position_temperature": 10_000.0, "position_offset": 0.5},
+    "detrex": {"position_temperature": 10_000.0, "position_offset": 0.5, "max_detections": 300},
 }
 """Where a project differs from DINO's own code; a few of its files differ again, see `published.py`."""
 
@@ -106,22 +109,38 @@ def fit_label_table(weights: Weights) -> None:
     weights.report.reshaped.append(f"{weights.named(LABELS)} ({len(table)} → {rows} rows)")
 
 
-def hidden_settings(weights: Weights) -> dict[str, Any]:
-    """What the tensors do not show, as the code has it whose layout the file has; what the file states has precedence."""
-    tensors, stated = weights.tensors, weights.settings
+def hidden_settings(weights: Weights, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What the tensors do not show, as the code has it whose layout the file has; what the file states has precedence.
+
+    Args:
+        weights: the report gets a note of what is assumed since neither the file nor its name says it.
+        overrides: what the user says.
+    """
+    tensors, stated = weights.tensors, weights.settings | overrides
+    of_layout = _OF_LAYOUT.get(weights.report.source_format, {})
     if is_dino(weights):
-        settings = _DINO | _OF_LAYOUT.get(weights.report.source_format, {}) | {"num_queries": len(tensors[CONTENT])}
+        settings = _DINO | of_layout | {"num_queries": len(tensors[CONTENT])}
+        if "position_temperature" not in stated:
+            _assume(weights, {name: settings[name] for name in ("position_temperature", "position_offset")}, stated)
         return settings if LABELS in tensors else settings | {"denoising_queries": 0}
+    settings = {name: value for name, value in of_layout.items() if name == "max_detections"}
     if CONTENT not in tensors:
-        return {"dropout": 0.0, "look_forward_twice": True} if stated.get("one_to_many_queries") else {}
+        return settings | ({"dropout": 0.0, "look_forward_twice": True} if stated.get("one_to_many_queries") else {})
     rows = len(tensors[CONTENT])
-    first = min(stated.get("num_queries", rows), rows)
-    if "num_queries" not in stated and rows > _HYBRID:
-        first = rows - _HYBRID
-        weights.report.notes.append(
-            f"{first} queries and {_HYBRID} one-to-many ones assumed: the file does not say how its {rows} divide"
-        )
-    return {"num_queries": first, "one_to_many_queries": rows - first, "look_forward_twice": True, "dropout": 0.0}
+    first = min(stated.get("num_queries", rows - _HYBRID if rows > _HYBRID else rows), rows)
+    settings |= {"num_queries": first, "one_to_many_queries": rows - first, "look_forward_twice": True, "dropout": 0.0}
+    division = () if "num_queries" in stated else ("num_queries", "one_to_many_queries")  # the one gives the other
+    _assume(weights, {name: settings[name] for name in (*division, "look_forward_twice")}, stated)
+    return settings
+
+
+def _assume(weights: Weights, settings: dict[str, Any], stated: dict[str, Any]) -> None:
+    """Say which settings neither the file nor the user has stated, so that somebody who knows better can pass them."""
+    assumed = [f"{name}={value!r}" for name, value in settings.items() if name not in stated]
+    if assumed:
+        note = f"assumed, since neither the file nor its name says it: {', '.join(assumed)}; pass what is otherwise"
+        weights.report.notes.append(note)
+        logger.warning("%s", note)
 
 
 def keep_queries(weights: Weights, stored: ModelConfig, wanted: ModelConfig) -> None:

@@ -195,7 +195,8 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
         beside = read_side_records(file.extras, num_classes)
         default = {"categories": default_categories(num_classes)} if layout in _COCO_BY_NUMBER else {}
         weights.details = default | beside.details | weights.details
-        weights.settings = (settings_of(file.path.name) if is_dino(weights) else {}) | beside.settings | weights.settings
+        named = settings_of(file.path.name, dino=is_dino(weights)) if weights.settings.get("two_stage") else {}
+        weights.settings = named | beside.settings | weights.settings
         weights.metadata = beside.metadata
         weights.refused += beside.refused
         weights.report.notes += beside.notes

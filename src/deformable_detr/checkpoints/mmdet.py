@@ -11,6 +11,8 @@ from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.prediction_heads import count, fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.side_records import own_record
+from deformable_detr.checkpoints.swin import count_norms, position_indices, reorder_from_mmdet, reorder_to_mmdet
+from deformable_detr.checkpoints.swin import rules as swin_rules
 from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
 from deformable_detr.config import ModelConfig
@@ -18,6 +20,7 @@ from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
 
 NAME = "mmdet"
+_BACKBONE = "backbone."
 
 Rules = list[tuple[str, str]]
 
@@ -72,9 +75,9 @@ _RULES: Rules = [
 ]
 
 
-def key_map(stages: int) -> KeyMap:
-    """Names of mmdetection 3.x, for a backbone with this number of stages that become levels."""
-    return KeyMap([*_BACKBONE_HEADS, *neck_rules(stages, "gn"), *_RULES])
+def key_map(stages: int, norms: int) -> KeyMap:
+    """Names of mmdetection 3.x, for a backbone with this number of stages that become levels, and of norms on them."""
+    return KeyMap([*swin_rules(_BACKBONE, norms, mmdet=True), *_BACKBONE_HEADS, *neck_rules(stages, "gn"), *_RULES])
 
 
 def attention_list_rules(prefix: str) -> Rules:
@@ -107,15 +110,17 @@ def attention_list_rules(prefix: str) -> Rules:
 
 def read(file: TensorFile) -> Weights:
     """A checkpoint of mmdetection 3.x under our names."""
-    return finish(translate(file.tensors, key_map(count_stages(file.tensors)), Report(NAME)))
+    keys = key_map(count_stages(file.tensors), count_norms(file.tensors, _BACKBONE))
+    return reorder_from_mmdet(finish(translate(file.tensors, keys, Report(NAME))))
 
 
 def read_version_2(file: TensorFile) -> Weights:
     """A checkpoint of mmdetection 2.x under our names."""
     query_table = ("query_source.query_embed.weight", "bbox_head.query_embedding.weight")
     neck = neck_rules(count_stages(file.tensors), "gn")
-    keys = KeyMap([*_BACKBONE_HEADS, *neck, query_table, *attention_list_rules("bbox_head.transformer.")])
-    return finish(translate(file.tensors, keys, Report("mmdet 2.x")))
+    swin = swin_rules(_BACKBONE, count_norms(file.tensors, _BACKBONE), mmdet=True)
+    keys = KeyMap([*swin, *_BACKBONE_HEADS, *neck, query_table, *attention_list_rules("bbox_head.transformer.")])
+    return reorder_from_mmdet(finish(translate(file.tensors, keys, Report("mmdet 2.x"))))
 
 
 def finish(weights: Weights, box_refinement: bool | None = None) -> Weights:
@@ -150,17 +155,18 @@ def write(path: Path, model: DeformableDETR, report: Report, *, neck_bias: bool 
     """
     metadata, tensors = model.metadata, model.state_dict()
     config = metadata.model
-    if not config.backbone.startswith("resnet"):
+    if not config.backbone.startswith(("resnet", "swin_")):
         raise ValueError(
-            f"mmdetection names the tensors of the backbone {config.backbone!r} otherwise: only ResNets can be written"
+            f"mmdetection names the tensors of the backbone {config.backbone!r} otherwise: only ResNets and Swin can be written"
         )
     family = check_family(config, "mmdetection", {"plain": {}, "dino": {}})
-    if config.backbone_options:
+    if config.backbone_options and config.backbone.startswith("resnet"):
         report.notes.append(f"the backbone is a ResNet with {config.backbone_options}: mmdetection has no config for it")
     has_bias = any(tensors[name].any() for name in neck_bias_names(tensors))
-    keys = key_map(min(config.num_feature_levels, config.backbone_levels))
+    stages = min(config.num_feature_levels, config.backbone_levels)
+    keys = key_map(stages, stages if config.backbone_norm else 0)
     state_dict: dict[str, Tensor] = {}
-    for name, tensor in unfold_heads(tensors, config.num_decoder_layers).items():
+    for name, tensor in reorder_to_mmdet(unfold_heads(tensors, config.num_decoder_layers)).items():
         if name in neck_bias_names(tensors) and not (has_bias and neck_bias):
             report.dropped.append(f"{name} ({'biases of the neck' if has_bias else 'zeros'})")
             continue
@@ -172,6 +178,7 @@ def write(path: Path, model: DeformableDETR, report: Report, *, neck_bias: bool 
             raise ValueError(f"mmdetection's layout has no place for {name}")
         state_dict[theirs] = tensor[:-1].clone() if name == LABELS else tensor  # the last row is never used
         report.mapped += 1
+    state_dict |= position_indices(state_dict)
     if family == "dino":
         report.notes += _dino_notes(config)
     if has_bias and neck_bias:

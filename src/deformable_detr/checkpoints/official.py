@@ -12,6 +12,8 @@ from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.side_records import own_record
+from deformable_detr.checkpoints.swin import count_norms, position_indices
+from deformable_detr.checkpoints.swin import rules as swin_rules
 from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
 from deformable_detr.config import Metadata, ModelConfig
@@ -21,41 +23,45 @@ from deformable_detr.model import DeformableDETR
 NAME = "official"
 _QUERY_TABLE = "query_embed.weight"
 """Of learned queries, and in H-DETR of their contents alone."""
-KEYS = KeyMap(
-    [
-        ("backbone.body.{rest}", "backbone.0.body.{rest}"),
-        ("neck.projections.{l}.{rest}", "input_proj.{l}.{rest}"),
-        ("flatten.level_embed", "transformer.level_embed"),
-        ("query_source.query_embed.weight", "query_embed.weight"),
-        ("query_source.reference_points.{rest}", "transformer.reference_points.{rest}"),
-        ("query_source.memory_proj.{rest}", "transformer.enc_output.{rest}"),
-        ("query_source.memory_norm.{rest}", "transformer.enc_output_norm.{rest}"),
-        ("query_source.query_proj.{rest}", "transformer.pos_trans.{rest}"),
-        ("query_source.query_norm.{rest}", "transformer.pos_trans_norm.{rest}"),
-        ("encoder.layers.{i}.self_attn.{rest}", "transformer.encoder.layers.{i}.self_attn.{rest}"),
-        ("encoder.layers.{i}.self_attn_norm.{rest}", "transformer.encoder.layers.{i}.norm1.{rest}"),
-        ("encoder.layers.{i}.ffn.linear{n}.{rest}", "transformer.encoder.layers.{i}.linear{n}.{rest}"),
-        ("encoder.layers.{i}.ffn_norm.{rest}", "transformer.encoder.layers.{i}.norm2.{rest}"),
-        ("decoder.layers.{i}.self_attn.{rest}", "transformer.decoder.layers.{i}.self_attn.{rest}"),
-        ("decoder.layers.{i}.self_attn_norm.{rest}", "transformer.decoder.layers.{i}.norm2.{rest}"),
-        ("decoder.layers.{i}.cross_attn.{rest}", "transformer.decoder.layers.{i}.cross_attn.{rest}"),
-        ("decoder.layers.{i}.cross_attn_norm.{rest}", "transformer.decoder.layers.{i}.norm1.{rest}"),
-        ("decoder.layers.{i}.ffn.linear{n}.{rest}", "transformer.decoder.layers.{i}.linear{n}.{rest}"),
-        ("decoder.layers.{i}.ffn_norm.{rest}", "transformer.decoder.layers.{i}.norm3.{rest}"),
-        ("class_heads.{p}.{rest}", "class_embed.{p}.{rest}"),
-        ("decoder.box_heads.{p}.{rest}", "bbox_embed.{p}.{rest}"),
-        ("query_source.content_embed.weight", "transformer.tgt_embed.weight"),
-        ("query_source.class_head.{rest}", "transformer.enc_out_class_embed.{rest}"),
-        ("query_source.box_head.{rest}", "transformer.enc_out_bbox_embed.{rest}"),
-        ("decoder.norm.{rest}", "transformer.decoder.norm.{rest}"),
-        ("decoder.position_mlp.{rest}", "transformer.decoder.ref_point_head.{rest}"),
-        ("denoising.label_embed.weight", "label_enc.weight"),
-    ],
-    copies=[
-        ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
-        ("class_heads.{p}.{rest}", "transformer.decoder.class_embed.{p}.{rest}"),
-    ],
-)
+_RULES = [
+    ("backbone.body.{rest}", "backbone.0.body.{rest}"),
+    ("neck.projections.{l}.{rest}", "input_proj.{l}.{rest}"),
+    ("flatten.level_embed", "transformer.level_embed"),
+    ("query_source.query_embed.weight", "query_embed.weight"),
+    ("query_source.reference_points.{rest}", "transformer.reference_points.{rest}"),
+    ("query_source.memory_proj.{rest}", "transformer.enc_output.{rest}"),
+    ("query_source.memory_norm.{rest}", "transformer.enc_output_norm.{rest}"),
+    ("query_source.query_proj.{rest}", "transformer.pos_trans.{rest}"),
+    ("query_source.query_norm.{rest}", "transformer.pos_trans_norm.{rest}"),
+    ("encoder.layers.{i}.self_attn.{rest}", "transformer.encoder.layers.{i}.self_attn.{rest}"),
+    ("encoder.layers.{i}.self_attn_norm.{rest}", "transformer.encoder.layers.{i}.norm1.{rest}"),
+    ("encoder.layers.{i}.ffn.linear{n}.{rest}", "transformer.encoder.layers.{i}.linear{n}.{rest}"),
+    ("encoder.layers.{i}.ffn_norm.{rest}", "transformer.encoder.layers.{i}.norm2.{rest}"),
+    ("decoder.layers.{i}.self_attn.{rest}", "transformer.decoder.layers.{i}.self_attn.{rest}"),
+    ("decoder.layers.{i}.self_attn_norm.{rest}", "transformer.decoder.layers.{i}.norm2.{rest}"),
+    ("decoder.layers.{i}.cross_attn.{rest}", "transformer.decoder.layers.{i}.cross_attn.{rest}"),
+    ("decoder.layers.{i}.cross_attn_norm.{rest}", "transformer.decoder.layers.{i}.norm1.{rest}"),
+    ("decoder.layers.{i}.ffn.linear{n}.{rest}", "transformer.decoder.layers.{i}.linear{n}.{rest}"),
+    ("decoder.layers.{i}.ffn_norm.{rest}", "transformer.decoder.layers.{i}.norm3.{rest}"),
+    ("class_heads.{p}.{rest}", "class_embed.{p}.{rest}"),
+    ("decoder.box_heads.{p}.{rest}", "bbox_embed.{p}.{rest}"),
+    ("query_source.content_embed.weight", "transformer.tgt_embed.weight"),
+    ("query_source.class_head.{rest}", "transformer.enc_out_class_embed.{rest}"),
+    ("query_source.box_head.{rest}", "transformer.enc_out_bbox_embed.{rest}"),
+    ("decoder.norm.{rest}", "transformer.decoder.norm.{rest}"),
+    ("decoder.position_mlp.{rest}", "transformer.decoder.ref_point_head.{rest}"),
+    ("denoising.label_embed.weight", "label_enc.weight"),
+]
+_COPIES = [
+    ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
+    ("class_heads.{p}.{rest}", "transformer.decoder.class_embed.{p}.{rest}"),
+]
+_SWIN_OF_DINO, _SWIN_OF_HDETR = "backbone.0.", "backbone.0.body."
+
+
+def key_map(swin: str, norms: int) -> KeyMap:
+    """The names; a Swin Transformer stands under the prefix `swin`, and this number of its outputs have norms."""
+    return KeyMap([*swin_rules(swin, norms), *_RULES], _COPIES)
 
 
 def read(file: TensorFile) -> Weights:
@@ -64,7 +70,8 @@ def read(file: TensorFile) -> Weights:
     Raises:
         ValueError: copies that differ.
     """
-    weights = translate(file.tensors, KEYS, Report(NAME))
+    swin = _SWIN_OF_DINO if f"{_SWIN_OF_DINO}patch_embed.proj.weight" in file.tensors else _SWIN_OF_HDETR
+    weights = translate(file.tensors, key_map(swin, count_norms(file.tensors, swin)), Report(NAME))
     copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
     name_content(weights)
     fold_heads(weights, box_refinement=True if copied else None)
@@ -91,8 +98,10 @@ def write(path: Path, model: DeformableDETR, report: Report) -> None:
     )
     state_dict: dict[str, Tensor] = {}
     tensors = unfold_heads(model.state_dict(), config.num_decoder_layers, proposals_last=family != "dino")
+    norms = min(config.num_feature_levels, config.backbone_levels) if config.backbone_norm else 0
+    keys = key_map(_SWIN_OF_DINO if family == "dino" else _SWIN_OF_HDETR, norms)
     for name, tensor in tensors.items():
-        theirs, copy = (_QUERY_TABLE if name == CONTENT and family == "hdetr" else KEYS.to_theirs(name)), KEYS.copy_of(name)
+        theirs, copy = (_QUERY_TABLE if name == CONTENT and family == "hdetr" else keys.to_theirs(name)), keys.copy_of(name)
         if name.endswith("num_batches_tracked") or (name == LABELS and family != "dino"):
             report.dropped.append(name)
             continue
@@ -102,6 +111,7 @@ def write(path: Path, model: DeformableDETR, report: Report) -> None:
         report.mapped += 1
         if copy and (config.two_stage or (config.box_refinement and name.startswith("decoder.box_heads."))):
             state_dict[copy] = tensor
+    state_dict |= position_indices(state_dict)
     if not config.freeze_batch_norm:
         report.notes.append("the batch norms were trained; the original code keeps them fixed: the same in evaluation")
     with atomic_file(path) as partial:

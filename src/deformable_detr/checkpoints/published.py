@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import shutil
 import urllib.request
 from dataclasses import dataclass, field
@@ -19,7 +20,14 @@ _MMDET = "https://download.openmmlab.com/mmdetection/v3.0/"
 _DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/"
 _HDETR = "https://github.com/HDETR/H-Deformable-DETR/releases/download/v0.1/"
 _TWO_STAGE = "deformable_detr_plus_iterative_bbox_refinement_plus_plus_two_stage"
-_HYBRID = f"r50_hybrid_branch_lambda1_group6_t1500_dp0_mqs_lft_{_TWO_STAGE}"
+_HYBRID = "hybrid_branch_lambda1_group6_t1500_"
+_TRICKS = "dp0_mqs_lft_"
+
+_HDETR_NAME = re.compile(
+    r"(?:decay[\d.]+_)?(?:drop_path(?P<drop_path>[\d.]+)_)?(?:r50|swin_tiny|swin_large)_"
+    rf"(?:hybrid_branch_lambda[\d.]+_group\d+_t(?P<further>\d+)_)?(?:n(?P<queries>\d+)_)?(?P<tricks>{_TRICKS})?{_TWO_STAGE}_\d+eps.*"
+)
+"""What the names of H-DETR's files say, also of those that others have converted."""
 
 TIMEOUT = 30.0
 """Seconds without an answer after which fetching ends."""
@@ -72,7 +80,7 @@ def _detrex(name: str, preset: str, ap: float, epochs: int, **settings: Any) -> 
 
 
 def _hdetr(name: str, preset: str, ap: float, epochs: int) -> Published:
-    return Published(f"{_HDETR}{name}_{epochs}eps.pth", preset, ap, epochs, "mit")
+    return Published(f"{_HDETR}{name}{_TRICKS}{_TWO_STAGE}_{epochs}eps.pth", preset, ap, epochs, "mit")
 
 
 PUBLISHED: dict[str, Published] = {
@@ -92,10 +100,14 @@ PUBLISHED: dict[str, Published] = {
         47.0,
         50,
     ),
-    "r50-plus-12e": _hdetr(f"r50_dp0_mqs_lft_{_TWO_STAGE}", "r50-plus", 47.0, 12),
-    "r50-plus-36e": _hdetr(f"r50_dp0_mqs_lft_{_TWO_STAGE}", "r50-plus", 49.0, 36),
-    "r50-hdetr-12e": _hdetr(_HYBRID, "r50-hdetr", 48.7, 12),
-    "r50-hdetr-36e": _hdetr(_HYBRID, "r50-hdetr", 50.0, 36),
+    "r50-plus-12e": _hdetr("r50_", "r50-plus", 47.0, 12),
+    "r50-plus-36e": _hdetr("r50_", "r50-plus", 49.0, 36),
+    "r50-hdetr-12e": _hdetr(f"r50_{_HYBRID}", "r50-hdetr", 48.7, 12),
+    "r50-hdetr-36e": _hdetr(f"r50_{_HYBRID}", "r50-hdetr", 50.0, 36),
+    "swin-t-hdetr-12e": _hdetr(f"decay0.05_swin_tiny_{_HYBRID}", "swin-t-hdetr", 51.2, 12),
+    "swin-t-hdetr-36e": _hdetr(f"decay0.05_swin_tiny_{_HYBRID}", "swin-t-hdetr", 53.7, 36),
+    "swin-l-hdetr-12e": _hdetr(f"swin_large_{_HYBRID}n900_", "swin-l-hdetr", 56.1, 12),
+    "swin-l-hdetr-36e": _hdetr(f"decay0.05_drop_path0.5_swin_large_{_HYBRID}n900_", "swin-l-hdetr", 57.8, 36),
     "r50-dino-mmdet-12e": _mmdet("dino", "dino-4scale_r50_8xb2-12e_coco_20221202_182705-55b2bba2", "r50-dino", 49.0, 12),
     "r50-dino-improved-mmdet-12e": _mmdet(
         "dino",
@@ -113,13 +125,55 @@ PUBLISHED: dict[str, Published] = {
         "v0.1.1/dino_r50_4scale_24ep", "r50-dino", 50.6, 24, position_temperature=20.0, position_offset=0.0
     ),
     "r50-dino-5scale-detrex-12e": _detrex("v0.2.1/dino_r50_5scale_12ep", "r50-dino-5scale", 49.6, 12),
+    "swin-l-dino-detrex-12e": _detrex("v0.1.1/dino_swin_large_4scale_12ep", "swin-l-dino", 56.9, 12),
+    "swin-l-dino-detrex-36e": _detrex("v0.2.0/dino_swin_large_384_4scale_36ep", "swin-l-dino", 58.1, 36),
+    "swin-l-dino-5scale-mmdet-12e": _mmdet(
+        "dino", "dino-5scale_swin-l_8xb2-12e_coco_20230228_072924-a654145f", "swin-l-dino-5scale", 57.2, 12
+    ),
+    "swin-l-dino-5scale-detrex-12e": _detrex("v0.2.1/dino_swin_large_384_5scale_12ep", "swin-l-dino-5scale", 57.5, 12),
+    "swin-l-dino-5scale-detrex-36e": _detrex("v0.2.1/dino_swin_large_384_5scale_36ep", "swin-l-dino-5scale", 58.5, 36),
 }
 """Short name → file. AP of the files of H-DETR with 100 detections per image."""
 
 
-def settings_of(file_name: str) -> dict[str, Any]:
-    """What is known of a published DINO by the name of its file alone, however it was fetched."""
-    return next((item.settings for item in PUBLISHED.values() if item.file_name == file_name), {})
+_USUAL_OF_DETREX = {"position_temperature": 10_000.0, "position_offset": 0.5}
+_USUAL_OF_MMDET = {"position_temperature": 20.0, "position_offset": 0.0}
+_FURTHER_DINO: dict[str, dict[str, Any]] = {
+    "dino_r50_4scale_12ep_hacked_trainer.pth": _USUAL_OF_DETREX,
+    "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0.pth": _USUAL_OF_DETREX,
+    "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0_300dn.pth": {**_USUAL_OF_DETREX, "denoising_queries": 300},
+    "dino-5scale_swin-l_8xb2-36e_coco-5486e051.pth": _USUAL_OF_MMDET,
+}
+"""Files of DINO that are known by name, but without an address that stays."""
+_FURTHER_HDETR = {"h_deformable_detr_r50_two_stage_12ep_modified_train_net.pth": f"r50_{_HYBRID}{_TRICKS}{_TWO_STAGE}_12eps"}
+"""Name of a file → the name that says what it holds."""
+
+
+def settings_of(file_name: str, *, dino: bool) -> dict[str, Any]:
+    """What is known of a published DINO or H-DETR by the name of its file alone, however it was fetched.
+
+    Args:
+        file_name: without folder.
+        dino: whether it holds a DINO, whatever its name.
+    """
+    if dino:
+        usual = {_DETREX: _USUAL_OF_DETREX, _MMDET: _USUAL_OF_MMDET}
+        found = {
+            item.file_name: next((usual[base] for base in usual if item.address.startswith(base)), {}) | item.settings
+            for item in PUBLISHED.values()
+        }
+        return dict((_FURTHER_DINO | found).get(file_name, {}))
+    match = _HDETR_NAME.fullmatch(_FURTHER_HDETR.get(file_name, file_name))
+    if match is None:
+        return {}
+    settings: dict[str, Any] = {
+        "num_queries": int(match["queries"] or 300),
+        "look_forward_twice": bool(match["tricks"]),
+        "dropout": 0.0 if match["tricks"] else 0.1,
+    }
+    if match["further"]:
+        settings["one_to_many_queries"] = int(match["further"])
+    return settings | ({"drop_path_rate": float(match["drop_path"])} if match["drop_path"] else {})
 
 
 def fetch(name: str) -> Path:

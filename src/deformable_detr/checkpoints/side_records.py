@@ -40,6 +40,7 @@ _SETTINGS = {
     "num_select": "max_detections",
     "topk": "max_detections",
     "max_per_img": "max_detections",
+    "drop_path_rate": "drop_path_rate",
     "pe_temperatureH": "position_temperature",
     "dn_number": "denoising_queries",
     "num_dn_queries": "denoising_queries",
@@ -48,7 +49,10 @@ _SETTINGS = {
     "dn_box_noise_scale": "box_noise",
     "box_noise_scale": "box_noise",
 }
-"""Their name → our setting, for those that the tensors do not show."""
+"""Their name → our setting, for those that the tensors do not show; `drop_path_rate` is an option of the backbone."""
+
+_TRAINED_WITH = {"k_one2many": "loss.one_to_many_copies", "lambda_one2many": "loss.one_to_many_weight"}
+"""Their name → our setting, for what a training that goes on should know."""
 
 _ONE_VALUE = {"position_embedding": ("sine", "v2"), "transformer_activation": ("relu",), "activation": ("relu",)}
 """The original code's arguments of which this model knows only some values."""
@@ -189,7 +193,11 @@ def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: i
     """Take one entry over, if it means something here; the first of each kind counts."""
     details, key = records.details, path[-1]
     if key in _SETTINGS and isinstance(value, str | int | float | bool):
+        if key == "num_queries_one2one":  # its code may keep the sum of both kinds as `num_queries`
+            records.settings["num_queries"] = value
         records.settings.setdefault(_SETTINGS[key], value)
+    elif key in _TRAINED_WITH and _is_number(value):
+        records.notes.append(f"trained with {_TRAINED_WITH[key]}={value!r}")
     elif "positional_encoding" in path and key in ("temperature", "offset") and _is_number(value):  # mmdetection's, offset negative
         records.settings.setdefault(f"position_{key}", abs(value) if key == "offset" else value)
     elif key in _SIZES and _is_number(value) and value >= 1:

@@ -57,8 +57,10 @@ class Weights:
         return self.tensors.pop(name)
 
 
-_IGNORED = re.compile(r"(criterion\.|ema_\w+$)|.*(num_batches_tracked|total_ops|total_params|n_averaged|pixel_mean|pixel_std)$")
-"""Counters, buffers of losses and normalisation, and mmcv's copies of weights: tensors that are no weights."""
+_IGNORED = re.compile(
+    r"(criterion\.|ema_\w+$)|.*(num_batches_tracked|total_ops|total_params|n_averaged|pixel_mean|pixel_std|relative_position_index)$"
+)
+"""Counters, buffers of losses, normalisation and windows, and mmcv's copies of weights: tensors that are no weights."""
 
 
 def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report) -> Weights:
