@@ -102,7 +102,7 @@ HDETR = [
         *itertools.product([""], ["r50", "swin_tiny"], [("", ""), ("", TRICKS), (HYBRID, TRICKS)], ["12eps", "36eps"]),
         *itertools.product([""], ["swin_large"], [("", ""), ("", TRICKS), (HYBRID, TRICKS), (f"{HYBRID}n900_", TRICKS)], ["12eps"]),
         *itertools.product(["drop_path0.5_"], ["swin_large"], [("", ""), (HYBRID, TRICKS), (f"{HYBRID}n900_", TRICKS)], ["36eps"]),
-        ("decay0.05_", "swin_tiny", (HYBRID, TRICKS), "36eps"),
+        *itertools.product(["decay0.05_"], ["swin_tiny"], [(HYBRID, TRICKS)], ["12eps", "36eps"]),
         ("decay0.05_drop_path0.5_", "swin_large", (f"{HYBRID}n900_", TRICKS), "36eps"),
         ("", "swin_tiny", ("", ""), "12eps_2"),
     ]
