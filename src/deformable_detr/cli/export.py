@@ -3,15 +3,20 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deformable_detr.cli.command import Command
 from deformable_detr.cli.screen import log_to_screen, show
 
+if TYPE_CHECKING:
+    from deformable_detr.detector import Detector
+
 DESCRIPTION = """\
 Write a detector to a file that runs without this package. The suffix of OUTPUT says what is written: .pt2 (torch.export),
 .onnx, or .xml (OpenVINO, with a .bin beside it). The file is run at once on drawn scenes of several sizes and batches, and
-is kept only if its scores and boxes are those of the PyTorch model. Class names and image sizes are inside."""
+is kept only if its scores and boxes are those of the PyTorch model. Class names and image sizes are inside.
+
+With --to web, OUTPUT is a folder: a page that detects in the visitor's browser, for any static server."""
 
 EXAMPLES = """\
   deformable-detr export runs/first detector.onnx                             any batch and size
@@ -22,6 +27,7 @@ EXAMPLES = """\
   deformable-detr export runs/first detector.pt2
   deformable-detr export runs/first detector.onnx --int8 my_data              quantised, with its AP before and after
   deformable-detr predict detector.onnx photos/                               run it
+  deformable-detr export runs/first site --to web                             a page; python -m http.server -d site
 """
 
 
@@ -33,7 +39,13 @@ class ExportOptions:
     """A run folder (its best weights), or weights of any known format."""
 
     output: str
-    """The file to write: .pt2, .onnx or .xml."""
+    """The file to write: .pt2, .onnx or .xml; a folder with --to web."""
+
+    to: Literal["web"] | None = None
+    """Write a web page with the detector and onnxruntime-web (WebAssembly, WebGPU) instead of a file."""
+
+    onnxruntime_web: str | None = None
+    """web: the npm package onnxruntime-web as a .tgz, where npm cannot fetch it; the message then says which version."""
 
     grid_sample: bool = True
     """Use GridSample; otherwise gather and arithmetic, for runtimes where that is slow or wrong."""
@@ -75,11 +87,18 @@ def run(options: ExportOptions) -> None:
 
     log_to_screen()
     output = Path(options.output)
+    if options.to == "web" and (options.int8 or options.size or options.batch_size or not options.padding_mask):
+        raise ValueError(
+            "--to web goes together with --grid-sample and --top-k alone: its file prepares images by itself, one at a time"
+        )
     if options.int8 and output.suffix.lower() != ".onnx":
         raise ValueError(f"--int8 writes .onnx files, but OUTPUT is {output.name}")
     began = time.perf_counter()
     settings: dict[str, Any] = {"dilation": True} if options.dilation else {}
     detector = Detector.load(options.weights, device="cpu", **settings)
+    if options.to == "web":
+        _write_page(options, detector)
+        return
     if options.int8:
         check_dataset(options.int8, detector.metadata)
     lines = [f"compared with the model: {detector.export(output, **options.form())}"]
@@ -87,6 +106,14 @@ def run(options: ExportOptions) -> None:
         lines.append(str(quantize_onnx(output, options.int8, num_images=options.calibration_images)))
     size = sum(file.stat().st_size for file in {output, output.with_suffix(".bin") if output.suffix == ".xml" else output})
     show(*lines, f"written: {output} ({size / 2**20:.1f} MiB, {time.perf_counter() - began:.0f} s)")
+
+
+def _write_page(options: ExportOptions, detector: "Detector") -> None:
+    from deformable_detr.export.web_page import export_web
+
+    keywords: dict[str, Any] = {"grid_sample": options.grid_sample, "top_k": options.top_k}
+    worst = export_web(detector.model, options.output, runtime=options.onnxruntime_web, **keywords)  # type: ignore[arg-type]
+    show(f"compared with the model: {worst}", f"written: {options.output}; look at it: python -m http.server -d {options.output}")
 
 
 COMMAND = Command("export", ExportOptions, run, DESCRIPTION, EXAMPLES)
