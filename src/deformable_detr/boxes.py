@@ -1,10 +1,21 @@
 """Boxes: conversions between cxcywh and xyxy, overlaps, and the inverse of the sigmoid."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
-__all__ = ["box_iou", "cxcywh_to_xyxy", "generalized_box_iou", "inverse_sigmoid", "xywh_to_xyxy", "xyxy_to_cxcywh", "xyxy_to_xywh"]
+__all__ = [
+    "box_iou",
+    "cxcywh_to_xyxy",
+    "generalized_box_iou",
+    "inverse_sigmoid",
+    "pixels_of",
+    "xywh_to_xyxy",
+    "xyxy_to_cxcywh",
+    "xyxy_to_xywh",
+]
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -29,6 +40,12 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     """`[..., 4]` (left, top, right, bottom) → (left, top, width, height), COCO's own form, in the same units."""
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack((left, top, right - left, bottom - top), dim=-1)
+
+
+def pixels_of(size: Sequence[int]) -> Tensor:
+    """`[4]` (width, height, width, height) of a (height, width): normalised boxes times this are in pixels."""
+    height, width = size
+    return torch.tensor([width, height, width, height], dtype=torch.float32, device="cpu")
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

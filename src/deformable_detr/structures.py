@@ -20,7 +20,8 @@ Branch = Literal["decoder", "encoder", "denoising", "one_to_many"]
 """The sets of predictions that are trained; the last two exist in training alone."""
 
 
-@dataclass(frozen=True)
+# What goes into the network or comes out of it is not frozen: Lightning casts a copy of it in place, field by field.
+@dataclass
 class ImageBatch:
     """Images of different sizes, padded at the right and the bottom to one canvas."""
 
@@ -92,7 +93,7 @@ class ImageBatch:
         return self.images.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
     """The ground truth of one image."""
 
@@ -200,7 +201,7 @@ class FlatFeatures(Geometry):
     """`[B, S, C]`"""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Predictions:
     """Predictions for a batch, of every decoder layer; those of the last layer, `[-1]`, are the model's."""
 

@@ -1,4 +1,4 @@
-"""LabelMe and CreateML become COCO datasets; what cannot be converted is said."""
+"""Other formats become COCO datasets; what cannot be converted is said."""
 
 import json
 
@@ -61,13 +61,126 @@ def test_createml(images, tmp_path):
 def test_what_cannot_be_converted(images, tmp_path):
     with pytest.raises(ValueError, match="no known format"):
         convert_dataset(images, tmp_path / "out")
-    (images / "via.json").write_text('{"_via_img_metadata": {}}')
-    with pytest.raises(ValueError, match="format VIA: not read here; export it as COCO"):
+    (images / "some.json").write_text('{"objects": [], "size": {}, "tags": []}')
+    with pytest.raises(ValueError, match="format Supervisely: not read here; export it as COCO"):
         convert_dataset(images, tmp_path / "out")
-    (images / "via.json").unlink()
+    (images / "some.json").unlink()
     (images / "a.json").write_text(labelme("nowhere.png", RECTANGLE))
     with pytest.raises(FileNotFoundError, match=r"a\.json: its image nowhere\.png is not there"):
         convert_dataset(images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="lies in the dataset itself"):
         convert_dataset(images, images / "out")
+
+
+CAR = [5, 6, 20, 10]  # left, top, width, height in an image of 40 x 20
+SHARES = {"XMin": 5 / 40, "XMax": 25 / 40, "YMin": 6 / 20, "YMax": 16 / 20}
+
+
+def via(names):
+    rect = {"name": "rect", "x": 5, "y": 6, "width": 20, "height": 10}
+    outline = {"name": "polygon", "all_points_x": [5, 25, 9], "all_points_y": [6, 10, 16]}
+    regions: dict[str, object] = {"1.png": [{"shape_attributes": rect, "region_attributes": {"colour": "", "class": "car"}}]}
+    regions["3.png"] = {"0": {"shape_attributes": outline, "region_attributes": {"what": {"car": True, "van": False}}}}
+    return "via.json", json.dumps({name: {"filename": name, "size": 9, "regions": regions.get(name, [])} for name in names})
+
+
+def datumaro(names):
+    found = {"1.png": [{"type": "bbox", "label_id": 1, "bbox": [5, 6, 20, 10]}]}
+    found["3.png"] = [{"type": "polygon", "label_id": 1, "points": [5, 6, 25, 10, 9, 16]}]
+    items = [{"id": name[0], "annotations": found.get(name, []), "image": {"path": name}} for name in names]
+    labels = {"label": {"labels": [{"name": "van"}, {"name": "car"}]}}
+    return "default.json", json.dumps({"info": {}, "categories": labels, "items": items})
+
+
+def fiftyone(names):
+    box = {"_cls": "Detection", "label": "car", "bounding_box": [5 / 40, 6 / 20, 20 / 40, 10 / 20]}
+    samples = [
+        {"filepath": f"data/{name}", "ground_truth": {"_cls": "Detections", "detections": [box] if name != "2.png" else []}}
+        for name in names
+    ]
+    return "samples.json", json.dumps({"samples": samples})
+
+
+def table(columns, rows):
+    return "\n".join([",".join(columns), *(",".join(str(row[column]) for column in columns) for row in rows)])
+
+
+def open_images(names):
+    rows = [{"ImageID": name[0], "LabelName": "/m/0k4j", **SHARES, "IsGroupOf": 0} for name in names if name != "2.png"]
+    return "boxes.csv", table(["ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"], rows)
+
+
+def tensorflow(names):
+    box = {"xmin": 5, "ymin": 6, "xmax": 25, "ymax": 16, "width": 40, "height": 20, "class": "car"}
+    rows = [{**box, "filename": name} for name in names if name != "2.png"]
+    return "labels.csv", table(["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"], rows)
+
+
+@pytest.mark.parametrize("write", [via, datumaro, fiftyone, open_images, tensorflow], ids=lambda write: write.__name__)
+def test_other_formats(images, tmp_path, write):
+    """Splits by folder; the second image of train has no object."""
+    Image.new("RGB", (40, 20), "blue").save(images / "val" / "3.png")
+    for split, names in (("train", ("1.png", "2.png")), ("val", ("1.png", "3.png"))):
+        name, text = write(names)
+        (images / split / name).write_text(text)
+    (images / "class-descriptions.csv").write_text("/m/0k4j,car\n/m/01g317,Person\n")
+    lines = convert_dataset(images, tmp_path / "out")
+    rows = write in (open_images, tensorflow)  # one per box, so that an image without boxes is in none
+    assert lines[1:] == ["val: 2 images, 2 boxes", *(["left out: 1 images that no annotation speaks of"] if rows else [])]
+    dataset = open_dataset(tmp_path / "out")
+    assert len(dataset.split("train").paths) == (1 if rows else 2)
+    for split, count in (("train", 1), ("val", 2)):
+        found = dataset.split(split).check().annotations
+        assert found.boxes.round(3).tolist() == [CAR] * count
+        assert found.categories.names[found.labels[0]] == "car"
+
+
+def test_kitti(tmp_path):
+    root, colours = tmp_path / "kitti", {"training/image_2": "red"}
+    for folder in ("training/image_2", "training/image_3", "testing/image_2", "training/label_2"):
+        (root / folder).mkdir(parents=True)
+        for name in ("000000", "000001") if "image" in folder else ():
+            Image.new("RGB", (40, 20), colours.get(folder, "blue")).save(root / folder / f"{name}.png")
+    rest = "1.5 1.6 3.9 -16.5 2.4 58.5 1.6"
+    (root / "training/label_2/000000.txt").write_text(
+        f"Car 0.00 0 1.85 5.00 6.00 25.00 16.00 {rest}\nDontCare -1 -1 -10 1 1 2 2 {rest}\n"
+    )
+    (root / "training/label_2/000001.txt").write_text("")
+    assert convert_dataset(root, tmp_path / "out") == [
+        "train: 2 images, 1 boxes",
+        "left out: 4 images that no annotation speaks of",
+    ]
+    found = open_dataset(tmp_path / "out").split("train").check()
+    assert found.annotations.boxes.tolist() == [CAR]
+    assert found.annotations.categories.names == ("Car",)
+    with Image.open(found.paths[0]) as image:
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    (root / "training/label_2/000001.txt").write_text("Car 0.00 0 1.85 5.00")
+    with pytest.raises(ValueError, match=r"000001\.txt: a line of KITTI has 15 words"):
+        convert_dataset(root, tmp_path / "other")
+
+
+def test_what_the_readers_do_not_guess(images, tmp_path):
+    def fails(name, text, message):
+        (images / "train" / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            convert_dataset(images, tmp_path / "out")
+        (images / "train" / name).unlink()
+
+    def region(shape, **attributes):
+        return json.dumps(
+            {"1.png": {"filename": "1.png", "regions": [{"shape_attributes": shape, "region_attributes": attributes}]}}
+        )
+
+    fails(
+        "via.json", region({"name": "point", "cx": 1, "cy": 1}, label="car"), r"via\.json: a region of the shape 'point' has no box"
+    )
+    fails("via.json", region({"name": "rect"}, a="x", b="y"), "which of the attributes a, b is the class")
+    fails("via.json", region({"name": "rect"}, label=""), "names no class")
+    fails("via.json", region({"name": "rect", "x": 1}, label="car"), r"via\.json: the entry 'y' is missing")
+    fails(
+        "t.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,car,5,6,nan,16", r"1\.png: a box of 'car' is no box"
+    )
+    fails("t.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,car,5", r"t\.csv: ")
+    assert not (tmp_path / "out").exists()

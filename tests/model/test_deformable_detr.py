@@ -1,5 +1,7 @@
 """The whole network: shapes, padding, precision, gradients, odd batches."""
 
+import copy
+import dataclasses
 from typing import cast
 
 import pytest
@@ -180,3 +182,22 @@ def test_batch_of_tensors_with_one_mask():
 def test_bad_images(images, message):
     with pytest.raises(ValueError, match=message):
         build("plain")(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_frameworks_may_cast_inputs_and_predictions(dtype):
+    """Lightning's `bf16-true` and `64-true`: other default, weights and inputs, and the fields of a copy of the results are set anew."""
+    model, image = build("tiny").eval(), torch.randn(3, 64, 80)
+    with torch.no_grad():
+        exact = model([image])
+        batch = copy.deepcopy(ImageBatch.from_images([image]))
+        batch.images = batch.images.to(dtype)
+        torch.set_default_dtype(dtype)
+        try:
+            found = copy.deepcopy(model.to(dtype)(batch))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for field in dataclasses.fields(found):
+        if isinstance(value := getattr(found, field.name), torch.Tensor):
+            setattr(found, field.name, value.to(torch.float32))
+    torch.testing.assert_close(found.logits, exact.logits, rtol=0, atol=0.2 if dtype == torch.bfloat16 else 1e-4)

@@ -108,8 +108,8 @@ WRITERS: dict[str, Callable[[Path, DeformableDETR, Report], None]] = {
 @torch.inference_mode()
 def _effect_of_neck_bias(model: DeformableDETR) -> str:
     """How far the outputs move on an image of noise when the biases go."""
-    image = torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(0))
-    batch = ImageBatch(image, torch.zeros(1, 256, 320, dtype=torch.bool))
+    image = torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    batch = ImageBatch(image, torch.zeros(1, 256, 320, dtype=torch.bool, device="cpu"))
     other = copy.deepcopy(model).eval()
     before = other(batch)
     for name in mmdet.neck_bias_names(other.state_dict()):

@@ -53,7 +53,7 @@ def _add_counters(weights: Weights, expected: dict[str, Tensor]) -> None:
     """Trained batch norms count their batches; other layouts leave the number out, and it changes nothing."""
     for name in expected:
         if name.endswith("num_batches_tracked") and name not in weights.tensors:
-            weights.tensors[name] = torch.zeros((), dtype=torch.long)
+            weights.tensors[name] = torch.zeros((), dtype=torch.int64, device="cpu")
 
 
 def _problems(weights: Weights, expected: dict[str, Tensor]) -> list[str]:

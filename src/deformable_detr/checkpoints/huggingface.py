@@ -177,7 +177,7 @@ def _compare_outputs(folder: Path, model: DeformableDETR, report: Report) -> Non
 @torch.inference_mode()
 def _largest_difference(theirs: nn.Module, model: DeformableDETR) -> float:
     """Distance to the nearest of the other's detections, for the worst but one in twenty; scores and shares of the image."""
-    image = torch.randn(1, 3, 384, 512, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 3, 384, 512, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     training = model.training
     outputs, predictions = theirs(image), model.eval()(ImageBatch.from_images(list(image)))
     model.train(training)

@@ -138,7 +138,7 @@ def add_neck_biases(weights: Weights) -> None:
         weight, bias = f"neck.projections.{level}.0.weight", f"neck.projections.{level}.0.bias"
         if weight in weights.tensors and bias not in weights.tensors:
             weights.report.missing.append(f"{weights.named(bias)} (zeros: the same outputs)")
-            weights.tensors[bias] = torch.zeros(len(weights.tensors[weight]))
+            weights.tensors[bias] = weights.tensors[weight].new_zeros(len(weights.tensors[weight]))
 
 
 def write(path: Path, model: DeformableDETR, report: Report, *, neck_bias: bool = True) -> None:

@@ -25,7 +25,7 @@ EXAMPLES = """\
   deformable-detr doctor my_data --html doctor.html              with images of the worst cases
   deformable-detr doctor my_data/data.yaml --json doctor.json --strict
   deformable-detr doctor my_data --fix my_data_repaired          a repaired copy, in COCO format
-  deformable-detr doctor labelme_data --convert my_data          a COCO dataset of LabelMe or CreateML annotations
+  deformable-detr doctor labelme_data --convert my_data          a COCO dataset of LabelMe, VIA, KITTI, … annotations
 """
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -52,7 +52,7 @@ class DoctorOptions:
     """Write a repaired copy to this folder, which must be empty or new. The original stays as it is."""
 
     convert: str | None = None
-    """Only write a COCO dataset to this folder (empty or new), of LabelMe or CreateML annotations."""
+    """Only write a COCO dataset to this folder (empty or new), made of another format that is known."""
 
     num_queries: int = 300
     """Queries of the network that is to be trained: images with more objects are reported."""

@@ -232,8 +232,8 @@ class SetCriterion(nn.Module):
             return {kind: torch.cat([losses[kind] for losses in layers]) for kind in LOSS_KINDS}
         logits, boxes = at_least_float32(logits), at_least_float32(boxes)
         flat = FlatTargets.from_targets(targets, boxes.device, boxes.dtype)
-        layers = torch.arange(len(logits), device=logits.device)[:, None]  # [N, 1], against [M] and [N, M]
-        starts = torch.tensor([0, *flat.counts[:-1]], device=logits.device).cumsum(0)
+        layers = torch.arange(len(logits), dtype=torch.int64, device=logits.device)[:, None]  # [N, 1], against [M] and [N, M]
+        starts = torch.tensor([0, *flat.counts[:-1]], dtype=torch.int64, device=logits.device).cumsum(0)
         objects = starts[matching.images] + matching.objects  # [N, M] within the whole batch
         at = layers, matching.images, matching.queries
         positive = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
@@ -250,7 +250,7 @@ class SetCriterion(nn.Module):
 
     def _num_boxes(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """Objects per process, averaged over all processes, so that their losses average to the loss of the whole batch."""
-        count = torch.tensor(float(sum(len(target) for target in targets)), device=device)
+        count = torch.tensor(float(sum(len(target) for target in targets)), dtype=torch.float32, device=device)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(count)
             count = count / distributed.get_world_size()

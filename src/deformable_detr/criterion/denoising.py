@@ -30,9 +30,10 @@ class DenoisingMatcher(nn.Module):
         del boxes
         num_layers, _, num_queries, _ = logits.shape
         groups = self._num_groups(num_queries, targets, source)
-        starts = torch.arange(groups)[:, None] * (num_queries // groups)  # [groups, 1]
-        objects = [torch.arange(len(target)) for target in targets]
-        images = torch.cat([torch.full((groups * len(target),), image) for image, target in enumerate(targets)])
+        whole = {"dtype": torch.int64, "device": logits.device}
+        starts = torch.arange(groups, **whole)[:, None] * (num_queries // groups)  # [groups, 1]
+        objects = [torch.arange(len(target), **whole) for target in targets]
+        images = torch.cat([torch.full((groups * len(target),), image, **whole) for image, target in enumerate(targets)])
         queries = torch.cat([(starts + of_image).flatten() for of_image in objects])
         repeated = torch.cat([of_image.repeat(groups) for of_image in objects])
         pairs = torch.stack((images, queries, repeated)).to(logits.device)

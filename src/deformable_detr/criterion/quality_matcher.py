@@ -81,7 +81,7 @@ class QualityMatcher(nn.Module):
         positive = (best >= self.threshold).scatter(1, quality.argmax(2), True)
         counts = torch.zeros_like(quality[..., 0]).scatter_add(1, nearest, positive.to(quality.dtype))  # [N, T]
         ranked = quality.topk(min(self.copies, num_queries), dim=2).indices  # [N, T, K]
-        kept = torch.arange(ranked.shape[2], device=quality.device) < counts[..., None]
+        kept = torch.arange(ranked.shape[2], dtype=torch.int64, device=quality.device) < counts[..., None]
         wanted = torch.zeros_like(quality, dtype=torch.bool).scatter(2, ranked, kept)
         highest, objects = quality.masked_fill(~wanted, -1.0).max(1)
         return objects.masked_fill(highest < 0, -1)

@@ -14,6 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from deformable_detr.data.chance import integer, uniform
+
 SMALLEST_SHARE = 0.2
 """Boxes that a cut or an object pasted over them leaves less than this share of their area are no targets any more."""
 
@@ -54,7 +56,7 @@ class HueJitter(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the angle, in 256ths of the circle."""
-        return {"shift": round(256 * self.strength * (2 * float(torch.rand(())) - 1)) if self.strength else 0}
+        return {"shift": round(256 * uniform(-self.strength, self.strength)) if self.strength else 0}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Turn an image `[3, H, W]`; boxes stay."""
@@ -87,11 +89,11 @@ class ScaleJitter(v2.Transform):
         """Draw the window that is cut out of the image, the size it is resized to, and what is laid around it."""
         height, width = v2.query_size(flat_inputs)
         new_height, new_width = self.resize.make_params(flat_inputs)["size"]
-        scale = self.low + (self.high - self.low) * float(torch.rand(()))
+        scale = uniform(self.low, self.high)
         window = [max(1, round(side / max(scale, 1))) for side in (height, width)]
-        top, left = (_draw_offset(side - part) for side, part in zip((height, width), window, strict=True))
+        top, left = (integer(0, side - part + 1) for side, part in zip((height, width), window, strict=True))
         size = [max(1, round(side * min(scale, 1))) for side in (new_height, new_width)]
-        above, before = (_draw_offset(side - part) for side, part in zip((new_height, new_width), size, strict=True))
+        above, before = (integer(0, side - part + 1) for side, part in zip((new_height, new_width), size, strict=True))
         return {
             "window": (top, left, *window),
             "size": size,
@@ -112,7 +114,3 @@ def kept_share(before: Tensor, after: Tensor) -> Tensor:
     """`[T]` the share of their area that boxes `[T, 4]` xyxy have kept; 0 for those that had none."""
     areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1) for boxes in (before, after)]
     return (areas[1] / areas[0]).nan_to_num(0.0, posinf=0.0).as_subclass(Tensor)
-
-
-def _draw_offset(room: int) -> int:
-    return int(torch.randint(room + 1, ()))

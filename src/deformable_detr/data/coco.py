@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deformable_detr.boxes import xyxy_to_cxcywh
+from deformable_detr.boxes import pixels_of, xyxy_to_cxcywh
 from deformable_detr.categories import Categories
 from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.data.annotations import target_annotations
@@ -129,7 +129,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         found = self._annotations
         height, width = (int(side) for side in found.image_sizes[index])
         rows = slice(int(found.first_box[index]), int(found.first_box[index + 1]))
-        boxes = torch.from_numpy(found.boxes[rows]) / torch.tensor([width, height, width, height])
+        boxes = torch.from_numpy(found.boxes[rows]) / pixels_of((height, width))
         return Target(xyxy_to_cxcywh(boxes), torch.from_numpy(found.labels[rows].copy()), found.image_ids[index], (height, width))
 
     def image(self, index: int) -> Tensor:

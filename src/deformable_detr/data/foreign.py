@@ -8,10 +8,10 @@ from pathlib import Path
 from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.yolo import looks_like_labels
 
-__all__ = ["IMPORTABLE", "advice", "json_format", "name_format", "recognise"]
+__all__ = ["IMPORTABLE", "advice", "files_of", "name_format", "recognise"]
 
-IMPORTABLE = ("LabelMe", "CreateML")
-"""What :mod:`~deformable_detr.data.importing` reads, through supervision."""
+IMPORTABLE = (*("LabelMe", "CreateML", "VIA", "Datumaro", "FiftyOne", "KITTI"), *("Open Images CSV", "TensorFlow CSV", "VoTT CSV"))
+"""What :mod:`~deformable_detr.data.importing` reads."""
 
 JSON_KEYS = {
     "LabelMe": {"shapes", "imagePath"},
@@ -48,15 +48,13 @@ def advice(kind: str, root: Path) -> str:
 
 def recognise(index: FileIndex) -> str | None:
     """`LabelMe`, `VIA`, `KITTI` and others, by looking into a few files; None where nothing is known."""
-    for path in index.select(".json")[:MOST_FILES]:
-        if kind := json_format(path):
-            return kind
-    for path in index.select(".csv")[:MOST_FILES]:
-        if kind := _csv_format(path):
-            return kind
+    for suffix in (".json", ".csv"):
+        for path in index.select(suffix)[:MOST_FILES]:
+            if kind := _file_format(path):
+                return kind
     if any(CVAT.search(_head(path)) for path in index.select(".xml")[:MOST_FILES]):
         return "CVAT"
-    if any(KITTI.match(_head(path).decode("utf-8", "replace").partition("\n")[0]) for path in index.select(".txt")[:MOST_FILES]):
+    if any(map(_is_kitti, index.select(".txt")[:MOST_FILES])):
         return "KITTI"
     if index.select(".tfrecord", ".record"):
         return "TFRecord"
@@ -65,7 +63,23 @@ def recognise(index: FileIndex) -> str | None:
     return None
 
 
-def json_format(path: Path) -> str | None:
+def files_of(kind: str, index: FileIndex) -> list[Path]:
+    """The annotation files of a format that is imported; of KITTI all label files of a folder, those without objects, too."""
+    if kind == "KITTI":
+        folders = {path.parent for path in index.select(".txt") if _is_kitti(path)}
+        return [path for path in index.select(".txt") if path.parent in folders]
+    return [path for path in index.select(".csv" if kind.endswith("CSV") else ".json") if _file_format(path) == kind]
+
+
+def _file_format(path: Path) -> str | None:
+    return _csv_format(path) if path.suffix.lower() == ".csv" else _json_format(path)
+
+
+def _is_kitti(path: Path) -> bool:
+    return KITTI.match(_head(path).decode("utf-8", "replace").partition("\n")[0]) is not None
+
+
+def _json_format(path: Path) -> str | None:
     """The format of one JSON file; None for COCO and what is not known."""
     try:
         record = json.loads(path.read_bytes().decode("utf-8-sig"))

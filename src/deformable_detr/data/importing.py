@@ -1,21 +1,24 @@
-"""`doctor --convert`: a COCO dataset made of a format that supervision reads: LabelMe, CreateML."""
+"""`doctor --convert`: a COCO dataset made of another format. LabelMe and CreateML are read by supervision, the others here."""
 
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from deformable_detr.data.annotation_file import Record, read_json
 from deformable_detr.data.doctor.repair import check_output
-from deformable_detr.data.file_index import FileIndex, path_role, slashed
-from deformable_detr.data.foreign import IMPORTABLE, advice, json_format, recognise
+from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
+from deformable_detr.data.foreign import IMPORTABLE, advice, files_of, recognise
+from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.files import write_json
 
 __all__ = ["convert_dataset"]
 
-Loaded = dict[str, list[tuple[str, tuple[float, float, float, float]]]]
-"""Image file → class name and (left, top, right, bottom) in pixels of each object."""
+Loaded = dict[str, list[ForeignObject]]
+"""Image file → its objects."""
 
 
 def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
@@ -28,7 +31,7 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
         output_dir: a folder that is empty or not there yet, outside the dataset.
 
     Returns:
-        What was written, a sentence per split.
+        What was written, a sentence per split, and how many images no annotation speaks of.
 
     Raises:
         FileExistsError: the output folder has something in it.
@@ -44,53 +47,68 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
     if kind not in IMPORTABLE:
         raise ValueError(f"{root}: {f'annotations in the format {kind}: {advice(kind, root)}' if kind else 'no known format'}")
     parts: dict[str, Loaded] = {}
-    for file in index.select(".json"):
-        if json_format(file) == kind:
-            loaded = parts.setdefault(path_role(index.relative(file)) or "all", {})
-            for path, objects in _load(kind, file, index).items():
-                loaded.setdefault(path, []).extend(objects)
-    names = sorted({name for loaded in parts.values() for objects in loaded.values() for name, _ in objects})
+    for file in files_of(kind, index):
+        for image in _read(kind, file, index):
+            own = path_role(index.relative(file)) or split_role(file.stem)
+            path = _locate(image, file, index, own)
+            split = (image.split and split_role(image.split)) or own or path_role(index.relative(path)) or "all"
+            parts.setdefault(split, {}).setdefault(path, []).extend(image.objects)
+    names = sorted({one.name for loaded in parts.values() for objects in loaded.values() for one in objects})
     records = {split: _record(loaded, names) for split, loaded in parts.items()}
+    unused = len(set(index.images).difference(*parts.values()))
     for split, record in records.items():
         _place(record, out / split)
         write_json(out / "annotations" / f"instances_{split}.json", record)
-    return [f"{split}: {len(record['images'])} images, {len(record['annotations'])} boxes" for split, record in records.items()]
+    lines = [f"{split}: {len(record['images'])} images, {len(record['annotations'])} boxes" for split, record in records.items()]
+    return [*lines, f"left out: {unused} images that no annotation speaks of"] if unused else lines
 
 
-def _load(kind: str, file: Path, index: FileIndex) -> Loaded:
-    """One file through supervision, in a folder of its own, as its readers take all files of a folder and fail for all at one."""
+def _read(kind: str, file: Path, index: FileIndex) -> Iterator[ForeignImage]:
+    try:
+        yield from READERS[kind](file, index) if kind in READERS else _through_supervision(kind, file)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        what = f"the entry {error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file}: {what}") from error
+
+
+def _locate(image: ForeignImage, file: Path, index: FileIndex, role: str | None) -> str:
+    places, _, reasons = index.locate_images([image.name], [file.parent, index.root], role)
+    if not Path(places[0]).is_file():
+        raise FileNotFoundError(f"{file}: its image {image.name} {reasons.get(0, 'is not there')}")
+    return places[0]
+
+
+def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
+    """One file, in a folder of its own, as supervision's readers take all files of a folder and fail for all at one."""
     import tempfile
 
     import supervision as sv
 
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(file, folder)
-        try:
-            if kind == "LabelMe":
-                found = sv.DetectionDataset.from_labelme(str(file.parent), folder)
-            else:
-                found = sv.DetectionDataset.from_createml(str(file.parent), str(Path(folder, file.name)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: {error}") from error
-    named = [slashed(str(read_json(file)["imagePath"]))] if kind == "LabelMe" else []
-    loaded: Loaded = {}
+        if kind == "LabelMe":
+            found = sv.DetectionDataset.from_labelme(str(file.parent), folder)
+        else:
+            found = sv.DetectionDataset.from_createml(str(file.parent), str(Path(folder, file.name)))
+    named = slashed(str(read_json(file)["imagePath"])) if kind == "LabelMe" else None
     for path, detections in found.annotations.items():
-        name = named[0] if named else PurePosixPath(slashed(path)).name
-        places, _, _ = index.locate_images([name], [file.parent], path_role(index.relative(file)))
-        if not Path(places[0]).is_file():
-            raise FileNotFoundError(f"{file}: its image {name} is not there")
         classes = [found.classes[int(number)] for number in ([] if detections.class_id is None else detections.class_id)]
         boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in detections.xyxy.tolist()]
-        loaded.setdefault(places[0], []).extend(zip(classes, boxes, strict=True))
-    return loaded
+        objects = [ForeignObject(*one) for one in zip(classes, boxes, strict=True)]
+        yield ForeignImage(named or PurePosixPath(slashed(path)).name, objects)
 
 
 def _record(loaded: Loaded, names: list[str]) -> Record:
     record = empty_record(dict(enumerate(names)))
     for path, objects in loaded.items():
-        add_image(record, path, read_size(path))
-        for name, box in objects:
-            add_box(record, names.index(name), box)
+        height, width = read_size(path)
+        add_image(record, path, (height, width))
+        for one in objects:
+            scale = (width, height, width, height) if one.normalised else (1, 1, 1, 1)
+            left, top, right, bottom = (number * factor for number, factor in zip(one.box, scale, strict=True))
+            if not all(map(math.isfinite, (left, top, right, bottom))):
+                raise ValueError(f"{path}: a box of {one.name!r} is no box: {one.box}")
+            add_box(record, names.index(one.name), (left, top, right, bottom), one.crowd)
     return record
 
 

@@ -3,7 +3,6 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from deformable_detr.data.annotation_file import Record
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import read_size
+from deformable_detr.pipeline import ordered_map
 
 __all__ = ["ForeignLayout", "Layout", "add_box", "add_image", "empty_record", "fault", "read_sizes", "relative_name"]
 
@@ -94,8 +94,7 @@ def read_sizes(paths: Iterable[Path]) -> list[tuple[int, int] | Exception]:
         except (OSError, ValueError) as error:
             return error
 
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(size, paths))
+    return [done.result() for _, done in ordered_map(size, paths, num_threads=8, limit=256, name="sizes")]
 
 
 def fault(where: str | Path, what: str) -> Item:

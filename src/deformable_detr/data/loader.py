@@ -150,7 +150,7 @@ class TrainingSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         generator = torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator)
+        order = torch.randperm(self.length, generator=generator, dtype=torch.int64, device="cpu")
         step = self.batch_size * self.world_size
         order = order.repeat(-(-step // self.length))[: self.batches * step] if self.length < step else order[: self.batches * step]
         mine = order.view(self.batches, self.world_size, self.batch_size)[self.skip_batches :, self.rank]  # [batches, B]

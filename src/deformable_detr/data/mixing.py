@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from deformable_detr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of, xyxy_to_cxcywh
 from deformable_detr.data.augmentations import SMALLEST_SHARE, kept_share
+from deformable_detr.data.chance import happens, integer, uniform
 from deformable_detr.structures import Target
 
 ReadImage = Callable[[int], tuple[Tensor, Target]]
@@ -43,7 +44,7 @@ class Scene:
     @classmethod
     def from_target(cls, image: Tensor, target: Target) -> Self:
         """The image of a dataset, whose target has boxes in [0, 1]."""
-        return cls(image, cxcywh_to_xyxy(target.boxes).reshape(-1, 4) * _scale(image), target.labels)
+        return cls(image, cxcywh_to_xyxy(target.boxes).reshape(-1, 4) * pixels_of(image.shape[1:]), target.labels)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,19 +81,19 @@ class Mixing:
         """
 
         def partner() -> Scene:
-            return Scene.from_target(*read(int(torch.randint(length, ()))))
+            return Scene.from_target(*read(integer(0, length)))
 
         image, target = read(index)
         scene = original = Scene.from_target(image, target)
-        if _happens(self.mosaic):
+        if happens(self.mosaic):
             scene = make_mosaic([scene, partner(), partner(), partner()])
-        if _happens(self.copy_paste):
+        if happens(self.copy_paste):
             scene = paste_objects(scene, partner())
-        if _happens(self.mixup):
+        if happens(self.mixup):
             scene = mix_up(scene, partner())
         if scene is original:
             return image, target
-        boxes = xyxy_to_cxcywh(scene.boxes / _scale(scene.image))
+        boxes = xyxy_to_cxcywh(scene.boxes / pixels_of(scene.size))
         return scene.image, Target(boxes, scene.labels, target.image_id, scene.size)
 
 
@@ -106,16 +107,16 @@ def make_mosaic(scenes: Sequence[Scene]) -> Scene:
         scenes: upper left, upper right, lower left, lower right.
     """
     height, width = scenes[0].size
-    y, x = (max(1, min(side - 1, round(side * _uniform(*MIDDLE)))) for side in (height, width))
+    y, x = (max(1, min(side - 1, round(side * uniform(*MIDDLE)))) for side in (height, width))
     canvas = scenes[0].image.new_empty(3, height, width)
     parts = []
     for scene, (top, left, bottom, right) in zip(
         scenes, [(0, 0, y, x), (0, x, y, width), (y, 0, height, x), (y, x, height, width)], strict=True
     ):
         smallest, largest = (max(h / scene.size[0], w / scene.size[1]) for h, w in ((bottom - top, right - left), (height, width)))
-        part = _window(scene, (bottom - top, right - left), smallest * (largest / smallest) ** _uniform(0, 1))
+        part = _window(scene, (bottom - top, right - left), smallest * (largest / smallest) ** uniform(0, 1))
         canvas[:, top:bottom, left:right] = part.image
-        parts.append(replace(part, boxes=part.boxes + torch.tensor([left, top, left, top])))
+        parts.append(replace(part, boxes=part.boxes + part.boxes.new_tensor([left, top, left, top])))
     return Scene(canvas, torch.cat([part.boxes for part in parts]), torch.cat([part.labels for part in parts]))
 
 
@@ -127,7 +128,8 @@ def mix_up(scene: Scene, other: Scene) -> Scene:
     height, width = scene.size
     cover = max(height / other.size[0], width / other.size[1])
     part = _window(other, scene.size, cover)
-    share = float(torch.distributions.Beta(MIXUP_SHAPE, MIXUP_SHAPE).sample())
+    shape = torch.tensor(MIXUP_SHAPE, dtype=torch.float32, device="cpu")
+    share = float(torch.distributions.Beta(shape, shape).sample())
     image = (scene.image * share + part.image * (1 - share)).round().to(torch.uint8)
     return Scene(image, torch.cat((scene.boxes, part.boxes)), torch.cat((scene.labels, part.labels)))
 
@@ -138,17 +140,17 @@ def paste_objects(scene: Scene, other: Scene) -> Scene:
     An object is the content of its box, about as large in proportion to the image as in its own. What it hides of earlier objects
     is cut off from their boxes.
     """
-    count = min(len(other.labels), 1 + int(torch.randint(MOST_PASTED, ())))
+    count = min(len(other.labels), 1 + integer(0, MOST_PASTED))
     image, places = scene.image.clone(), []
-    layers = torch.zeros(scene.size, dtype=torch.uint8)  # [H, W] which pasted object is on top; 0: the image itself
-    chosen = torch.randperm(len(other.labels))[:count]
+    layers = scene.image.new_zeros(scene.size)  # [H, W] which pasted object is on top; 0: the image itself
+    chosen = torch.randperm(len(other.labels), dtype=torch.int64, device=other.labels.device)[:count]
     for number, index in enumerate(chosen.tolist(), 1):
         left, top, right, bottom = _whole_pixels(other.boxes[index])
         x, y, crop = _placed(scene, other, other.image[:, top:bottom, left:right])
         image[:, y : y + crop.shape[1], x : x + crop.shape[2]] = crop
         layers[y : y + crop.shape[1], x : x + crop.shape[2]] = number
         places.append([x, y, x + crop.shape[2], y + crop.shape[1]])
-    boxes = torch.cat((scene.boxes, torch.tensor(places, dtype=torch.float32).reshape(-1, 4)))
+    boxes = torch.cat((scene.boxes, scene.boxes.new_tensor(places).reshape(-1, 4)))
     labels = torch.cat((scene.labels, other.labels[chosen]))
     owners = [0] * len(scene.labels) + list(range(1, count + 1))
     return _what_is_seen(Scene(image, boxes, labels), layers, owners)
@@ -156,10 +158,10 @@ def paste_objects(scene: Scene, other: Scene) -> Scene:
 
 def _placed(scene: Scene, other: Scene, crop: Tensor) -> tuple[int, int, Tensor]:
     """Where an object `[3, h, w]` of another image goes, (x, y) of its corner, and the object at its new size."""
-    factor = min(side / of for side, of in zip(scene.size, other.size, strict=True)) * _uniform(*PASTE_SCALE)
+    factor = min(side / of for side, of in zip(scene.size, other.size, strict=True)) * uniform(*PASTE_SCALE)
     factor = min(factor, *(LARGEST_PASTED * room / side for room, side in zip(scene.size, crop.shape[1:], strict=True)))
     height, width = (max(1, round(side * factor)) for side in crop.shape[1:])
-    y, x = (int(torch.randint(room - side + 1, ())) for room, side in zip(scene.size, (height, width), strict=True))
+    y, x = (integer(0, room - side + 1) for room, side in zip(scene.size, (height, width), strict=True))
     return x, y, _resized(crop, (height, width))
 
 
@@ -180,7 +182,7 @@ def _what_is_seen(scene: Scene, layers: Tensor, owners: Sequence[int]) -> Scene:
         keep.append(number)
         if not visible.all():
             columns, rows = (visible.any(dim=axis).nonzero().flatten() for axis in (0, 1))
-            seen = torch.tensor([left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1])
+            seen = boxes.new_tensor([left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1])
             boxes[number] = torch.cat((box[:2].maximum(seen[:2]), box[2:].minimum(seen[2:])))
     return Scene(scene.image, boxes[keep], scene.labels[keep])
 
@@ -196,31 +198,16 @@ def _window(scene: Scene, size: tuple[int, int], factor: float) -> Scene:
     The factor must be large enough for the image to fill `size`; it may be off by the rounding to whole pixels.
     """
     window = [min(room, max(1, round(side / factor))) for room, side in zip(scene.size, size, strict=True)]
-    top, left = (int(torch.randint(room - side + 1, ())) for room, side in zip(scene.size, window, strict=True))
+    top, left = (integer(0, room - side + 1) for room, side in zip(scene.size, window, strict=True))
     image = _resized(scene.image[:, top : top + window[0], left : left + window[1]], size)
-    limits = torch.tensor([window[1], window[0], window[1], window[0]])
-    shifted = scene.boxes - torch.tensor([left, top, left, top])
+    limits = scene.boxes.new_tensor([window[1], window[0], window[1], window[0]])
+    shifted = scene.boxes - scene.boxes.new_tensor([left, top, left, top])
     cut = shifted.clamp(min=0).minimum(limits)
     keep = kept_share(shifted, cut) >= SMALLEST_SHARE
-    return Scene(image, cut[keep] * (_scale(image) / limits), scene.labels[keep])
+    return Scene(image, cut[keep] * (pixels_of(image.shape[1:]) / limits), scene.labels[keep])
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """`[3, H, W]` at another (height, width): bilinear with antialias."""
     same = tuple(image.shape[1:]) == size
     return image if same else F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
-
-
-def _scale(image: Tensor) -> Tensor:
-    """`[4]` (width, height, width, height)."""
-    height, width = image.shape[1:]
-    return torch.tensor([width, height, width, height], dtype=torch.float32)
-
-
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(()))
-
-
-def _happens(probability: float) -> bool:
-    """Draw; a probability of 0 draws nothing."""
-    return probability > 0 and float(torch.rand(())) < probability

@@ -4,7 +4,6 @@ Shape and hue together make the class. Every image depends only on (seed, split,
 changing the earlier ones.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.random import Generator
+
+from deformable_detr.files import atomic_folder, write_json
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 SUPERSAMPLING = 4
@@ -54,7 +55,8 @@ def generate_scenes(output_dir: str | Path, *, train: int, val: int, image_size:
     that, which may overlap; some are empty. Boxes are exact: the outermost pixels of each drawn object, hidden or not.
 
     Args:
-        output_dir: written to: `annotations/instances_{train,val}.json`, `train/`, `val/`. Files of that name are replaced.
+        output_dir: written to: `annotations/instances_{train,val}.json`, `train/`, `val/`. Files of that name are
+            replaced, a split's when all of its images are drawn.
         train: number of training images.
         val: number of validation images.
         image_size: usual side of an image in pixels.
@@ -71,11 +73,10 @@ def generate_scenes(output_dir: str | Path, *, train: int, val: int, image_size:
     if image_size < 32:
         raise ValueError(f"image_size must be at least 32 pixels, not {image_size}")
     root = Path(output_dir)
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
     for stream, (split, count) in enumerate({"train": train, "val": val}.items()):
-        (root / split).mkdir(exist_ok=True)
-        record = _write_split(root / split, count, image_size, (seed, stream))
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(record))
+        with atomic_folder(root / split, merge=True) as folder:
+            record = _write_split(folder, count, image_size, (seed, stream))
+        write_json(root / "annotations" / f"instances_{split}.json", record)
     return root
 
 

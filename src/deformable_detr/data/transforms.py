@@ -12,8 +12,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from deformable_detr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of, xyxy_to_cxcywh
 from deformable_detr.data.augmentations import ColorStrength, ScaleJitter, build_color_jitter
+from deformable_detr.data.chance import happens, integer
 from deformable_detr.structures import Target
 
 Triple = tuple[float, float, float]
@@ -112,10 +113,10 @@ class DetectionTransform:
         if target is None:
             return self.steps(tv_tensors.Image(image)).as_subclass(Tensor), None
         size = image.shape[-2:]
-        pixel_boxes = cxcywh_to_xyxy(target.boxes) * _xyxy_scale(size)
+        pixel_boxes = cxcywh_to_xyxy(target.boxes) * pixels_of(size)
         boxes = tv_tensors.BoundingBoxes(pixel_boxes.reshape(-1, 4), format="XYXY", canvas_size=tuple(size))  # type: ignore[arg-type]
         image, boxes = self.steps(tv_tensors.Image(image), boxes)
-        scale = _xyxy_scale(image.shape[-2:])
+        scale = pixels_of(image.shape[-2:])
         clipped = boxes.as_subclass(Tensor).clamp(min=0).minimum(scale)  # [T, 4]
         keep = ((clipped[:, 2:] - clipped[:, :2]) > SMALLEST_SIDE).all(dim=1)
         new_boxes = xyxy_to_cxcywh(clipped[keep] / scale)
@@ -123,12 +124,6 @@ class DetectionTransform:
 
     def __repr__(self) -> str:
         return f"DetectionTransform({self.steps})"
-
-
-def _xyxy_scale(size: Sequence[int]) -> Tensor:
-    """`[4]` (width, height, width, height) of a (height, width)."""
-    height, width = size
-    return torch.tensor([width, height, width, height], dtype=torch.float32)
 
 
 def resized_size(height: int, width: int, short_side: int, max_long_side: int | None = None) -> tuple[int, int]:
@@ -157,7 +152,7 @@ class ResizeShortSide(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the short side and work out the new size."""
         height, width = v2.query_size(flat_inputs)
-        choice = int(torch.randint(len(self.short_sides), ())) if len(self.short_sides) > 1 else 0
+        choice = integer(0, len(self.short_sides)) if len(self.short_sides) > 1 else 0
         return {"size": resized_size(height, width, self.short_sides[choice], self.max_long_side)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -183,8 +178,8 @@ class RandomSizeCrop(v2.Transform):
         """Draw the window."""
         height, width = v2.query_size(flat_inputs)
         crop_width, crop_height = self._draw_side(width), self._draw_side(height)
-        top = int(torch.randint(height - crop_height + 1, ()))
-        left = int(torch.randint(width - crop_width + 1, ()))
+        top = integer(0, height - crop_height + 1)
+        left = integer(0, width - crop_width + 1)
         return {"top": top, "left": left, "height": crop_height, "width": crop_width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -193,7 +188,7 @@ class RandomSizeCrop(v2.Transform):
 
     def _draw_side(self, side: int) -> int:
         low, high = min(self.smallest, side), min(self.largest, side)
-        return int(torch.randint(low, high + 1, ()))
+        return integer(low, high + 1)
 
 
 class RandomTranspose(v2.Transform):
@@ -207,7 +202,7 @@ class RandomTranspose(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw whether to transpose."""
-        return {"transpose": self.p > 0 and bool(torch.rand(()) < self.p)}
+        return {"transpose": happens(self.p)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Transpose an image `[..., H, W]` or boxes xyxy."""

@@ -132,7 +132,9 @@ def _batch(sizes: Sequence[tuple[int, int]], form: ExportForm, seed: int) -> Ima
 
 
 def _images(sizes: Sequence[tuple[int, int]], form: ExportForm, seed: int) -> Iterator[Tensor]:
-    mean, std = (torch.tensor(values)[:, None, None] for values in (form.metadata.mean, form.metadata.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None] for values in (form.metadata.mean, form.metadata.std)
+    )
     for index, size in enumerate(sizes):
         scene, _ = draw_scene(np.random.default_rng((7, seed, index)))
         pixels = torch.from_numpy(scene).permute(2, 0, 1)[None].float() / 255

@@ -75,7 +75,7 @@ class ExportedNetwork(nn.Module):
             ValueError: an image that the file's fixed or smallest size does not allow.
         """
         sizes = images.image_sizes or _sizes_of(images.padding_mask)
-        logits: list[Tensor] = [torch.empty(0)] * len(sizes)
+        logits: list[Tensor] = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(sizes)
         boxes = list(logits)
         for size in dict.fromkeys(sizes):
             members = [index for index, other in enumerate(sizes) if other == size]

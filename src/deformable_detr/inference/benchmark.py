@@ -99,7 +99,7 @@ def fresh_model(case: Case) -> DeformableDETR:
 def random_images(case: Case) -> torch.Tensor:
     """The input `[B, 3, H, W]` of all implementations."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(case.batch, 3, case.height, case.width, generator=generator)
+    return torch.randn(case.batch, 3, case.height, case.width, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _build(name: str, case: Case, weights: Path, peers: Peers) -> Run:
@@ -137,8 +137,8 @@ def make_targets(case: Case) -> list[Target]:
     generator = torch.Generator().manual_seed(0)
     return [
         Target(
-            boxes=torch.rand(OBJECTS, 4, generator=generator) * 0.2 + 0.4,
-            labels=torch.randint(CLASSES, (OBJECTS,), generator=generator),
+            boxes=torch.rand(OBJECTS, 4, generator=generator, dtype=torch.float32, device="cpu") * 0.2 + 0.4,
+            labels=torch.randint(CLASSES, (OBJECTS,), generator=generator, dtype=torch.int64, device="cpu"),
         )
         for _ in range(case.batch)
     ]

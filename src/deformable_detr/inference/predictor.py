@@ -285,8 +285,9 @@ class Predictor:
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
         if threshold is None and self.metadata.thresholds is not None:
-            return torch.tensor(self.metadata.thresholds)
-        return torch.full((len(self.categories),), DEFAULT_THRESHOLD if threshold is None else threshold)
+            return torch.tensor(self.metadata.thresholds, dtype=torch.float32, device="cpu")
+        lowest = DEFAULT_THRESHOLD if threshold is None else threshold
+        return torch.full((len(self.categories),), lowest, dtype=torch.float32, device="cpu")
 
     def _run(
         self,
@@ -341,7 +342,7 @@ class Predictor:
                 hint = "" if self.precision == "fp32" else f"; try precision='fp32' instead of {self.precision!r}"
                 raise FloatingPointError(f"the model gave non-finite scores or boxes for {name}{hint}")
             if labels is not None:
-                one["labels"] = torch.tensor(labels, device=one["labels"].device)[one["labels"]]
+                one["labels"] = torch.tensor(labels, dtype=torch.int64, device=one["labels"].device)[one["labels"]]
         return [{key: value.cpu() for key, value in one.items()} for one in found]
 
     def _result(self, item: "_Prepared", found: dict[str, Tensor], limits: Tensor) -> Result:

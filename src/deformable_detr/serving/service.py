@@ -77,7 +77,8 @@ class DetectionService:
         """Start the threads, and run one grey image through the model, so that the first client does not wait for it."""
         self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="images", initializer=use_one_core_here)
         try:
-            await asyncio.to_thread(self.predictor.predict, torch.full((3, *self.predictor.example_size), 128, dtype=torch.uint8))
+            grey = torch.full((3, *self.predictor.example_size), 128, dtype=torch.uint8, device="cpu")
+            await asyncio.to_thread(self.predictor.predict, grey)
         except Exception as error:
             logger.warning("the model failed on a grey image, and may fail on others: %s", error)
         self._batcher = Batcher(

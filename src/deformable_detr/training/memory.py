@@ -135,9 +135,9 @@ class Trial:
     def batch(self, size: int) -> tuple[ImageBatch, list[Target]]:
         """`size` grey images, each with as many objects as the fullest image of the dataset."""
         device = self.accelerator.device
-        boxes = torch.full((self.num_objects, 4), 0.5, device=device)
+        boxes = torch.full((self.num_objects, 4), 0.5, dtype=torch.float32, device=device)
         labels = torch.zeros(self.num_objects, dtype=torch.int64, device=device)
-        images = [torch.zeros(3, *self.canvas, device=device) for _ in range(size)]
+        images = [torch.zeros(3, *self.canvas, dtype=torch.float32, device=device) for _ in range(size)]
         return ImageBatch.from_images(images), [Target(boxes, labels) for _ in range(size)]
 
     def fits(self, size: int) -> bool:

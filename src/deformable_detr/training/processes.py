@@ -27,7 +27,7 @@ def mean_over_processes(values: dict[str, float], accelerator: Accelerator) -> d
     """The mean of each number; every process must call this with the same names."""
     if accelerator.num_processes == 1:
         return values
-    local = torch.tensor(list(values.values()), device=accelerator.device)
+    local = torch.tensor(list(values.values()), dtype=torch.float32, device=accelerator.device)
     return dict(zip(values, cast(Tensor, accelerator.reduce(local, "mean")).tolist(), strict=True))
 
 
@@ -35,5 +35,5 @@ def in_any_process(condition: bool, accelerator: Accelerator) -> bool:
     """Whether a condition holds in any process; every process must call this and gets the same result."""
     if accelerator.num_processes == 1:
         return condition
-    flag = torch.tensor(float(condition), device=accelerator.device)
+    flag = torch.tensor(float(condition), dtype=torch.float32, device=accelerator.device)
     return bool(cast(Tensor, accelerator.reduce(flag, "sum")) > 0)

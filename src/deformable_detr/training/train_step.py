@@ -98,7 +98,8 @@ def _boxes_of_step(targets: Sequence[Sequence[Target]], accelerator: Accelerator
     """What the criterion must know of the other batches of a step: the objects of all of them, averaged over the processes."""
     if len(targets) == 1:
         return {}
-    count = torch.tensor(float(sum(len(target) for batch in targets for target in batch)), device=accelerator.device)
+    boxes = sum(len(target) for batch in targets for target in batch)
+    count = torch.tensor(float(boxes), dtype=torch.float32, device=accelerator.device)
     return {"num_boxes": cast(Tensor, accelerator.reduce(count, "mean"))}
 
 

@@ -99,8 +99,8 @@ def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig 
     pixels = denormalised(batch.images[index], data)
     height, width = pixels.shape[1:]
     padding = batch.padding_mask[index]
-    stripes = (torch.arange(height)[:, None] + torch.arange(width)) // STRIPES % 2
-    greys = torch.tensor(STRIPE_GREYS, dtype=torch.uint8)[stripes]  # [H, W]
+    stripes = (np.arange(height)[:, None] + np.arange(width)) // STRIPES % 2
+    greys = torch.from_numpy(np.array(STRIPE_GREYS, np.uint8)[stripes])  # [H, W]
     canvas = torch.where(padding, greys, pixels)
     size = (int((~padding).any(dim=1).sum()), int((~padding).any(dim=0).sum()))
     boxes: sv.Detections = truth_detections(replace(target, image_size=size), categories)
@@ -109,7 +109,7 @@ def draw_sample(batch: ImageBatch, index: int, target: Target, data: DataConfig 
 
 def denormalised(image: Tensor, data: DataConfig | Metadata) -> Tensor:
     """Undo the normalisation of an image `[3, H, W]`: uint8 RGB, with non-finite pixels in magenta."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None] for values in (data.mean, data.std))
     finite = image.cpu().isfinite().all(dim=0)  # [H, W]
     pixels = ((image.cpu().nan_to_num() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return torch.where(finite, pixels, torch.tensor(NOT_FINITE, dtype=torch.uint8)[:, None, None])
+    return torch.where(finite, pixels, pixels.new_tensor(NOT_FINITE)[:, None, None])

@@ -73,7 +73,7 @@ def view_assignment(
     matcher = matcher or HungarianMatcher()
     logits, boxes = (values[layer][None].float() for values in (inside.predictions.logits, inside.predictions.boxes))
     chosen, objects = matcher(logits, boxes, [target]).of_image(0)
-    queries = torch.full((len(target),), UNMATCHED, dtype=torch.int64)
+    queries = torch.full((len(target),), UNMATCHED, dtype=torch.int64, device="cpu")
     queries[objects] = chosen
     flat = FlatTargets.from_targets([target], boxes.device, boxes.dtype)
     costs = torch.stack([_alone(matcher, part).costs(logits, boxes, flat)[0] for part in PARTS])

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
@@ -119,8 +118,8 @@ def draw_points(
 def widen(axes: Axes, points: Tensor, *, most: float = 0.2) -> None:
     """Extend the axes beyond the image, by at most the share `most` of its size, to show points outside."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    corner, size = torch.tensor([left, top]), torch.tensor([right - left, bottom - top])
     places = points.reshape(-1, 2)
+    corner, size = places.new_tensor([left, top]), places.new_tensor([right - left, bottom - top])
     seen = places[((places >= corner - most * size) & (places <= corner + (1 + most) * size)).all(-1)]
     if len(seen):
         pad = 0.03 * float(size.max())
@@ -132,7 +131,7 @@ def count_outside(axes: Axes, points: Tensor) -> int:
     """Count the points beyond the axes."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     places = points.reshape(-1, 2)
-    return int(((places < torch.tensor([left, top])) | (places > torch.tensor([right, bottom]))).any(-1).sum())
+    return int(((places < places.new_tensor([left, top])) | (places > places.new_tensor([right, bottom]))).any(-1).sum())
 
 
 def focus(axes: Axes, corners: Tensor, *, least: float) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deformable_detr.boxes import box_iou, cxcywh_to_xyxy
+from deformable_detr.boxes import box_iou, cxcywh_to_xyxy, pixels_of
 from deformable_detr.categories import Categories
 from deformable_detr.config import MAX_DETECTIONS
 from deformable_detr.model.queries import Queries
@@ -153,8 +153,7 @@ class Inside:
 
     def boxes_in_image(self, boxes: Tensor) -> Tensor:
         """Convert normalised boxes cxcywh `[…, 4]` to xyxy in pixels of the image."""
-        height, width = self.image_size
-        return cxcywh_to_xyxy(boxes.float()) * torch.tensor([width, height, width, height])
+        return cxcywh_to_xyxy(boxes.float()) * pixels_of(self.image_size)
 
     def level_attention(self, query: int) -> Tensor:
         """`[N, L]`: the share of each decoder layer's cross-attention on each level, the mean over the heads."""
@@ -164,7 +163,7 @@ class Inside:
         """`[N + 1, 4]` xyxy in pixels: first the reference (the proposal's box; a learned point has no size), then each layer's."""
         reference = self.queries.reference_points[0, query].float()
         if len(reference) == 2:
-            reference = torch.cat((reference, torch.zeros(2)))
+            reference = torch.cat((reference, reference.new_zeros(2)))
         return self.boxes_in_image(torch.cat((reference[None], self.predictions.boxes[:, 0, query].float())))
 
     def scores_per_layer(self, query: int) -> Tensor:
@@ -213,7 +212,7 @@ class Inside:
         score; if no box contains it, the query with the nearest box centre.
         """
         boxes, scores = self.boxes_in_image(self.predictions.boxes[-1, 0]), self.scores
-        point = torch.tensor([x, y])
+        point = boxes.new_tensor([x, y])
         holds = ((boxes[:, :2] <= point) & (point <= boxes[:, 2:])).all(-1)
         if (sure := holds & (scores >= threshold)).any():
             areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
@@ -228,7 +227,7 @@ class Inside:
         Raises:
             ValueError: a box without area, or without overlap with any query's box.
         """
-        wanted = torch.tensor([[float(value) for value in box]])
+        wanted = torch.tensor([[float(value) for value in box]], dtype=torch.float32, device="cpu")
         if wanted.shape != (1, 4) or not (wanted[:, 2:] > wanted[:, :2]).all():
             raise ValueError(f"a box is left, top, right, bottom in pixels with left < right and top < bottom, not {list(box)}")
         overlaps = box_iou(wanted, self.boxes_in_image(self.predictions.boxes[-1, 0]))[0]
@@ -262,5 +261,4 @@ class Inside:
 
     def _to_image(self, places: Tensor, valid_ratios: Tensor) -> Tensor:
         """Convert coordinates in [0, 1] of a padded level to pixels of the image."""
-        height, width = self.image_size
-        return places.float() / valid_ratios * torch.tensor([width, height])
+        return places.float() / valid_ratios * pixels_of(self.image_size)[:2]

@@ -78,8 +78,9 @@ def view_level_attention(
             mass.append(inside.level_attention(found.query))
     if not sizes or shapes is None:
         raise ValueError(f"no detection with a score of {threshold} or more in these images; try a lower threshold")
-    all_sizes, all_mass = torch.tensor(sizes), torch.stack(mass)
-    edges = torch.quantile(all_sizes, torch.linspace(0, 1, min(groups, len(sizes)) + 1))
+    all_sizes, all_mass = torch.tensor(sizes, dtype=torch.float32, device="cpu"), torch.stack(mass)
+    shares = torch.linspace(0, 1, min(groups, len(sizes)) + 1, dtype=torch.float32, device="cpu")
+    edges = torch.quantile(all_sizes, shares)
     group = torch.bucketize(all_sizes, edges[1:-1], right=True)
     grouped = torch.stack([all_mass[group == index].mean((0, 1)) for index in range(len(edges) - 1) if (group == index).any()])
     edges = torch.cat((edges[:1], edges[1:][torch.bincount(group, minlength=len(edges) - 1) > 0]))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of
 from deformable_detr.categories import Categories
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
@@ -103,10 +103,9 @@ def _layer_sampling(stage: Stage, layer: int, attention, calls: dict[torch.nn.Mo
 def _proposals(queries: Queries, can_propose: Tensor | None, image_size: Sequence[int]) -> Proposals | None:
     if queries.ranking is None or can_propose is None:
         return None
-    height, width = image_size
     return Proposals(
         objectness=queries.ranking.scores[0].sigmoid(),
-        boxes=cxcywh_to_xyxy(queries.ranking.box_logits[0].sigmoid()) * torch.tensor([width, height, width, height]),
+        boxes=cxcywh_to_xyxy(queries.ranking.box_logits[0].sigmoid()) * pixels_of(image_size),
         can_propose=can_propose[0, :, 0],
         taken=queries.ranking.best[0],
     )

@@ -51,7 +51,7 @@ class Assignments:
             if target.image_id is None:
                 raise ValueError("a target has no image_id; without it the same image cannot be recognised in another epoch")
             chosen, objects = matching.of_image(index, layer)
-            queries = torch.full((len(target),), UNMATCHED, dtype=torch.int64)
+            queries = torch.full((len(target),), UNMATCHED, dtype=torch.int64, device="cpu")
             queries[objects.cpu()] = chosen.cpu()
             self.queries[target.image_id] = queries
 

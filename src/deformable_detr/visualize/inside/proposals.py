@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from matplotlib.cm import ScalarMappable
 from torch import Tensor
 
@@ -37,7 +36,7 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
     found = inside.proposals
     if found is None:
         raise ValueError("this model has learned queries; only a two-stage model has proposals (presets ending in -two-stage)")
-    levels = torch.tensor([inside.level_and_cell(position)[0] for position in found.taken.tolist()])
+    levels = found.taken.new_tensor([inside.level_and_cell(position)[0] for position in found.taken.tolist()])
     count = len(inside.spatial_shapes) + 1
     columns = count if count <= 5 else 4
     width, height = panel_size(inside.image_size, count, columns, side=3.1)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import matplotlib
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from torch import Tensor
@@ -77,7 +76,7 @@ def draw_refinement(axes: Axes, inside: Inside, query: int) -> None:
     show_image(axes, inside.image, fade=0.5)
     left, top, right, bottom = boxes[0].tolist()
     reference = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-    draw_reference(axes, torch.tensor(reference if right > left else reference[:2]))
+    draw_reference(axes, boxes.new_tensor(reference if right > left else reference[:2]))
     for layer, box in enumerate(boxes[1:].tolist(), 1):
         last = layer == len(boxes) - 1
         draw_box(axes, box, layer_color(layer, len(boxes) - 1), label=f"layer {layer}" if last else "", width=2.4 if last else 1.5)

@@ -107,7 +107,7 @@ def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
     figure = axes.get_figure(root=True)
     assert figure is not None
     view = SamplingView(figure, (layer,), points[None], weights[None], reference[None])
-    shown = torch.ones(weights.shape[:2], dtype=torch.bool)
+    shown = torch.ones(weights.shape[:2], dtype=torch.bool, device="cpu")
     largest = float(weights.max())
     _draw_cell(axes, inside, view, _Cell("", 0, shown), largest, query, _is_small(inside, query), area=SMALL_AREA)
     return float(weights.max())
@@ -179,9 +179,9 @@ def _chosen(wanted: Sequence[int] | None, count: int, kind: str, default: Sequen
 
 def _shown(heads: Sequence[int] | None, levels: Sequence[int] | None, weights: Tensor) -> Tensor:
     """`[M, L]` bool: which heads and levels of weights `[A, M, L, P]` to draw."""
-    shown = torch.zeros(weights.shape[1:3], dtype=torch.bool)
+    shown = torch.zeros(weights.shape[1:3], dtype=torch.bool, device="cpu")
     chosen_heads, chosen_levels = _chosen(heads, len(shown), "head"), _chosen(levels, shown.shape[1], "level")
-    shown[torch.tensor(chosen_heads)[:, None], torch.tensor(chosen_levels)] = True
+    shown[[[head] for head in chosen_heads], list(chosen_levels)] = True
     return shown
 
 
