@@ -1,4 +1,7 @@
+import functools
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +124,24 @@ def test_images_of_the_same_name_get_numbers(tmp_path):
     paths = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "X.JPEG", tmp_path / "b" / "x.bmp", tmp_path / "a" / "x.jpg"]
     targets = drawing_paths(paths, tmp_path / "out")
     assert [path.name for path in targets.values()] == ["x.jpg", "X-2.jpg", "x.png"]
+
+
+def test_an_address(weights, photos, tmp_path):
+    """An image by HTTP is what the file is; one that is not there is an error with the address."""
+    handler = functools.partial(QuietFiles, directory=str(photos))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        for source, folder in ((f"{address}/b.png?size=large", "web"), (str(photos / "b.png"), "disk")):
+            assert main(["predict", weights, source, "--threshold", "0", "--output", str(tmp_path / folder)]) == 0
+        assert main(["predict", weights, f"{address}/none.png", "--output", str(tmp_path / "none")]) == 1
+        server.shutdown()
+    web, disk = (json.loads((tmp_path / folder / "predictions.json").read_text()) for folder in ("web", "disk"))
+    assert web["annotations"] == disk["annotations"]
+    assert [image["width"] for image in web["images"]] == [90]
+    assert not (tmp_path / "none" / "predictions.json").exists()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass

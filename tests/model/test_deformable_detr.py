@@ -186,7 +186,7 @@ def test_bad_images(images, message):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_frameworks_may_cast_inputs_and_predictions(dtype):
-    """Lightning's `bf16-true` and `64-true`: other default, weights and inputs, and the fields of a copy of the results are set anew."""
+    """Lightning: other default, weights and inputs (`bf16-true`, `64-true`); the fields of a copy of the results are set anew."""
     model, image = build("tiny").eval(), torch.randn(3, 64, 80)
     with torch.no_grad():
         exact = model([image])

@@ -1,6 +1,8 @@
 """An evaluation within a run: what it must leave as it was, and what it must not leave behind."""
 
 import gc
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,3 +57,19 @@ def test_the_folded_weights_are_freed(config: RunConfig, tmp_path: Path, monkeyp
         gc.enable()
     while_evaluating, afterwards = counts
     assert while_evaluating - afterwards > 10
+
+
+def test_a_validation_split_without_boxes(config: RunConfig, dataset: Path, tmp_path: Path, caplog, capsys) -> None:
+    """Nothing can be measured: no AP of 0, the last weights are the best ones, and patience does not end the run."""
+    root = tmp_path / "set"
+    shutil.copytree(dataset, root)
+    file = root / "annotations" / "instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    settings = replace(config.train, epochs=3, batch_size=4, evaluate_every=1, patience=1)
+    result = train(replace(config, dataset=str(root), output_dir=str(tmp_path / "run"), train=settings))
+    assert [(row["epoch"], row["ap"]) for row in result.history] == [(1, None), (2, None), (3, None)]
+    assert result.metrics["ap"] is None
+    best, last = load_file(result.best_weights), load_file(result.last_weights)
+    assert all(torch.equal(best[name], last[name]) for name in last)
+    assert "no box to find, so that nothing can be measured" in caplog.text
+    assert "AP –" in caplog.text + capsys.readouterr().out

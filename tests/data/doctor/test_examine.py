@@ -362,3 +362,20 @@ def test_training_warns_and_stops(clean, change, tmp_path, caplog):
     (clean / "val" / "03.png").unlink()
     with pytest.raises(ValueError, match=r"val: images that are not there \(03\.png: no such file\)\. `deformable-detr doctor"):
         open_data(config)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"width": 0, "height": -3}, {"width": "96 px", "height": None}, {"width": 96.0, "height": "64"}]
+)
+def test_sizes_that_are_missing_or_impossible_are_read_from_the_files(clean, change, tmp_path, given):
+    def spoil(record):
+        for image in record["images"][:2]:
+            del image["width"], image["height"]
+            image |= given
+
+    change(spoil)
+    repair(examine(clean), tmp_path / "fixed")
+    record = json.loads((tmp_path / "fixed" / "annotations" / "instances_train.json").read_text())
+    assert [(image["width"], image["height"]) for image in record["images"]] == [(96, 64)] * 12
+    assert len(record["annotations"]) == 24
+    assert found_in(examine(tmp_path / "fixed")) == {}

@@ -126,8 +126,8 @@ INLINE void per_level(const float *reference, int first, int points, int total, 
 // The fraction of a * size + b beyond the half pixel `edge`, without losing the bits that a * size would round away. It lies a little
 // outside [0, 1] where that rounding has put the floor on the wrong side of a pixel, and is cut off for samples far outside.
 INLINE vf fraction(vf a, vf size, vf b, vf edge) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    vf f = a * size - edge + b;  // one fused multiply-add
+#if defined(FUSED)
+    vf f = fused(a, size, -edge) + b;
 #else
     vf high = (vf)((vi)a & (vi)((vi){} + (int32_t)0xfffff000u));  // 12 bits: its product with a size below 4096 is exact
     vf rest = vmin(a - high, broadcast(1e30f));         // infinity minus itself must not hide on which side the sample lies

@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -61,6 +63,22 @@ INLINE vf vmin(vf a, vf b) {
     return a < b ? a : b;
 #endif
 }
+
+// a * b + c with one rounding at the end, whatever the compiler's optimisation, where the processor can.
+#if defined(__FMA__) || (defined(__ARM_NEON) && defined(__ARM_FEATURE_FMA))
+#define FUSED
+INLINE vf fused(vf a, vf b, vf c) {
+#if W == 16
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif W == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__)
+    return (vf)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#else
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#endif
+}
+#endif
 
 INLINE vi to_int(vf x) { return __builtin_convertvector(x, vi); }
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
