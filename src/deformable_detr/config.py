@@ -256,7 +256,8 @@ class LossConfig:
     `ia-bce` for models with a suppressor."""
 
     class_weight: float | None = None
-    """Weight of the class loss. null: 2 with the focal loss (official), 1 with the others and for models of DINO's kind."""
+    """Weight of the class loss. null: 2 with the focal loss (official) and for models with a suppressor, 1 with the other losses
+    and for models of DINO's kind."""
 
     bbox_weight: float = 5.0
     """Weight of the L1 loss of the boxes."""
@@ -307,8 +308,10 @@ class LossConfig:
 
     def class_weight_of(self, model: ModelConfig) -> float:
         """The weight of the class loss for a model."""
+        if self.class_weight is not None:
+            return self.class_weight
         official = self.class_loss_of(model) == "focal" and model.proposal_loss == "all"
-        return self.class_weight if self.class_weight is not None else 2.0 if official else 1.0
+        return 2.0 if official or model.suppressor else 1.0
 
     def giou_eps_of(self, model: ModelConfig) -> float:
         """What is added to the denominators of the generalised IoU for a model."""

@@ -182,4 +182,4 @@ def test_settings_fit_the_model():
     assert SetCriterion.from_config(ModelConfig(), LossConfig(class_loss="mal")).weights["loss_class"] == 1.0
     silent = ModelConfig(suppressor=True)
     assert [LossConfig().class_loss_of(model) for model in (ModelConfig(), DINO, silent)] == ["focal", "focal", "ia-bce"]
-    assert SetCriterion.from_config(silent, LossConfig(class_loss="focal")).weights["loss_class"] == 2.0
+    assert SetCriterion.from_config(silent).weights["loss_class"] == 2.0
