@@ -15,13 +15,13 @@ OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE
 ASAN := build/asan
 ASAN_TESTS := tests/ops/test_cpu.py tests/ops/test_winograd.py tests/ops/test_ms_deform_attn.py tests/ops/test_defaults.py
 
-.PHONY: install demo test test-isa test-asan lint format bench-op wheel clean
+.PHONY: install demo test test-isa test-asan lint format bench-op docs coverage wheel clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 demo: $(STAMP)
@@ -54,9 +54,18 @@ format: $(STAMP)
 bench-op: $(STAMP)
 	$(BIN)/deformable-detr benchmark op
 
+# The site in site/, strictly: a broken link, a missing anchor or a name without a docstring's home ends it. Then every page in Chromium.
+docs: $(STAMP)
+	$(BIN)/python website/generate.py
+	PYTHONPATH=website NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python website/look.py
+
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-report=html:coverage
+
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
 	$(BIN)/python -m zipfile -l "$$(ls -t dist/*.whl | head -1)" | grep -q _cpu_kernels.so
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) build dist demo site coverage
