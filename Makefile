@@ -63,9 +63,15 @@ docs: $(STAMP)
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-report=html:coverage
 
+# The wheel, tried where nothing but it is installed and no compiler is to be found; what it depends on comes from .venv.
 wheel: $(STAMP)
+	rm -rf build/wheel dist/*.whl
 	$(BIN)/python -m build --wheel
-	$(BIN)/python -m zipfile -l "$$(ls -t dist/*.whl | head -1)" | grep -q _cpu_kernels.so
+	$(PYTHON) -m venv build/wheel
+	env -i build/wheel/bin/python -m pip install -q --no-deps dist/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$(build/wheel/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth"
+	cd build/wheel && env -i bin/python $(CURDIR)/.ci/try_wheel.py
 
 clean:
 	rm -rf $(VENV) build dist demo site coverage
