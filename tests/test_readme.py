@@ -56,6 +56,8 @@ def test_commands(workplace, monkeypatch):
             arguments += ["--size", "96", "128", "--batch_size", "1"]
         if arguments[0] == "train" and "--resume" not in arguments:
             assert arguments[arguments.index("--recipe") + 1] == "small-data"
+            budget = arguments.index("--budget")  # an epoch is enough here
+            del arguments[budget : budget + 2]
             arguments += [*SMALL, "--num_queries", "10", "--epochs", "1", *QUICK]
         assert main(arguments) == 0, command
     assert (workplace / "runs/first/weights/best.safetensors").is_file()

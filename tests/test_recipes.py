@@ -97,7 +97,7 @@ def test_the_printed_config_is_the_one_that_is_used(dataset: Path, tmp_path: Pat
     path = tmp_path / "printed.yaml"
     path.write_text(capsys.readouterr().out)
     chosen = parse_config(arguments)
-    assert (chosen.train.epochs, chosen.train.steps, chosen.model.num_queries) == (7, None, 60)
+    assert (chosen.train.epochs, chosen.train.steps, chosen.model.num_queries) == (7, None, 100)
     assert read_config(path) == parse_config(["--config", str(path)]) == chosen
 
 

@@ -408,6 +408,9 @@ class OptimizerConfig:
     backbone_layer_decay: float = 1.0
     """Plain ViT backbones: each layer has this share of the learning rate of the layer after it. 1: all have the same."""
 
+    freeze: tuple[Literal["backbone", "neck", "encoder", "queries", "decoder", "class_heads"], ...] = ()
+    """Parts whose weights stay as they are, such as `[backbone, encoder]`: for weights that are good already, and few images."""
+
     weight_decay: float = 1e-4
     """Weight decay, on all parameters (official)."""
 

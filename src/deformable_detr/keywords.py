@@ -192,6 +192,7 @@ class TrainSettings(TypedDict, total=False):
     backbone_lr_scale: float
     sampling_lr_scale: float
     backbone_layer_decay: float
+    freeze: Sequence[Literal["backbone", "neck", "encoder", "queries", "decoder", "class_heads"]]
     weight_decay: float
     clip_grad_norm: float
     schedule: Literal["step", "cosine", "flat-cosine"]

@@ -43,6 +43,9 @@ SMALLEST_OBJECT = 14
 SHORT_SIDES = (224, 800)
 """Smallest and largest input size that is chosen."""
 
+COPIES = 3
+"""With how many queries `small-data` matches each object."""
+
 EVALUATIONS = 12
 """About so many evaluations in a run: each costs time, and the last weights are nearly always the best ones."""
 
@@ -91,7 +94,7 @@ def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
         "optimizer.backbone_lr_scale": 0.2,
         "optimizer.sampling_lr_scale": 1.0,
         "optimizer.clip_grad_norm": 0.5,
-        "loss.copies": 3,
+        "loss.copies": COPIES,
         "train.nms_iou": 0.7,
         "model.hidden_dim": 128 if small else 256,
         "model.ffn_dim": 512 if small else 1024,
@@ -99,7 +102,7 @@ def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
         "model.num_decoder_layers": 3,
         "model.denoising_queries": 100,
         "model.dropout": 0.0,
-        "model.num_queries": num_queries(facts),
+        "model.num_queries": max(100, num_queries(facts, COPIES + 0.5)),
     }
 
 
@@ -112,9 +115,9 @@ def eval_short_side(facts: DataFacts) -> int:
     return _multiple_of_32(min(high, max(low, min(SMALLEST_OBJECT / facts.small_object, 1.5 * facts.short_side))))
 
 
-def num_queries(facts: DataFacts) -> int:
-    """Half as many queries again as the fullest image has objects, 60 to 900: unused ones cost time and give false positives."""
-    return min(900, max(60, 20 * math.ceil(1.5 * facts.most_objects / 20)))
+def num_queries(facts: DataFacts, per_object: float = 1.5) -> int:
+    """As many queries for each object of the fullest image, 60 to 900 in all: unused ones cost time and give false positives."""
+    return min(900, max(60, 20 * math.ceil(per_object * facts.most_objects / 20)))
 
 
 def _learning_rate(at_four: float, images_per_step: int) -> float:

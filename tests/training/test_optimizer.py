@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deformable_detr.model import build_model
-from deformable_detr.training.optimizer import build_optimizer, build_schedule, parameter_groups, set_learning_rates
+from deformable_detr.training.optimizer import PARTS, build_optimizer, build_schedule, freeze, parameter_groups, set_learning_rates
 
 
 @pytest.mark.parametrize(
@@ -136,3 +136,23 @@ def test_the_flat_cosine_schedule_stays_for_half_of_the_training() -> None:
     factor = build_schedule(100, schedule="flat-cosine", warmup_steps=4)
     assert [factor(step) for step in (0, 3, 20, 50)] == pytest.approx([0.25, 1, 1, 1])
     assert factor(75) == pytest.approx(0.5) and factor(100) == pytest.approx(0)
+
+
+def test_frozen_parts_are_left_out() -> None:
+    model = build_model("tiny", pretrained_backbone=False)
+    before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    freeze(model, ["backbone", "encoder"])
+    after = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert before - after == {name for name in before if name.startswith(("backbone.", "encoder."))}
+    groups = parameter_groups(model, sampling_lr_scale=1)
+    assert [group["name"] for group in groups] == ["transformer"]
+    assert sum(len(group["params"]) for group in groups) == len(after)
+
+
+def test_every_weight_belongs_to_a_part_that_can_be_frozen() -> None:
+    model = build_model("tiny", pretrained_backbone=False, denoising_queries=10)
+    freeze(model, list(PARTS))
+    left = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert left <= {"flatten", "suppressor", "denoising"}  # the level embedding, and what training alone has
+    with pytest.raises(ValueError, match="unknown part to freeze 'enc'; did you mean 'encoder'"):
+        freeze(model, ["enc"])

@@ -10,7 +10,7 @@ from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.guarded_step import GuardedStep
-from deformable_detr.training.optimizer import build_optimizer, build_schedule, set_learning_rates
+from deformable_detr.training.optimizer import build_optimizer, build_schedule, freeze, set_learning_rates
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.train_step import Batch
 
@@ -31,6 +31,7 @@ class Learner:
     ) -> None:
         settings, self.base_lr = config.optimizer, config.optimizer.lr
         self.network, self.accelerator = network, accelerator
+        freeze(network, settings.freeze)
         self.ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
         criterion = SetCriterion.from_config(network.metadata.model, config.loss)
         optimizer = build_optimizer(

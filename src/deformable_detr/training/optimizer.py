@@ -1,7 +1,7 @@
 """AdamW with the official parameter groups, and the learning-rate schedules, counted in optimiser steps (paper, app. A.2)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 from timm.models import group_parameters
@@ -9,11 +9,30 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
+from deformable_detr.schema import known
+
 SAMPLING_LAYERS = ("sampling_offsets", "reference_points")
 """Names of the layers that say where to look: they have a reduced learning rate, since a small change moves all sampling points."""
 
+PARTS = {name: name for name in ("backbone", "neck", "encoder", "decoder", "class_heads")} | {"queries": "query_source"}
+"""What may be frozen, and the module of the model that it is."""
+
 Schedule = Callable[[int], float]
 """Number of finished optimiser steps → what the learning rates are multiplied by in the next one."""
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Keep the weights of some parts as they are.
+
+    Args:
+        model: a detector.
+        parts: names in :data:`PARTS`.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+    for part in parts:
+        model.get_submodule(PARTS[known(part, "part to freeze", PARTS)]).requires_grad_(False)
 
 
 def parameter_groups(
