@@ -79,11 +79,11 @@ def test_running_out_is_explained(config: RunConfig, tmp_path: Path, monkeypatch
 
 def kept_bytes(model: torch.nn.Module, images: ImageBatch, targets: list[Target]) -> tuple[int, dict[str, torch.Tensor]]:
     """What is kept between forward and backward pass, and the gradients."""
-    kept = {}
+    kept = {}  # the tensors themselves: an address may be given away again when its memory is freed
     own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
 
     def pack(value: torch.Tensor) -> torch.Tensor:
-        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        kept[value.untyped_storage().data_ptr()] = value.detach()
         return value
 
     torch.manual_seed(1)  # dropout
@@ -93,7 +93,7 @@ def kept_bytes(model: torch.nn.Module, images: ImageBatch, targets: list[Target]
     loss.backward()
     gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
-    return sum(size for pointer, size in kept.items() if pointer not in own), gradients
+    return sum(value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in own), gradients
 
 
 def test_gradient_checkpointing_keeps_less_and_changes_nothing() -> None:
@@ -110,6 +110,4 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing() -> None:
     for name in expected:
         torch.testing.assert_close(gradients[name], expected[name], msg=name)
     set_gradient_checkpointing(model, False)
-    assert kept_bytes(model, batch, targets)[0] == pytest.approx(
-        plain, rel=0.01
-    )  # a few kB differ now and then; the cause is not known
+    assert kept_bytes(model, batch, targets)[0] == plain

@@ -8,7 +8,7 @@ import copy
 import logging
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from timm.layers import Conv2dSame
@@ -40,6 +40,7 @@ def optimized_backbone(
     fuse_convolutions: bool,
     channels_last: bool,
     winograd: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """`body` in its fastest form for inference; `body` itself where its calls cannot be recorded.
 
@@ -52,6 +53,8 @@ def optimized_backbone(
         fuse_convolutions: oneDNN convolutions that add and apply ReLU before they store (float32 on a CPU only).
         channels_last: run in the memory format `[B, H, W, C]`.
         winograd: with `fuse_convolutions` and `channels_last`: 3×3 convolutions by Winograd's algorithm, where that is faster.
+        dtype: with `fuse_convolutions`: compute in this type instead of float32; `body` itself comes back where a module with weights
+            is no convolution, or the result is further from float32 than that of autocast.
     """
     graph = trace(body)
     if graph is None:
@@ -63,13 +66,16 @@ def optimized_backbone(
     if inplace_activations:
         make_activations_inplace(graph_module)
     if fuse_convolutions and fused_convolutions_work():
-        fuse_convolutions_of(graph_module, winograd=winograd and channels_last and winograd_works())
+        exact = dtype is None and winograd and channels_last and winograd_works()
+        fuse_convolutions_of(graph_module, winograd=exact, dtype=dtype or torch.float32)
+    if dtype is not None and not _all_fused(graph_module):
+        return body
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.eval()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    run = _Prepared(graph_module, next(body.parameters()).dtype, memory_format)
-    return run if _agrees(run, body) else body
+    run = _Prepared(graph_module, dtype or next(body.parameters()).dtype, memory_format)
+    return run if _agrees(run, body, dtype) else body
 
 
 class _Prepared(nn.Module):
@@ -136,17 +142,18 @@ def make_activations_inplace(graph_module: fx.GraphModule) -> None:
             _set_module(graph_module, node, new)
 
 
-def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False) -> int:
+def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False, dtype: torch.dtype = torch.float32) -> int:
     """Replace convolution + ReLU and convolution + sum + ReLU by a :class:`FusedConvolution`; how many there were.
 
     Args:
         graph_module: changed in place.
         winograd: take :class:`WinogradConvolution` where it fits.
+        dtype: of the fused convolutions; in another than float32 convolutions without ReLU are replaced, too.
     """
 
     def fused_form(convolution: nn.Conv2d, *, overwrite: bool = False) -> FusedConvolution:
         form = WinogradConvolution if winograd and fits_winograd(convolution) else FusedConvolution
-        return form(convolution, relu=True, overwrite=overwrite)
+        return form(convolution, relu=True, overwrite=overwrite, dtype=dtype)
 
     place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
     fused = 0
@@ -173,7 +180,23 @@ def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False
         for old in dead:
             graph_module.graph.erase_node(old)
         fused += 1
+    if dtype != torch.float32:
+        for node in graph_module.graph.nodes:
+            if _is_plain(convolution := _module(graph_module, node)):
+                _set_module(graph_module, node, FusedConvolution(convolution, relu=False, dtype=dtype))
     return fused
+
+
+def _all_fused(graph_module: fx.GraphModule) -> bool:
+    """Whether every weight that is read belongs to a fused convolution."""
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            return False
+        if node.op == "call_module":
+            module = graph_module.get_submodule(str(node.target))
+            if not isinstance(module, FusedConvolution) and (list(module.parameters()) or list(module.buffers())):
+                return False
+    return True
 
 
 def _may_overwrite(graph_module: fx.GraphModule, other: fx.Node, addition: fx.Node, place: dict[fx.Node, int]) -> bool:
@@ -187,9 +210,13 @@ def _convolution(graph_module: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
 
 
 def _fusible(graph_module: fx.GraphModule, node: Any) -> bool:
-    module: Any = _module(graph_module, node)
+    return _is_plain(_module(graph_module, node)) and len(node.users) == 1
+
+
+def _is_plain(module: Any) -> TypeGuard[nn.Conv2d]:
+    """Whether it is a convolution that oneDNN knows."""
     plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return plain and len(node.users) == 1 and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
+    return plain and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
 
 
 def _remove_identities(graph_module: fx.GraphModule) -> None:
@@ -218,15 +245,25 @@ def _set_module(graph_module: fx.GraphModule, node: fx.Node, module: nn.Module) 
     node.target = name
 
 
-def _agrees(run: nn.Module, body: nn.Module) -> bool:
-    """Whether both give the same maps, in the precision of the weights (also where autocast will lower it)."""
+def _agrees(run: nn.Module, body: nn.Module, dtype: torch.dtype | None) -> bool:
+    """Whether both give the same maps: in the precision of the weights, or as well as autocast does in a lower one."""
     weight = next(body.parameters())
     generator = torch.Generator("cpu").manual_seed(0)
     image = torch.randn(1, 3, PROBE_SIZE, PROBE_SIZE, generator=generator, dtype=torch.float32, device="cpu").to(weight)
     with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
-        pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(run(image.clone()), body(image), strict=True))
-    differences = [float((new - old).abs().amax() / old.abs().amax().clamp(min=1e-12)) for new, old in pairs]
-    if all(difference < max(TOLERANCE, 16 * torch.finfo(weight.dtype).eps) for difference in differences):
+        exact: Sequence[Tensor] = body(image)
+        differences = _differences(run(image.clone()), exact)
+        tolerances = [max(TOLERANCE, 16 * torch.finfo(weight.dtype).eps)] * len(exact)
+        if dtype is not None:
+            with torch.autocast(weight.device.type, dtype):
+                tolerances = [2 * difference + torch.finfo(dtype).eps for difference in _differences(body(image), exact)]
+    if all(difference < tolerance for difference, tolerance in zip(differences, tolerances, strict=True)):
         return True
     logger.warning("the backbone is not optimised: its optimised form differs by %.1e", max(differences))
     return False
+
+
+def _differences(found: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+    """Of each map, the largest difference as a share of the largest value."""
+    pairs = zip(found, exact, strict=True)
+    return [float((new - old).abs().amax() / old.abs().amax().clamp(min=1e-12)) for new, old in pairs]

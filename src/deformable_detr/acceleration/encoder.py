@@ -1,7 +1,6 @@
 """The encoder for inference: everything between two attentions is done for a few thousand tokens at a time, in cache."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,8 @@ class _Inputs:
     """What one attention needs, for all tokens of a batch."""
 
     value: Tensor  # [B, S, C]
-    offsets: Tensor  # [B, S, M * L * P * 2] float32
-    logits: Tensor  # [B, S, M * L * P] float32
+    offsets: Tensor  # [B, S, M * L * P * 2]
+    logits: Tensor  # [B, S, M * L * P]
 
 
 class ChunkedEncoder(nn.Module):
@@ -84,15 +83,12 @@ class _PieceLayer:
         self.layer: Any = layer
         self.attention = attention
         self.geometry: tuple[int, int, int] = (attention.num_heads, attention.num_levels, attention.num_points)
-        self.num_offsets: int = 2 * math.prod(self.geometry)
-        with torch.no_grad():
-            self.weight = torch.cat([attention.sampling_offsets.weight, attention.attention_weights.weight])
-            self.bias = torch.cat([attention.sampling_offsets.bias, attention.attention_weights.bias])
+        parts = [attention.sampling_offsets, attention.attention_weights]
+        self.offsets_and_logits = _Joined(parts) if all(type(part) is nn.Linear for part in parts) else _OneAfterTheOther(parts)
 
     def attention_inputs(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[..., C]` and its positions → value, offsets, logits."""
-        geometry = F.linear(features + positions, self.weight, self.bias)
-        return self.attention.value_proj(features), geometry[..., : self.num_offsets], geometry[..., self.num_offsets :]
+        return self.attention.value_proj(features), *self.offsets_and_logits(features + positions)
 
     def attend(self, inputs: _Inputs, flat: FlatFeatures) -> Tensor:
         """The attention itself, over the whole sequence: `[B, S, C]`."""
@@ -110,8 +106,35 @@ class _PieceLayer:
     def rest(self, features: Tensor, attended: Tensor) -> Tensor:
         """Output projection, residual and norm, feed-forward network, residual and norm."""
         layer = self.layer
-        features = layer.self_attn_norm(self.attention.output_proj(attended) + features)
-        return layer.ffn_norm(layer.ffn(features) + features)
+        features = layer.self_attn_norm(_plus(self.attention.output_proj, attended, features))
+        return layer.ffn_norm(_plus(layer.ffn, features, features))
+
+
+def _plus(part: Any, x: Tensor, residual: Tensor) -> Tensor:
+    """A part's output and a residual, summed by the part where it can do that before it stores."""
+    return part.plus(x, residual) if hasattr(part, "plus") else part(x) + residual
+
+
+class _Joined:
+    """Linear maps of the same input as one product."""
+
+    def __init__(self, parts: Sequence[nn.Linear]) -> None:
+        self.widths = [part.out_features for part in parts]
+        with torch.no_grad():
+            self.weight, self.bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        return F.linear(x, self.weight, self.bias).split(self.widths, -1)
+
+
+class _OneAfterTheOther:
+    """Maps of the same input."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        self.parts = parts
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        return [part(x) for part in self.parts]
 
 
 def _empty_inputs(layer: _PieceLayer, memory: Tensor) -> _Inputs:
@@ -120,5 +143,6 @@ def _empty_inputs(layer: _PieceLayer, memory: Tensor) -> _Inputs:
     heads, levels, points = layer.geometry
     size = heads * levels * points
     shape = memory.shape[:2]
-    offsets, logits = (memory.new_empty(*shape, width, dtype=torch.float32) for width in (2 * size, size))
+    geometry = dtype if dtype == torch.bfloat16 else torch.float32
+    offsets, logits = (memory.new_empty(*shape, width, dtype=geometry) for width in (2 * size, size))
     return _Inputs(memory.new_empty(memory.shape, dtype=dtype), offsets, logits)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.acceleration.cuda_graphs import CudaGraphs
+from deformable_detr.acceleration.low_precision import WithoutAutocast, packed_weights_work
 from deformable_detr.acceleration.network import fast_network
 from deformable_detr.acceleration.options import PLAIN, InferenceOptions
 from deformable_detr.acceleration.tracing import untouched
@@ -89,8 +90,12 @@ class InferenceModel(nn.Module):
             return self.model
         options = self.options
         compiler = inductor() if options.compile else None
+        weight = next(self.model.parameters())
+        device = weight.device
+        if self.precision == "bf16" and compiler is None and weight.dtype == torch.float32 and options.packed_weights:
+            if device.type == "cpu" and packed_weights_work():
+                return WithoutAutocast(fast_network(self.model, options, low_precision=True))  # pyright: ignore[reportArgumentType]
         network = fast_network(self.model, options, compiler)  # pyright: ignore[reportArgumentType]
-        device = next(self.model.parameters()).device
         return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
 
 

@@ -10,42 +10,42 @@ from deformable_detr.acceleration.convolutions import optimized_backbone
 from deformable_detr.acceleration.encoder import ChunkedEncoder, Compiler
 from deformable_detr.acceleration.fused_convolutions import fused_convolutions_work
 from deformable_detr.acceleration.geometry import KeptGeometry
+from deformable_detr.acceleration.low_precision import ENCODER_PARTS, LOW, PROPOSAL_SOURCES, Autocast, PackedLinear, lowered
 from deformable_detr.acceleration.options import InferenceOptions
-from deformable_detr.acceleration.tracing import untouched
+from deformable_detr.acceleration.tracing import consists_of
 from deformable_detr.model.backbone import Backbone
 from deformable_detr.model.decoder import DeformableDecoder, LastLayer
-from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
 from deformable_detr.model.deformable_detr import DeformableDETR
-from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
+from deformable_detr.model.encoder import DeformableEncoder
 from deformable_detr.model.flatten import FlattenLevels
 from deformable_detr.model.heads import MLP, BoxHead, ClassHeads
 from deformable_detr.model.position_encoding import SinePositionEncoding
-from deformable_detr.model.queries import AnchoredProposals, BestProposals, EncoderProposals, MixedProposals
+from deformable_detr.model.queries import BestProposals
 
-ENCODER_PARTS = (
-    *(nn.ModuleList, EncoderLayer, MultiScaleDeformableAttention, FeedForward),
-    *(nn.Linear, nn.LayerNorm, nn.ReLU, nn.Dropout),
-)
-PROPOSAL_SOURCES = (EncoderProposals, MixedProposals, AnchoredProposals)
-PROPOSAL_PARTS = (nn.ModuleList, nn.Linear, nn.LayerNorm, nn.Embedding, MLP, BoxHead)
+PROPOSAL_PARTS = (nn.ModuleList, nn.Linear, PackedLinear, nn.LayerNorm, nn.Embedding, MLP, BoxHead)
 
 
-def fast_network(model: DeformableDETR, options: InferenceOptions, compiler: Compiler | None = None) -> DeformableDETR:
+def fast_network(
+    model: DeformableDETR, options: InferenceOptions, compiler: Compiler | None = None, *, low_precision: bool = False
+) -> DeformableDETR:
     """Assemble a model from the fastest forms of its parts; it is valid as long as no weight changes.
 
     Args:
         model: in evaluation mode. Its weights are shared, except convolutions with folded batch norms and joined projections.
         options: which parts are exchanged. A part of a type of your own stays, and one that something is hooked into.
         compiler: for `options.compile`.
+        low_precision: compute in bfloat16, see `low_precision.py`; on a CPU whose packed weights work, without a compiler.
     """
     device = next(model.parameters()).device
+    if low_precision:
+        model = lowered(model)
     chunk = options.chunk_tokens if device.type == "cpu" else None
     parts: dict[str, Any] = dict(model.named_children())
-    if _consists_of(model.backbone, Backbone, parts_below=False):
-        parts["backbone"] = _fast_backbone(model.backbone, options, compiler, device)  # pyright: ignore[reportArgumentType]
-    if options.constant_sizes and _consists_of(model.flatten, FlattenLevels, SinePositionEncoding):
+    if consists_of(model.backbone, Backbone, parts_below=False):
+        parts["backbone"] = _fast_backbone(model.backbone, options, compiler, device, low_precision)  # pyright: ignore[reportArgumentType]
+    if options.constant_sizes and consists_of(model.flatten, FlattenLevels, SinePositionEncoding):
         parts["flatten"] = KeptGeometry(model.flatten, options.constant_sizes)  # pyright: ignore[reportArgumentType]
-    if options.chunk_tokens is not None and _consists_of(model.encoder, DeformableEncoder, *ENCODER_PARTS):
+    if options.chunk_tokens is not None and consists_of(model.encoder, DeformableEncoder, *ENCODER_PARTS):
         parts["encoder"] = ChunkedEncoder(model.encoder.layers, chunk, compiler)  # pyright: ignore[reportArgumentType]
     if options.answer_only:
         parts |= answering_parts(model, chunk)
@@ -61,10 +61,10 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
         chunk: number of positions whose proposals are scored at a time. None: all at once.
     """
     parts = {}
-    if any(_consists_of(model.query_source, kind, *PROPOSAL_PARTS) for kind in PROPOSAL_SOURCES):
+    if any(consists_of(model.query_source, kind, *PROPOSAL_PARTS) for kind in PROPOSAL_SOURCES):
         parts["query_source"] = BestProposals(model.query_source, chunk)  # pyright: ignore[reportArgumentType]
-    if _consists_of(model.class_heads, ClassHeads, parts_below=False):
-        usual = _consists_of(model.decoder, DeformableDecoder, parts_below=False)
+    if consists_of(model.class_heads, ClassHeads, parts_below=False):
+        usual = consists_of(model.decoder, DeformableDecoder, parts_below=False)
         parts["decoder"] = LastLayer(model.decoder) if usual else _LastOfAll(model.decoder)  # pyright: ignore[reportArgumentType]
         parts["class_heads"] = ClassHeads([model.class_heads[-1]])  # pyright: ignore[reportIndexIssue]
     return parts
@@ -90,29 +90,17 @@ class _Function(nn.Module):
         self.forward = function
 
 
-def _fast_backbone(part: Backbone, options: InferenceOptions, compiler: Compiler | None, device: torch.device) -> nn.Module:
-    exact = device.type == "cpu" and not torch.is_autocast_enabled("cpu")  # the fused ones compute in float32
-    fuse_convolutions = options.fuse_convolutions and options.fold_batch_norm and exact and fused_convolutions_work()
-    run = optimized_backbone(
-        part.body,
-        fold_batch_norm=options.fold_batch_norm,
-        inplace_activations=options.inplace_activations,
-        fuse_convolutions=fuse_convolutions,
-        channels_last=options.channels_last,
-        winograd=options.winograd,
-    )
+def _fast_backbone(
+    part: Backbone, options: InferenceOptions, compiler: Compiler | None, device: torch.device, low_precision: bool
+) -> nn.Module:
+    switches = {"fold_batch_norm": options.fold_batch_norm, "inplace_activations": options.inplace_activations}
+    switches |= {"channels_last": options.channels_last}
+    fuses = options.fuse_convolutions and options.fold_batch_norm and device.type == "cpu"
+    if low_precision:
+        packs = fuses and options.channels_last
+        run = optimized_backbone(part.body, fuse_convolutions=True, dtype=LOW, **switches) if packs else part.body
+        return run if run is not part.body else Autocast(optimized_backbone(part.body, fuse_convolutions=False, **switches))
+    fuses = fuses and not torch.is_autocast_enabled("cpu") and fused_convolutions_work()  # they compute in float32
+    run = optimized_backbone(part.body, fuse_convolutions=fuses, winograd=options.winograd, **switches)
     # inductor makes fused convolutions no faster
-    return run if compiler is None or (fuse_convolutions and run is not part.body) else _Function(compiler(run))
-
-
-def _consists_of(part: nn.Module, kind: type[nn.Module], *kinds: type[nn.Module], parts_below: bool = True) -> bool:
-    """Whether a part is exactly of this kind, with nothing hooked into it, so that another form may replace it.
-
-    Args:
-        part: of the model.
-        kind: its type.
-        kinds: the types of all modules below it.
-        parts_below: False: these are called as they are, whatever they are.
-    """
-    below = list(part.modules())[1:] if parts_below else []
-    return type(part) is kind and untouched(part) and all(type(module) in kinds and untouched(module) for module in below)
+    return run if compiler is None or (fuses and run is not part.body) else _Function(compiler(run))

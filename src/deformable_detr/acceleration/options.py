@@ -42,6 +42,9 @@ class InferenceOptions:
     answer_only: bool = True
     """Give the last decoder layer alone, `[1, B, Q, …]`, and no encoder proposals: what training needs is not computed."""
 
+    packed_weights: bool = True
+    """On a CPU with AMX, in bf16: weights are converted and packed once, instead of converted at each call by autocast."""
+
     compile: bool = False
     """Compile backbone and encoder with inductor: once per image size, a minute each; needs a C++ compiler (or Triton)."""
 
@@ -49,7 +52,7 @@ class InferenceOptions:
     """On a CUDA GPU: record the kernels of each batch shape once and replay them; costs memory per shape."""
 
 
-PLAIN = InferenceOptions(False, False, False, False, False, None, 0, False)
+PLAIN = InferenceOptions(False, False, False, False, False, None, 0, False, False)
 """Nothing but inference mode: the model as it is."""
 
 

@@ -51,6 +51,19 @@ def is_plain_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear and untouched(module)
 
 
+def consists_of(part: nn.Module, kind: type[nn.Module], *kinds: type[nn.Module], parts_below: bool = True) -> bool:
+    """Whether a part is exactly of this kind, with nothing hooked into it, so that another form may replace it.
+
+    Args:
+        part: of the model.
+        kind: its type.
+        kinds: the types of all modules below it.
+        parts_below: False: these are called as they are, whatever they are.
+    """
+    below = list(part.modules())[1:] if parts_below else []
+    return type(part) is kind and untouched(part) and all(type(module) in kinds and untouched(module) for module in below)
+
+
 class _Call(nn.Module):
     """Notes that the module of this name is called."""
 

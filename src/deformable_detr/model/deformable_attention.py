@@ -64,8 +64,8 @@ class MultiScaleDeformableAttention(nn.Module):
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             reference_points,
-            offsets.to(reference_points.dtype),
-            logits.to(reference_points.dtype),
+            offsets,
+            logits,
         )
         return self.output_proj(output)
 

@@ -160,9 +160,9 @@ class Proposals(nn.Module):
         best = self.best(scores)
         first, further = best[:, : self.num_queries], best[:, self.num_queries :]
         chosen = box_logits.detach()
-        second = self.queries(take(chosen, further), memory.dtype, self.num_queries) if further.numel() else None
+        second = self.queries(take(chosen, further), features.dtype, self.num_queries) if further.numel() else None
         return replace(
-            self.queries(take(chosen, first), memory.dtype),
+            self.queries(take(chosen, first), features.dtype),
             encoder_logits=self.trained(logits, first),
             encoder_boxes=self.trained(box_logits, first).sigmoid(),
             ranking=Ranking(scores, chosen, first),
@@ -282,7 +282,7 @@ class BestProposals(nn.Module):
         best = source.best(source.padding_behind(torch.cat(scores, dim=1), flat))
         features = source.features(take(memory, best), take(can_propose, best))
         box_logits = source.box_logits(features, take(proposal_logits, best), take(can_propose, best))
-        return source.queries(box_logits, memory.dtype)
+        return source.queries(box_logits, features.dtype)
 
 
 def _scoring_channel(source: Proposals) -> nn.Module:

@@ -20,14 +20,17 @@ LIBRARY = Path(os.environ.get(LIBRARY_VARIABLE) or Path(__file__).with_name("_cp
 ISA_VARIABLE = "DEFORMABLE_DETR_CPU_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in the order of msda_supports
 _OUT_OF_MEMORY = 1  # MSDA_OUT_OF_MEMORY
-VALUE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-_SIZES = ("batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size", "dtype", "threads", "layout")
+_SIZES = (
+    *("batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size"),
+    *("dtype", "geometry_dtype", "threads", "layout"),
+)
 _BUFFERS = (
     *("shapes", "value", "reference", "offsets", "weights", "grad_output"),
     *("output", "grad_value", "grad_reference", "grad_offsets", "grad_weights"),
 )
-INTERFACE = 2
+INTERFACE = 3
 """`MSDA_INTERFACE` of csrc/problem.h: raised with every change of the structs."""
 
 LAYOUT = 0
@@ -207,16 +210,18 @@ def _problem(
     queries, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
     threads = _num_threads(batch * queries * heads * levels * points)
     reference_size = 0 if reference is None else reference.shape[-1]
-    dtype = VALUE_DTYPES[value.dtype]
-    problem = Problem(batch, tokens, heads, channels, queries, levels, points, reference_size, dtype, threads, LAYOUT)
+    geometry_dtype = offsets.dtype if offsets.dtype == weights.dtype and offsets.dtype in DTYPES else torch.float32
+    types = DTYPES[value.dtype], DTYPES[geometry_dtype]
+    problem = Problem(batch, tokens, heads, channels, queries, levels, points, reference_size, *types, threads, LAYOUT)
     array = _shapes_array(tuple(shapes))
     problem.shapes, problem.shapes_bytes = ctypes.addressof(array), ctypes.sizeof(array)
     value = aligned(value, value.dtype)
     kept: list[object] = [array, value]
     attach(problem, "value", value)
-    for name, tensor in (("reference", reference), ("offsets", offsets), ("weights", weights)):
+    geometry = (("reference", reference, torch.float32), ("offsets", offsets, geometry_dtype), ("weights", weights, geometry_dtype))
+    for name, tensor, dtype in geometry:
         if tensor is not None:
-            kept.append(ready := aligned(tensor, torch.float32))
+            kept.append(ready := aligned(tensor, dtype))
             attach(problem, name, ready)
     return problem, kept
 
@@ -228,8 +233,8 @@ def forward(value: Tensor, shapes: Sequence[int], reference: Tensor | None, offs
         value: `[B, S, M, D]`, float32, bfloat16 or float16.
         shapes: `h_0, w_0, h_1, w_1, …`.
         reference: `[B, Q, L, 2 | 4]` for the fused form; None: `offsets` are locations and `weights` are no logits.
-        offsets: `[B, Q, M, L, P, 2]`.
-        weights: `[B, Q, M, L, P]`.
+        offsets: `[B, Q, M, L, P, 2]`, of any float type; widened as they are read.
+        weights: `[B, Q, M, L, P]`, likewise.
     """
     batch, tokens, heads, channels = value.shape
     output = torch.empty(batch, offsets.shape[1], heads * channels, dtype=value.dtype, device="cpu")
@@ -278,4 +283,5 @@ def backward(
             attach(problem, name, grad)
         run("msda_backward", problem)
     grad_reference = shares.sum(1) if "grad_reference" in grads else shares
-    return grads["grad_value"].to(value.dtype), grad_reference, grads["grad_offsets"], grads["grad_weights"]
+    found = grads["grad_value"].to(value.dtype), grad_reference, grads["grad_offsets"].to(offsets.dtype)
+    return *found, grads["grad_weights"].to(weights.dtype)

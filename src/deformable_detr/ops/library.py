@@ -236,13 +236,15 @@ def _autograd(function: Any, name: str, place_of_shapes: int) -> Callable[..., A
 
 
 def _autocast(key: torch._C.DispatchKey) -> Callable[..., Tensor]:
-    """Under autocast `value` keeps its type (the output follows it) and everything geometric is float32."""
+    """Under autocast `value` keeps its type (the output follows it) and everything geometric is computed in float32."""
     excluded = torch._C.DispatchKeySet(key)
 
     def run(value: Tensor, shapes: Shapes, reference: Tensor | None, offsets: Tensor, weights: Tensor, backend: str) -> Tensor:
         with torch._C._ExcludeDispatchKeyGuard(excluded):
             reference = None if reference is None else reference.float()
-            return _operator(_FORWARD, shapes)(value, shapes, reference, offsets.float(), weights.float(), backend)
+            if backend != "cpu":  # which widens them as it reads
+                offsets, weights = offsets.float(), weights.float()
+            return _operator(_FORWARD, shapes)(value, shapes, reference, offsets, weights, backend)
 
     return run
 

@@ -90,7 +90,7 @@ def _levels(spatial_shapes: Shapes) -> Pairs | Tensor:
 def _run(
     value: Tensor, levels: Pairs | Tensor, reference: Tensor | None, offsets: Tensor, weights: Tensor, backend: str | None
 ) -> Tensor:
-    """The plain form, or the registered operator with its geometry in float32 whatever the type of `value`."""
+    """The plain form, or the registered operator; the CPU kernels widen geometry of low precision themselves, others get float32."""
     chosen = choose_backend(value, backend)
     if isinstance(levels, Tensor):
         shapes = levels
@@ -100,7 +100,8 @@ def _run(
         shapes = [size for pair in levels for size in pair]
     if chosen not in PLAIN:
         reference = None if reference is None else reference.to(torch.float32)
-        offsets, weights = offsets.to(torch.float32), weights.to(torch.float32)
+        if chosen != "cpu" or offsets.dtype != weights.dtype or offsets.dtype == torch.float64:
+            offsets, weights = offsets.to(torch.float32), weights.to(torch.float32)
     return attention(value, shapes, reference, offsets, weights, chosen)
 
 

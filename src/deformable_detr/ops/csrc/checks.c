@@ -56,11 +56,12 @@ int msda_check(const msda_problem *p, int backward) {
     for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); ++i)
         if (sizes[i] < 1) return MSDA_BAD_SIZES;
     if (p->reference_size != 0 && p->reference_size != 2 && p->reference_size != 4) return MSDA_BAD_SIZES;
-    if (p->dtype < MSDA_FLOAT32 || p->dtype > MSDA_FLOAT16 || p->layout < 0 || p->layout > 2) return MSDA_BAD_SIZES;
+    if (p->dtype < MSDA_FLOAT32 || p->dtype > MSDA_FLOAT16) return MSDA_BAD_SIZES;
+    if (p->geometry_dtype < MSDA_FLOAT32 || p->geometry_dtype > MSDA_FLOAT16 || p->layout < 0 || p->layout > 2) return MSDA_BAD_SIZES;
     if (p->tokens > MOST || p->queries > MOST || p->threads > MANY || p->channels > MANY || p->heads > MANY) return MSDA_TOO_LARGE;
     if (p->levels > MANY || p->points > MANY || p->levels * p->points > MANY) return MSDA_TOO_LARGE;
 
-    const int64_t element = p->dtype == MSDA_FLOAT32 ? 4 : 2;
+    const int64_t element = p->dtype == MSDA_FLOAT32 ? 4 : 2, geometry = p->geometry_dtype == MSDA_FLOAT32 ? 4 : 2;
     const int64_t values = PRODUCT(p->batch, p->tokens, p->heads, p->channels);
     const int64_t outputs = PRODUCT(p->batch, p->queries, p->heads, p->channels);
     const int64_t weights = PRODUCT(p->batch, p->queries, p->heads, p->levels, p->points);
@@ -72,8 +73,8 @@ int msda_check(const msda_problem *p, int backward) {
         {p->shapes, p->shapes_bytes, 2 * p->levels, sizeof(int64_t), 0},
         {p->value, p->value_bytes, values, element, 0},
         {p->reference, p->reference_bytes, references, sizeof(float), p->reference_size == 0},
-        {p->offsets, p->offsets_bytes, offsets, sizeof(float), 0},
-        {p->weights, p->weights_bytes, weights, sizeof(float), 0},
+        {p->offsets, p->offsets_bytes, offsets, geometry, 0},
+        {p->weights, p->weights_bytes, weights, geometry, 0},
     };
     const buffer forward[] = {{p->output, p->output_bytes, outputs, element, 0}};
     const buffer gradients[] = {

@@ -37,6 +37,7 @@ struct Plan {
 // What one query and head needs: filled by `prepare`. Several of them lie behind each other, so that a few queries can be prepared at
 // once and the processor can overlap their long chains of arithmetic.
 struct Scratch {
+    float *offsets, *weights;  // as float32, where they are not already
     float *x, *y, *fx, *fy, *attention, *scale_x, *scale_y;
     float *corner_weights;   // [4, padded_points]
     int32_t *corner_index;   // packed: [padded_points] element of the first corner; in place: [4, padded_points] token or -1
@@ -54,7 +55,7 @@ INLINE T *take(char **memory, int64_t count) {
     return result;
 }
 
-INLINE int64_t slot_floats(const Plan &plan) { return (int64_t)plan.padded_points * (7 + 4 + 4 + 4 + 3) + W; }
+INLINE int64_t slot_floats(const Plan &plan) { return (int64_t)plan.padded_points * (3 + 7 + 4 + 4 + 4 + 3) + W; }
 
 int64_t scratch_bytes(const Plan &plan) { return round_up(4 * (2 * SLOTS * slot_floats(plan) + 2 * plan.width), 64); }
 
@@ -63,7 +64,8 @@ INLINE Scratch slot(const Plan &plan, float *memory, int index) {
     const int64_t n = plan.padded_points;
     s.zeros = memory, s.trash = memory + plan.width;
     memory += 2 * plan.width + index * slot_floats(plan);
-    s.x = memory, s.y = s.x + n, s.fx = s.y + n, s.fy = s.fx + n, s.attention = s.fy + n, s.scale_x = s.attention + n;
+    s.offsets = memory, s.weights = s.offsets + 2 * n;
+    s.x = s.weights + n, s.y = s.x + n, s.fx = s.y + n, s.fy = s.fx + n, s.attention = s.fy + n, s.scale_x = s.attention + n;
     s.scale_y = s.scale_x + n, s.corner_weights = s.scale_y + n, s.corner_index = (int32_t *)(s.corner_weights + 4 * n);
     s.gx = s.corner_weights + 8 * n, s.gy = s.gx + n, s.ga = s.gy + n, s.dots = s.ga + n;
     return s;
@@ -548,11 +550,22 @@ INLINE int slot_of(int64_t item) {
     return (int)((uint64_t)item % (PACKED ? SLOTS : 2 * SLOTS));
 }
 
+// Numbers of offsets or weights from `first` on: in place where they are float32, else widened into `scratch`.
+INLINE const float *geometry_row(const Plan &plan, const void *numbers, int64_t first, int count, float *scratch) {
+    if (plan.p.geometry_dtype == MSDA_FLOAT32) return (const float *)numbers + first;
+    if (plan.p.geometry_dtype == MSDA_BFLOAT16)
+        copy_channels(scratch, (const bfloat16 *)numbers + first, count);
+    else
+        copy_channels(scratch, (const float16 *)numbers + first, count);
+    return scratch;
+}
+
 template <int R, bool PACKED, int N>
 INLINE void prepare_row(const Plan &plan, const Scratch &s, Row at) {
     const msda_problem &p = plan.p;
-    prepare<R, PACKED, N>(plan, s, p.reference + at.query * p.levels * R, p.offsets + at.row * 2 * plan.points,
-                          p.weights + at.row * plan.points);
+    const int n = plan.points;
+    prepare<R, PACKED, N>(plan, s, p.reference + at.query * p.levels * R, geometry_row(plan, p.offsets, at.row * 2 * n, 2 * n, s.offsets),
+                          geometry_row(plan, p.weights, at.row * n, n, s.weights));
 }
 
 // Asks for the inputs and the places of the results of a query that comes soon: the rows of one head lie far apart, and
@@ -561,8 +574,9 @@ template <bool BACKWARD>
 INLINE void prefetch_row(const Plan &plan, Row at) {
     const msda_problem &p = plan.p;
     const int64_t n = plan.points, d = p.channels;
-    for (int64_t i = 0; i < 2 * n; i += 16) __builtin_prefetch(p.offsets + at.row * 2 * n + i);
-    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(p.weights + at.row * n + i);
+    const int64_t geometry = p.geometry_dtype == MSDA_FLOAT32 ? 4 : 2;
+    for (int64_t i = 0; i < 2 * n * geometry; i += 64) __builtin_prefetch((const char *)p.offsets + at.row * 2 * n * geometry + i);
+    for (int64_t i = 0; i < n * geometry; i += 64) __builtin_prefetch((const char *)p.weights + at.row * n * geometry + i);
     if constexpr (BACKWARD) {
         for (int64_t i = 0; i < d; i += 16) __builtin_prefetch(p.grad_output + at.row * d + i);
         for (int64_t i = 0; i < 2 * n; i += 16) __builtin_prefetch(p.grad_offsets + at.row * 2 * n + i, 1);
@@ -642,7 +656,8 @@ void backward_items(const Plan &shared, float *scratch, Part part, const T *valu
             point_gradients(plan, s);
             // [B, M, Q]: the gradient of the references comes in shares, one per head
             const int64_t share = ((part.batch * p.heads + part.head + at.head) - part.batch) * p.queries + at.query;
-            write_gradients<R>(plan, s, at.row, share, p.offsets + at.row * 2 * plan.points, first, last);
+            const float *offsets = geometry_row(plan, p.offsets, at.row * 2 * plan.points, 2 * plan.points, s.offsets);
+            write_gradients<R>(plan, s, at.row, share, offsets, first, last);
         }
     }
 }
@@ -754,7 +769,7 @@ void softmax_worker(void *context, int) {
     Scratch s = slot(plan, (float *)memory, 0);
     for (int64_t task; (task = take_task(run)) < run->tasks;)
         for (int64_t row = task * p.queries; row < (task + 1) * p.queries; ++row) {
-            softmax(p.weights + row * n, s.attention, n, plan.padded_points);
+            softmax(geometry_row(plan, p.weights, row * n, n, s.weights), s.attention, n, plan.padded_points);
             memcpy(s.ga, p.grad_weights + row * n, sizeof(float) * n);
             softmax_backward(s.attention, s.ga, plan.padded_points);
             memcpy(p.grad_weights + row * n, s.ga, sizeof(float) * n);

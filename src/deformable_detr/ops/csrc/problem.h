@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-#define MSDA_INTERFACE 2  // to be raised with every change of the structs or of what they mean
+#define MSDA_INTERFACE 3  // to be raised with every change of the structs or of what they mean
 
 enum { MSDA_FLOAT32 = 0, MSDA_BFLOAT16 = 1, MSDA_FLOAT16 = 2 };
 
@@ -30,12 +30,13 @@ enum {
     MSDA_STATUS_COUNT
 };
 
-// All tensors are contiguous; all but `value` and `output` are float32. B batch, S tokens, M heads, D channels, Q queries, L levels, P points.
+// All tensors are contiguous; `value`, `output`, `offsets` and `weights` say their type, all others are float32. B batch, S tokens, M heads, D channels, Q queries, L levels, P points.
 // Every pointer is followed by the size of its memory in bytes, which must be what the sizes ask for.
 typedef struct {
     int64_t batch, tokens, heads, channels, queries, levels, points;
     int64_t reference_size;  // 0: locations and weights are given; 2 or 4: fused, with references of that many numbers
     int64_t dtype;           // of value
+    int64_t geometry_dtype;  // of offsets and weights
     int64_t threads;
     int64_t layout;          // 0: choose, 1: read value in place, 2: copy each head into a padded buffer first
     const int64_t *shapes;   // [L, 2] (h, w)
@@ -44,9 +45,9 @@ typedef struct {
     int64_t value_bytes;
     const float *reference;  // [B, Q, L, R], null when R is 0
     int64_t reference_bytes;
-    const float *offsets;    // [B, Q, M, L, P, 2]: sampling offsets (fused) or sampling locations
+    const void *offsets;     // [B, Q, M, L, P, 2]: sampling offsets (fused) or sampling locations
     int64_t offsets_bytes;
-    const float *weights;    // [B, Q, M, L, P]: logits (fused) or attention weights
+    const void *weights;     // [B, Q, M, L, P]: logits (fused) or attention weights
     int64_t weights_bytes;
     const float *grad_output;  // [B, Q, M, D], backward only
     int64_t grad_output_bytes;

@@ -1,0 +1,210 @@
+"""A detector in bfloat16 on a CPU with AMX: weights converted and packed once, activations in bfloat16 from the images to the memory.
+
+float32 stays where bfloat16 would show: the queries, their norms, self-attention, boxes and class logits. Sampling locations, softmax and
+the sums of the operator, of products and of norms are float32, too; what is read and written is bfloat16.
+"""
+
+import copy
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from deformable_detr.acceleration.fused_convolutions import FusedConvolution, fused_convolutions_work, random_numbers
+from deformable_detr.acceleration.tracing import consists_of, is_plain_linear
+from deformable_detr.model.backbone import Backbone
+from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder
+from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
+from deformable_detr.model.deformable_detr import DeformableDETR
+from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
+from deformable_detr.model.heads import MLP, BoxHead
+from deformable_detr.model.neck import ChannelMapper
+from deformable_detr.model.position_mlp import PositionMLP
+from deformable_detr.model.queries import AnchoredProposals, EncoderProposals, LearnedQueries, MixedProposals
+from deformable_detr.model.relation import PositionRelation
+
+logger = logging.getLogger(__name__)
+
+LOW = torch.bfloat16
+Form = Callable[[str, nn.Module], nn.Module | None]
+"""(name, module) → what stands in its place; None: the module with its children replaced."""
+
+
+class PackedLinear(nn.Module):
+    """A linear map whose weight lies in oneDNN's own layout, in bfloat16; the bias is added in float32.
+
+    Args:
+        linear: with constant weights, on the CPU.
+        dtype: of the output.
+        relu: apply ReLU at the end.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = LOW, *, relu: bool = False) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(LOW).contiguous())
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
+        self.dtype, self.activation = dtype, "relu" if relu else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` of any float type → `[..., C']`."""
+        return torch.ops.mkldnn._linear_pointwise(x.to(LOW), self.packed, self.bias, self.activation, [], "").to(self.dtype)
+
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The output and `added`, `[..., C']`, summed before they are rounded; without ReLU."""
+        bias = None if self.bias is None else self.bias.to(LOW)
+        return torch.ops.mkldnn._linear_pointwise.binary(x.to(LOW), added.to(LOW), self.packed, bias, "add").to(self.dtype)
+
+
+class PackedFeedForward(nn.Module):
+    """A :class:`FeedForward` without dropout whose ReLU is part of the first product.
+
+    Args:
+        ffn: its weights are used.
+        dtype: of the output.
+    """
+
+    def __init__(self, ffn: FeedForward, dtype: torch.dtype = LOW) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = PackedLinear(ffn.linear1, relu=True), PackedLinear(ffn.linear2, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` → `[..., C]`."""
+        return self.linear2(self.linear1(x))
+
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The output and `added`, `[..., C]`."""
+        return self.linear2.plus(self.linear1(x), added)
+
+
+class Autocast(nn.Module):
+    """A part that runs under autocast because nothing is known of it.
+
+    Args:
+        part: of the model.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the part gives."""
+        with torch.autocast("cpu", LOW):
+            return self.part(*inputs)
+
+
+class WithoutAutocast(nn.Module):
+    """A network that says itself what is computed in which type.
+
+    Args:
+        network: of parts in low precision.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the network gives."""
+        with torch.autocast("cpu", enabled=False):
+            return self.network(*inputs)
+
+
+ENCODER_PARTS = (
+    *(nn.ModuleList, EncoderLayer, MultiScaleDeformableAttention, FeedForward, PackedFeedForward),
+    *(nn.Linear, PackedLinear, nn.LayerNorm, nn.ReLU, nn.Dropout),
+)
+DECODER_PARTS = (*ENCODER_PARTS, DecoderLayer, nn.MultiheadAttention, NonDynamicallyQuantizableLinear, nn.Identity, MLP, BoxHead, PositionMLP, PositionRelation)
+PROPOSAL_SOURCES = (EncoderProposals, MixedProposals, AnchoredProposals)
+UNCHANGED = ("canvas", "flatten", "class_heads", "denoising")
+"""What reads no memory, or only trains."""
+
+
+def lowered(model: DeformableDETR) -> DeformableDETR:
+    """The same model of parts in low precision, but for the backbone, which is lowered when its batch norms have been folded.
+
+    A part of a type of its own, or with something hooked into it, runs under autocast.
+
+    Args:
+        model: float32, on the CPU, in evaluation mode; its weights must not change afterwards.
+    """
+    parts: dict[str, Any] = dict(model.named_children())
+    for name in parts.keys() - set(UNCHANGED):
+        form = _form_of(parts[name])
+        parts[name] = Autocast(parts[name]) if form is None else rebuilt(parts[name], form)
+    return DeformableDETR(**parts, metadata=model.metadata).eval()
+
+
+def _form_of(part: nn.Module) -> Form | None:
+    """How this part is lowered; None where it is not known well enough."""
+    if consists_of(part, Backbone, parts_below=False) or consists_of(part, LearnedQueries, nn.Embedding, nn.Linear):
+        return lambda name, module: None
+    if consists_of(part, ChannelMapper, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.GroupNorm):
+        return _all_convolutions
+    if consists_of(part, DeformableEncoder, *ENCODER_PARTS):
+        return _all_linear_maps
+    if consists_of(part, DeformableDecoder, *DECODER_PARTS):
+        return _cross_attention
+    proposals = any(consists_of(part, kind, parts_below=False) for kind in PROPOSAL_SOURCES)
+    return _memory_projection if proposals else None
+
+
+def rebuilt(module: nn.Module, form: Form, name: str = "") -> nn.Module:
+    """A copy of a tree of modules with some of them replaced; the others are shared, with their weights."""
+    new = form(name, module)
+    if new is not None:
+        return new
+    children = {key: child if child is None else rebuilt(child, form, f"{name}.{key}") for key, child in module._modules.items()}
+    if all(children[key] is child for key, child in module._modules.items()):
+        return module
+    twin = copy.copy(module)
+    twin._modules = children
+    return twin
+
+
+def _all_convolutions(name: str, module: nn.Module) -> nn.Module | None:
+    del name
+    return FusedConvolution(module, relu=False, dtype=LOW) if type(module) is nn.Conv2d else None
+
+
+def _all_linear_maps(name: str, module: nn.Module) -> nn.Module | None:
+    del name
+    if type(module) is FeedForward:
+        return PackedFeedForward(module)
+    return PackedLinear(module) if is_plain_linear(module) else None
+
+
+def _cross_attention(name: str, module: nn.Module) -> nn.Module | None:
+    """What is computed for every position of the memory, and what is wide; queries come and go in float32."""
+    if type(module) is FeedForward:
+        return PackedFeedForward(module, torch.float32)
+    if is_plain_linear(module) and name.endswith(("cross_attn.value_proj", "cross_attn.output_proj")):
+        return PackedLinear(module, LOW if name.endswith("value_proj") else torch.float32)  # pyright: ignore[reportArgumentType]
+    return None
+
+
+def _memory_projection(name: str, module: nn.Module) -> nn.Module | None:
+    return PackedLinear(module, torch.float32) if name == ".memory_proj" and is_plain_linear(module) else None  # pyright: ignore[reportArgumentType]
+
+
+@functools.cache
+def packed_weights_work() -> bool:
+    """Whether this processor has AMX, and this build of PyTorch packed products and convolutions of bfloat16 that are right."""
+    if not torch.cpu._is_amx_tile_supported() or not fused_convolutions_work(LOW):
+        return False
+    linear = nn.Linear(32, 48, device="meta").requires_grad_(False)
+    linear.load_state_dict({"weight": random_numbers(48, 32), "bias": random_numbers(48)}, assign=True)
+    x = random_numbers(2, 5, 32)
+    try:
+        found = PackedLinear(linear, torch.float32, relu=True)(x)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logger.info("no packed products of bfloat16 in this build of PyTorch: %s", error)
+        return False
+    # each factor is rounded once, and so is the result
+    exact = (x.double() @ linear.weight.double().T + linear.bias.double()).relu()
+    sizes = x.double().abs() @ linear.weight.double().abs().T + linear.bias.double().abs()
+    return bool(((found - exact).abs() <= 2 * torch.finfo(LOW).eps * sizes).all())
