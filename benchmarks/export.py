@@ -34,9 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="r50")
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="height and width, fixed in the files")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS))
     parser.add_argument("--runs", type=int, default=5, help="of each form, after one that does not count")
-    parser.add_argument("--peer", action="store_true", help="also transformers: as it is, and its ONNX in OpenVINO")
+    parser.add_argument(
+        "--peer",
+        action="store_true",
+        help="also transformers: as it is, and its ONNX in OpenVINO, in float32 and as it runs by default",
+    )
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time: for one thread on a machine that others use, too")
     parser.add_argument("--folder", type=Path, help="where the files are kept (for one preset and size)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -44,7 +49,12 @@ def main() -> None:
     model = build_model(options.preset, pretrained_backbone=False).eval()
     height, width = options.size
     batch = ImageBatch.from_images([torch.randn(3, height, width)])
-    rows: dict[str, dict] = {"PyTorch model": {"run": model}, "PyTorch, optimised": {"run": InferenceModel(model)}}
+    rows: dict[str, dict] = {
+        "PyTorch model": {"run": model},
+        "PyTorch, optimised": {"run": InferenceModel(model)},
+        "PyTorch, optimised, bf16": {"run": InferenceModel(model, precision="bf16")},
+    }
+    clock = time.process_time if options.cpu_time else time.perf_counter
     keep = contextlib.nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory()
     with keep as folder, torch.no_grad():
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -55,9 +65,9 @@ def main() -> None:
         seconds: dict[str, list[float]] = {form: [] for form in rows}
         for _ in range(options.runs + 1):
             for form, row in rows.items():
-                began = time.perf_counter()
+                began = clock()
                 row["run"](batch)
-                seconds[form].append(time.perf_counter() - began)
+                seconds[form].append(clock() - began)
     record = {}
     for form, row in rows.items():
         del row["run"]
@@ -112,12 +122,15 @@ def peer_rows(images: torch.Tensor, folder: Path) -> dict[str, dict]:
         torch.onnx.export(Answer().eval(), (images,), str(path), dynamo=True, opset_version=20, external_data=False)
         print(f"transformers exported in {time.perf_counter() - began:.0f} s", flush=True)
     core = openvino.Core()
-    core.set_property({"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"})
-    compiled = core.compile_model(core.read_model(str(path)), "CPU")
-    return {
-        "transformers": {"run": lambda batch: model(pixel_values=batch.images)},
-        "transformers' ONNX in OpenVINO": {"run": lambda batch: compiled([batch.images.numpy()]).to_tuple()},
-    }
+    core.set_property({"INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    rows: dict[str, dict] = {"transformers": {"run": lambda batch: model(pixel_values=batch.images)}}
+    for name, settings in (("float32", {"INFERENCE_PRECISION_HINT": "f32"}), ("its default precision", {})):
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        rows[f"transformers' ONNX in OpenVINO, {name} ({used})"] = {
+            "run": lambda batch, compiled=compiled: compiled([batch.images.numpy()]).to_tuple()
+        }
+    return rows
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import logging
 import threading
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from deformable_detr.acceleration.fused_convolutions import (
     winograd_works,
 )
 from deformable_detr.acceleration.geometry import KeptGeometry
+from deformable_detr.acceleration.low_precision import Autocast, PackedLinear, packed_weights_work
 from deformable_detr.acceleration.model import InferenceModel, inductor
+from deformable_detr.acceleration.network import fast_network
 from deformable_detr.acceleration.options import PLAIN, InferenceOptions, fastest_precision
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
@@ -178,16 +181,51 @@ def test_threads():
             assert_same(one, plain(model, sample_images(size)))
 
 
-@pytest.mark.parametrize("variant", ["tiny", "two-stage"])
+def assert_as_close_as_autocast(found: Predictions, model, images):
+    """No further from float32 than twice what PyTorch's own autocast of the plain module makes of it."""
+    exact = plain(model, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = plain(model, images)
+    for name in ("logits", "boxes"):
+        expected = getattr(exact, name)[-1].sigmoid()
+        errors = [(getattr(other, name)[-1].float().sigmoid() - expected).abs().mean() for other in (found, lowered)]
+        assert errors[0] < 2 * errors[1] + 1e-3, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_is_as_close_as_the_plain_module_in_bfloat16(variant):
     model, images = build(**VARIANTS[variant]), sample_images((96, 120), (64, 90))
-    exact = plain(model, images).logits[-1].sigmoid()
-    with torch.autocast("cpu", torch.bfloat16):
-        plain_error = (plain(model, images).logits[-1].float().sigmoid() - exact).abs().mean()
-    error = (InferenceModel(model, precision="bf16")(images).logits[-1].float().sigmoid() - exact).abs().mean()
-    assert error < 2 * plain_error + 1e-3
+    for options in (InferenceOptions(), InferenceOptions(chunk_tokens=37), replace(PLAIN, packed_weights=True)):
+        assert_as_close_as_autocast(InferenceModel(model, options, precision="bf16")(images), model, images)
+
+
+def test_bfloat16_follows_the_weights_and_the_surrounding_autocast():
+    model, images = build(), sample_images((64, 80))
+    fast = InferenceModel(model, precision="bf16")
+    fast(images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    with torch.autocast("cpu", torch.bfloat16):  # as an evaluation in bf16 calls it
+        found = fast(images)
+    assert_as_close_as_autocast(found, model, images)
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         InferenceModel(model, precision="fp8")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not packed_weights_work(), reason="weights are packed where there is AMX")
+def test_what_is_lowered():
+    """The weights of backbone, neck and encoder are packed; of the decoder what reads the memory and what is wide."""
+    network = fast_network(build(**RESNET18), InferenceOptions(), low_precision=True)
+    assert not [name for name, module in network.named_modules() if isinstance(module, Autocast)]
+    assert not any(isinstance(module, nn.Conv2d) for module in network.get_submodule("neck").modules())
+    packed = [name for name, module in network.get_submodule("decoder").named_modules() if isinstance(module, PackedLinear)]
+    assert {name.split(".", 3)[-1] for name in packed} == {
+        "cross_attn.value_proj",
+        "cross_attn.output_proj",
+        "ffn.linear1",
+        "ffn.linear2",
+    }
 
 
 def test_models_of_other_types_run_as_they_are():
@@ -229,7 +267,12 @@ def test_what_the_fused_backbone_consists_of(winograd):
     """
     assert fused_convolutions_work()
     body = build(backbone="resnet50", backbone_options={}, hidden_dim=64).get_submodule("backbone.body")
-    settings = {"fold_batch_norm": True, "inplace_activations": True, "fuse_convolutions": True, "channels_last": True}
+    settings: dict[str, Any] = {
+        "fold_batch_norm": True,
+        "inplace_activations": True,
+        "fuse_convolutions": True,
+        "channels_last": True,
+    }
     fused = optimized_backbone(body, winograd=winograd, **settings).get_submodule("body")
     assert isinstance(fused, torch.fx.GraphModule)
     kinds = [type(fused.get_submodule(str(node.target))) for node in fused.graph.nodes if node.op == "call_module"]
@@ -251,7 +294,7 @@ def test_a_backbone_that_cannot_be_traced_stays(caplog):
             return [x * self.weight] if x.sum() > 0 else [x]
 
     body = Branching()
-    settings = dict.fromkeys(("fold_batch_norm", "inplace_activations", "fuse_convolutions", "channels_last"), True)
+    settings: dict[str, Any] = dict.fromkeys(("fold_batch_norm", "inplace_activations", "fuse_convolutions", "channels_last"), True)
     with caplog.at_level(logging.INFO):
         assert optimized_backbone(body, **settings) is body
     assert "Branching is not optimised" in caplog.text

@@ -184,6 +184,7 @@ WRONG = {
     "queries": (-3, "a size or kind"),
     "threads": (0, "a size or kind"),
     "dtype": (3, "a size or kind"),
+    "geometry_dtype": (3, "a size or kind"),
     "reference_size": (3, "a size or kind"),
     "layout": (9, "a size or kind"),
     "tokens": (2**31, "beyond what 32-bit indices reach"),
@@ -194,6 +195,7 @@ WRONG = {
     "output": (2**40 + 2, "not aligned"),
     "value_bytes": (4, "does not have the size"),
     "output_bytes": (2 * 5 * 256 * 2, "does not have the size"),  # what another default dtype would allocate
+    "geometry_dtype, not the buffers": (1, "does not have the size"),
     "weights_bytes": (10**9, "does not have the size"),
 }
 
@@ -202,7 +204,7 @@ WRONG = {
 def test_the_kernel_refuses_problems_that_contradict_themselves(problems, field):
     problem, _kept, output = valid_problem(problems)
     number, message = WRONG[field]
-    setattr(problem, field, number)
+    setattr(problem, field.split(",")[0], number)
     with pytest.raises(RuntimeError, match=f"msda_forward: .*{message}"):
         cpu.run("msda_forward", problem)
     assert (output == 7).all()
@@ -264,6 +266,27 @@ def test_low_precision_rounds_the_output_once(problems, definition, layout, monk
             assert low.dtype == dtype
             assert ((low.double() - exact).abs() <= unit * exact.abs() * 1.001 + 1e-6).all()
             assert (low == run(p).to(dtype)).float().mean() > 0.99  # sums in another order may round the other way
+
+
+@pytest.mark.parametrize("reference", [0, 2, 4])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_geometry_of_low_precision_is_widened_as_it_is_read(
+    problems, definition, with_gradients, layout, monkeypatch, isa, dtype, reference
+):
+    """Everything is computed as from the same numbers in float32; what belongs to a tensor of low precision is rounded to it."""
+    monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    for number, sizes in ((1, {"queries": 11, "points": 5}), (2, SIZES[0])):
+        layout(number)
+        p = problems(reference=reference, **sizes)
+        p.value, p.offsets, p.weights = (tensor.to(dtype) for tensor in (p.value, p.offsets, p.weights))
+        grad = torch.randn(2, p.offsets.shape[1], 256).to(dtype)
+        expected = with_gradients(definition, p.leaves(torch.float64), grad)
+        found = with_gradients(run, p.leaves(), grad)
+        for f, e in zip(found, expected, strict=True):
+            unit = torch.finfo(f.dtype).eps / 2
+            assert ((f.double() - e).abs() <= unit * e.abs() + 1e-5 * e.abs().max()).all()
+        assert [f.dtype for f in found[1:]] == [tensor.dtype for tensor in p.tensors()]
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -53,8 +53,8 @@ def optimized_backbone(
         fuse_convolutions: oneDNN convolutions that add and apply ReLU before they store (float32 on a CPU only).
         channels_last: run in the memory format `[B, H, W, C]`.
         winograd: with `fuse_convolutions` and `channels_last`: 3×3 convolutions by Winograd's algorithm, where that is faster.
-        dtype: with `fuse_convolutions`: compute in this type instead of float32; `body` itself comes back where a module with weights
-            is no convolution, or the result is further from float32 than that of autocast.
+        dtype: with `fuse_convolutions` and `channels_last`: compute in this type instead of float32; `body` itself comes back where
+            a module with weights is no convolution, or the result is further from float32 than that of autocast.
     """
     graph = trace(body)
     if graph is None:
@@ -65,7 +65,7 @@ def optimized_backbone(
         fold_batch_norms(graph_module)
     if inplace_activations:
         make_activations_inplace(graph_module)
-    if fuse_convolutions and fused_convolutions_work():
+    if fuse_convolutions and fused_convolutions_work(dtype or torch.float32):
         exact = dtype is None and winograd and channels_last and winograd_works()
         fuse_convolutions_of(graph_module, winograd=exact, dtype=dtype or torch.float32)
     if dtype is not None and not _all_fused(graph_module):

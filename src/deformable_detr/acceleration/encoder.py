@@ -88,7 +88,8 @@ class _PieceLayer:
 
     def attention_inputs(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[..., C]` and its positions → value, offsets, logits."""
-        return self.attention.value_proj(features), *self.offsets_and_logits(features + positions)
+        offsets, logits = self.offsets_and_logits(features + positions)
+        return self.attention.value_proj(features), offsets, logits
 
     def attend(self, inputs: _Inputs, flat: FlatFeatures) -> Tensor:
         """The attention itself, over the whole sequence: `[B, S, C]`."""

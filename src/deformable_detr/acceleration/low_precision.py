@@ -1,7 +1,7 @@
-"""A detector in bfloat16 on a CPU with AMX: weights converted and packed once, activations in bfloat16 from the images to the memory.
+"""A detector in bfloat16 on a CPU with AMX: weights converted and packed once, activations in bfloat16 up to the memory.
 
-float32 stays where bfloat16 would show: the queries, their norms, self-attention, boxes and class logits. Sampling locations, softmax and
-the sums of the operator, of products and of norms are float32, too; what is read and written is bfloat16.
+float32 stays where bfloat16 would show: the queries, their norms and self-attention, boxes and class logits. Sampling locations,
+softmax and the sums of the operator, of products and of norms are float32, too; what is read and written is bfloat16.
 """
 
 import copy
@@ -101,12 +101,13 @@ class WithoutAutocast(nn.Module):
     """A network that says itself what is computed in which type.
 
     Args:
-        network: of parts in low precision.
+        build: makes the network.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.network = network
+        with torch.autocast("cpu", enabled=False):
+            self.network = build()
 
     def forward(self, *inputs: Any) -> Any:
         """What the network gives."""
@@ -118,7 +119,17 @@ ENCODER_PARTS = (
     *(nn.ModuleList, EncoderLayer, MultiScaleDeformableAttention, FeedForward, PackedFeedForward),
     *(nn.Linear, PackedLinear, nn.LayerNorm, nn.ReLU, nn.Dropout),
 )
-DECODER_PARTS = (*ENCODER_PARTS, DecoderLayer, nn.MultiheadAttention, NonDynamicallyQuantizableLinear, nn.Identity, MLP, BoxHead, PositionMLP, PositionRelation)
+DECODER_PARTS = (
+    *ENCODER_PARTS,
+    DecoderLayer,
+    nn.MultiheadAttention,
+    NonDynamicallyQuantizableLinear,
+    nn.Identity,
+    MLP,
+    BoxHead,
+    PositionMLP,
+    PositionRelation,
+)
 PROPOSAL_SOURCES = (EncoderProposals, MixedProposals, AnchoredProposals)
 UNCHANGED = ("canvas", "flatten", "class_heads", "denoising")
 """What reads no memory, or only trains."""
@@ -183,15 +194,16 @@ def _cross_attention(name: str, module: nn.Module) -> nn.Module | None:
     if type(module) is FeedForward:
         return PackedFeedForward(module, torch.float32)
     if is_plain_linear(module) and name.endswith(("cross_attn.value_proj", "cross_attn.output_proj")):
-        return PackedLinear(module, LOW if name.endswith("value_proj") else torch.float32)  # pyright: ignore[reportArgumentType]
+        return PackedLinear(module, LOW if name.endswith("value_proj") else torch.float32)
     return None
 
 
 def _memory_projection(name: str, module: nn.Module) -> nn.Module | None:
-    return PackedLinear(module, torch.float32) if name == ".memory_proj" and is_plain_linear(module) else None  # pyright: ignore[reportArgumentType]
+    return PackedLinear(module, torch.float32) if name == ".memory_proj" and is_plain_linear(module) else None
 
 
 @functools.cache
+@torch.autocast("cpu", enabled=False)
 def packed_weights_work() -> bool:
     """Whether this processor has AMX, and this build of PyTorch packed products and convolutions of bfloat16 that are right."""
     if not torch.cpu._is_amx_tile_supported() or not fused_convolutions_work(LOW):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,15 +88,17 @@ class InferenceModel(nn.Module):
     def _build(self) -> Callable[[ImageBatch], Predictions]:
         if not self._optimizable():
             return self.model
-        options = self.options
-        compiler = inductor() if options.compile else None
-        weight = next(self.model.parameters())
-        device = weight.device
-        if self.precision == "bf16" and compiler is None and weight.dtype == torch.float32 and options.packed_weights:
-            if device.type == "cpu" and packed_weights_work():
-                return WithoutAutocast(fast_network(self.model, options, low_precision=True))  # pyright: ignore[reportArgumentType]
-        network = fast_network(self.model, options, compiler)  # pyright: ignore[reportArgumentType]
+        options, model = self.options, cast(DeformableDETR, self.model)
+        if self._packs_weights():
+            return WithoutAutocast(lambda: fast_network(model, options, low_precision=True))
+        network = fast_network(model, options, inductor() if options.compile else None)
+        device = next(model.parameters()).device
         return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
+
+    def _packs_weights(self) -> bool:
+        weight = next(self.model.parameters())
+        wanted = self.precision == "bf16" and self.options.packed_weights and not self.options.compile
+        return wanted and weight.dtype == torch.float32 and weight.device.type == "cpu" and packed_weights_work()
 
 
 def _fingerprint(model: nn.Module) -> Iterator[tuple]:

@@ -93,7 +93,7 @@ class _Function(nn.Module):
 def _fast_backbone(
     part: Backbone, options: InferenceOptions, compiler: Compiler | None, device: torch.device, low_precision: bool
 ) -> nn.Module:
-    switches = {"fold_batch_norm": options.fold_batch_norm, "inplace_activations": options.inplace_activations}
+    switches: dict[str, Any] = {"fold_batch_norm": options.fold_batch_norm, "inplace_activations": options.inplace_activations}
     switches |= {"channels_last": options.channels_last}
     fuses = options.fuse_convolutions and options.fold_batch_norm and device.type == "cpu"
     if low_precision:

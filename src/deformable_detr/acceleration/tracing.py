@@ -6,7 +6,7 @@ Here the forward passes of the containers run on copies of them, whose children 
 
 import copy
 import logging
-from typing import Any
+from typing import Any, TypeGuard
 
 from timm.layers.norm_act import FrozenBatchNorm2d, FrozenBatchNormAct2d
 from torch import fx, nn
@@ -46,7 +46,7 @@ def untouched(module: nn.Module) -> bool:
     )
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether `module` is nothing but a linear map by its `weight` and `bias`."""
     return type(module) is nn.Linear and untouched(module)
 

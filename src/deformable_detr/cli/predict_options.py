@@ -13,6 +13,9 @@ class PredictOptions(DetectorOptions):
     source: list[str]
     """Images: files, folders, patterns in quotes. Or videos, camera numbers, addresses."""
 
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
+    """Arithmetic of the model; `auto` takes bf16 where a measurement shows it to be 1.2 times as fast, on a CPU only with AMX."""
+
     threshold: float | None = None
     """Smallest score of a detection, in [0, 1]; lower finds more, and more that is wrong. Left out: for each class the one that is
     stored with the weights (the best F1 of the last evaluation in training, or of `evaluate --save-thresholds`), else 0.5."""

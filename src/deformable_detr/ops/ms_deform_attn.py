@@ -90,7 +90,7 @@ def _levels(spatial_shapes: Shapes) -> Pairs | Tensor:
 def _run(
     value: Tensor, levels: Pairs | Tensor, reference: Tensor | None, offsets: Tensor, weights: Tensor, backend: str | None
 ) -> Tensor:
-    """The plain form, or the registered operator; the CPU kernels widen geometry of low precision themselves, others get float32."""
+    """The plain form, or the registered operator. The CPU kernels widen geometry of low precision; others are given float32."""
     chosen = choose_backend(value, backend)
     if isinstance(levels, Tensor):
         shapes = levels
