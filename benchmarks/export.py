@@ -41,6 +41,7 @@ def main() -> None:
         action="store_true",
         help="also transformers: as it is, and its ONNX in OpenVINO, in float32 and as it runs by default",
     )
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="run the rows alone whose name holds one of these")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time: for one thread on a machine that others use, too")
     parser.add_argument("--folder", type=Path, help="where the files are kept (for one preset and size)")
     parser.add_argument("--json", type=Path)
@@ -62,6 +63,7 @@ def main() -> None:
             rows[form] = exported_row(model, form, Path(folder), (height, width))
         if options.peer:
             rows |= peer_rows(batch.images, Path(folder))
+        rows = {form: row for form, row in rows.items() if any(word in form for word in options.only)}
         seconds: dict[str, list[float]] = {form: [] for form in rows}
         for _ in range(options.runs + 1):
             for form, row in rows.items():
@@ -72,11 +74,9 @@ def main() -> None:
     for form, row in rows.items():
         del row["run"]
         record[form] = row | {"ms": 1000 * statistics.median(seconds[form][1:])}
-    base = record["PyTorch model"]["ms"]
+    first, base = next((form, row["ms"]) for form, row in record.items())
     print(f"{options.preset}, {height}x{width}, batch 1, {torch.get_num_threads()} threads, medians of {options.runs}\n")
-    print(
-        "| form | ms | × the PyTorch model | MB | scores differ by | boxes differ by | export, s |\n|---|---|---|---|---|---|---|"
-    )
+    print(f"| form | ms | × {first} | MB | scores differ by | boxes differ by | export, s |\n|---|---|---|---|---|---|---|")
     for form, row in record.items():
         rest = (
             [f"{row['megabytes']:.0f}", f"{row['score']:.0e}", f"{row['box']:.0e}", f"{row['export_s']:.0f}"]

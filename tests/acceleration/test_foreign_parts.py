@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tests.acceleration.test_model import build, plain, sample_images
+from tests.acceleration.test_model import assert_as_close_as_autocast, build, plain, sample_images
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -124,6 +124,15 @@ def test_changed_parts_count(change, variant):
     assert (expected.logits[-1] - before.logits[-1]).abs().max() > 1e-3  # the change can be seen
     assert_same(fast(images), expected)
     assert_same(InferenceModel(model)(images), expected)
+
+
+@pytest.mark.parametrize("variant", [{"two_stage": False, "box_refinement": False}, {}], ids=["one-stage", "two-stage"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_changed_parts_count_in_bfloat16(change, variant):
+    model, images = build(**variant), sample_images((64, 80))
+    torch.manual_seed(3)
+    change(model)
+    assert_as_close_as_autocast(InferenceModel(model, precision="bf16")(images), model, images)
 
 
 @pytest.mark.parametrize("change", [wrap, hook, weight_norm, part_hooks], ids=lambda change: change.__name__)

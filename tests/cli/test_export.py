@@ -40,7 +40,7 @@ def test_export_and_predict_give_what_the_weights_give(folder, capsys, monkeypat
         if name == "onnx":
             monkeypatch.setattr("deformable_detr.model.deformable_detr.DeformableDETR.__init__", None)  # no model is built
         output = folder / name
-        options = ["--threshold", "0", "--top_k", "5", "--no-draw", "--output", str(output)]
+        options = ["--threshold", "0", "--top_k", "5", "--no-draw", "--precision", "fp32", "--output", str(output)]
         assert main(["predict", *arguments, str(folder / "images"), *options]) == 0
         found[name] = json.loads((output / "predictions.json").read_text())
     capsys.readouterr()

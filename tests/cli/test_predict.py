@@ -41,7 +41,8 @@ def photos(tmp_path):
 
 def test_images_and_json(weights, photos, tmp_path, capsys):
     output = tmp_path / "out"
-    assert main(["predict", weights, str(photos), "--threshold", "0", "--output", str(output), "--batch-size", "2"]) == 0
+    options = ["--threshold", "0", "--output", str(output), "--batch-size", "2", "--precision", "fp32"]
+    assert main(["predict", weights, str(photos), *options]) == 0
     assert sorted(path.name for path in output.iterdir()) == ["a.jpg", "b.png", "c.jpg", "predictions.json"]
     record = json.loads((output / "predictions.json").read_text())
     assert record["info"] == {"image_dir": str(photos)}

@@ -64,6 +64,7 @@ def commands(weights, dataset, output):
         str(output / "numbers.json"),
     ]
     prediction = ["predict", weights, str(dataset / "val"), "--device", "cpu", "--threshold", "0", "--output", str(output)]
+    prediction += ["--precision", "fp32"]
     report = ["--worst", "1", "--report", str(output.with_name(f"report of {output.name}"))]
     return [[*evaluation, *report, "--results", str(output / "results.json")], prediction]
 

@@ -64,10 +64,40 @@ def test_every_form_in_both_layouts_with_any_threads(
             torch.set_num_threads(threads)
             runs.append(with_gradients(run, p.leaves(), grad))
         for f, e in zip(runs[0], expected, strict=True):
-            assert error_of(f, e) < 5e-6  # 2.2e-6 was seen once, with AVX2; the bound is not derived
+            # At most some 700 roundings of 2^-24 add up (4 per point in sums, softmax, 24 per pixel between reference and sample),
+            # each a share of the largest summand, about 3 times the largest result. All else is in the test below.
+            assert error_of(f, e) < 1e-4
         for other in runs[1:]:
             for f, e in zip(other, runs[0], strict=True):
                 assert torch.equal(f, e)
+
+
+def numbers(generator, size, bits, unit):
+    """Random multiples of `unit` with so many bits and a sign: products and sums are exact while float32's 24 bits suffice."""
+    return torch.randint(-(2**bits), 2**bits + 1, size, generator=generator) * unit
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_where_nothing_is_rounded_every_form_gives_the_bits_of_float64(
+    problems, definition, with_gradients, layout, monkeypatch, isa, sizes
+):
+    """Levels of 2^n pixels and samples at eighths of a pixel, so that output and gradients fit 24 bits."""
+    monkeypatch.setenv(cpu.ISA_VARIABLE, isa)
+    shapes = [(8, 16), (4, 4), (1, 2), (1, 1)][: len(sizes["shapes"])]
+    tokens = sum(h * w for h, w in shapes)
+    queries = tokens if sizes is SIZES[0] else sizes["queries"]
+    p = problems(**(sizes | {"shapes": shapes, "queries": queries}), reference=0)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.tensor([(w, h) for h, w in shapes])[:, None]
+    p.value, p.weights = numbers(generator, p.value.shape, 2, 1.0), numbers(generator, p.weights.shape, 3, 0.125)
+    p.offsets = 0.5 + numbers(generator, p.offsets.shape, 6, 0.125) / pixels  # up to eight pixels from the middle
+    grad = numbers(generator, (2, queries, p.value.shape[2] * p.value.shape[3]), 2, 1.0)
+    expected = with_gradients(definition, p.leaves(torch.float64), grad)
+    for number in (1, 2):
+        layout(number)
+        for f, e in zip(with_gradients(run, p.leaves(), grad), expected, strict=True):
+            assert torch.equal(f.double(), e)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -8,6 +8,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deformable_detr.acceleration.fused_convolutions import FusedConvolution, fused_convolutions_work, random_numbers
-from deformable_detr.acceleration.tracing import consists_of, is_plain_linear
+from deformable_detr.acceleration.tracing import consists_of, is_plain_linear, untouched
 from deformable_detr.model.backbone import Backbone
 from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder
 from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
@@ -81,7 +82,7 @@ class PackedFeedForward(nn.Module):
 
 
 class Autocast(nn.Module):
-    """A part that runs under autocast because nothing is known of it.
+    """A part that runs under autocast because nothing is known of it; the parts around it are given float32.
 
     Args:
         part: of the model.
@@ -94,7 +95,19 @@ class Autocast(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """What the part gives."""
         with torch.autocast("cpu", LOW):
-            return self.part(*inputs)
+            return _in_float32(self.part(*inputs))
+
+
+def _in_float32(found: Any) -> Any:
+    """Tensors of low precision, also within lists, tuples and dataclasses, in float32."""
+    if isinstance(found, Tensor):
+        return found.float() if found.dtype == LOW else found
+    if isinstance(found, (list, tuple)):
+        parts = [_in_float32(one) for one in found]
+        return type(found)(*parts) if hasattr(found, "_fields") else type(found)(parts)
+    if is_dataclass(found) and not isinstance(found, type):
+        return replace(found, **{name: _in_float32(value) for name, value in vars(found).items()})
+    return found
 
 
 class WithoutAutocast(nn.Module):
@@ -160,8 +173,9 @@ def _form_of(part: nn.Module) -> Form | None:
         return _all_linear_maps
     if consists_of(part, DeformableDecoder, *DECODER_PARTS):
         return _cross_attention
-    proposals = any(consists_of(part, kind, parts_below=False) for kind in PROPOSAL_SOURCES)
-    return _memory_projection if proposals else None
+    if type(part) in PROPOSAL_SOURCES and untouched(part) and is_plain_linear(part.get_submodule("memory_proj")):
+        return _memory_projection
+    return None
 
 
 def rebuilt(module: nn.Module, form: Form, name: str = "") -> nn.Module:
@@ -199,7 +213,7 @@ def _cross_attention(name: str, module: nn.Module) -> nn.Module | None:
 
 
 def _memory_projection(name: str, module: nn.Module) -> nn.Module | None:
-    return PackedLinear(module, torch.float32) if name == ".memory_proj" and is_plain_linear(module) else None
+    return PackedLinear(module, torch.float32) if is_plain_linear(module) and name == ".memory_proj" else None
 
 
 @functools.cache
@@ -210,13 +224,16 @@ def packed_weights_work() -> bool:
         return False
     linear = nn.Linear(32, 48, device="meta").requires_grad_(False)
     linear.load_state_dict({"weight": random_numbers(48, 32), "bias": random_numbers(48)}, assign=True)
-    x = random_numbers(2, 5, 32)
+    x, added = random_numbers(2, 5, 32), random_numbers(2, 5, 48)
     try:
-        found = PackedLinear(linear, torch.float32, relu=True)(x)
+        packed = PackedLinear(linear, torch.float32)
+        found, sums = packed(x), packed.plus(x, added)
     except (AttributeError, RuntimeError, TypeError) as error:
         logger.info("no packed products of bfloat16 in this build of PyTorch: %s", error)
         return False
-    # each factor is rounded once, and so is the result
-    exact = (x.double() @ linear.weight.double().T + linear.bias.double()).relu()
-    sizes = x.double().abs() @ linear.weight.double().abs().T + linear.bias.double().abs()
-    return bool(((found - exact).abs() <= 2 * torch.finfo(LOW).eps * sizes).all())
+    # every factor and summand is rounded once, and so is the result
+    exact = x.double() @ linear.weight.double().T + linear.bias.double()
+    bound = (
+        2 * torch.finfo(LOW).eps * (x.double().abs() @ linear.weight.double().abs().T + linear.bias.double().abs() + added.abs())
+    )
+    return bool(((found - exact).abs() <= bound).all()) and bool(((sums - exact - added).abs() <= bound).all())

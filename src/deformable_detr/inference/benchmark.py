@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from deformable_detr.acceleration.low_precision import packed_weights_work
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.config import DataConfig
@@ -28,11 +29,15 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.ops.benchmark import measured_elsewhere, process_memory
+from deformable_detr.precision import Precision, autocast
 from deformable_detr.structures import Target
 
 Run = Callable[[], Any]
 CLASSES = 91
 OBJECTS = 8
+BF16 = "bf16"
+"""Optimised, with packed weights; in training a step under autocast."""
+
 LEARNING_STAGES = ("layer2", "layer3", "layer4")
 
 
@@ -85,9 +90,9 @@ NO_PEERS = Peers()
 
 
 def implementations(kind: str, *, compile: bool = False, peers: Peers = NO_PEERS) -> list[str]:
-    """What can be measured: peers first, then this package."""
+    """What can be measured: peers first, then this package; in bfloat16 where the processor has AMX."""
     ours = ["plain module"] if kind == "train" else ["plain module", "optimised", *(["compiled"] if compile else [])]
-    return [*peers.builders, *ours]
+    return [*peers.builders, *ours, *([BF16] if packed_weights_work() else [])]
 
 
 def fresh_model(case: Case) -> DeformableDETR:
@@ -107,19 +112,23 @@ def _build(name: str, case: Case, weights: Path, peers: Peers) -> Run:
     if name in peers.builders:
         return peers.builders[name](case, weights)
     model, images = fresh_model(case), random_images(case)
+    precision: Precision = "bf16" if name == BF16 else "fp32"
     if case.kind == "train":
-        return _training_step(model, case, images)
+        return _training_step(model, case, images, precision)
     model.eval()
-    fast: nn.Module = model if name == "plain module" else InferenceModel(model, InferenceOptions(compile=name == "compiled"))
+    options = InferenceOptions(compile=name == "compiled")
+    fast: nn.Module = model if name == "plain module" else InferenceModel(model, options, precision)
     return torch.inference_mode()(lambda: fast(list(images)).logits[-1])
 
 
-def _training_step(model: DeformableDETR, case: Case, images: torch.Tensor) -> Run:
+def _training_step(model: DeformableDETR, case: Case, images: torch.Tensor, precision: Precision) -> Run:
     criterion, targets = SetCriterion(CLASSES), make_targets(case)
     let_learn(model.train())
 
     def step() -> None:
-        criterion.weighted_sum(criterion(model(list(images)), targets)).backward()
+        with autocast(precision, "cpu"):
+            predictions = model(list(images))
+        criterion.weighted_sum(criterion(predictions, targets)).backward()
         model.zero_grad()
 
     return step
