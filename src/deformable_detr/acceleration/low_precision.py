@@ -144,7 +144,7 @@ DECODER_PARTS = (
     PositionRelation,
 )
 PROPOSAL_SOURCES = (EncoderProposals, MixedProposals, AnchoredProposals)
-UNCHANGED = ("canvas", "flatten", "class_heads", "denoising")
+UNCHANGED = ("canvas", "flatten", "class_heads", "suppressor", "denoising")
 """What reads no memory, or only trains."""
 
 
