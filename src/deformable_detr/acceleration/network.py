@@ -78,7 +78,7 @@ class _LastOfAll(nn.Module):
         self.decoder = decoder
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        hidden, boxes = self.decoder(*inputs)
+        hidden, boxes, *_ = self.decoder(*inputs)
         return hidden[-1:], boxes[-1:]
 
 

@@ -33,6 +33,9 @@ _BUFFERS = (
 INTERFACE = 3
 """`MSDA_INTERFACE` of csrc/problem.h: raised with every change of the structs."""
 
+MANY_PAGES = 4 << 20
+"""Bytes of an output from which huge pages are asked for. Above 32 MB, glibc takes memory afresh at each call, page by page."""
+
 LAYOUT = 0
 """0: the kernel chooses; 1: value is read in place; 2: each head is copied first (for tests)."""
 
@@ -82,6 +85,7 @@ def library() -> ctypes.CDLL:
                 entry.argtypes, entry.restype = [ctypes.POINTER(problem)], ctypes.c_int
     loaded.msda_message.argtypes, loaded.msda_message.restype = [ctypes.c_int], ctypes.c_char_p
     loaded.msda_use_gomp.argtypes, loaded.msda_use_gomp.restype = [ctypes.c_void_p], None
+    loaded.msda_use_huge_pages.argtypes, loaded.msda_use_huge_pages.restype = [ctypes.c_void_p, ctypes.c_int64], None
     loaded.msda_use_gomp(_gomp_parallel())
     return loaded
 
@@ -242,6 +246,8 @@ def forward(value: Tensor, shapes: Sequence[int], reference: Tensor | None, offs
         return output.zero_()
     problem, _keep = _problem(value, shapes, reference, offsets, weights)
     attach(problem, "output", output)
+    if output.nbytes >= MANY_PAGES:
+        library().msda_use_huge_pages(output.data_ptr(), output.nbytes)
     run("msda_forward", problem)
     return output
 

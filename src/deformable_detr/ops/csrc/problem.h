@@ -93,7 +93,7 @@ int winograd_check(const winograd_problem *problem);
 void msda_parallel(void (*fn)(void *context, int worker), void *context, int threads);
 
 // Asks for pages of 2 MB for memory that is about to be written for the first time; see threads.c.
-void msda_use_huge_pages(void *memory, int64_t size);
+MSDA_EXPORT void msda_use_huge_pages(void *memory, int64_t size);
 
 #ifdef __cplusplus
 }

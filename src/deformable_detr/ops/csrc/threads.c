@@ -50,7 +50,7 @@ void msda_parallel(void (*fn)(void *, int), void *context, int threads) {
 
 // Fresh memory comes in pages of 4 kB, each with a fault of its own, which for the gradient of value costs more than computing it.
 // Linux gives pages of 2 MB to those who ask; where it does not, nothing changes.
-void msda_use_huge_pages(void *memory, int64_t size) {
+MSDA_EXPORT void msda_use_huge_pages(void *memory, int64_t size) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = 2 << 20, first = ((uintptr_t)memory + page - 1) / page * page, last = ((uintptr_t)memory + size) / page * page;
     if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
