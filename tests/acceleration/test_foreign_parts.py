@@ -126,10 +126,10 @@ def test_changed_parts_count(change, variant):
     assert_same(InferenceModel(model)(images), expected)
 
 
-@pytest.mark.parametrize("variant", [{"two_stage": False, "box_refinement": False}, {}], ids=["one-stage", "two-stage"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_changed_parts_count_in_bfloat16(change, variant):
-    model, images = build(**variant), sample_images((64, 80))
+def test_changed_parts_count_in_bfloat16(change):
+    """Without proposals, whose rank is another one after any rounding."""
+    model, images = build(two_stage=False, box_refinement=False), sample_images((64, 80))
     torch.manual_seed(3)
     change(model)
     assert_as_close_as_autocast(InferenceModel(model, precision="bf16")(images), model, images)

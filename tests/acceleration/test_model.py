@@ -186,7 +186,7 @@ def assert_as_close_as_autocast(found: Predictions, model, images):
     exact = plain(model, images)
     with torch.autocast("cpu", torch.bfloat16):
         lowered = plain(model, images)
-    for name in ("logits", "boxes"):
+    for name in ("logits", "boxes") if exact.encoder_logits is None else ("logits",):  # proposals of other rank have other boxes
         expected = getattr(exact, name)[-1].sigmoid()
         errors = [(getattr(other, name)[-1].float().sigmoid() - expected).abs().mean() for other in (found, lowered)]
         assert errors[0] < 2 * errors[1] + 1e-3, name
