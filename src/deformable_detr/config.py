@@ -33,7 +33,8 @@ class ModelConfig:
     """K. 91 is the official COCO layout (raw category ids); training on a dataset sets it to that set's classes."""
 
     backbone: str = "resnet50.tv_in1k"
-    """Any timm model with feature maps at strides 8, 16 and 32."""
+    """Any timm model with feature maps at strides 8, 16 and 32, or a plain Vision Transformer (ViT, DINOv2, DINOv3), from whose one
+    map a pyramid makes the levels."""
 
     backbone_options: dict[str, Any] = field(default_factory=dict)
     """Further keywords for timm's create_model, such as layers or channels of a ResNet."""
@@ -42,7 +43,7 @@ class ModelConfig:
     """True: timm's weights (downloaded once). A path: a local file. False: random, for training from scratch."""
 
     frozen_backbone_stages: int = 2
-    """How many of a ResNet's first parts stay fixed: 0 none, 1 the stem, 2 stem and layer1 (official), … 5 all."""
+    """How many of a ResNet's first parts stay fixed: 0 none, 1 the stem, 2 stem and layer1 (official), … 5 all of any backbone."""
 
     freeze_batch_norm: bool = True
     """Use batch norm as a fixed affine map (official). False trains it: only sensible from scratch with larger batches."""

@@ -51,9 +51,7 @@ class Backbone(nn.Module):
         features: FeatureInfo = self.body.feature_info  # type: ignore[assignment]
         self.strides = tuple(features.reduction())
         self.channels = tuple(features.channels())
-        expected = (4, 8, 16, 16 if dilation else 32)[-num_levels:]
-        if self.strides != expected:
-            raise ValueError(f"backbone {name!r} ends in stages of strides {self.strides}; the detector needs {expected}")
+        self._check_strides(name, (4, 8, 16, 16 if dilation else 32)[-num_levels:])
         self._check_format(name)
         if freeze_batch_norm:
             self.body = freeze_batch_norm_2d(self.body)
@@ -65,6 +63,10 @@ class Backbone(nn.Module):
         They have the dtype of the weights.
         """
         return self.body(images.to(next(self.body.parameters()).dtype))
+
+    def _check_strides(self, name: str, expected: tuple[int, ...]) -> None:
+        if self.strides != expected:
+            raise ValueError(f"backbone {name!r} ends in stages of strides {self.strides}; the detector needs {expected}")
 
     def _check_format(self, name: str) -> None:
         if getattr(self.body, "output_fmt", Format.NCHW) != Format.NCHW:  # not every model of timm says it
@@ -95,7 +97,10 @@ def _create_timm_model(name: str, pretrained: bool | str, keywords: dict[str, An
 
 
 def _freeze(body: nn.Module, stages: int, name: str) -> None:
-    """Fix all children up to the last one whose stride is at most `2**stages`."""
+    """Fix all children up to the last one whose stride is at most `2**stages`; from 5 on all of them."""
+    if stages >= 5:
+        body.requires_grad_(False)
+        return
     modules = [info["module"] for info in body.feature_info.info if math.log2(info["reduction"]) <= stages]  # type: ignore[union-attr]
     if stages == 0 or not modules:
         return

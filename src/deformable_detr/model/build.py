@@ -24,6 +24,7 @@ from deformable_detr.model.flatten import FlattenLevels
 from deformable_detr.model.heads import BoxHead, ClassHeads, class_head
 from deformable_detr.model.neck import ChannelMapper
 from deformable_detr.model.normed_backbone import NormedBackbone
+from deformable_detr.model.plain_backbone import PlainBackbone, SimpleFeaturePyramid, is_plain
 from deformable_detr.model.position_encoding import SinePositionEncoding
 from deformable_detr.model.position_mlp import PositionMLP
 from deformable_detr.model.pyramid import PaddedCanvas, SeparateImages
@@ -55,19 +56,10 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
         ConnectionError: the backbone's weights cannot be downloaded; the message says how to go on.
     """
     config = model_preset(preset, **overrides) if isinstance(preset, str) else preset.replace(**overrides)
-    backbone = (NormedBackbone if config.backbone_norm else Backbone)(
-        config.backbone,
-        num_levels=min(config.num_feature_levels, config.backbone_levels),
-        pretrained=config.pretrained_backbone,
-        frozen_stages=config.frozen_backbone_stages,
-        freeze_batch_norm=config.freeze_batch_norm,
-        dilation=config.dilation,
-        options=config.backbone_options,
-    )
-    neck = ChannelMapper(backbone.channels, config.hidden_dim, config.num_feature_levels)
+    backbone = _backbone(config)
     return DeformableDETR(
         backbone=backbone,
-        neck=neck,
+        neck=_neck(config, backbone),
         canvas=PaddedCanvas() if config.original_padding else SeparateImages(),
         flatten=_flatten(config),
         encoder=DeformableEncoder([_encoder_layer(config) for _ in range(config.num_encoder_layers)]),
@@ -78,6 +70,26 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
         denoising=_denoising(config),
         metadata=Metadata(model=config),
     )
+
+
+def _backbone(config: ModelConfig) -> Backbone:
+    kind = PlainBackbone if is_plain(config.backbone) else NormedBackbone if config.backbone_norm else Backbone
+    return kind(
+        config.backbone,
+        num_levels=min(config.num_feature_levels, config.backbone_levels),
+        pretrained=config.pretrained_backbone,
+        frozen_stages=config.frozen_backbone_stages,
+        freeze_batch_norm=config.freeze_batch_norm,
+        dilation=config.dilation,
+        options=config.backbone_options,
+    )
+
+
+def _neck(config: ModelConfig, backbone: Backbone) -> ChannelMapper:
+    if not isinstance(backbone, PlainBackbone):
+        return ChannelMapper(backbone.channels, config.hidden_dim, config.num_feature_levels)
+    pyramid = SimpleFeaturePyramid(backbone.channels[0], min(config.num_feature_levels, config.backbone_levels))
+    return ChannelMapper(pyramid.channels, config.hidden_dim, config.num_feature_levels, pyramid)
 
 
 def _num_heads(config: ModelConfig) -> int:

@@ -16,13 +16,15 @@ class ChannelMapper(nn.Module):
         in_channels: channels of the backbone's levels, finest first.
         hidden_dim: C.
         num_levels: L, at least `len(in_channels)`.
+        pyramid: what the backbone gives → maps of these channels; None: they are what it gives.
     """
 
-    def __init__(self, in_channels: Sequence[int], hidden_dim: int, num_levels: int) -> None:
+    def __init__(self, in_channels: Sequence[int], hidden_dim: int, num_levels: int, pyramid: nn.Module | None = None) -> None:
         super().__init__()
         extra = num_levels - len(in_channels)
         if extra < 0:
             raise ValueError(f"num_levels is {num_levels}, but the backbone gives {len(in_channels)} levels")
+        self.pyramid = pyramid or nn.Identity()
         self.num_backbone_levels = len(in_channels)
         self.projections = nn.ModuleList([_projection(channels, hidden_dim, kernel_size=1) for channels in in_channels])
         for index in range(extra):
@@ -30,6 +32,7 @@ class ChannelMapper(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps `[B, channels, h, w]` → L maps `[B, C, h, w]`, finest first."""
+        levels = self.pyramid(levels)
         outputs = [project(level) for project, level in zip(self.projections, levels, strict=False)]
         source = levels[-1]
         for project in list(self.projections)[self.num_backbone_levels :]:
