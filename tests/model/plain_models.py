@@ -130,6 +130,7 @@ def plain_forward(model, batch, targets=None, noise=None, groups=0):
         outputs.append((model.class_heads[head](read), boxes))
         attached = (decoder.box_heads[head](query) + logit(reference, eps)).sigmoid()
         reference = attached.detach()
+        attached = attached if config.look_forward_twice else reference
     all_logits, all_boxes = (torch.stack(x) for x in zip(*outputs, strict=True))
     parts = {"denoising_": slice(0, size), "": slice(size, size + first), "one_to_many_": slice(size + first, total)}
     for prefix, part in parts.items():

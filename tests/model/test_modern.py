@@ -11,6 +11,7 @@ from tests.model.plain_models import plain_forward
 from deformable_detr.config import ModelConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
+from deformable_detr.model.decoder import Reference, look_forward_twice, refine_boxes
 from deformable_detr.model.denoising import draw_noise
 from deformable_detr.model.position_encoding import SinePositionEncoding
 from deformable_detr.model.relation import PositionRelation, box_relations
@@ -29,6 +30,7 @@ SMALL = {
 }
 DINO = {**SMALL, "num_queries": 12, "denoising_queries": 50}
 HYBRID = {**SMALL, "num_queries": 8, "one_to_many_queries": 14}
+WITHOUT = {**DINO, "look_forward_twice": False}
 MODELS = [("r50-dino", DINO), ("r50-dino-5scale", DINO), ("r50-hdetr", HYBRID), ("r50-plus", {**SMALL, "num_queries": 9})]
 
 
@@ -63,7 +65,7 @@ def noise_for(model, targets, groups, seed=5):
     return draw_noise(2 * groups * sum(map(len, targets)), config.num_classes, config.label_noise, config.box_noise)
 
 
-@pytest.mark.parametrize(("preset", "settings"), MODELS)
+@pytest.mark.parametrize(("preset", "settings"), [*MODELS, ("r50-dino", WITHOUT)])
 @pytest.mark.parametrize("training", [True, False])
 def test_outputs_and_gradients_equal_a_plain_implementation(preset, settings, training):
     model = built(preset, settings).train(training)
@@ -129,6 +131,21 @@ def test_without_it_no_gradient_leaves_the_layer():
     model = built("r50-plus", SMALL, num_queries=9, look_forward_twice=False)
     model(*batch()).boxes[2].sum().backward()
     assert reached(model.decoder.box_heads) == [False, False, True]
+
+
+@pytest.mark.parametrize(("update", "reached"), [(look_forward_twice, True), (refine_boxes, False)])
+def test_boxes_near_the_border_as_mmdetection_gives_them(update: Any, reached: bool):
+    """References are kept 1e-3 from the border, the boxes given out only 1e-5; both correct what they should."""
+    before = torch.tensor([[[0.9995, 0.5, 2e-4, 0.25]]], requires_grad=True)
+    reference = Reference(before.detach(), before)
+    boxes, following = update(lambda x: x, torch.zeros(1, 1, 4), torch.ones(1, 1, 4), reference, eps=1e-3, output_eps=1e-5)
+    odds = before.detach() / (1 - before.detach()) * math.e  # the head adds 1 to the logit of the output behind the norm
+    torch.testing.assert_close(boxes, odds / (1 + odds), rtol=1e-5, atol=1e-7)
+    assert following.attended.flatten().tolist() == pytest.approx([0.999, 0.5, 1e-3, 0.25], abs=1e-6)
+    assert boxes.requires_grad and not following.attended.requires_grad
+    step = torch.zeros(1, 1, 4, requires_grad=True)
+    _, following = update(lambda x: x, step, torch.ones(1, 1, 4), reference, eps=1e-3, output_eps=1e-5)
+    assert following.base.requires_grad is reached and not following.attended.requires_grad
 
 
 def test_denoising_queries_see_the_others_and_are_not_seen():

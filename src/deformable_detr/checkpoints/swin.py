@@ -97,7 +97,8 @@ def position_indices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _position_index(table: Tensor) -> Tensor:
     """`[(2w - 1)², heads]` → int64 `[w², w²]`."""
     side = _window(table)
-    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    places = torch.arange(side, dtype=torch.int64, device="cpu")
+    y, x = (axis.flatten() for axis in torch.meshgrid(places, places, indexing="ij"))
     rows, columns = (place[:, None] - place[None] + side - 1 for place in (y, x))
     return rows * (2 * side - 1) + columns
 
