@@ -12,6 +12,7 @@ from deformable_detr.model import build_model
 from deformable_detr.model.neck import ChannelMapper
 from deformable_detr.model.plain_backbone import PlainBackbone, SimpleFeaturePyramid, is_plain
 from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.training.memory import set_gradient_checkpointing
 from deformable_detr.training.optimizer import parameter_groups
 
 SMALL: dict[str, Any] = {"hidden_dim": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 2, "ffn_dim": 32}
@@ -71,10 +72,12 @@ def test_pyramid_by_definition() -> None:
     torch.testing.assert_close(quarter, twice(F.gelu(normed), second))
 
 
-@pytest.mark.parametrize(("levels", "stages", "sides"), [(1, 3, [4]), (2, 3, [4, 2]), (3, 3, [8, 4, 2]), (5, 4, [16, 8, 4, 2, 1])])
+@pytest.mark.parametrize(
+    ("levels", "stages", "sides"), [(1, 3, [8]), (2, 3, [8, 4]), (3, 3, [16, 8, 4]), (5, 4, [32, 16, 8, 4, 2])]
+)
 def test_levels(levels: int, stages: int, sides: list[int]) -> None:
     model = detector("vit_tiny_patch16_224", num_feature_levels=levels, backbone_levels=stages)
-    assert [level.shape[-1] for level in model.neck(model.backbone(torch.randn(1, 3, 64, 64)))] == sides
+    assert [level.shape[-1] for level in model.neck(model.backbone(torch.randn(1, 3, 128, 128)))] == sides
 
 
 def test_learning_rates_fall_from_layer_to_layer() -> None:
@@ -91,8 +94,10 @@ def test_learning_rates_fall_from_layer_to_layer() -> None:
     assert len(of) == sum(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_frozen_vit() -> None:
+def test_a_frozen_vit_and_one_that_computes_again() -> None:
     model = detector("vit_tiny_patch16_224", frozen_backbone_stages=5)
+    set_gradient_checkpointing(model, True)
+    assert model.backbone.body.model.grad_checkpointing
     assert not any(parameter.requires_grad for parameter in model.backbone.body.parameters())
 
 

@@ -9,6 +9,7 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import torch
@@ -219,8 +220,9 @@ def set_gradient_checkpointing(network: DeformableDETR, enabled: bool) -> None:
     parts: list[nn.Module] = [network.encoder, network.decoder]
     for part in parts:
         part.gradient_checkpointing = enabled  # type: ignore[assignment]
+    body: Any = network.backbone.body
     try:
-        network.backbone.body.set_grad_checkpointing(enabled)  # type: ignore[operator, union-attr]
+        getattr(body, "model", body).set_grad_checkpointing(enabled)  # plain ViTs stand in a wrapper without this method
     except (AttributeError, AssertionError) as error:
         if enabled:
             raise ValueError(
