@@ -72,9 +72,7 @@ def test_pyramid_by_definition() -> None:
     torch.testing.assert_close(quarter, twice(F.gelu(normed), second))
 
 
-@pytest.mark.parametrize(
-    ("levels", "stages", "sides"), [(1, 3, [8]), (2, 3, [8, 4]), (3, 3, [16, 8, 4]), (5, 4, [32, 16, 8, 4, 2])]
-)
+@pytest.mark.parametrize(("levels", "stages", "sides"), [(1, 3, [8]), (3, 3, [16, 8, 4]), (5, 4, [32, 16, 8, 4, 2])])
 def test_levels(levels: int, stages: int, sides: list[int]) -> None:
     model = detector("vit_tiny_patch16_224", num_feature_levels=levels, backbone_levels=stages)
     assert [level.shape[-1] for level in model.neck(model.backbone(torch.randn(1, 3, 128, 128)))] == sides
