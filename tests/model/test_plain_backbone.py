@@ -80,12 +80,13 @@ def test_levels(levels: int, stages: int, sides: list[int]) -> None:
 
 def test_learning_rates_fall_from_layer_to_layer() -> None:
     model = detector("vit_tiny_patch16_224")
-    assert isinstance(model.backbone, PlainBackbone) and isinstance(model.neck, ChannelMapper)
+    assert (type(model.backbone), type(model.neck)) == (PlainBackbone, ChannelMapper)
     groups = {group["name"]: group for group in parameter_groups(model, lr=1.0, backbone_layer_decay=0.5)}
     rates = [groups[name]["lr"] for name in sorted(groups) if name.startswith("backbone.")]
     assert all(later == pytest.approx(2 * earlier) for earlier, later in pairwise(rates)) and len(rates) >= 4
     of = {parameter: group["lr"] for group in groups.values() for parameter in group["params"]}
-    body = model.backbone.body.model
+    body: Any = model.backbone.body
+    body = body.model
     assert of[body.patch_embed.proj.weight] == min(rates)
     assert of[body.blocks[2].mlp.fc1.weight] == 2 * of[body.blocks[1].mlp.fc1.weight] == 4 * of[body.blocks[0].mlp.fc1.weight]
     assert of[next(model.neck.pyramid.parameters())] == 1.0
