@@ -22,14 +22,11 @@ class Machine:
     def __init__(self, speed: float = 1.0, evaluation: float = 10.0) -> None:
         self.now, self.speed, self.evaluation, self.measured = 0.0, speed, evaluation, []
 
-    def clock(self) -> float:
-        return self.now
-
     def measure(self, config: RunConfig) -> Speed:
         side = config.data.eval_short_side
         self.measured.append(side)
         self.now += 20
-        return Speed(self.speed * side**2 / SIZE_224, self.evaluation, 40)
+        return Speed(self.speed * side**2 / SIZE_224, self.evaluation, 40, took=20.0)
 
 
 def run_of(time: str, side: int = 224) -> RunConfig:
@@ -70,7 +67,7 @@ def test_a_fast_machine_is_not_kept_busy_for_nothing() -> None:
 @pytest.mark.parametrize(("time", "sides"), [("40m", [224]), ("8m", [224, 160]), ("3h", [224, 288])])
 def test_the_images_become_as_large_as_the_time_allows(time: str, sides: list[int]) -> None:
     machine = Machine()
-    found, config = fit_run(run_of(time), lambda side: run_of(time, side), measure=machine.measure, clock=machine.clock)
+    found, config = fit_run(run_of(time), lambda side: run_of(time, side), measure=machine.measure)
     assert machine.measured == sides
     assert config.data.eval_short_side == sides[-1]
     assert found.seconds + machine.now == pytest.approx(parse_budget(time), rel=0.1)
@@ -78,14 +75,14 @@ def test_the_images_become_as_large_as_the_time_allows(time: str, sides: list[in
 
 def test_a_size_that_was_asked_for_stays() -> None:
     machine = Machine()
-    assert fit_run(run_of("8m"), measure=machine.measure, clock=machine.clock)[1] == run_of("8m")
+    assert fit_run(run_of("8m"), measure=machine.measure)[1] == run_of("8m")
     assert machine.measured == [224]
 
 
 def test_a_time_in_which_nothing_can_be_learned() -> None:
     machine = Machine(evaluation=60)
     with pytest.raises(ValueError, match=r"too short here: one step takes 1\.0 s and an evaluation 60 s"):
-        fit_run(run_of("1m"), measure=machine.measure, clock=machine.clock)
+        fit_run(run_of("1m"), measure=machine.measure)
 
 
 @pytest.fixture

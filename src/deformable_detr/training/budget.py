@@ -65,6 +65,9 @@ class Speed:
     steps_per_epoch: int
     """Optimiser steps of one pass over the training images."""
 
+    took: float = 0.0
+    """Seconds that the timing itself took."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -121,15 +124,13 @@ def fit_run(
     resized: Callable[[int], RunConfig] | None = None,
     *,
     measure: Callable[[RunConfig], Speed] | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Fit, RunConfig]:
     """Time a few steps, and fit the run into its budget.
 
     Args:
         config: with a budget.
         resized: gives the run for another input size (the short side in pixels). None: the size stays.
-        measure: times a run; None: real steps.
-        clock: seconds.
+        measure: times a run, with the same answer in all processes; None: real steps.
 
     Returns:
         The fit, and the run of the size that was chosen.
@@ -138,17 +139,18 @@ def fit_run(
         ValueError: no time, or not even some steps fit into it.
     """
     budget = parse_budget(str(config.train.budget))
-    began, measure = clock(), measure or measure_speed
+    measure = measure or measure_speed
     logger.info("timing a few steps for a budget of %s", format_seconds(budget))
     speed = measure(config)
-    found = fit(budget - (clock() - began), speed)
+    spent = speed.took
+    found = fit(budget - spent, speed)
     side = config.data.eval_short_side
     other = _other_side(found, speed, side) if resized is not None else side
     if resized is not None and other != side:
         config = resized(other)
         speed = measure(config)
-        found = fit(budget - (clock() - began), speed)
-    spent = clock() - began
+        spent += speed.took
+        found = fit(budget - spent, speed)
     if found.seconds + spent > 1.15 * budget:
         raise ValueError(
             f"a budget of {config.train.budget} is too short here: one step takes {speed.step:.1f} s and an evaluation "
@@ -174,6 +176,7 @@ def measure_speed(config: RunConfig, clock: Callable[[], float] = time.monotonic
 
     In several processes all must call this, and get the mean of what they measured.
     """
+    began = clock()
     accelerator = build_accelerator(config.train)
     logging.disable(logging.WARNING)  # what there is to say about data and weights is said when the run itself begins
     try:
@@ -193,8 +196,8 @@ def measure_speed(config: RunConfig, clock: Callable[[], float] = time.monotonic
     finally:
         logging.disable(logging.NOTSET)
     gc.collect()  # the inference model's folded weights
-    means = mean_over_processes({"step": step, "evaluation": evaluation}, accelerator)
-    return Speed(means["step"], means["evaluation"], steps_per_epoch)
+    means = mean_over_processes({"step": step, "evaluation": evaluation, "took": clock() - began}, accelerator)
+    return Speed(means["step"], means["evaluation"], steps_per_epoch, means["took"])
 
 
 def _seconds_of_step(learner: Learner, loader: Any, accumulate: int, clock: Callable[[], float]) -> float:
