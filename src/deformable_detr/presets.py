@@ -111,5 +111,5 @@ def demo_run(dataset: str, output_dir: str) -> RunConfig:
         optimizer=OptimizerConfig(
             lr=1.4e-3, backbone_lr_scale=1.0, sampling_lr_scale=1.0, clip_grad_norm=0.5, schedule="cosine", warmup_steps=50
         ),
-        train=TrainConfig(steps=1000, batch_size=4),
+        train=TrainConfig(steps=800, batch_size=4),
     )

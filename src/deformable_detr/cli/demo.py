@@ -14,7 +14,7 @@ with box refinement, denoising and suppressor, on 128 pixels. Needs no network a
 
 EXAMPLES = """\
   deformable-detr demo                       some minutes on two CPU cores
-  deformable-detr demo --steps 500           a quick look
+  deformable-detr demo --steps 400           a quick look
   deformable-detr predict demo/run demo/data/val --output demo/more
 """
 
@@ -28,7 +28,7 @@ class DemoOptions:
     output: str = "demo"
     """Gets data/ (the images) and run/ (weights, curves, drawings); both are replaced."""
 
-    steps: int = 1000
+    steps: int = 800
     """Optimiser steps, each on 4 images."""
 
     seed: int = 0

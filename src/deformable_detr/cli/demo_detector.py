@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 TRAIN_IMAGES, VAL_IMAGES = 2000, 250
 
-FIRST_STEPS = 600
+FIRST_STEPS = 500
 """Of the training on first use: enough to find most of the shapes."""
 
 MOST_IMAGES = 24

@@ -27,9 +27,9 @@ class MaskedSuppressor(nn.Module):
 
     What comes out is one number for each query, which is added to the logits of all its classes. A second one is taken off: a
     strength times the gate of the better query that overlaps most, sigmoid(slope · IoU · likeness of the classes - offset), with
-    strength, slope and offset learned. So the layer starts as a soft suppression of overlaps, which takes thousands of steps to
-    learn from nothing, and learns what boxes alone do not say. The one-to-one loss reaches the queries, but neither their logits
-    nor their boxes, which learn one-to-many alone.
+    strength, slope and offset learned. So the layer starts as a soft suppression of overlaps, which it does not find by itself
+    in a thousand steps (docs/learning.md), and learns what boxes alone do not say. The one-to-one loss reaches the queries, but
+    neither their logits nor their boxes, which learn one-to-many alone.
 
     Args:
         ffn: a `FeedForward`.
