@@ -22,8 +22,8 @@ SOURCES = {"kernel_portable.cpp": [], **({"kernel_avx2.cpp": AVX2, "kernel_avx51
 # make test-asan: a mistake in memory ends the process. One form of the kernels, because each takes over a minute to build.
 SANITIZE = []
 if os.environ.get("DEFORMABLE_DETR_SANITIZE"):
-    SANITIZE = ["-fsanitize=address,shift,bounds,null,alignment,float-cast-overflow", "-fno-sanitize-recover=all"]
-    FLAGS = [*FLAGS, "-O1", "-g", *SANITIZE, "--param=asan-instrumentation-with-call-threshold=0"]
+    SANITIZE = ["-fsanitize=address,shift,bounds,float-cast-overflow", "-fno-sanitize-recover=all"]
+    FLAGS = [*FLAGS, "-O1", "-g1", *SANITIZE, "--param=asan-instrumentation-with-call-threshold=0"]
     SOURCES = {"kernel_avx2.cpp": AVX2} if X86 else SOURCES
 PLAIN_SOURCES = ("threads.c", "checks.c")
 

@@ -10,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether there is a file or folder of a name that a user's file gives: False, too, where pathlib raises (a name too long)."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: str | Path) -> bool:
+    """The same for a file."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Write a file under another name beside it; it replaces `path` at the end, if nothing was raised.

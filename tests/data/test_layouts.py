@@ -1,6 +1,7 @@
 """Datasets as tools and people lay them out: every label reaches its image, and what is not used is named."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -408,3 +409,61 @@ def test_nothing_in_the_only_file(text, message, tmp_path):
     assert {finding.code for finding in examine(tmp_path).findings} & {"file-damaged", "no-images"}
     with pytest.raises(ValueError, match=message):
         open_dataset(tmp_path).split("train").check()
+
+
+LONG = "9" * 400
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        (["images/a.png"], {"data.yaml": "train: [images, list.txt]\nnames: [cat]", "list.txt": f"images/a.png\n{LONG}.png"}),
+        (["images/a.png"], {"data.yaml": f"train: {LONG}\nnames: [cat]"}),
+        (["JPEGImages/a.png", "Annotations/a.xml"], {"ImageSets/Main/train.txt": f"a\n{LONG}"}),
+    ],
+    ids=["YOLO list", "YOLO path", "VOC list"],
+)
+def test_names_that_no_file_can_have(files, text, tmp_path):
+    """pathlib raises for them where it says of any other name that there is no such file."""
+    with pytest.raises((ValueError, FileNotFoundError), match=LONG):
+        open_dataset(lay(tmp_path / "set", *files, text=text)).split("train").check()
+
+
+def test_an_image_name_that_no_file_can_have(tmp_path):
+    text = {"annotations/instances_train.json": coco("a.png", f"{LONG}.png")}
+    codes = {finding.code for finding in examine(lay(tmp_path / "set", "train/a.png", text=text)).findings}
+    assert codes & {"image-missing", "image-damaged"}
+
+
+def spoil(content: bytes, chance: random.Random) -> bytes:
+    """A byte, a line or a number is another one; or the end is missing; or the encoding is another."""
+    lines, at = content.split(b"\n"), chance.randrange(len(content))
+    odd = [b"\xff", b"\0", b"nan", b"1e999", b"-1", b"", b"- x", b"<object>", b"9" * 400, b"0 0.5", b"[1, {a: b}]", b"\t"]
+    lines[chance.randrange(len(lines))] = chance.choice(odd)
+    encoded = content.decode().encode(chance.choice(["utf-16", "utf-16-le", "utf-8-sig"]))
+    return chance.choice([content[:at], content[:at] + chance.choice(odd) + content[at + 3 :], b"\n".join(lines), encoded])
+
+
+@pytest.mark.parametrize("kind", ["YOLO", "Pascal VOC"])
+def test_damaged_labels_lists_and_settings(kind, tmp_path):
+    """Nothing but our own errors; and no box is lost in silence, except with a whole line."""
+    images = ["images/train/a.png", "images/val/b.png"] if kind == "YOLO" else ["JPEGImages/a.png", "JPEGImages/b.png"]
+    labels = ["labels/train/a.txt", "labels/val/b.txt"] if kind == "YOLO" else ["Annotations/a.xml", "Annotations/b.xml"]
+    text = {"data.yaml": "train: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n"}
+    lists = {"ImageSets/Main/train.txt": "a\n", "ImageSets/Main/val.txt": "b\n"}
+    root = lay(tmp_path / "set", *images, *labels, text=text if kind == "YOLO" else lists)
+    targets = [root / name for name in (*labels, *(text if kind == "YOLO" else lists))]
+    chance, outcomes = random.Random(0), set()
+    for _ in range(60):
+        file = chance.choice(targets)
+        before = file.read_bytes()
+        file.write_bytes(spoil(before, chance))
+        try:
+            dataset = open_dataset(root)
+            outcomes.add(sum(len(dataset.split(split).check().annotations.boxes) for split in ("train", "val")))
+        except (ValueError, FileNotFoundError) as error:
+            assert str(error)
+            outcomes.add(type(error))
+        file.write_bytes(before)
+    assert ValueError in outcomes
+    assert outcomes <= {0, 1, 2, ValueError, FileNotFoundError}

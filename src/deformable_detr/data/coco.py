@@ -19,6 +19,7 @@ from deformable_detr.data.doctor.boxes import check_geometry
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.images import read_image
 from deformable_detr.data.mixing import Mixing
+from deformable_detr.files import is_file
 from deformable_detr.structures import ImageId, Target
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             looked = "; ".join(item.text for item in split.found.items.get("labels-missing", ()))
             reason = looked or "empty, crowd and degenerate ones are left out"
             raise ValueError(f"{self.annotation_file}: not one box to train on ({reason})")
-        if not self.image_path(0).is_file():
+        if not is_file(self.image_path(0)):
             looked = ", ".join(map(str, split.folders))
             raise FileNotFoundError(
                 f"{self.image_path(0)}: the first image of {self.annotation_file} is missing; is this the right image folder? "

@@ -13,7 +13,7 @@ from deformable_detr.data.foreign import IMPORTABLE, advice, files_of, recognise
 from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
-from deformable_detr.files import write_json
+from deformable_detr.files import is_file, write_json
 
 __all__ = ["convert_dataset"]
 
@@ -73,7 +73,7 @@ def _read(kind: str, file: Path, index: FileIndex) -> Iterator[ForeignImage]:
 
 def _locate(image: ForeignImage, file: Path, index: FileIndex, role: str | None) -> str:
     places, _, reasons = index.locate_images([image.name], [file.parent, index.root], role)
-    if not Path(places[0]).is_file():
+    if not is_file(places[0]):
         raise FileNotFoundError(f"{file}: its image {image.name} {reasons.get(0, 'is not there')}")
     return places[0]
 

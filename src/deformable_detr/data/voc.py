@@ -13,6 +13,7 @@ from deformable_detr.data.file_index import FileIndex, fold_name, path_role, sla
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
 from deformable_detr.data.text import decode, read_text
+from deformable_detr.files import is_file
 
 __all__ = ["VocLayout"]
 
@@ -64,7 +65,7 @@ class VocLayout(ForeignLayout):
     def used_files(self) -> Iterator[Path]:
         """All XML files and lists."""
         yield from self.lists
-        yield from {file for files in self.parts.values() for file in files if file.is_file()}
+        yield from {file for files in self.parts.values() for file in files if is_file(file)}
 
     def read(self, split: str) -> tuple[Record, Found]:
         """The COCO record of a split, without what is faulty in it, and what was found; the classes are those of all splits."""

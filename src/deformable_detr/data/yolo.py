@@ -22,6 +22,7 @@ from deformable_detr.data.layout import (
 )
 from deformable_detr.data.text import read_text
 from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
+from deformable_detr.files import is_file, is_there
 
 __all__ = ["YoloLayout", "looks_like_labels"]
 
@@ -99,7 +100,7 @@ class YoloLayout(ForeignLayout):
         for key in keys:
             values = settings[key] if isinstance(settings[key], list) else [settings[key]]
             paths = [_resolve(base, index, str(value), f"{file}: {key}", found) for value in values]
-            if key == "test" and not any(path.exists() for path in paths):  # exporters write it whether there is one or not
+            if key == "test" and not any(is_there(path) for path in paths):  # exporters write it whether there is one or not
                 found.add("split-missing", Item(f"{file}: test: {settings[key]} is not there", file=str(file)))
                 continue
             parts.setdefault(split_role(key) or key, []).extend(paths)
@@ -119,7 +120,7 @@ class YoloLayout(ForeignLayout):
         for key in SPLIT_KEYS:
             if settings.get(key):
                 path = _resolve(file.parent, index, settings[key], f"{file}: {key}", found)
-                if path.exists():
+                if is_there(path):
                     parts.setdefault(split_role(key) or key, []).append(path)
                 else:
                     found.add("split-missing", Item(f"{file}: {key}: {settings[key]} is not there", file=str(file)))
@@ -161,13 +162,13 @@ class YoloLayout(ForeignLayout):
         if self.source.suffix == ".data":
             yield from (path for path in self.index.select(".names"))
         for split, parts in self.parts.items():
-            yield from (part for part in parts if part.is_file() and part.suffix.lower() == ".txt")
+            yield from (part for part in parts if is_file(part) and part.suffix.lower() == ".txt")
             try:
                 images = self.image_files(split)
             except (OSError, ValueError):  # said where the split is read
                 continue
             for image in images:
-                yield from (path for path in (image, self.label_file(image)[0]) if path is not None and path.is_file())
+                yield from (path for path in (image, self.label_file(image)[0]) if path is not None and is_file(path))
 
     def read(self, split: str) -> tuple[Record, Found]:
         """The COCO record of a split, without what is faulty in it, and what was found.
@@ -223,9 +224,9 @@ class YoloLayout(ForeignLayout):
             return self._images[split]
         found: dict[Path, None] = {}
         for part in self.parts[split]:
-            if not part.exists():
+            if not is_there(part):
                 raise FileNotFoundError(f"{self.source}: {split!r} names {part}, which is not there; correct the path")
-            if part.is_file() and part.suffix.lower() in IMAGE_SUFFIXES:
+            if is_file(part) and part.suffix.lower() in IMAGE_SUFFIXES:
                 found[part] = None
             else:
                 found |= dict.fromkeys(walk_files(part, IMAGE_SUFFIXES) if part.is_dir() else self._read_list(part))
@@ -242,7 +243,7 @@ class YoloLayout(ForeignLayout):
     def label_file(self, image: Path) -> tuple[Path | None, bool]:
         """The label file of an image, or None; and whether its name is spelled otherwise (%20, case, form of accents)."""
         for place in label_places(image):
-            if str(place) in self.index.known or (not place.is_relative_to(self.root) and place.is_file()):
+            if str(place) in self.index.known or (not place.is_relative_to(self.root) and is_file(place)):
                 return place, False
         for place in label_places(image):
             folded = self._labels.get(fold_name(str(place)), ())
@@ -325,10 +326,10 @@ def _resolve(base: Path, index: FileIndex, value: str, where: str, found: Found)
     """A folder or list. Some exporters write `../train/images` for `train/images`; others the paths of another machine."""
     name = slashed(value)
     path = base / name
-    if path.exists():
+    if is_there(path):
         return path
     within = base / name.removeprefix("../")
-    if within.exists():
+    if is_there(within):
         return within
     tail = _find_tail(name, (base, index.root), folders=True)
     if tail is None or split_role(name) != split_role(index.relative(tail)):
@@ -340,7 +341,7 @@ def _resolve(base: Path, index: FileIndex, value: str, where: str, found: Found)
 
 def _find_tail(name: str, bases: tuple[Path, ...], *, folders: bool = False) -> Path | None:
     """The file (or folder, too) that the last parts of a path lead to from one of some bases, as many parts as possible."""
-    exists = Path.exists if folders else Path.is_file
+    exists = is_there if folders else is_file
     parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
     candidates = [base / name for base in bases]
     candidates += [base / Path(*parts[first:]) for first in range(len(parts)) for base in bases]

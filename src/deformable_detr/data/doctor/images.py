@@ -11,6 +11,7 @@ from PIL import Image
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.images import open_image, read_size
 from deformable_detr.data.pixels import read_orientation, wide_pixels
+from deformable_detr.files import is_file
 from deformable_detr.pipeline import ordered_map
 
 THREADS = 8
@@ -107,7 +108,7 @@ def check_sample(data: SplitData, count: int) -> None:
     usable = data.usable_images()
     for image in usable[:: max(1, -(-len(usable) // count))]:
         path = data.path(image)
-        if not path.is_file():
+        if not is_file(path):
             data.found.add("image-missing", data.image_item(image, "no such file"))
             continue
         try:
