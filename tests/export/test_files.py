@@ -11,6 +11,7 @@ import torch
 from deformable_detr.checkpoints import load_pretrained, save_weights
 from deformable_detr.detector import Detector
 from deformable_detr.export import ParityError, export_model, files, load_exported
+from deformable_detr.export.tensorrt import troubles
 from deformable_detr.inference import Predictor
 
 CANVAS = (80, 112)  # that of the first image
@@ -67,6 +68,7 @@ def test_onnx_without_grid_sample(variant, settings, small_model, tmp_path):
     assert difference.box < 1e-4
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert "GridSample" not in kinds
+    assert list(troubles(onnx.load(path))) == []
     assert sorted(item.name for item in tmp_path.iterdir()) == ["detector.onnx"]
     assert_no_dead_weight(path, model)
 

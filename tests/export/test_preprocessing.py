@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deformable_detr.config import Metadata
+from deformable_detr.export.form import ExportForm
 from deformable_detr.export.preprocessing import GREY_LEVELS, prepared, preprocessing_graph
 from deformable_detr.presets import model_preset
 
@@ -14,7 +15,7 @@ METADATA = replace(Metadata(model_preset("tiny")), eval_short_side=80, max_long_
 
 @pytest.fixture(scope="module")
 def run():
-    session = onnxruntime.InferenceSession(preprocessing_graph(METADATA).SerializeToString())
+    session = onnxruntime.InferenceSession(preprocessing_graph(ExportForm(METADATA)).SerializeToString())
     return lambda images: session.run(None, {"images": images})[0]
 
 

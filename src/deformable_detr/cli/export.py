@@ -1,7 +1,7 @@
 """`deformable-detr export`: a detector as a file for other programs, checked against the model."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,7 @@ EXAMPLES = """\
   deformable-detr export runs/first detector.pt2
   deformable-detr export runs/first detector.onnx --int8 my_data              quantised, with its AP before and after
   deformable-detr predict detector.onnx photos/                               run it
+  deformable-detr export runs/first detector.onnx --to tensorrt --size 800 1088 --batch-size 1
   deformable-detr export runs/first site --to web                             a page; python -m http.server -d site
 """
 
@@ -41,8 +42,9 @@ class ExportOptions:
     output: str
     """The file to write: .pt2, .onnx or .xml; a folder with --to web."""
 
-    to: Literal["web"] | None = None
-    """Write a web page with the detector and onnxruntime-web (WebAssembly, WebGPU) instead of a file."""
+    to: Literal["web", "tensorrt"] | None = None
+    """`web`: write a page with the detector and onnxruntime-web (WebAssembly, WebGPU) instead of a file. `tensorrt`: an .onnx of
+    operators that TensorRT documents: opset 18 without GridSample, and --fp16 compute."""
 
     onnxruntime_web: str | None = None
     """web: the npm package onnxruntime-web as a .tgz, where npm cannot fetch it; the message then says which version."""
@@ -62,6 +64,13 @@ class ExportOptions:
     preprocess: bool = False
     """Put resizing and normalisation inside an .onnx or .xml: decoded images, 8-bit RGB, in."""
 
+    opset: int = 20
+    """Version of the operators of an .onnx, 18 to 23."""
+
+    fp16: Literal["weights", "compute"] | None = None
+    """Store the weights of an .onnx in float16 (`weights`: half the file), or compute convolutions and linear maps in it, too
+    (`compute`: for GPUs and TensorRT); what is sensitive stays float32."""
+
     top_k: int | None = None
     """Put the choice of the best detections inside: this many scores, labels and boxes out. Without: all queries."""
 
@@ -76,23 +85,30 @@ class ExportOptions:
 
     def form(self) -> dict[str, Any]:
         """Keywords for `export_model`."""
-        names = ("grid_sample", "padding_mask", "batch_size", "preprocess", "top_k")
+        names = ("grid_sample", "padding_mask", "batch_size", "preprocess", "top_k", "opset")
         return {name: getattr(self, name) for name in names} | {"size": self.size}
 
 
 def run(options: ExportOptions) -> None:
     """Export, compare, say how far the file is from the model."""
     from deformable_detr.detector import Detector
+    from deformable_detr.export.half import halve_onnx
     from deformable_detr.export.quantize import check_dataset, quantize_onnx
+    from deformable_detr.export.tensorrt import check_tensorrt
 
     log_to_screen()
+    if options.to == "tensorrt":
+        options = replace(options, grid_sample=False, fp16="compute", opset=18)
     output = Path(options.output)
-    if options.to == "web" and (options.int8 or options.size or options.batch_size or not options.padding_mask):
+    if options.to == "web" and (options.int8 or options.size or options.batch_size or options.fp16 or not options.padding_mask):
         raise ValueError(
             "--to web goes together with --grid-sample and --top-k alone: its file prepares images by itself, one at a time"
         )
-    if options.int8 and output.suffix.lower() != ".onnx":
-        raise ValueError(f"--int8 writes .onnx files, but OUTPUT is {output.name}")
+    for name, wanted in (("int8", options.int8), ("fp16", options.fp16)):
+        if wanted and output.suffix.lower() != ".onnx":
+            raise ValueError(f"--{name} writes .onnx files, but OUTPUT is {output.name}")
+    if options.int8 and options.fp16:
+        raise ValueError("--int8 and --fp16 do not go together: an operation has one of the two")
     began = time.perf_counter()
     settings: dict[str, Any] = {"dilation": True} if options.dilation else {}
     detector = Detector.load(options.weights, device="cpu", **settings)
@@ -104,6 +120,10 @@ def run(options: ExportOptions) -> None:
     lines = [f"compared with the model: {detector.export(output, **options.form())}"]
     if options.int8:
         lines.append(str(quantize_onnx(output, options.int8, num_images=options.calibration_images)))
+    if options.to == "tensorrt":
+        check_tensorrt(output)
+    if options.fp16:
+        lines.append(halve_onnx(output, options.fp16))
     size = sum(file.stat().st_size for file in {output, output.with_suffix(".bin") if output.suffix == ".xml" else output})
     show(*lines, f"written: {output} ({size / 2**20:.1f} MiB, {time.perf_counter() - began:.0f} s)")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from deformable_detr.export.exported_program import save_program, trace
 from deformable_detr.export.form import ExportForm, smallest_side
 from deformable_detr.export.network import MaskFree, TensorNetwork, TopDetections, exportable_network, plain_network
-from deformable_detr.export.onnx import save_onnx, to_onnx
+from deformable_detr.export.onnx import OPSETS, save_onnx, to_onnx
 from deformable_detr.export.openvino import save_openvino
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
 from deformable_detr.export.preprocessing import assert_preparation, put_in_front
@@ -32,6 +32,7 @@ def export_model(
     grid_sample: bool = True,
     preprocess: bool = False,
     top_k: int | None = None,
+    opset: int = 20,
 ) -> Difference:
     """Write a detector to a file that runs without this package.
 
@@ -47,6 +48,7 @@ def export_model(
         batch_size: fix the number of images per run. None: any number.
         grid_sample: False writes the operator as gather and arithmetic, for runtimes whose GridSample is slow or wrong.
         preprocess: put resizing and normalisation inside: decoded images `[B, H, W, 3]` uint8 RGB in, no mask. Not for .pt2.
+        opset: version of the operators of an .onnx, 18 to 23.
         top_k: put the choice of the best detections inside. None: logits and boxes of all queries out.
 
     Returns:
@@ -60,10 +62,12 @@ def export_model(
     path, suffix = Path(path), Path(path).suffix.lower()
     smallest = smallest_side(model.metadata.model)
     _check(path, size, batch_size, top_k, smallest)
+    if opset not in OPSETS or (opset != 20 and suffix != ".onnx"):
+        raise ValueError(f"opset is for .onnx, from {OPSETS[0]} to {OPSETS[-1]}, not {opset}")
     if preprocess and (size is not None or suffix == ".pt2"):
         raise ValueError("preprocess is for .onnx and .xml, and the images decide the size: leave out size")
     padding_mask = padding_mask and not preprocess
-    form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, top_k=top_k, smallest_side=smallest)
+    form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, opset=opset, top_k=top_k, smallest_side=smallest)
     plain = plain_network(model)
     network, batches = exportable_network(plain), parity_batches(form)
     program = trace(_outputs(_inputs(network, form), form), form, batches[0 if form.size else 1])
@@ -75,7 +79,7 @@ def export_model(
         _, session = open_session(partial)
         worst = assert_parity(lambda batch: run_session(session, form, batch), plain, batches, path.name)
         if preprocess:
-            WRITERS[suffix](partial, put_in_front(translated, form.metadata), replace(form, preprocess=True))
+            WRITERS[suffix](partial, put_in_front(translated, form), replace(form, preprocess=True))
             assert_preparation(open_session(partial)[1], session, form, path.name)
         for file in sorted(partial.parent.iterdir(), key=lambda file: file == partial):  # the weights first
             file.replace(path.parent / file.name)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from deformable_detr.config import Metadata, ModelConfig
 
@@ -29,6 +29,12 @@ class ExportForm:
 
     grid_sample: bool = True
     """False: gather and arithmetic replace GridSample."""
+
+    opset: int = 20
+    """Version of the ONNX operators."""
+
+    fp16: Literal["weights", "compute"] | None = None
+    """Weights of convolutions and linear maps in float16; `compute`: these operations, too."""
 
     preprocess: bool = False
     """The input is `images` `[B, H, W, 3]` uint8 RGB as decoded; resizing and normalisation are inside."""

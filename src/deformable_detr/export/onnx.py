@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-OPSET = 20
-"""The first version whose GridSample the operator needs nothing beside."""
+OPSETS = range(18, 24)
+"""The versions of the operators that can be written. 20 is the first whose GridSample the operator needs nothing beside."""
 
 HINT = 'pip install "deformable-detr[onnx]"'
 
@@ -34,7 +34,7 @@ def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
             program,
             (),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=form.opset,
             input_names=list(form.inputs),
             output_names=list(form.outputs),
             optimize=False,

@@ -22,7 +22,7 @@ INPUT, OUTPUT = "images", "prepared"
 # with the distance and add up to 1. As in the 8-bit resize of Pillow and torchvision, rows come first and both results are
 # rounded, halves up.
 _GRAPH = """
-<ir_version: 10, opset_import: ["" : 20]>
+<ir_version: 10, opset_import: ["" : {opset}]>
 preprocess (uint8[batch, image_height, image_width, 3] images) => (float[batch, 3, height, width] prepared) {{
     zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
@@ -102,12 +102,14 @@ GREY_LEVELS = 1.01
 """Allowed difference of a prepared pixel: torchvision's 8-bit resize has weights of few bits, which may tip a rounding."""
 
 
-def preprocessing_graph(metadata: Metadata) -> "onnx.ModelProto":
+def preprocessing_graph(form: ExportForm) -> "onnx.ModelProto":
     """Decoded images `[B, H, W, 3]` uint8 RGB → normalised ones `[B, 3, h, w]`, as `eval_transform` makes them."""
     import onnx
     from onnx import numpy_helper, parser
 
+    metadata = form.metadata
     text = _GRAPH.format(
+        opset=form.opset,
         short_side=metadata.eval_short_side,
         max_long_side=metadata.max_long_side,
         rows=_MATRIX.format(axis="height"),
@@ -128,11 +130,11 @@ def preprocessing_graph(metadata: Metadata) -> "onnx.ModelProto":
     return model
 
 
-def put_in_front(model: "onnx.ModelProto", metadata: Metadata) -> "onnx.ModelProto":
+def put_in_front(model: "onnx.ModelProto", form: ExportForm) -> "onnx.ModelProto":
     """The model (one input, `images`) with the preparation of the images before it."""
     from onnx import compose
 
-    graph = compose.add_prefix(preprocessing_graph(metadata), "preprocess/", rename_inputs=False)
+    graph = compose.add_prefix(preprocessing_graph(form), "preprocess/", rename_inputs=False)
     graph.ir_version = model.ir_version
     whole = compose.merge_models(graph, model, io_map=[(f"preprocess/{OUTPUT}", "images")])
     del whole.opset_import[1:]  # both graphs' opset, the same twice, which the quantiser refuses
@@ -156,7 +158,7 @@ def assert_preparation(
     """
     from onnx.reference import ReferenceEvaluator
 
-    graph = ReferenceEvaluator(preprocessing_graph(form.metadata))
+    graph = ReferenceEvaluator(preprocessing_graph(form))
     std = np.array(form.metadata.std, np.float32).reshape(3, 1, 1)
     for seed, (height, width) in enumerate(sizes):
         scene, _ = draw_scene(np.random.default_rng((11, seed)), 2 * max(height, width))
