@@ -44,7 +44,7 @@ def halve_onnx(path: str | Path, kind: Literal["weights", "compute"]) -> str:
         How far the file is from the float32 one, in a line.
 
     Raises:
-        ParityError: an output is not finite.
+        ParityError: a non-finite output.
     """
     import onnx
 
@@ -158,13 +158,13 @@ def _distance(whole: Session, halved: Session, form: ExportForm) -> str:
     """Of the answers of two files to the same drawn scenes, in a line.
 
     Raises:
-        ParityError: a number that is not finite.
+        ParityError: a non-finite number.
     """
     score, boxes = 0.0, []
     for arrays in _inputs(form):
         expected, found = _rows(whole(arrays), form), _rows(halved(arrays), form)
         if not np.isfinite(found).all():
-            raise ParityError("in float16 the outputs are not finite: this detector needs float32")
+            raise ParityError("in float16 there are non-finite outputs: this detector needs float32")
         for one, other in zip(found, expected, strict=True):
             one = one[linear_sum_assignment(cdist(other, one, "cityblock"))[1]]  # equal ranks may be swapped
             score = max(score, float(np.abs(one[:, :-4] - other[:, :-4]).max()))
