@@ -18,6 +18,13 @@ _SAYS_NOTHING = ("dataset", "output_dir", "recipe", "resume", "model.pretrained_
 _SAYS_NOTHING += ("data.num_workers", "data.on_bad_image", "data.bit_depth", "data.horizontal_flip", "data.vertical_flip")
 _SAYS_NOTHING += ("data.transpose", "train.steps", "train.epochs", "train.budget", "train.batch_size", "train.device", "train.seed")
 _SAYS_NOTHING += ("train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.precision", "train.patience")
+_SAYS_NOTHING += (
+    "train.logger",
+    "train.accumulate",
+    "train.target_batch_size",
+    "train.gradient_checkpointing",
+    "train.on_non_finite",
+)
 """Settings beside which the recipe may still be taken by itself: they do not say how the network is built or learns."""
 
 _NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers", "denoising_queries")
