@@ -227,6 +227,8 @@ def test_swin_is_the_same_from_all_layouts_and_goes_back(levels, batch, tmp_path
         model = load_pretrained(tmp_path / f"{index}.pth")
         states.append({name: value for name, value in model.state_dict().items() if name.startswith("backbone.")})
         if index == 0:
+            fresh = dict(build_model(model.metadata.model).named_buffers())  # indices of the windows, which no file keeps
+            assert all(torch.equal(buffer, fresh[name]) for name, buffer in model.named_buffers())
             with torch.no_grad():
                 assert model.eval()(batch).logits.isfinite().all()
     for other in states[1:]:

@@ -45,8 +45,22 @@ def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool
     model.load_state_dict(
         {name: _in_precision_of(tensor, expected[name], weights, name) for name, tensor in tensors.items()}, assign=True
     )
+    _fill_buffers(model, metadata)
     model.metadata = metadata
     return model
+
+
+def _fill_buffers(model: DeformableDETR, metadata: Metadata) -> None:
+    """Buffers that no file keeps (indices of Swin's windows, rotary encodings) are those of a network built anew."""
+    stored = model.state_dict().keys()
+    if all(name in stored for name, _ in model.named_buffers()):
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        fresh = build_model(metadata.model, pretrained_backbone=False).float()
+    for name, buffer in fresh.named_buffers():
+        if name not in stored:
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, buffer)
 
 
 def _add_counters(weights: Weights, expected: dict[str, Tensor]) -> None:
