@@ -3,6 +3,7 @@
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -228,7 +229,12 @@ def test_training_branches_are_not_recorded():
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = body(images)
-        settings = {"fold_batch_norm": True, "inplace_activations": True, "fuse_convolutions": True, "channels_last": True}
+        settings: dict[str, Any] = {
+            "fold_batch_norm": True,
+            "inplace_activations": True,
+            "fuse_convolutions": True,
+            "channels_last": True,
+        }
         graph = trace(body.train())
         assert graph is not None
         assert "rand" not in str(graph)

@@ -70,6 +70,7 @@ def optimized_backbone(
         fuse_convolutions_of(graph_module, winograd=exact, dtype=dtype or torch.float32)
     if dtype is not None and not _all_fused(graph_module):
         return body
+    graph_module.delete_all_unused_submodules()  # folded weights of which there is a packed form now
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.eval()
