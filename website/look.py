@@ -1,7 +1,7 @@
-"""Opens every page of the built site in Chromium: phone and desktop, light and dark.
+"""Opens every page of the built site in Chromium: on a light phone and a dark desktop.
 
 python website/look.py                        fails on console errors, requests to other hosts, pages too wide, a dead search
-python website/look.py --screenshots shots    also keeps what was seen
+python website/look.py --screenshots shots    also keeps what was seen, in all four forms
 """
 
 import argparse
@@ -57,7 +57,8 @@ def main() -> int:
 
 
 def look(browser: Browser, root: str, pages: list[str], folder: Path | None) -> list[str]:
-    """Visit all pages, on every screen in both schemes."""
+    """Visit all pages: on a light phone and a dark desktop, for screenshots on every screen in both schemes."""
+    forms = list(product(SCREENS.items(), SCHEMES) if folder else zip(SCREENS.items(), SCHEMES, strict=True))
     faults: list[str] = []
     page = browser.new_page()
     page.on("console", lambda line: faults.append(f"{page.url}: {line.text}") if line.type in ("error", "warning") else None)
@@ -65,7 +66,7 @@ def look(browser: Browser, root: str, pages: list[str], folder: Path | None) -> 
     page.on("request", lambda request: None if request.url.startswith((root, "data:")) else faults.append(request.url))
     for name in pages:
         page.goto(f"{root}{name}/")
-        for (screen, size), scheme in product(SCREENS.items(), SCHEMES):
+        for (screen, size), scheme in forms:
             page.set_viewport_size(size)
             page.emulate_media(color_scheme=scheme)
             faults += [f"{name} ({screen}, {scheme}): {fault}" for fault in faults_of_layout(page)]
