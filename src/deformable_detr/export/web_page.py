@@ -99,7 +99,8 @@ def _fetch(target: Path) -> None:
     if npm is None:
         raise FileNotFoundError(f"the page needs onnxruntime-web {VERSION}, which npm would fetch, but npm is not here: {advice}")
     with atomic_file(target) as partial:
-        command = [npm, "pack", "--silent", "--pack-destination", str(partial.parent), f"onnxruntime-web@{VERSION}"]
+        command = [npm, "pack", "--silent", "--fetch-retries=1", "--fetch-timeout=60000"]  # offline, npm would try for minutes
+        command += ["--pack-destination", str(partial.parent), f"onnxruntime-web@{VERSION}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not target.is_file():
             said = (done.stderr.strip() or done.stdout.strip() or "no file").splitlines()[-1]
