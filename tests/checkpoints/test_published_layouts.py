@@ -21,7 +21,7 @@ from tests.checkpoints.layouts import (
 )
 
 from deformable_detr.checkpoints import load_checkpoint, load_pretrained
-from deformable_detr.checkpoints.convert import convert
+from deformable_detr.checkpoints.convert import Layout, convert
 from deformable_detr.checkpoints.load import describe, read_weights
 from deformable_detr.checkpoints.published import PUBLISHED
 from deformable_detr.checkpoints.swin import settings_of_swin
@@ -238,7 +238,11 @@ def test_swin_is_the_same_from_all_layouts_and_goes_back(levels, batch, tmp_path
     assert torch.equal(
         states[0]["backbone.body.layers_2.downsample.reduction.weight"], official["backbone.0.layers.1.downsample.reduction.weight"]
     )
-    for layout, key, tensors, source in (("official", "model", official, "0.pth"), ("mmdet", "state_dict", mmdet, "1.pth")):
+    files: tuple[tuple[Layout, str, dict, str], ...] = (
+        ("official", "model", official, "0.pth"),
+        ("mmdet", "state_dict", mmdet, "1.pth"),
+    )
+    for layout, key, tensors, source in files:
         convert(tmp_path / source, tmp_path / layout, layout, classes="keep")
         back = torch.load(tmp_path / layout, weights_only=False)[key]
         assert back.keys() == tensors.keys()

@@ -79,8 +79,8 @@ def test_a_gradient_that_breaks_on_the_way_back_is_found_where_it_begins(model: 
 
 
 class BrokenLoss(SetCriterion):
-    def forward(self, predictions, targets):
-        losses = super().forward(predictions, targets)
+    def forward(self, predictions, targets, num_boxes=None):
+        losses = super().forward(predictions, targets, num_boxes)
         return losses | {"loss_giou": losses["loss_giou"] * float("inf")}
 
 
@@ -128,8 +128,8 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     calls = iter(range(10**6))
 
     class Breaking(SetCriterion):
-        def forward(self, predictions, targets):
-            losses = super().forward(predictions, targets)
+        def forward(self, predictions, targets, num_boxes=None):
+            losses = super().forward(predictions, targets, num_boxes)
             return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if next(calls) in steps else losses
 
     monkeypatch.setattr("deformable_detr.training.learner.SetCriterion", Breaking)

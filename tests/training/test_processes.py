@@ -66,8 +66,8 @@ from deformable_detr.training import learner, train
 class Breaking(SetCriterion):
     calls = 0
 
-    def forward(self, predictions, targets):
-        losses = super().forward(predictions, targets)
+    def forward(self, predictions, targets, num_boxes=None):
+        losses = super().forward(predictions, targets, num_boxes)
         self.calls += 1
         broken = os.environ["RANK"] == "1" and self.calls == 2
         return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if broken else losses
