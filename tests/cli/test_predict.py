@@ -131,15 +131,18 @@ def test_an_address(weights, photos, tmp_path):
     """An image by HTTP is what the file is; one that is not there is an error with the address."""
     handler = functools.partial(QuietFiles, directory=str(photos))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
         for source, folder in ((f"{address}/b.png?size=large", "web"), (str(photos / "b.png"), "disk")):
             assert main(["predict", weights, source, "--threshold", "0", "--output", str(tmp_path / folder)]) == 0
-        assert main(["predict", weights, f"{address}/none.png", "--output", str(tmp_path / "none")]) == 1
+        assert main(["predict", weights, f"{address}/none.png", "--output", str(tmp_path / "none")]) != 0
         server.shutdown()
+        thread.join()
     web, disk = (json.loads((tmp_path / folder / "predictions.json").read_text()) for folder in ("web", "disk"))
     assert web["annotations"] == disk["annotations"]
-    assert [image["width"] for image in web["images"]] == [90]
+    assert [(image["width"], image["file_name"]) for image in web["images"]] == [(90, f"{address}/b.png?size=large")]
+    assert (tmp_path / "web" / "b.png").is_file()
     assert not (tmp_path / "none" / "predictions.json").exists()
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from accelerate.utils import gather_object
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.table import Table
 from deformable_detr.categories import Categories
 from deformable_detr.cli.predict_options import PredictOptions
 from deformable_detr.cli.screen import Finish, progress
+from deformable_detr.data.images import is_address
 from deformable_detr.detector import join_processes
 from deformable_detr.files import write_json
 from deformable_detr.inference import Result
@@ -26,7 +28,7 @@ DRAWING_THREADS = 2
 
 def predict_images(options: PredictOptions) -> None:
     """Predict on all images, shared out over the processes; the first one writes the JSON and shows what was found."""
-    paths = [path for source in options.source for path in list_images(source)]
+    paths = [path for source in options.source for path in ([source] if is_address(source) else list_images(source))]
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]
@@ -38,8 +40,8 @@ def predict_images(options: PredictOptions) -> None:
     with progress("predicting", hidden=not first) as bar, OrderedPool(DRAWING_THREADS, 4 * DRAWING_THREADS, name="draw") as pool:
         for result in bar.track(results, total=len(share)):
             collected.add(result)
-            if result.path in targets:
-                pool.submit(_draw, result, targets[result.path])
+            if (source := result.path or result.name) in targets:
+                pool.submit(_draw, result, targets[source])
     if state is not None:
         collected.merge_processes([str(path) for path in paths])
     if first:
@@ -54,25 +56,26 @@ def _draw(result: Result, path: Path) -> None:
     save_drawing(path, draw_detections(result.image, result.shown))
 
 
-def drawing_paths(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
+def drawing_paths(sources: Sequence[str | Path], output: Path) -> dict[str | Path, Path]:
     """Where each image is drawn: its own name in the output folder, with a number where several have the same.
 
     Raises:
         ValueError: a drawing would replace one of the images themselves.
     """
-    originals = {path.resolve() for path in paths}
-    targets: dict[Path, Path] = {}
+    originals = {path.resolve() for path in sources if isinstance(path, Path)}
+    targets: dict[str | Path, Path] = {}
     taken: set[str] = set()
-    for path in dict.fromkeys(paths):
+    for source in dict.fromkeys(sources):
+        path = source if isinstance(source, Path) else Path(urlsplit(source).path)
         suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
         name, number = path.stem + suffix, 1
         while name.casefold() in taken:
             number += 1
             name = f"{path.stem}-{number}{suffix}"
         taken.add(name.casefold())
-        targets[path] = output / name
-        if targets[path].resolve() in originals:
-            raise ValueError(f"the drawing of {path} would replace an image in {output}; choose another --output")
+        targets[source] = output / name
+        if targets[source].resolve() in originals:
+            raise ValueError(f"the drawing of {source} would replace an image in {output}; choose another --output")
     return targets
 
 
@@ -110,13 +113,16 @@ class CocoPredictions:
     def record(self) -> dict[str, Any]:
         """Images, annotations (both numbered from 1) and categories, for JSON.
 
-        File names are relative to `image_dir` of `info`: the folder that contains all images, directly or in subfolders.
+        File names are relative to `image_dir` of `info`: the folder that contains all images, directly or in subfolders. Addresses
+        stay as they are.
         """
-        paths = [Path(image["file_name"]).absolute() for image, _ in self.images]
-        image_dir = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path.cwd()
+        names = [image["file_name"] for image, _ in self.images]
+        files = {name: Path(name).absolute() for name in names if not is_address(name)}
+        image_dir = Path(os.path.commonpath([path.parent for path in files.values()])) if files else Path.cwd()
+        relative = {name: path.relative_to(image_dir).as_posix() for name, path in files.items()}
         images = [
-            {"id": number, **image, "file_name": path.relative_to(image_dir).as_posix()}
-            for number, (path, (image, _)) in enumerate(zip(paths, self.images, strict=True), 1)
+            {"id": number, **image, "file_name": relative.get(name, name)}
+            for number, (name, (image, _)) in enumerate(zip(names, self.images, strict=True), 1)
         ]
         found = [{"image_id": number, **entry} for number, (_, entries) in enumerate(self.images, 1) for entry in entries]
         annotations = [{"id": number, **entry} for number, entry in enumerate(found, 1)]

@@ -211,8 +211,10 @@ def _download(address: str, name: str) -> bytes:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             content = answer.read(MOST_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        code = f"status {error.code}: " if isinstance(error, urllib.error.HTTPError) else ""
+        reason, code = getattr(error, "reason", None) or error, ""
+        if isinstance(error, urllib.error.HTTPError):  # an answer, too
+            error.close()
+            code = f"status {error.code}: "
         raise ImageError(f"{name}: cannot be fetched ({code}{reason})") from None
     if len(content) > MOST_BYTES:
         raise ImageTooLargeError(f"{name}: more than {MOST_BYTES // 2**20} MiB; download the file and give its path")
