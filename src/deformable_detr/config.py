@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from deformable_detr.categories import Categories
+from deformable_detr.schema import convert, entries
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -184,11 +185,12 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`; unknown keys are an error that names them."""
-        unknown = sorted(set(record) - {item.name for item in fields(cls)})
+        """The inverse of :meth:`to_dict`; unknown keys and values of another type are an error that names them."""
+        known = entries(cls)
+        unknown = sorted(set(record) - set(known))
         if unknown:
-            raise ValueError(f"unknown model setting {unknown}; known are {[item.name for item in fields(cls)]}")
-        return cls(**record)
+            raise ValueError(f"unknown model setting {unknown}; known are {list(known)}")
+        return cls(**{name: convert(value, known[name].hint, name) for name, value in record.items()})
 
 
 @dataclass(frozen=True)

@@ -169,3 +169,9 @@ def test_backbone_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr("timm.create_model", no_network)
     with pytest.raises(ConnectionError, match=r"no route to host(.|\n)*--model.pretrained_backbone false"):
         build_model("tiny", pretrained_backbone=True)
+
+
+@pytest.mark.parametrize("value", ["12", 12.5, None, [12]])
+def test_a_setting_of_another_type_is_named(value):
+    with pytest.raises(ValueError, match="num_queries: expected"):
+        build_model("tiny", num_classes=3, num_queries=value)
