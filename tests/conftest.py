@@ -15,7 +15,7 @@ QUIET = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, its event loop runs in this thread, and no test can start one of its own
 def browser():
     if CHROMIUM is None:
         message = "this test needs Chromium: apt-get install chromium"

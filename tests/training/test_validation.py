@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deformable_detr.acceleration.fused_convolutions import FusedConvolution
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.config import RunConfig
 from deformable_detr.training import Samples, train, validation
@@ -36,7 +37,7 @@ def test_the_folded_weights_are_freed(config: RunConfig, tmp_path: Path, monkeyp
     counts: list[int] = []
 
     def convolutions() -> int:
-        return sum(type(thing) is torch.nn.Conv2d for thing in gc.get_objects())
+        return sum(type(thing) in (torch.nn.Conv2d, FusedConvolution) for thing in gc.get_objects())
 
     class Watched(InferenceModel):
         def forward(self, *arguments, **keywords):

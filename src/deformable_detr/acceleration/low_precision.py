@@ -167,7 +167,7 @@ def _form_of(part: nn.Module) -> Form | None:
     """How this part is lowered; None where it is not known well enough."""
     if consists_of(part, Backbone, parts_below=False) or consists_of(part, LearnedQueries, nn.Embedding, nn.Linear):
         return lambda name, module: None
-    if consists_of(part, ChannelMapper, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.GroupNorm):
+    if consists_of(part, ChannelMapper, nn.Identity, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.GroupNorm):
         return _all_convolutions
     if consists_of(part, DeformableEncoder, *ENCODER_PARTS):
         return _all_linear_maps
