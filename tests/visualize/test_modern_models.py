@@ -61,8 +61,7 @@ def test_describing_and_exporting(preset: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["r50-dino", "swin-t-hdetr"])
-def test_onnx_gives_the_same(preset: str, tmp_path: Path) -> None:
-    """Exporting runs the file and compares it with the network."""
-    export_model(small_model(preset), tmp_path / "a.onnx", size=(96, 128))
+def test_onnx_gives_the_same(tmp_path: Path) -> None:
+    """Exporting runs the file and compares it with the network. One preset, since each takes half a minute."""
+    export_model(small_model("r50-dino"), tmp_path / "a.onnx", size=(96, 128))
     assert (tmp_path / "a.onnx").is_file()
