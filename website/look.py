@@ -64,11 +64,13 @@ def look(browser: Browser, root: str, pages: list[str], folder: Path | None) -> 
     page.on("console", lambda line: faults.append(f"{page.url}: {line.text}") if line.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(f"{page.url}: {error}"))
     page.on("request", lambda request: None if request.url.startswith((root, "data:")) else faults.append(request.url))
-    for name in pages:
-        page.goto(f"{root}{name}/")
-        for (screen, size), scheme in forms:
-            page.set_viewport_size(size)
-            page.emulate_media(color_scheme=scheme)
+    for (screen, size), scheme in forms:
+        page.set_viewport_size(size)
+        page.emulate_media(color_scheme=scheme)
+        for name in pages:
+            page.goto(
+                f"{root}{name}/"
+            )  # on this screen from the beginning: menus that move out of a smaller one are too wide for a moment
             faults += [f"{name} ({screen}, {scheme}): {fault}" for fault in faults_of_layout(page)]
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
