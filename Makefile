@@ -54,10 +54,11 @@ format: $(STAMP)
 bench-op: $(STAMP)
 	$(BIN)/deformable-detr benchmark op
 
-# The site in site/, strictly: a broken link, a missing anchor or a name without a docstring's home ends it. Then every page in Chromium.
+# The site in site/, strictly: a broken link, a missing anchor or a name without a docstring's home ends it (with --quiet, warnings
+# would not be counted, and nothing would). Then every page in Chromium.
 docs: $(STAMP)
 	$(BIN)/python website/generate.py
-	PYTHONPATH=website NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	PYTHONPATH=website NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python website/look.py
 
 coverage: $(STAMP)

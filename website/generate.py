@@ -24,7 +24,7 @@ def main() -> None:
     pages = {"reference/commands.md": commands_page()}
     pages |= {f"reference/{name}.md": module_page(name) for name in MODULES}
     pages |= {f"reference/{name}.md": room_page(name) for name in rooms()}
-    pages |= {f"{name.lower()}.md": (ROOT / f"{name}.md").read_text(encoding="utf-8") for name in ("CHANGELOG", "CONTRIBUTING")}
+    pages |= {f"{name.lower()}.md": root_page(name) for name in ("CHANGELOG", "CONTRIBUTING")}
     for name, text in pages.items():
         path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -35,6 +35,11 @@ def rooms() -> list[str]:
     """The packages that people use from Python."""
     found = [module.name for module in pkgutil.iter_modules(deformable_detr.__path__) if module.ispkg]
     return [name for name in found if name != "cli"]
+
+
+def root_page(name: str) -> str:
+    """A document of the root as a page of docs/, to which its links into docs/ are shorter."""
+    return (ROOT / f"{name}.md").read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def module_page(name: str) -> str:
