@@ -9,13 +9,18 @@ from torchvision.ops import box_iou, generalized_box_iou
 __all__ = [
     "box_iou",
     "cxcywh_to_xyxy",
+    "elementwise_iou",
     "generalized_box_iou",
+    "intersection_and_union",
     "inverse_sigmoid",
     "pixels_of",
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",
     "xyxy_to_xywh",
 ]
+
+SMALLEST_AREA = 1e-12
+"""As a share of the image: far below any real box, so that it only guards divisions by zero."""
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -46,6 +51,30 @@ def pixels_of(size: Sequence[int]) -> Tensor:
     """`[4]` (width, height, width, height) of a (height, width): normalised boxes times this are in pixels."""
     height, width = size
     return torch.tensor([width, height, width, height], dtype=torch.float32, device="cpu")
+
+
+def elementwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes at the same index of two tensors (which are broadcast); 0 for two boxes without area.
+
+    Args:
+        boxes: `[..., 4]` xyxy, as shares of the image's sides.
+        others: `[..., 4]` xyxy, likewise.
+
+    Returns:
+        `[...]` in [0, 1].
+    """
+    intersection, union = intersection_and_union(boxes, others)
+    return intersection / union.clamp(min=SMALLEST_AREA)
+
+
+def intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas of intersection and union of boxes at the same index of two tensors: two `[...]`."""
+    left_top, right_bottom = boxes.split(2, dim=-1)
+    other_left_top, other_right_bottom = others.split(2, dim=-1)
+    inside = torch.minimum(right_bottom, other_right_bottom) - torch.maximum(left_top, other_left_top)
+    intersection = inside.clamp(min=0).prod(-1)
+    union = (right_bottom - left_top).prod(-1) + (other_right_bottom - other_left_top).prod(-1) - intersection
+    return intersection, union
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

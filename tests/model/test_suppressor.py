@@ -7,13 +7,13 @@ import pytest
 import torch
 from tests.model.test_modern import SMALL, batch, shaken
 
-from deformable_detr.boxes import box_iou, cxcywh_to_xyxy
+from deformable_detr.boxes import box_iou, cxcywh_to_xyxy, elementwise_iou
 from deformable_detr.checkpoints import load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
 from deformable_detr.model.encoder import FeedForward
-from deformable_detr.model.suppressor import MaskedSuppressor, overlaps
+from deformable_detr.model.suppressor import MaskedSuppressor
 
 WITH = {**SMALL, "num_queries": 9, "suppressor": True, "denoising_queries": 50, "dropout": 0.0}
 
@@ -90,7 +90,8 @@ def test_a_better_query_of_the_same_class_that_overlaps_costs_the_score():
     cost = [5 / (1 + math.exp(12 - 20 * iou)) for iou in (0.0, 1 / 3, 0.6)]
     assert off.tolist() == pytest.approx([0.0, cost[1], cost[2], cost[0], cost[0]], rel=1e-6)
     assert cost[2] == pytest.approx(2.5)
-    torch.testing.assert_close(overlaps(boxes)[0], box_iou(cxcywh_to_xyxy(boxes[0]), cxcywh_to_xyxy(boxes[0])))
+    corners = cxcywh_to_xyxy(boxes[0])
+    torch.testing.assert_close(elementwise_iou(corners[:, None], corners), box_iou(corners, corners))
 
 
 def test_at_first_only_the_overlap_has_an_influence():

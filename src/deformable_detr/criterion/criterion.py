@@ -8,11 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor, distributed, nn
 
-from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.boxes import cxcywh_to_xyxy, elementwise_iou
 from deformable_detr.config import LossConfig, ModelConfig
 from deformable_detr.criterion.class_losses import class_loss_function
 from deformable_detr.criterion.denoising import DenoisingMatcher
-from deformable_detr.criterion.losses import at_least_float32, bbox_loss, elementwise_iou, giou_loss
+from deformable_detr.criterion.losses import at_least_float32, bbox_loss, giou_loss
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching
 from deformable_detr.criterion.quality_matcher import QualityMatcher
 from deformable_detr.criterion.targets import FlatTargets

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.boxes import cxcywh_to_xyxy
-from deformable_detr.criterion.losses import at_least_float32, elementwise_iou
+from deformable_detr.boxes import cxcywh_to_xyxy, elementwise_iou
+from deformable_detr.criterion.losses import at_least_float32
 from deformable_detr.criterion.matcher import Matching
 from deformable_detr.criterion.soundness import fetch_checked
 from deformable_detr.criterion.targets import FlatTargets

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deformable_detr.boxes import cxcywh_to_xyxy
+from deformable_detr.boxes import cxcywh_to_xyxy, elementwise_iou
 from deformable_detr.model.heads import MLP
 from deformable_detr.model.position_encoding import sine_embedding
 from deformable_detr.model.relation import box_relations
@@ -114,7 +114,9 @@ class MaskedSuppressor(nn.Module):
             `[B, Q, 1]`
         """
         classes = F.normalize(probabilities, dim=-1)
-        alike = overlaps(boxes).to(classes.dtype) * (classes @ classes.transpose(1, 2))  # [B, Q, Q]
+        corners = cxcywh_to_xyxy(boxes)
+        overlaps = elementwise_iou(corners[:, :, None], corners[:, None])
+        alike = overlaps.to(classes.dtype) * (classes @ classes.transpose(1, 2))  # [B, Q, Q]
         gates = self.overlap_gate(alike[..., None])[..., 0].sigmoid().masked_fill(unseen, 0.0)
         return self.strength * gates.amax(-1, keepdim=True)
 
@@ -134,16 +136,6 @@ class MaskedSuppressor(nn.Module):
         pairs = pairs.masked_fill(unseen[:, None], float("-inf"))
         tokens = self.token_bias[:, None, None].expand(len(boxes), -1, boxes.shape[1], NUM_TOKENS)
         return torch.cat((pairs, tokens.to(pairs.dtype)), dim=-1)
-
-
-def overlaps(boxes: Tensor) -> Tensor:
-    """The IoU of every pair: `[B, Q, 4]` cxcywh → `[B, Q, Q]`; 0 for boxes without area."""
-    corners = cxcywh_to_xyxy(boxes)
-    low = torch.maximum(corners[:, :, None, :2], corners[:, None, :, :2])
-    high = torch.minimum(corners[:, :, None, 2:], corners[:, None, :, 2:])
-    common = (high - low).clamp(min=0).prod(-1)
-    areas = boxes[..., 2:].prod(-1)
-    return common / (areas[:, :, None] + areas[:, None, :] - common).clamp(min=1e-12)
 
 
 class NoSuppressor(nn.Module):
