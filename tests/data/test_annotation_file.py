@@ -13,7 +13,7 @@ from deformable_detr.data.dataset import Split
 from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.training.preparation import open_data
-from deformable_detr.training.recipe import settings_of_recipe
+from deformable_detr.training.recipe import complete_settings
 
 RECORD = {
     "images": [
@@ -84,7 +84,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, parsed: list[str]) -> None
 def test_the_start_of_a_training_reads_each_file_once(tmp_path: Path, parsed: list[str]) -> None:
     generate_scenes(tmp_path / "data", train=6, val=3, image_size=64)
     config = RunConfig(dataset=str(tmp_path / "data"), recipe="small-data", data=DataConfig(num_workers=0))
-    settings_of_recipe(config)
+    complete_settings(config, {"dataset": config.dataset, "recipe": "small-data"})
     open_data(config)
     assert parsed == ["instances_train.json", "instances_val.json"]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deformable_detr.config import RunConfig
-from deformable_detr.data.dataset import DetectionDataset, open_dataset
+from deformable_detr.data.dataset import open_dataset
 from deformable_detr.data.facts import data_facts
-from deformable_detr.recipes import SMALL_DATA, DataFacts, recipe_settings
+from deformable_detr.recipes import RECIPES, SMALL_DATA, DataFacts, recipe_settings
 from deformable_detr.settings import build_config
 from deformable_detr.training.budget import Speed, fit_run
 
@@ -47,49 +47,35 @@ def complete_settings(
         ValueError: `finetune` without weights, a damaged annotation file, or a budget that makes no sense.
         FileNotFoundError: no such dataset or split.
     """
-    if config.recipe is None and _is_small(config, asked):
+    facts = _facts_of_small_data(config, asked) if config.recipe is None else None
+    if facts is not None:
         asked = {**asked, "recipe": "small-data"}
         config = build_config(asked)
-    recipe = config.recipe if config.recipe in ("finetune", "small-data") else None
-    choose = _chooser(config, asked) if recipe else lambda **_: {}
+    has_recipe = config.recipe in RECIPES
+    choose = _chooser(config, asked, facts) if has_recipe else lambda **_: {}
     if config.train.budget is None:
         return {**choose(), **asked}
     if length := [name for name in ("train.steps", "train.epochs") if asked.get(name) is not None]:
         raise ValueError(f"train.budget and {length[0]} both say how long the run is: give one of them")
-    return _fitted(asked, choose, resizable=recipe is not None and not any(name in asked for name in _SIZES), measure=measure)
+    return _fitted(asked, choose, resizable=has_recipe and not any(name in asked for name in _SIZES), measure=measure)
 
 
-def settings_of_recipe(config: RunConfig, dataset: DetectionDataset | None = None) -> dict[str, Any]:
-    """What the recipe of a run chooses, by the settings' full names; explicit settings have precedence.
-
-    Args:
-        config: with a recipe; dataset, weights and the numbers that make the batch are looked at.
-        dataset: the opened dataset; None opens it.
-
-    Raises:
-        ValueError: `finetune` without weights, or a damaged annotation file.
-        FileNotFoundError: no such dataset or split.
-    """
-    _check_weights(config)
-    return recipe_settings(str(config.recipe), _facts(config, dataset), _images_per_step(config))
-
-
-def _is_small(config: RunConfig, asked: Mapping[str, Any]) -> bool:
-    """Whether nothing says how to train, the dataset is small, and only a backbone is there to begin with; a line says so then."""
+def _facts_of_small_data(config: RunConfig, asked: Mapping[str, Any]) -> DataFacts | None:
+    """About the data, where nothing says how to train, they are few, and only a backbone is there to begin with; a line says so."""
     if config.weights is not None or not config.model.pretrained_backbone or not set(asked) <= {*_SAYS_NOTHING}:
-        return False
+        return None
     try:
-        images = _facts(config).num_images
+        facts = _facts(config)
     except (FileNotFoundError, ValueError):
-        return False  # the training says what is wrong with the dataset
-    if images > SMALL_DATA:
-        return False
+        return None  # the training says what is wrong with the dataset
+    if facts.num_images > SMALL_DATA:
+        return None
     logger.info(
         "%d training images and no weights of a detector: taking --recipe small-data (docs/recipes.md; --recipe none for the "
         "official settings, --budget 30m for a run of that time)",
-        images,
+        facts.num_images,
     )
-    return True
+    return facts
 
 
 def _check_weights(config: RunConfig) -> None:
@@ -100,8 +86,8 @@ def _check_weights(config: RunConfig) -> None:
         )
 
 
-def _facts(config: RunConfig, dataset: DetectionDataset | None = None) -> DataFacts:
-    split = open_dataset(dataset or config.dataset).split(config.data.train_split).check()
+def _facts(config: RunConfig) -> DataFacts:
+    split = open_dataset(config.dataset).split(config.data.train_split).check()
     return data_facts(split.annotations)
 
 
@@ -111,10 +97,16 @@ def _images_per_step(config: RunConfig) -> int:
     return train.target_batch_size if train.batch_size == "auto" else train.batch_size * train.accumulate * processes
 
 
-def _chooser(config: RunConfig, asked: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
-    """The recipe as a function of the number of steps and the input size, for the length that was asked for."""
+def _chooser(config: RunConfig, asked: Mapping[str, Any], facts: DataFacts | None) -> Callable[..., dict[str, Any]]:
+    """The recipe as a function of the number of steps and the input size, for the length that was asked for.
+
+    Args:
+        config: with a recipe.
+        asked: what was asked for, by full names.
+        facts: about the training split; None: not looked at yet.
+    """
     _check_weights(config)
-    facts, images = _facts(config), _images_per_step(config)
+    facts, images = facts or _facts(config), _images_per_step(config)
     steps = config.train.steps
     if steps is None and "train.epochs" in asked:
         steps = config.train.epochs * max(1, facts.num_images // images)
