@@ -123,7 +123,7 @@ def official_dino(levels=4, *, swin=False):
         names.norm(f"input_proj.{level}.1", WIDTH)
     names.shapes |= {"transformer.level_embed": (levels, WIDTH), "label_enc.weight": (CLASSES + 1, WIDTH)}
     names.shapes["transformer.tgt_embed.weight"] = (QUERIES, WIDTH)
-    _official_layers(names, levels)
+    _layers(names, levels, **OFFICIAL)
     names.linear("transformer.enc_output", WIDTH, WIDTH)
     names.norm("transformer.enc_output_norm", WIDTH)
     names.norm("transformer.decoder.norm", WIDTH)
@@ -141,17 +141,43 @@ def official_dino(levels=4, *, swin=False):
     return tensors
 
 
-def _official_layers(names, levels):
-    for kind in ("encoder", "decoder"):
+OFFICIAL = {
+    "prefix": "transformer.",
+    "attention": {"encoder": "self_attn", "decoder": "cross_attn"},
+    "own": "self_attn",
+    "ffn": ("linear1", "linear2"),
+    "norms": "norm{}",
+    "first": 1,
+}
+MMDET = {
+    **OFFICIAL,
+    "prefix": "",
+    "own": "self_attn.attn",
+    "ffn": ("ffn.layers.0.0", "ffn.layers.1"),
+    "norms": "norms.{}",
+    "first": 0,
+}
+DETREX = {
+    **MMDET,
+    "prefix": "transformer.",
+    "attention": {"encoder": "attentions.0", "decoder": "attentions.1"},
+    "own": "attentions.0.attn",
+    "ffn": ("ffns.0.layers.0.0", "ffns.0.layers.1"),
+}
+
+
+def _layers(names, levels, *, prefix, attention, own, ffn, norms, first):
+    """The layers of both stacks: deformable attention, the decoder's own, both linear maps, norms numbered from `first`."""
+    for kind, count in (("encoder", 2), ("decoder", 3)):
         for layer in range(LAYERS):
-            name = f"transformer.{kind}.layers.{layer}"
-            names.attention(f"{name}.{'self_attn' if kind == 'encoder' else 'cross_attn'}", levels)
+            name = f"{prefix}{kind}.layers.{layer}"
+            names.attention(f"{name}.{attention[kind]}", levels)
             if kind == "decoder":
-                names.self_attention(f"{name}.self_attn")
-            names.linear(f"{name}.linear1", FFN, WIDTH)
-            names.linear(f"{name}.linear2", WIDTH, FFN)
-            for number in (1, 2) if kind == "encoder" else (1, 2, 3):
-                names.norm(f"{name}.norm{number}", WIDTH)
+                names.self_attention(f"{name}.{own}")
+            names.linear(f"{name}.{ffn[0]}", FFN, WIDTH)
+            names.linear(f"{name}.{ffn[1]}", WIDTH, FFN)
+            for number in range(first, first + count):
+                names.norm(f"{name}.{norms.format(number)}", WIDTH)
 
 
 def official_hdetr(rows=QUERIES + 20, *, swin=False):
@@ -167,7 +193,7 @@ def official_hdetr(rows=QUERIES + 20, *, swin=False):
     names.shapes["transformer.level_embed"] = (4, WIDTH)
     if rows:
         names.shapes["query_embed.weight"] = (rows, WIDTH)
-    _official_layers(names, 4)
+    _layers(names, 4, **OFFICIAL)
     names.linear("transformer.enc_output", WIDTH, WIDTH)
     names.norm("transformer.enc_output_norm", WIDTH)
     names.linear("transformer.pos_trans", 2 * WIDTH, 2 * WIDTH)
@@ -192,16 +218,7 @@ def mmdet_dino(levels=4, *, swin=False):
         names.norm(f"{name}.gn", WIDTH)
     names.shapes |= {"level_embed": (levels, WIDTH), "dn_query_generator.label_embedding.weight": (CLASSES, WIDTH)}
     names.shapes["query_embedding.weight"] = (QUERIES, WIDTH)
-    for layer in range(LAYERS):
-        for kind in ("encoder", "decoder"):
-            name = f"{kind}.layers.{layer}"
-            names.attention(f"{name}.{'self_attn' if kind == 'encoder' else 'cross_attn'}", levels)
-            if kind == "decoder":
-                names.self_attention(f"{name}.self_attn.attn")
-            names.linear(f"{name}.ffn.layers.0.0", FFN, WIDTH)
-            names.linear(f"{name}.ffn.layers.1", WIDTH, FFN)
-            for number in range(2 if kind == "encoder" else 3):
-                names.norm(f"{name}.norms.{number}", WIDTH)
+    _layers(names, levels, **MMDET)
     names.linear("memory_trans_fc", WIDTH, WIDTH)
     names.norm("memory_trans_norm", WIDTH)
     names.norm("decoder.norm", WIDTH)
@@ -226,16 +243,7 @@ def detrex_file(dino, levels=4, *, swin=False, rows=1500 + QUERIES):
         names.shapes[f"{name}.conv.bias"] = (WIDTH,)
         names.norm(f"{name}.norm", WIDTH)
     names.shapes["transformer.level_embeds"] = (levels, WIDTH)
-    for layer in range(LAYERS):
-        for kind in ("encoder", "decoder"):
-            name = f"transformer.{kind}.layers.{layer}"
-            names.attention(f"{name}.attentions.{int(kind == 'decoder')}", levels)
-            if kind == "decoder":
-                names.self_attention(f"{name}.attentions.0.attn")
-            names.linear(f"{name}.ffns.0.layers.0.0", FFN, WIDTH)
-            names.linear(f"{name}.ffns.0.layers.1", WIDTH, FFN)
-            for number in range(2 if kind == "encoder" else 3):
-                names.norm(f"{name}.norms.{number}", WIDTH)
+    _layers(names, levels, **DETREX)
     names.linear("transformer.enc_output", WIDTH, WIDTH)
     names.norm("transformer.enc_output_norm", WIDTH)
     if dino:

@@ -8,7 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import torch
 
+from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.categories import Categories
 from deformable_detr.files import atomic_folder, write_json, write_text
 
@@ -121,8 +123,7 @@ def _write_yolo(root: Path, images: Sequence[LabelledImage], names: Sequence[str
     for image, name in zip(images, names, strict=True):
         place_image(image.path, root / "images" / "train" / name)
         scale = np.array(image.size[::-1] * 2, dtype=float)
-        corners = np.asarray(image.boxes, dtype=float).reshape(-1, 4) / scale
-        boxes = np.concatenate(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), axis=1)
+        boxes = xyxy_to_cxcywh(torch.from_numpy(np.asarray(image.boxes, dtype=float).reshape(-1, 4) / scale)).tolist()
         rows = [f"{label} " + " ".join(f"{value:.6f}" for value in box) for box, label in zip(boxes, image.labels, strict=True)]
         write_text(root / "labels" / "train" / f"{Path(name).stem}.txt", "".join(f"{row}\n" for row in rows))
     path = root / "data.yaml"

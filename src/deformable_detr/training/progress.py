@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from deformable_detr.training.callbacks import Step
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,51 +53,39 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def step(
-        self,
-        step: int,
-        epoch: int,
-        losses: Mapping[str, float],
-        lr: float,
-        images_per_second: float,
-        seconds_left: float | None,
-    ) -> None:
+    def step(self, step: Step, seconds_left: float | None) -> None:
         """Move the bar after an optimiser step.
 
         Args:
-            step: finished steps.
-            epoch: number of the present epoch, from 1.
-            losses: of this step.
-            lr: learning rate of the first parameter group.
-            images_per_second: over the last steps, all processes together.
+            step: what was done.
             seconds_left: of the whole run; None: not known yet.
         """
         if self._bar is not None:
-            terms = _short(losses) if self._wide else f"loss {losses['loss']:.2f}"
-            text = f"{terms}  lr {lr:.1e}  {images_per_second:.0f} images/s" if self._wide else f"{terms} lr {lr:.1e}"
-            self._bar.update(
-                self._task, completed=step, description=f"epoch {epoch}/{self.total_epochs}", text=text, left=_left(seconds_left)
-            )
+            if self._wide:
+                text = f"{_short(step.losses)}  lr {step.lr:.1e}  {step.images_per_second:.0f} images/s"
+            else:
+                text = f"loss {step.losses['loss']:.2f} lr {step.lr:.1e}"
+            epoch = f"epoch {step.epoch}/{self.total_epochs}"
+            self._bar.update(self._task, completed=step.step, description=epoch, text=text, left=_left(seconds_left))
 
     def evaluating(self, done: int, total: int) -> None:
         """Show how far an evaluation has come, in images of this process."""
         if self._bar is not None:
             self._bar.update(self._task, text=f"evaluating {done}/{total}")
 
-    def line(
-        self,
-        step: int,
-        epoch: int,
-        losses: Mapping[str, float],
-        lr: float,
-        images_per_second: float,
-        seconds_left: float | None,
-    ) -> None:
-        """Log the progress in a line, where there is no bar; arguments as in :meth:`step`."""
-        if self._show and self._bar is None:
+    def line(self, step: Step, seconds_left: float | None) -> None:
+        """Log the means up to a step in a line, where there is no bar; arguments as in :meth:`step`."""
+        if self._show and self._bar is None and step.means is not None:
             logger.info(
                 "step %d/%d  epoch %d/%d  %s  lr %.2g  %.1f images/s  %s",
-                *(step, self.total_steps, epoch, self.total_epochs, _short(losses), lr, images_per_second, _left(seconds_left)),
+                step.step,
+                self.total_steps,
+                step.epoch,
+                self.total_epochs,
+                _short(step.means),
+                step.lr,
+                step.images_per_second,
+                _left(seconds_left),
             )
 
     def message(self, text: str) -> None:

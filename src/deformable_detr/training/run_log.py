@@ -89,14 +89,14 @@ class RunLog(Callback):
     def on_step(self, run: Run, step: Step) -> None:
         """Move the bar; record the means, when it is their turn."""
         seconds_left = run.seconds_left()
-        self.display.step(step.step, step.epoch, step.losses, step.lr, step.images_per_second, seconds_left)
+        self.display.step(step, seconds_left)
         if step.means is None:
             return
         self.advisor.losses(step.step, step.means)
         record = {"step": step.step, "epoch": step.epoch, "lr": step.lr, **step.means}
         with files_are_a_bonus():
             run.folder.append_log({"kind": "train", **record, "images_per_second": round(step.images_per_second, 2)})
-        self.display.line(step.step, step.epoch, step.means, step.lr, step.images_per_second, seconds_left)
+        self.display.line(step, seconds_left)
         self._tell(run)
 
     def on_evaluation_step(self, run: Run, done: int, total: int) -> None:
