@@ -414,6 +414,10 @@ class OptimizerConfig:
     freeze: tuple[Literal["backbone", "neck", "encoder", "queries", "decoder", "class_heads"], ...] = ()
     """Parts whose weights stay as they are, such as `[backbone, encoder]`: for weights that are good already, and few images."""
 
+    lora: int = 0
+    """Rank of low-rank adapters (peft) on the attention and feed-forward maps of encoder and decoder: only they and the heads are
+    trained, beside the fixed `weights`. 0: none."""
+
     weight_decay: float = 1e-4
     """Weight decay, on all parameters (official)."""
 

@@ -193,6 +193,7 @@ class TrainSettings(TypedDict, total=False):
     sampling_lr_scale: float
     backbone_layer_decay: float
     freeze: Sequence[Literal["backbone", "neck", "encoder", "queries", "decoder", "class_heads"]]
+    lora: int
     weight_decay: float
     clip_grad_norm: float
     schedule: Literal["step", "cosine", "flat-cosine"]

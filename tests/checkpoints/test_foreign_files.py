@@ -127,7 +127,7 @@ def test_half_of_an_openvino_model(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], "an adapter of peft alone"),
+        (["adapter_config.json", "adapter_model.bin"], "an adapter of peft, but no adapter_model.safetensors"),
         (["saved_model.pb"], "a TensorFlow SavedModel"),
         (["__0_0.distcp", ".metadata"], "a distributed checkpoint"),
         (["epoch_1.pth", "epoch_2.pth"], r"which of its files is meant \(epoch_1.pth, epoch_2.pth\)"),

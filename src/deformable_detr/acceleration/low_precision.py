@@ -4,7 +4,6 @@ float32 stays where bfloat16 would show: the queries, their norms and self-atten
 softmax and the sums of the operator, of products and of norms are float32, too; what is read and written is bfloat16.
 """
 
-import copy
 import functools
 import logging
 from collections.abc import Callable
@@ -26,13 +25,12 @@ from deformable_detr.model.heads import MLP, BoxHead
 from deformable_detr.model.neck import ChannelMapper
 from deformable_detr.model.position_mlp import PositionMLP
 from deformable_detr.model.queries import AnchoredProposals, EncoderProposals, LearnedQueries, MixedProposals
+from deformable_detr.model.rebuild import Form, rebuilt
 from deformable_detr.model.relation import PositionRelation
 
 logger = logging.getLogger(__name__)
 
 LOW = torch.bfloat16
-Form = Callable[[str, nn.Module], nn.Module | None]
-"""(name, module) → what stands in its place; None: the module with its children replaced."""
 
 
 class PackedLinear(nn.Module):
@@ -176,19 +174,6 @@ def _form_of(part: nn.Module) -> Form | None:
     if type(part) in PROPOSAL_SOURCES and untouched(part) and is_plain_linear(part.get_submodule("memory_proj")):
         return _memory_projection
     return None
-
-
-def rebuilt(module: nn.Module, form: Form, name: str = "") -> nn.Module:
-    """A copy of a tree of modules with some of them replaced; the others are shared, with their weights."""
-    new = form(name, module)
-    if new is not None:
-        return new
-    children = {key: child if child is None else rebuilt(child, form, f"{name}.{key}") for key, child in module._modules.items()}
-    if all(children[key] is child for key, child in module._modules.items()):
-        return module
-    twin = copy.copy(module)
-    twin._modules = children
-    return twin
 
 
 def _all_convolutions(name: str, module: nn.Module) -> nn.Module | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import detrex, hub, huggingface, mmdet, native, official
+from deformable_detr.checkpoints.adapters import ADAPTER_NAME, read_adapter
 from deformable_detr.checkpoints.architecture import infer_config
 from deformable_detr.checkpoints.class_mapping import (
     ClassMapping,
@@ -42,7 +43,7 @@ READERS: dict[str, Callable[[TensorFile], Weights]] = {
 """Layout → the function that gives its tensors our names."""
 
 _FOLDER_NAMES = ("weights/best.safetensors", "weights/last.safetensors", "model.safetensors", "model.safetensors.index.json")
-_FOLDER_NAMES += ("model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FOLDER_NAMES += ("model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", ADAPTER_NAME)
 """What weights are called in a folder, best first."""
 
 _COCO_BY_NUMBER = ("official", "mmdet", "mmdet 2.x", "detrex")
@@ -81,8 +82,8 @@ def load_pretrained(
 
     Args:
         source: a file (ours, official, mmdetection 3.x or 2.x, detrex, transformers), a folder (a run of ours, a saved detector, a
-            transformers model), `hf://owner/name` or `owner/name` on the Hugging Face hub, or the short name of published weights
-            (docs/model-zoo.md), such as `r50-two-stage-coco`.
+            transformers model, an adapter of peft), `hf://owner/name` or `owner/name` on the Hugging Face hub, or the short name of
+            published weights (docs/model-zoo.md), such as `r50-two-stage-coco`.
         num_classes: how many classes are wanted; None: as many as the file has.
         classes: their names. Rows of the class heads are kept for classes of the same name, the others start afresh.
         strict: every tensor must fit. Otherwise what does not fit keeps its initial value, with a warning.
@@ -111,7 +112,7 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """As :func:`load_pretrained`, with the report on what became of every tensor and class."""
     path = find_weights(source, revision)
-    weights = read_weights(read_tensors(path), ema)
+    weights = read_adapter(path, load_pretrained) if path.name == ADAPTER_NAME else read_weights(read_tensors(path), ema)
     metadata = describe(weights, settings, origin=path.name if Path(source).exists() else f"{source}, {path.parent.name}")
     _refuse(weights, path, strict)
     wanted = _wanted_classes(classes, num_classes, metadata)
@@ -162,7 +163,7 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
 def _what_folder(folder: Path) -> str:
     """What a folder without weights of ours seems to be."""
     if (folder / "adapter_config.json").is_file():
-        return "it holds an adapter of peft alone: join it with its model (merge_and_unload()), and save the result"
+        return f"it holds an adapter of peft, but no {ADAPTER_NAME}: save it as safetensors"
     if (folder / "saved_model.pb").is_file():
         return "it holds a TensorFlow SavedModel: pass the PyTorch or safetensors weights that it was made from"
     if any(folder.glob("*.distcp")):

@@ -14,6 +14,7 @@ from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
+from deformable_detr.model.adapters import merged
 
 NAME = "native"
 FORMAT = "deformable-detr"
@@ -22,7 +23,7 @@ FORMAT = "deformable-detr"
 def save_weights(
     path: str | Path, model: DeformableDETR, *, metadata: Metadata | None = None, state_dict: dict[str, Tensor] | None = None
 ) -> Path:
-    """Write the weights and everything that is needed to use them; the file appears whole or not at all.
+    """Write the weights and everything that is needed to use them; the file appears whole or not at all. Adapters are merged.
 
     Args:
         path: the `.safetensors` file.
@@ -30,7 +31,7 @@ def save_weights(
         metadata: to be stored instead of `model.metadata`.
         state_dict: to be stored instead of the model's own weights, such as their moving average.
     """
-    return _write(Path(path), state_dict or model.state_dict(), metadata or model.metadata)
+    return _write(Path(path), state_dict or merged(model).state_dict(), metadata or model.metadata)
 
 
 def write(path: Path, model: DeformableDETR, report: Report) -> None:

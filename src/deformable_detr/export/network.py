@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from deformable_detr.acceleration.network import answering_parts
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.model import DeformableDETR
+from deformable_detr.model.adapters import merged
 from deformable_detr.structures import ImageBatch
 
 
@@ -38,7 +39,7 @@ class TensorNetwork(nn.Module):
 
 def plain_network(model: DeformableDETR) -> TensorNetwork:
     """A copy of the model as it is, on the CPU, in float32 and evaluation mode: what an export is compared with."""
-    return TensorNetwork(copy.deepcopy(model).cpu().float().eval().requires_grad_(False))
+    return TensorNetwork(copy.deepcopy(merged(model)).cpu().float().eval().requires_grad_(False))
 
 
 def exportable_network(plain: TensorNetwork) -> TensorNetwork:

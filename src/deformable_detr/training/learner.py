@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR
+from deformable_detr.model.adapters import merged
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.guarded_step import GuardedStep
 from deformable_detr.training.optimizer import build_optimizer, build_schedule, freeze, set_learning_rates
@@ -53,13 +55,21 @@ class Learner:
         self.optimizer = self.guarded_step.optimizer
 
     @property
-    def result(self) -> DeformableDETR:
-        """What is evaluated and saved: the EMA weights where there are any."""
+    def averaged(self) -> DeformableDETR:
+        """The network, with the EMA weights where there are any."""
         return self.ema.module if self.ema is not None else self.network
 
+    @property
+    def result(self) -> DeformableDETR:
+        """What is evaluated and saved: the same with merged adapters."""
+        return merged(self.averaged)
+
     def train(self) -> None:
-        """Set the model to training mode."""
+        """Set the model to training mode; batch norms whose weights are fixed keep their statistics, too."""
         self.guarded_step.model.train()
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm) and not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
 
     def lr(self, step: int) -> float:
         """The learning rate of the first parameter group after this number of steps."""

@@ -14,6 +14,7 @@ from deformable_detr.config import LossConfig, Metadata
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.model.adapters import merged
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training.train_step import Batch, Criterion, is_broken
 
@@ -192,7 +193,7 @@ def save_step(
         "metadata": model.metadata.to_dict(),
         "loss": asdict(loss),
         "training": model.training,
-        "network": {name: value.cpu() for name, value in model.state_dict().items()},
+        "network": {name: value.cpu() for name, value in merged(model).state_dict().items()},
         "batches": [_batch_record(*batch) for batch in batches],
     }
     try:

@@ -22,6 +22,7 @@ from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.data.unused import summarise_unused
 from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.model.adapters import add_adapters
 from deformable_detr.settings import flatten, to_record
 from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
 
@@ -172,6 +173,8 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
         categories: of the training split.
         resumed: whether a saved state replaces all weights, so that none need to be fetched.
     """
+    if config.optimizer.lora and config.weights is None:
+        raise ValueError("optimizer.lora trains beside fixed weights: name those of a trained detector (--weights)")
     if config.weights is not None and not resumed:
         network = load_pretrained(config.weights, num_classes=len(categories), classes=categories.names)
         _report_other_network(config, network)
@@ -189,6 +192,8 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
         nms_iou=config.train.nms_iou,
         bit_depth=config.data.bit_depth,
     )
+    if config.optimizer.lora:
+        add_adapters(network, config.optimizer.lora)
     return network
 
 

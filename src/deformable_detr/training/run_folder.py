@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from deformable_detr.checkpoints.adapters import save_adapter
 from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.config import Metadata, RunConfig
 from deformable_detr.files import atomic_file, write_text
@@ -101,8 +102,14 @@ class RunFolder:
             writer.writerows(history)
 
 
-def write_weights(paths: Sequence[Path], model: DeformableDETR, metadata: Metadata) -> None:
+def write_weights(paths: Sequence[Path], model: DeformableDETR, metadata: Metadata, base: str | None = None) -> None:
     """Write the same weights to one or several files.
+
+    Args:
+        paths: the files.
+        model: its weights.
+        metadata: to be stored.
+        base: the weights beside which the model's adapters are trained; they alone are written, too, to a folder beside each file.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -110,6 +117,8 @@ def write_weights(paths: Sequence[Path], model: DeformableDETR, metadata: Metada
     for path in paths:
         try:
             save_weights(path, model, metadata=metadata)
+            if base is not None:
+                save_adapter(path.with_name(f"{path.stem}-adapter"), model, metadata, base)
         except (OSError, SafetensorError) as error:
             raise OSError(f"the weights could not be written to {path} ({error}): is the disk full?") from error
 

@@ -287,7 +287,7 @@ class Trainer:
         best = metrics is not None and self.validation.best is self.validation.history[-1]
         paths = [self.folder.last_weights, *([self.folder.best_weights] if best else [])]
         try:
-            write_weights(paths, self.learner.result, metadata)
+            write_weights(paths, self.learner.averaged, metadata, self.config.weights if self.config.optimizer.lora else None)
         except OSError as error:
             if not self._at_end():
                 logger.error("%s The run goes on", error)

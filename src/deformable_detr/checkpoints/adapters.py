@@ -1,0 +1,84 @@
+"""Folders of peft: adapters and newly trained layers alone, a few megabytes beside the weights that they belong to."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from deformable_detr.checkpoints.native import separate_memory
+from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.tensor_files import read_tensors
+from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.config import Metadata
+from deformable_detr.files import atomic_file
+from deformable_detr.model import DeformableDETR
+from deformable_detr.model.adapters import heads_of, merged
+
+ADAPTER_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+"""What peft puts before the name of every tensor."""
+
+
+def save_adapter(folder: Path, model: DeformableDETR, metadata: Metadata, base: str) -> Path:
+    """Write the adapters and heads of a model as peft does, with our metadata in the header.
+
+    Args:
+        folder: is made.
+        model: with adapters of `add_adapters`.
+        metadata: to be stored.
+        base: the weights that the adapters were trained beside.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    base = str(Path(base).resolve()) if Path(base).exists() else base
+    heads = heads_of(model)
+    config = replace(model.peft_config["default"], base_model_name_or_path=base, modules_to_save=heads)  # pyright: ignore
+    tensors = {
+        PREFIX + name.replace(".default.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" in name or name.startswith(tuple(f"{head}." for head in heads))
+    }
+    config.save_pretrained(folder)
+    with atomic_file(folder / ADAPTER_NAME) as partial:
+        save_file(separate_memory(tensors), partial, {"format": "pt", "metadata": json.dumps(metadata.to_dict())})
+    return folder
+
+
+def read_adapter(path: Path, load: Callable[..., DeformableDETR]) -> Weights:
+    """The weights of a detector with the adapters of a folder merged into them; any kind of adapter that peft knows.
+
+    Args:
+        path: the `adapter_model.safetensors`, with `adapter_config.json` beside it.
+        load: reads the weights that the folder names as its base, with the classes of the adapter.
+
+    Raises:
+        FileNotFoundError: the config or the base is missing.
+        ImportError: peft is not installed.
+        ValueError: the adapters do not fit.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(f'{path.parent} is an adapter: reading it needs peft, pip install "deformable-detr[adapters]"') from error
+    config = path.parent / CONFIG_NAME
+    if not config.is_file():
+        raise FileNotFoundError(f"{path} has no {CONFIG_NAME} beside it, which says what it is an adapter of")
+    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    stored = read_tensors(path).header.get("metadata")
+    metadata = Metadata.from_dict(json.loads(stored)) if stored else None
+    try:
+        model = load(base or "", classes=metadata and metadata.categories)
+    except (FileNotFoundError, ConnectionError) as error:
+        named = f"{path.parent} is an adapter of {base!r}, as base_model_name_or_path in {config} says"
+        raise type(error)(f"{named}: {error}") from error
+    try:
+        PeftModel.from_pretrained(model, str(path.parent))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path.parent} does not fit {base}: {error}") from error
+    weights = Weights(dict(merged(model).state_dict()), Report("peft"))
+    weights.origin = {name: name for name in weights.tensors}
+    weights.metadata = metadata or model.metadata
+    return weights
