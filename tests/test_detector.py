@@ -1,4 +1,6 @@
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -72,6 +74,40 @@ def test_train_leaves_sample_images(trained):
     assert names == ["00000-0.png", "00001-1.png", "00002-2.png", "overview.png"]
     overview = np.asarray(Image.open(run / "samples" / "overview.png").convert("RGB"))
     assert overview.shape[1] == 4 * 400 + 5 * 10  # prediction, truth, prediction, truth
+
+
+def test_eight_threads_load_while_others_predict(trained, dataset):
+    """Loading changes nothing of the process: neither torch's calls nor its defaults nor its random numbers."""
+    detector, run = trained
+    image, stop = dataset / "val" / "0.png", threading.Event()
+    expected = detector.predict(image, 0.0)
+    net, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()).eval(), torch.ones(2, 8)
+    of_torch, state = (torch.nn.Module.__call__, torch.nn.Module.__getattr__, torch.get_default_dtype()), torch.get_rng_state()
+
+    def serve():
+        while not stop.is_set():
+            np.testing.assert_allclose(detector.predict(image, 0.0).confidence, expected.confidence, atol=1e-5)
+
+    def run_foreign_modules():
+        answer = net(x)
+        while not stop.is_set():
+            assert torch.equal(net(x), answer)
+            assert torch.empty(1).device.type == "cpu"
+            assert (torch.nn.Module.__call__, torch.nn.Module.__getattr__, torch.get_default_dtype()) == of_torch
+
+    def load(_):
+        found = Detector.load(run, device="cpu").predict(image, 0.0)
+        np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-3)
+
+    with ThreadPoolExecutor(10) as pool:
+        others = [pool.submit(serve), pool.submit(run_foreign_modules)]
+        try:
+            list(pool.map(load, range(8)))
+        finally:
+            stop.set()
+        for other in others:
+            other.result()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_load_a_run_folder_and_save_and_load_a_file(trained, dataset, tmp_path):

@@ -137,6 +137,30 @@ def test_outdated_weights_are_never_used():
     assert_same(fast(doubled), plain(model, doubled))
 
 
+@pytest.mark.parametrize("inference_tensors", [False, True], ids=["usual", "made in inference mode"])
+def test_writes_that_leave_no_trace_are_noticed(inference_tensors):
+    """Averages, clipping and old training code write through `.data` or NumPy: no version is counted up."""
+    with torch.inference_mode(inference_tensors):
+        model = build(freeze_batch_norm=False, frozen_backbone_stages=0)
+    fast, images = InferenceModel(model), sample_images((64, 80))
+    fast(images)
+    weights = dict(model.named_parameters())
+    changes = {
+        "all": lambda: [weight.data.mul_(1.05) for weight in model.parameters()],
+        "a convolution": lambda: weights["backbone.body.layer2.0.conv1.weight"].data[3].add_(0.5),
+        "a bias": lambda: weights["encoder.layers.0.self_attn.value_proj.bias"].data[1:2].fill_(2.0),
+        "numpy": lambda: weights["decoder.layers.0.self_attn.in_proj_weight"].detach().numpy().__imul__(1.5),
+        "statistics": lambda: [buffer.data.mul_(1.1) for buffer in model.buffers() if buffer.is_floating_point()],
+    }
+    with torch.inference_mode(inference_tensors):
+        for name, change in changes.items():
+            before = plain(model, images)
+            change()
+            expected = plain(model, images)
+            assert (before.logits[-1] - expected.logits[-1]).abs().max() > 1e-3, name
+            assert_same(fast(images), expected)
+
+
 def test_the_mode_of_the_plain_module_is_kept():
     model = build(dropout=0.5, freeze_batch_norm=False, frozen_backbone_stages=0)
     fast, images = InferenceModel(model), sample_images((64, 80))

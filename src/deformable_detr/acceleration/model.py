@@ -25,8 +25,8 @@ class InferenceModel(nn.Module):
 
     It runs in inference mode and evaluation mode whatever the mode of `model`, so its outputs take no part in a gradient.
     Weights are those of `model`: before each call it is checked whether one has changed since (training, `load_state_dict`,
-    `.to`), or a module or hook has come or gone (adapters, pruning, `model.neck = …`); what was derived from them is then derived
-    anew. Several threads may call it at the same time.
+    `.to`, `weight.data.copy_`), or a module or hook has come or gone (adapters, pruning, `model.neck = …`); what was derived from
+    them is then derived anew. Several threads may call it at the same time.
 
     Args:
         model: the plain module; a model of another type than `DeformableDETR` runs as it is.
@@ -40,7 +40,7 @@ class InferenceModel(nn.Module):
         self.model = model
         self.options = InferenceOptions() if options is None else options
         self.precision: Precision = precision
-        self._optimized: tuple[tuple, Callable[[ImageBatch], Predictions], list] | None = None
+        self._optimized: tuple[tuple, Callable[[ImageBatch], Predictions], _Contents, list] | None = None
         super().train(model.training)
 
     @property
@@ -77,9 +77,10 @@ class InferenceModel(nn.Module):
         """The optimised model for the weights as they are now."""
         state = tuple(_fingerprint(self.model))
         optimized = self._optimized
-        if optimized is None or state != optimized[0]:
+        if optimized is None or state != optimized[0] or not optimized[2].unchanged():
             named = [*self.model.modules(), *self.model.parameters(), *self.model.buffers()]  # kept, so that no id is used anew
-            optimized = self._optimized = state, self._build(), named
+            contents = _Contents(self.model)  # before what is derived: a change in between is noticed the next time
+            optimized = self._optimized = state, self._build(), contents, named
         return optimized[1]
 
     def _optimizable(self) -> bool:
@@ -99,6 +100,48 @@ class InferenceModel(nn.Module):
         weight = next(self.model.parameters())
         wanted = self.precision == "bf16" and self.options.packed_weights and not self.options.compile
         return wanted and weight.dtype == torch.float32 and weight.device.type == "cpu" and packed_weights_work()
+
+
+class _Contents:
+    """What is in the weights, by some of their numbers: a change through `weight.data`, through NumPy, or of tensors that were made
+    in inference mode leaves no other trace.
+
+    Args:
+        model: whose parameters and buffers are looked at.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        everything = (*model.parameters(), *model.buffers())
+        plain = [tensor.detach() for tensor in everything if type(tensor) in (Tensor, nn.Parameter)]
+        weights = [tensor for tensor in plain if tensor.is_floating_point() and tensor.itemsize > 1]  # 8-bit floats join no others
+        self.weights = [tensor for tensor in weights if tensor.device == weights[0].device]
+        self.on_cpu = bool(weights) and weights[0].device.type == "cpu"
+        if self.on_cpu:
+            self.weights = [_thinned(tensor) for tensor in self.weights]
+        self.then = self._read()
+
+    def unchanged(self) -> bool:
+        """Whether they are what they were when this object was made."""
+        now = self._read()
+        return torch.equal(now, self.then) or bool(((now == self.then) | (now.isnan() & self.then.isnan())).all())
+
+    def _read(self) -> Tensor:
+        if not self.weights:
+            return torch.zeros(0, dtype=torch.float32, device="cpu")
+        # a GPU reads all of them faster than it collects some
+        return torch.cat(self.weights) if self.on_cpu else torch.stack(torch._foreach_norm(self.weights))
+
+
+def _thinned(tensor: Tensor) -> Tensor:
+    """A view of all numbers of a small tensor, of about 256 that are spread over the rows and columns of a large one."""
+    dense = sorted(zip(tensor.stride(), tensor.shape, strict=True))
+    run = 1
+    for stride, size in dense:
+        if size > 1 and stride != run:
+            return tensor.reshape(-1)[:0]  # with gaps: no parameter of ours
+        run *= size
+    step = tensor.numel() // 256 | 1 if tensor.numel() > 1024 else 1  # odd, so that it does not stay in some columns
+    return tensor.as_strided([-(-tensor.numel() // step)], [step])
 
 
 def _fingerprint(model: nn.Module) -> Iterator[tuple]:
