@@ -225,6 +225,9 @@ class Metadata:
     nms_iou: float | None = None
     """Detections that overlap a better one of their class by more than this IoU are dropped; see `TrainConfig.nms_iou`."""
 
+    single_class: bool = False
+    """The one class of the model stands for all classes of a dataset; see `DataConfig.single_class`."""
+
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: dataset, recipe, epoch, metrics. For people; nothing depends on it."""
 
@@ -233,6 +236,11 @@ class Metadata:
             raise ValueError(f"{len(self.thresholds)} thresholds for {self.model.num_classes} classes: there must be one per class")
         if self.thresholds is not None and not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise ValueError(f"thresholds must lie in [0, 1], not {self.thresholds}")
+
+    def evaluation_data(self) -> "DataConfig":
+        """How the model wants the images and annotations of an evaluation."""
+        names = ("eval_short_side", "max_long_side", "mean", "std", "bit_depth", "single_class")
+        return DataConfig(**{name: getattr(self, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, for JSON."""
@@ -302,6 +310,9 @@ class LossConfig:
     one_to_many_weight: float = 1.0
     """What the losses of the one-to-many branch are multiplied by."""
 
+    weight_per_class: dict[str, float] = field(default_factory=dict)
+    """Class names and what the loss of the class's score is multiplied by, such as `{person: 2.0, bicycle: 0.5}`; others have 1."""
+
     branch_weights: dict[str, float] = field(default_factory=dict)
     """Weights of a kind of loss that differ in one branch, such as `{loss_class_dn: 1.0, loss_class_enc: 2.0}`."""
 
@@ -330,6 +341,10 @@ class DataConfig:
 
     val_split: str = "val"
     """Name of the split that is evaluated."""
+
+    single_class: bool = False
+    """All categories of the dataset are one class, `object`: for finding things of any kind. Evaluations of these weights read
+    datasets in the same way."""
 
     train_short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Training: the short side is resized to one of these, drawn at random (pixels)."""

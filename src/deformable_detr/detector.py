@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
-from deformable_detr.config import DataConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.loader import build_dataset, build_loader
@@ -183,15 +182,9 @@ class Detector(Predictor):
     def _detect_split(self, dataset: DetectionDataset, split: str, options: EvaluationOptions) -> tuple[CocoEvaluator, CocoDataset]:
         """The detections of a whole split, in every process, and its images."""
         join_processes(self.device)
-        data = DataConfig(
-            eval_short_side=self.metadata.eval_short_side,
-            max_long_side=self.metadata.max_long_side,
-            mean=self.metadata.mean,
-            std=self.metadata.std,
-            bit_depth=self.metadata.bit_depth,
-        )
-        images = build_dataset(dataset, split, data, training=False)
-        logger.info("%s: %d images of the split %r", dataset.path, len(images), split)
+        images = build_dataset(dataset, split, self.metadata.evaluation_data(), training=False)
+        one = f", all classes as one ({self.categories.names[0]})" if self.metadata.single_class else ""
+        logger.info("%s: %d images of the split %r%s", dataset.path, len(images), split, one)
         loader = build_loader(
             images, batch_size=options.get("batch_size", 1), training=False, num_workers=options.get("num_workers", 2)
         )

@@ -163,10 +163,12 @@ class TrainSettings(TypedDict, total=False):
     encoder_copies: int
     one_to_many_copies: int
     one_to_many_weight: float
+    weight_per_class: Mapping[str, Any]
     branch_weights: Mapping[str, Any]
 
     train_split: str
     val_split: str
+    single_class: bool
     train_short_sides: Sequence[int]
     crop_short_sides: Sequence[int]
     crop_range: Sequence[int]

@@ -164,4 +164,4 @@ def known(name: str, what: str, choices: Iterable[str]) -> str:
         return name
     close = get_close_matches(name, choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"unknown {what} {name!r}; {hint}known are {', '.join(choices)}")
+    raise ValueError(f"unknown {what} {name!r}; {hint}known are {', '.join(choices) or 'none'}")

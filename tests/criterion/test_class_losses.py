@@ -7,6 +7,8 @@ from typing import Any, cast
 import pytest
 import torch
 
+from deformable_detr.categories import Categories
+from deformable_detr.config import LossConfig, ModelConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.criterion.class_losses import class_loss_function
 from deformable_detr.structures import Predictions, Target
@@ -109,3 +111,34 @@ def test_extreme_logits_stay_finite_and_boxes_get_no_gradient(kind):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="unknown class loss 'hinge'; known are focal, ia-bce, varifocal, mal"):
         SetCriterion(2, class_loss="hinge")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_classes(kind):
+    """In the decoder and in denoising each class's loss has its weight, matched or not; objectness of proposals has none."""
+    config = ModelConfig(num_classes=2, box_refinement=True, two_stage=True, denoising_queries=1)
+    loss = LossConfig(class_loss=kind, weight_per_class={"cat": 3.0})
+    criterion = SetCriterion.from_config(config, loss, Categories.from_names(["dog", "cat"]))
+    box, apart = [0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]
+    targets = [Target(torch.tensor([box], dtype=torch.float64), torch.tensor([1]))]
+    logits = torch.tensor([[[[0.3, 0.9], [-1.2, -0.6]]]], dtype=torch.float64)  # one layer, two queries: dog, cat
+    boxes = torch.tensor([[[box, apart]]], dtype=torch.float64)
+    branches = {"encoder_logits": logits[0], "encoder_boxes": boxes[0], "denoising_logits": logits, "denoising_boxes": boxes}
+    losses = criterion(Predictions(logits, boxes, **branches), targets)
+
+    p = [[1 / (1 + math.exp(-x)) for x in row] for row in logits[0, 0].tolist()]
+    dogs = plain(kind, p[0][0], False, 1.0) + plain(kind, p[1][0], False, 1.0)
+    cats = plain(kind, p[0][1], True, 1.0) + plain(kind, p[1][1], False, 1.0)
+    assert losses["loss_class"].item() == pytest.approx(dogs + 3 * cats, rel=1e-9)
+    assert losses["loss_class_dn"].item() == pytest.approx(dogs + 3 * cats, rel=1e-9)
+    anything = plain(kind, p[0][0], True, 1.0) + plain(kind, p[1][0], False, 1.0)
+    nothing = plain(kind, p[0][1], False, 1.0) + plain(kind, p[1][1], False, 1.0)
+    assert losses["loss_class_enc"].item() == pytest.approx(anything + nothing, rel=1e-9)
+
+
+def test_weights_of_unknown_classes():
+    loss = LossConfig(weight_per_class={"cats": 2.0})
+    with pytest.raises(ValueError, match=r"weight_per_class 'cats'; did you mean 'cat'\? known are dog, cat"):
+        SetCriterion.from_config(ModelConfig(num_classes=2), loss, Categories.from_names(["dog", "cat"]))
+    with pytest.raises(ValueError, match="needs 2 numbers of at least 0"):
+        SetCriterion(2, weight_per_class=[1.0, -1.0])

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, distributed, nn
 
 from deformable_detr.boxes import cxcywh_to_xyxy, elementwise_iou
+from deformable_detr.categories import Categories
 from deformable_detr.config import LossConfig, ModelConfig
-from deformable_detr.criterion.class_losses import class_loss_function
+from deformable_detr.criterion.class_losses import ClassLoss, class_loss_function, weighted_per_class
 from deformable_detr.criterion.denoising import DenoisingMatcher
 from deformable_detr.criterion.losses import at_least_float32, bbox_loss, giou_loss
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching
 from deformable_detr.criterion.quality_matcher import QualityMatcher
 from deformable_detr.criterion.targets import FlatTargets
+from deformable_detr.schema import known
 from deformable_detr.structures import Branch, Predictions, Target
 
 LOSS_KINDS = ("loss_class", "loss_bbox", "loss_giou")
@@ -59,6 +61,7 @@ class SetCriterion(nn.Module):
         one_to_many_copies: int = 6,
         one_to_many: QualityMatcher | None = None,
         branch_weights: Mapping[str, float] | None = None,
+        weight_per_class: Sequence[float] | None = None,
     ) -> None:
         """Set weights and parts; the defaults are the official ones.
 
@@ -82,9 +85,11 @@ class SetCriterion(nn.Module):
             one_to_many_copies: with how many queries of a one-to-many branch (H-DETR).
             one_to_many: matches that branch in another way than by a Hungarian matching with copies.
             branch_weights: weights that differ in one branch, by name: `loss_class_dn`, `loss_bbox_one_to_many`, …
+            weight_per_class: K numbers that the losses of the classes' scores are multiplied by, matched or not. None: 1 for all.
 
         Raises:
-            ValueError: num_classes or copies below 1, all costs 0, an unknown class loss or name among the weights.
+            ValueError: num_classes or copies below 1, all costs 0, an unknown class loss or name among the weights, another number
+                of weights than of classes, or a weight below 0.
         """
         super().__init__()
         if num_classes < 1:
@@ -94,6 +99,11 @@ class SetCriterion(nn.Module):
         self.branch_weights = _branch_weights(self.weights, branch_weights or {})
         self.class_loss = class_loss_function(class_loss, focal_alpha=focal_alpha, focal_gamma=focal_gamma, mal_gamma=mal_gamma)
         self.giou_eps, self.encoder_classes = giou_eps, encoder_classes
+        self.objectness_loss = self.class_loss
+        if weight_per_class is not None:
+            if len(weight_per_class) != num_classes or min(weight_per_class) < 0:
+                raise ValueError(f"weight_per_class needs {num_classes} numbers of at least 0, not {list(weight_per_class)}")
+            self.class_loss = weighted_per_class(self.class_loss, weight_per_class)
 
         def hungarian(copies: int) -> HungarianMatcher:
             return HungarianMatcher(
@@ -112,12 +122,16 @@ class SetCriterion(nn.Module):
         self.one_to_many_matcher = one_to_many or hungarian(one_to_many_copies)
 
     @classmethod
-    def from_config(cls, model: ModelConfig, loss: LossConfig | None = None) -> Self:
+    def from_config(cls, model: ModelConfig, loss: LossConfig | None = None, categories: Categories | None = None) -> Self:
         """The losses that fit a model.
 
         Args:
             model: its settings; they say how proposals and a one-to-many branch are trained.
             loss: kinds and weights. None, and settings that are None: as the model of this kind was published.
+            categories: the names that `loss.weight_per_class` is about.
+
+        Raises:
+            ValueError: as in `__init__`, and for weights of unknown classes.
         """
         loss = loss or LossConfig()
         class_weight = loss.class_weight_of(model)
@@ -142,6 +156,7 @@ class SetCriterion(nn.Module):
             one_to_many_copies=loss.one_to_many_copies,
             one_to_many=None if model.one_to_many_queries else QualityMatcher(loss.one_to_many_copies),
             branch_weights=scaled | loss.branch_weights,
+            weight_per_class=_weight_per_class(loss.weight_per_class, categories),
         )
 
     def forward(self, predictions: Predictions, targets: Sequence[Target], num_boxes: Tensor | None = None) -> dict[str, Tensor]:
@@ -173,7 +188,8 @@ class SetCriterion(nn.Module):
             layers = predictions.of(branch)
             if layers is not None:
                 divisor = self._matcher(branch).divisor(num_boxes, layers[0].shape[2], targets)
-                found = self._losses(*layers, self._wanted(branch, targets), getattr(matching, branch), divisor)
+                class_loss = self.objectness_loss if branch == "encoder" and not self.encoder_classes else self.class_loss
+                found = self._losses(*layers, self._wanted(branch, targets), getattr(matching, branch), divisor, class_loss)
                 named |= _named(found, [suffix, *(f"{suffix}_{layer}" for layer in range(len(layers[0]) - 1))], first=-1)
         return named
 
@@ -223,11 +239,13 @@ class SetCriterion(nn.Module):
         targets: Sequence[Target],
         matching: Matching | tuple[Matching, ...],
         divisor: Tensor,
+        class_loss: ClassLoss,
     ) -> dict[str, Tensor]:
         """The losses of all layers at once: each `[N]`."""
         if isinstance(matching, tuple):  # other numbers of pairs in each layer: one after the other
             layers = [
-                self._losses(logits[[layer]], boxes[[layer]], targets, pairs, divisor) for layer, pairs in enumerate(matching)
+                self._losses(logits[[layer]], boxes[[layer]], targets, pairs, divisor, class_loss)
+                for layer, pairs in enumerate(matching)
             ]
             return {kind: torch.cat([losses[kind] for losses in layers]) for kind in LOSS_KINDS}
         logits, boxes = at_least_float32(logits), at_least_float32(boxes)
@@ -243,7 +261,7 @@ class SetCriterion(nn.Module):
         overlap = elementwise_iou(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
         quality[*at, flat.labels[objects]] = overlap.to(quality.dtype)
         return {
-            "loss_class": self.class_loss(logits, positive, quality).flatten(1).sum(1) / divisor,
+            "loss_class": class_loss(logits, positive, quality).flatten(1).sum(1) / divisor,
             "loss_bbox": bbox_loss(matched, wanted, divisor),
             "loss_giou": giou_loss(matched, wanted, divisor, self.giou_eps),
         }
@@ -271,6 +289,16 @@ def _branch_weights(weights: Mapping[str, float], differing: Mapping[str, float]
     if unknown := sorted(differing.keys() - named.keys()):
         raise ValueError(f"{unknown} are no losses of a branch; known are {', '.join(named)}")
     return named | dict(differing)
+
+
+def _weight_per_class(weights: Mapping[str, float], categories: Categories | None) -> list[float] | None:
+    """Named weights → one for each class; None where there are none."""
+    if not weights:
+        return None
+    names = categories.names if categories is not None else ()
+    for name in weights:
+        known(name, "class in loss.weight_per_class", names)
+    return [float(weights.get(name, 1.0)) for name in names]
 
 
 def _as_objectness(targets: Sequence[Target]) -> list[Target]:

@@ -109,6 +109,10 @@ class AnnotationFile:
             raise ValueError(f"{self.path}: the key 'annotations' is missing; a COCO file has images, annotations and categories")
         return self
 
+    def single_class(self) -> Self:
+        """The same file with all its categories as one, called `object`."""
+        return replace(self, labels=np.zeros_like(self.labels), categories=Categories(("object",), (1,)))
+
     def merged(self) -> Self:
         """The same file with one image for all entries of the same file name, the first of them.
 

@@ -7,6 +7,7 @@ samplers do this themselves, so the loader must not be passed through `accelerat
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from deformable_detr.categories import Categories
 from deformable_detr.config import DataConfig
 from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey
-from deformable_detr.data.dataset import DetectionDataset, open_dataset
+from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
 
@@ -57,7 +58,7 @@ def build_dataset(
         else eval_transform(config.eval_short_side, config.max_long_side, config.mean, config.std)
     )
     return CocoDataset(
-        open_dataset(dataset).split(split),
+        read_split(dataset, split, config),
         transform,
         mixing=Mixing(config.mosaic, config.copy_paste, config.mixup) if training else None,
         categories=categories,
@@ -65,6 +66,12 @@ def build_dataset(
         on_bad_image=config.on_bad_image if training else "stop",
         bit_depth=config.bit_depth,
     )
+
+
+def read_split(dataset: str | Path | DetectionDataset, split: str, config: DataConfig) -> Split:
+    """One part of a dataset with the classes that a run is to learn; arguments and errors as of :func:`build_dataset`."""
+    found = open_dataset(dataset).split(split)
+    return replace(found, annotations=found.annotations.single_class()) if config.single_class else found
 
 
 def build_loader(

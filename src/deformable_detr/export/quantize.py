@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from deformable_detr.categories import Categories
-from deformable_detr.config import DataConfig, Metadata
+from deformable_detr.config import Metadata
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import evaluate
@@ -93,14 +93,7 @@ def check_dataset(dataset: str | Path, metadata: Metadata) -> None:
 def _split(dataset: str | Path, split: str, form: ExportForm) -> CocoDataset:
     """The images of a split as the file takes them."""
     metadata = form.metadata
-    config = DataConfig(
-        eval_short_side=metadata.eval_short_side,
-        max_long_side=metadata.max_long_side,
-        mean=metadata.mean,
-        std=metadata.std,
-        bit_depth=metadata.bit_depth,
-    )
-    images = build_dataset(dataset, split, config, training=False)
+    images = build_dataset(dataset, split, metadata.evaluation_data(), training=False)
     if form.preprocess:
         images.transform = _as_decoded
     return images

@@ -35,7 +35,7 @@ class Learner:
         self.network, self.accelerator = network, accelerator
         freeze(network, settings.freeze)
         self.ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
-        criterion = SetCriterion.from_config(network.metadata.model, config.loss)
+        criterion = SetCriterion.from_config(network.metadata.model, config.loss, network.metadata.categories)
         optimizer = build_optimizer(
             network,
             lr=settings.lr,

@@ -130,7 +130,7 @@ class Trial:
         self, network: DeformableDETR, config: RunConfig, canvas: tuple[int, int], num_objects: int, accelerator: Accelerator
     ) -> None:
         self.network, self.canvas, self.num_objects, self.accelerator = network, canvas, num_objects, accelerator
-        self.criterion = SetCriterion.from_config(network.metadata.model, config.loss)
+        self.criterion = SetCriterion.from_config(network.metadata.model, config.loss, network.metadata.categories)
         self._kept_for_one: float | None = None
 
     def batch(self, size: int) -> tuple[ImageBatch, list[Target]]:

@@ -240,7 +240,7 @@ def replay(path: str | Path, device: torch.device | str = "cpu") -> tuple[KeptSt
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a saved training step ({type(error).__name__}: {error})") from error
     model.to(device).train(record["training"])
-    return step, diagnose(model, SetCriterion.from_config(metadata.model, loss), step.batches, device)
+    return step, diagnose(model, SetCriterion.from_config(metadata.model, loss, metadata.categories), step.batches, device)
 
 
 def _read_batch(record: dict[str, Any]) -> Batch:

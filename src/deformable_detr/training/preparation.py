@@ -19,7 +19,7 @@ from deformable_detr.data.annotation_file import forget_annotation_files
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.doctor.examine import quick_check
-from deformable_detr.data.loader import build_dataset, build_loader
+from deformable_detr.data.loader import build_dataset, build_loader, read_split
 from deformable_detr.data.unused import summarise_unused
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.model.adapters import add_adapters
@@ -125,6 +125,8 @@ def open_data(config: RunConfig) -> RunData:
     else:
         logger.warning("training without evaluation, so no best weights are chosen: %s", reason)
     _check_data(config, dataset, names)
+    if config.data.single_class:
+        logger.info("all classes of %s are one: %s", dataset.path, train.categories.names[0])
     if summary := summarise_unused(dataset.unused()):
         logger.warning("%s: files that are not used: %s (`deformable-detr doctor` lists them)", dataset.path, summary)
     forget_annotation_files()
@@ -134,7 +136,7 @@ def open_data(config: RunConfig) -> RunData:
 def _check_data(config: RunConfig, dataset: DetectionDataset, names: Sequence[str]) -> None:
     """Log what is doubtful about the splits of these names, and stop at what would spoil the training."""
     errors = []
-    for finding in quick_check([dataset.split(name) for name in names], config.model.num_queries):
+    for finding in quick_check([read_split(dataset, name, config.data) for name in names], config.model.num_queries):
         borne = config.data.on_bad_image == "skip" and finding.code in ("image-missing", "image-damaged", "image-size")
         if finding.severity == "error" and not borne:
             errors.append(str(finding))
@@ -191,6 +193,7 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
         std=config.data.std,
         nms_iou=config.train.nms_iou,
         bit_depth=config.data.bit_depth,
+        single_class=config.data.single_class,
     )
     if config.optimizer.lora:
         add_adapters(network, config.optimizer.lora)
