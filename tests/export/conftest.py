@@ -19,6 +19,7 @@ VARIANTS = {
     "single-scale": {"two_stage": False, "box_refinement": False, "num_feature_levels": 1},
     "single-scale-dc5": {"two_stage": False, "box_refinement": False, "num_feature_levels": 1, "dilation": True},
 }
+SHALLOW = {"layers": [1, 1, 1, 1]}  # half of a ResNet-18: an export takes time for every operation
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def small_model() -> Callable[..., DeformableDETR]:
     def make(variant: str, **settings) -> DeformableDETR:
         torch.manual_seed(0)
         settings = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_classes": 3} | VARIANTS[variant] | settings
-        model = build_model("tiny", **settings).eval().requires_grad_(False)
+        model = build_model("tiny", backbone_options=SHALLOW, **settings).eval().requires_grad_(False)
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)  # all different: equal constants would be stored once
         categories = Categories(("cat", "Hündin", "bird"), (7, 3, 90))

@@ -123,7 +123,9 @@ def test_preparation_inside(prepared, images):
 def test_weights_from_a_file(small_model, tmp_path, images):
     model = small_model("single-scale-dc5")
     save_weights(tmp_path / "weights.safetensors", model)
-    Detector(load_pretrained(tmp_path / "weights.safetensors"), device="cpu").export(tmp_path / "detector.pt2", size=CANVAS)
+    Detector(load_pretrained(tmp_path / "weights.safetensors"), device="cpu").export(
+        tmp_path / "detector.pt2", size=CANVAS, batch_size=1
+    )
     assert_same_detections(tmp_path / "detector.pt2", model, images[:1])
 
 
