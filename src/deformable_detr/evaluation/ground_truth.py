@@ -47,11 +47,6 @@ class GroundTruth:
             annotations[file.image_ids[image]].append(entry)
         return cls(file.path, file.categories, annotations)
 
-    @property
-    def has_objects(self) -> bool:
-        """Whether there is any object."""
-        return any(not entry["iscrowd"] for entries in self.annotations.values() for entry in entries)
-
     def check_images(self, image_ids: Iterable[ImageId]) -> None:
         """Check that the file contains these images.
 

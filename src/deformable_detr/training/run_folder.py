@@ -35,7 +35,6 @@ class RunFolder:
         self.log = self.root / "log.jsonl"
         self.metrics = self.root / "metrics.csv"
         self.progress = self.root / "progress.json"
-        self.tensorboard = self.root / "tensorboard"
         self.samples = self.root / "samples"
         self.state = self.root / "state"
         self.non_finite = self.root / "non_finite"
