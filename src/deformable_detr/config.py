@@ -4,6 +4,8 @@ The string below an attribute is its documentation: it becomes the help of the c
 variants. Only `build` functions, the loader, checkpoints, training, export and the command line read these classes.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -193,6 +195,13 @@ class ModelConfig:
         return cls(**{name: convert(value, known[name].hint, name) for name, value in record.items()})
 
 
+def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """What images are normalised with must be numbers that can be used: some layers swallow the NaN that others make."""
+    sound = all(isinstance(number, (int, float)) and math.isfinite(number) for number in (*mean, *std))
+    if not sound or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean {mean} and std {std} must be three finite numbers each, those of std greater than 0")
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What a model needs beside its weights to be used; it is written to the header of every weights file."""
@@ -236,6 +245,7 @@ class Metadata:
             raise ValueError(f"{len(self.thresholds)} thresholds for {self.model.num_classes} classes: there must be one per class")
         if self.thresholds is not None and not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise ValueError(f"thresholds must lie in [0, 1], not {self.thresholds}")
+        _check_normalisation(self.mean, self.std)
 
     def evaluation_data(self) -> "DataConfig":
         """How the model wants the images and annotations of an evaluation."""
@@ -408,6 +418,9 @@ class DataConfig:
 
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What an image does in training that cannot be read: end the run, or be replaced by the next one with a warning."""
+
+    def __post_init__(self) -> None:
+        _check_normalisation(self.mean, self.std)
 
 
 @dataclass(frozen=True)

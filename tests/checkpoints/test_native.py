@@ -1,9 +1,11 @@
 """Our own files: everything comes back, atomically and without copies in memory."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from deformable_detr.checkpoints import huggingface, load_pretrained, native, save_weights
 from deformable_detr.checkpoints.convert import convert
 from deformable_detr.checkpoints.native import save_thresholds
+from deformable_detr.config import DataConfig, Metadata, ModelConfig
 from deformable_detr.model import build_model
 
 
@@ -162,3 +165,12 @@ def test_thresholds_that_do_not_fit(make_model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "b.pth")
     with pytest.raises(ValueError, match=r"b.pth is not a weights file of our own.*convert it first"):
         save_thresholds(tmp_path / "b.pth", THRESHOLDS)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"std": (0.2, 0.2, 0.0)}, {"std": (0.2, 0.2, math.nan)}, {"mean": (0.5,)}, {"mean": ("a", 1, 1)}]
+)
+def test_normalisation_that_makes_no_numbers_is_refused(numbers):
+    for make in (DataConfig, partial(Metadata, ModelConfig())):
+        with pytest.raises(ValueError, match="must be three finite numbers each"):
+            make(**numbers)

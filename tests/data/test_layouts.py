@@ -261,6 +261,27 @@ def test_lines_that_could_be_something_else(shape, line, message, tmp_path):
         open_dataset(tmp_path).own("train").check()
 
 
+@pytest.mark.parametrize(
+    ("form", "written"), [("corners", "class x1 y1 x2 y2"), ("left, top", "class left top w h"), ("centred", None)]
+)
+def test_boxes_that_are_not_written_around_their_centre(form, written, tmp_path):
+    """Right, they stay in their images."""
+    places = [(0.05, 0.1, 0.4, 0.5), (0.3, 0.2, 0.5, 0.3), (0.5, 0.4, 0.5, 0.6), (0.0, 0.0, 0.2, 0.9), (0.6, 0.7, 0.3, 0.3)]
+    lines = {
+        "corners": [(x, y, x + w, y + h) for x, y, w, h in places],
+        "left, top": places,
+        "centred": [(x + w / 2, y + h / 2, w, h) for x, y, w, h in places],
+    }[form]
+    text = "".join(f"0 {' '.join(map(str, line))}\n" for line in lines)
+    lay(tmp_path, "images/1.png", text={"labels/1.txt": text, "data.yaml": "train: images\nnames: [cat]\n"})
+    split = open_dataset(tmp_path).own("train")
+    if written is None:
+        assert len(split.check().annotations.boxes) == 5
+    else:
+        with pytest.raises(ValueError, match=rf"1\.txt, line 1: . of 5 boxes reach out .*look like `{written}`, not `class cx"):
+            split.check()
+
+
 def test_encodings(tmp_path):
     lay(tmp_path, "images/1.png", "labels/1.txt")
     (tmp_path / "classes.txt").write_bytes("\u732b\u72d7\n".encode("gbk"))

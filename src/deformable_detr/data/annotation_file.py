@@ -368,8 +368,9 @@ class _Boxes:
             if type(entry) is dict and type(image_id := entry.get("image_id")) is int and _is_box(box := entry.get("bbox")):
                 image, label = images.position_of.get(image_id), labels.get(_hashable(entry.get("category_id")))
                 plain = type(crowd := entry.get("iscrowd", 0)) is int and "score" not in entry
-                if plain and image is not None and label is not None:
-                    self._append(entry, row, image, label, cast(list[float], box), bool(crowd))
+                box = cast(list[float], box)
+                if plain and image is not None and label is not None and (box[2] or box[3]):
+                    self._append(entry, row, image, label, box, bool(crowd))
                     continue
             self._read(entry, row)
 
@@ -411,7 +412,9 @@ class _Boxes:
         elif crowd is None:
             note("entry-malformed", f"iscrowd is {_short(entry['iscrowd'])}, neither 0 nor 1")
         else:
-            if not box and not entry.get("bbox") and (box := box_of_segmentation(entry.get("segmentation"))):
+            lacking = not entry.get("bbox") if not box else not any(box[2:])
+            if lacking and (computed := box_of_segmentation(entry.get("segmentation"))):
+                box = computed
                 note("box-computed", f"bbox {[round(value, 2) for value in box]} of its outline")
             if not box:
                 note("box-malformed", f"bbox is {_short(entry.get('bbox'))}: not [left, top, width, height] in pixels")

@@ -36,6 +36,11 @@ KINDS: dict[str, Kind] = {
         "boxes written as [left, top, right, bottom]; COCO has [left, top, width, height]",
         "subtract left and top from the last two numbers; --fix does",
     ),
+    "boxes-centred": Kind(
+        "error",
+        "boxes written as [centre x, centre y, width, height]; COCO has [left, top, width, height]",
+        "subtract half the size from the first two numbers; --fix does",
+    ),
     "boxes-normalised": Kind("error", "boxes in shares of the image; COCO has pixels", "multiply by width and height; --fix does"),
     "box-outside": Kind("error", "boxes that lie wholly outside their image", "check their image; --fix leaves them out"),
     "image-ambiguous": Kind("note", "images whose names several files could have", "give the path below the dataset's folder"),
@@ -72,9 +77,15 @@ KINDS: dict[str, Kind] = {
     "scores": Kind("warning", "boxes with scores, as predictions have", "check that this is ground truth"),
     "box-clipped": Kind("warning", "boxes that reach over the edge by more than 2 pixels", "they are cut off there; --fix does so"),
     "box-degenerate": Kind("warning", "boxes without an area", "training leaves them out; --fix does so"),
+    "box-tiny": Kind(
+        "warning", "boxes of less than a pixel", "check whether some are shares of the image, as when two datasets were merged"
+    ),
     "box-twice": Kind("warning", "boxes that stand there twice", "the second one can never be found; --fix removes it"),
     "annotation-id-twice": Kind("warning", "annotations with an id that another one has", "--fix numbers them anew"),
     "category-name-twice": Kind("warning", "classes with a name that another one has", "--fix makes one class of them"),
+    "category-name-alike": Kind(
+        "warning", "classes whose names differ in upper and lower case or spaces alone", "give them one name, if they are one"
+    ),
     "image-listed-twice": Kind("warning", "images that are listed twice", "--fix merges their boxes"),
     "image-copy": Kind("warning", "images whose file is a copy of another one", "--fix keeps the first one"),
     "image-leak": Kind(

@@ -15,6 +15,9 @@ __all__ = ["LabelLine", "boxes_of_lines", "read_lines"]
 TOLERANCE = 0.01
 """Normalised coordinates may be this far outside [0, 1], by rounding or imprecise annotation."""
 
+FEWEST = 5
+"""Boxes from which on the form of all lines is judged."""
+
 Box = tuple[float, float, float, float]
 
 
@@ -77,7 +80,7 @@ def boxes_of_lines(
     doubtful = _doubt(lines) if keypoints is None else None
     keypoints = None if keypoints == (0, 0) else keypoints
     boxes: list[tuple[int, Box] | None] = []
-    faults = []
+    faults = _other_form([line for line in lines if len(line.values) == 4])
     for line in lines:
         try:
             boxes.append((line.label, _box(line.values, keypoints, doubtful)))
@@ -85,6 +88,19 @@ def boxes_of_lines(
             boxes.append(None)
             faults.append(fault(line.where, str(error)))
     return boxes, faults
+
+
+def _other_form(lines: Sequence[LabelLine]) -> list[Item]:
+    """What is wrong where boxes are written as corners, or as left, top, width, height: then many reach out of the image."""
+    rows = np.array([line.values for line in lines], dtype=np.float64).reshape(-1, 4)
+    place, size = rows[:, :2], rows[:, 2:]
+    beyond = ((place - size / 2 < -2 * TOLERANCE) | (place + size / 2 > 1 + 2 * TOLERANCE)).any(axis=1)
+    if len(rows) < FEWEST or not (np.abs(rows) <= 1 + TOLERANCE).all() or beyond.mean() < 0.2:
+        return []
+    corners, sized = (size > place).all(axis=1), (place + size <= 1 + TOLERANCE).all(axis=1)
+    written = "class x1 y1 x2 y2" if corners.mean() >= 0.99 else "class left top w h" if sized.mean() >= 0.99 else None
+    what = f"{beyond.sum()} of {len(rows)} boxes reach out of their images; the lines look like `{written}`, not `class cx cy w h`"
+    return [fault(lines[int(beyond.argmax())].where, what)] if written else []
 
 
 def _box(values: tuple[float, ...], keypoints: tuple[int, int] | None, doubtful: int | None) -> Box:

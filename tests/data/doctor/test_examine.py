@@ -76,6 +76,7 @@ RECORD_FAULTS = {
     "category-name-twice": (renamed, 1),
     "class-empty": (append("categories", {"id": 2, "name": "lion"}), 1),
     "boxes-xyxy": (every_box(lambda x, y, w, h: [x, y, x + w, y + h]), 24),
+    "boxes-centred": (every_box(lambda x, y, w, h: [x + w / 2, y + h / 2, w, h]), 24),
     "boxes-normalised": (every_box(lambda x, y, w, h: [x / 96, y / 64, w / 96, h / 64]), 24),
     "image-missing": (append("images", {"id": 50, "file_name": "no.png", "width": 96, "height": 64}), 1),
     "image-listed-twice": (append("images", {"id": 50, "file_name": "02.png", "width": 96, "height": 64}), 1),
@@ -129,10 +130,11 @@ def test_faults_of_the_annotations(code, clean, change, tmp_path):
     "convert",
     [
         lambda x, y, w, h: [x, y, x + w, y + h],
+        lambda x, y, w, h: [x + w / 2, y + h / 2, w, h],
         lambda x, y, w, h: [x / 96, y / 64, w / 96, h / 64],
         lambda x, y, w, h: [(x + w / 2) / 96, (y + h / 2) / 64, w / 96, h / 64],
     ],
-    ids=["corners", "shares", "centred shares"],
+    ids=["corners", "centred", "shares", "centred shares"],
 )
 def test_boxes_of_another_form_are_converted_back(convert, clean, change, tmp_path):
     expected = [entry["bbox"] for entry in json.loads((clean / "annotations" / "instances_train.json").read_text())["annotations"]]
@@ -141,6 +143,27 @@ def test_boxes_of_another_form_are_converted_back(convert, clean, change, tmp_pa
     record = json.loads((tmp_path / "fixed" / "annotations" / "instances_train.json").read_text())
     for entry, box in zip(record["annotations"], expected, strict=True):
         assert entry["bbox"] == pytest.approx(box, abs=1e-3)
+
+
+def test_corners_far_from_the_edge_are_told_by_their_areas(clean, change):
+    def small(record):
+        for entry in record["annotations"]:
+            x, y, w, h = (value * 0.4 for value in entry["bbox"])
+            entry |= {"bbox": [x, y, x + w, y + h], "area": w * h}
+
+    change(small)
+    assert found_in(examine(clean)) == {("boxes-xyxy", "train"): 24}
+    change(every_box(lambda x, y, right, bottom: [x, y, right - x, bottom - y]))
+    assert found_in(examine(clean)) == {}
+
+
+def test_what_two_merged_datasets_leave(clean, change):
+    """One of them had shares for boxes; and both their own spelling of a class."""
+    change(lambda record: boxes(record, [0.2, 0.3, 0.5, 0.6], [0.5, 0.5, 0.25, 0.5]))
+    change(lambda record: record["categories"].append({"id": 2, "name": " Dog"}))
+    found = found_in(examine(clean))
+    assert found.pop(("class-empty", "train")) == 1
+    assert found == {("box-tiny", "train"): 2, ("category-name-alike", "train"): 1}
 
 
 def truncate(path):

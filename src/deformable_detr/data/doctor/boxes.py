@@ -10,6 +10,14 @@ SLACK = 2.0
 FEWEST = 5
 """Boxes from which on the whole file's form is judged."""
 
+FORMS = {
+    "xyxy": "boxes-xyxy",
+    "centred": "boxes-centred",
+    "shares": "boxes-normalised",
+    "centred shares": "boxes-normalised",
+}
+"""The findings of the forms of :func:`box_form` that COCO does not have."""
+
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """Odd and irregular: multiplying by it (mod 2^64) spreads numbers that differ little."""
 
@@ -24,32 +32,34 @@ def check_geometry(data: SplitData) -> None:
     """Note boxes outside of their image; boxes in another format are converted first, so that the rest is judged in pixels."""
     limits = data.sizes[data.images][:, ::-1].astype(np.float64)  # [A, 2] width, height
     limits[(limits == 0).any(axis=1)] = np.inf  # not known, because the image cannot be read
-    data.form = box_form(data.boxes, limits)
+    data.form = box_form(data.boxes, limits, data.areas)
     if data.form != "xywh":
-        code = "boxes-xyxy" if data.form == "xyxy" else "boxes-normalised"
-        data.found.add(code, *(data.box_item(i, f"bbox is {_shown(data.boxes[i])}") for i in range(len(data.boxes))))
+        data.found.add(FORMS[data.form], *(data.box_item(i, f"bbox is {_shown(data.boxes[i])}") for i in range(len(data.boxes))))
         data.boxes = to_pixels(data.boxes, limits, data.form)
     lower, upper = data.boxes[:, :2], data.boxes[:, :2] + data.boxes[:, 2:]
     empty = (data.boxes[:, 2:] <= 0).any(axis=1)
     outside = ~empty & ((lower >= limits) | (upper <= 0)).any(axis=1)
     beyond = np.maximum(-lower, upper - limits).max(axis=1, initial=0)  # [A] pixels over the edge
     clipped = ~empty & ~outside & (beyond > SLACK)
-    for code, mask in (("box-degenerate", empty), ("box-outside", outside), ("box-clipped", clipped)):
+    tiny = ~empty & (data.boxes[:, 2:] < 1).all(axis=1)
+    for code, mask in (("box-degenerate", empty), ("box-outside", outside), ("box-clipped", clipped), ("box-tiny", tiny)):
         data.found.add(code, *(data.box_item(int(i), _in_image(data, int(i))) for i in np.flatnonzero(mask)))
 
 
-def box_form(boxes: np.ndarray, limits: np.ndarray) -> str:
+def box_form(boxes: np.ndarray, limits: np.ndarray, areas: np.ndarray) -> str:
     """How the boxes of a file are written.
 
     Args:
         boxes: `[A, 4]` as written in the file.
         limits: `[A, 2]` (width, height) of their images in pixels.
+        areas: `[A]` as written in the file.
 
     Returns:
-        `xywh`, or with near certainty `xyxy`, `shares` (xywh in [0, 1]) or `centred shares` (cxcywh in [0, 1], as in YOLO).
+        `xywh`, or with near certainty `xyxy`, `centred` (cxcywh), `shares` (xywh in [0, 1]) or `centred shares` (cxcywh in [0, 1],
+        as in YOLO).
     """
     sized = (boxes[:, 2:] > 0).all(axis=1)
-    boxes, limits = boxes[sized], limits[sized]
+    boxes, limits, areas = boxes[sized], limits[sized], areas[sized]
     if len(boxes) == 0 or limits.max() <= 1:
         return "xywh"
     if (boxes <= 1.01).all():
@@ -58,9 +68,14 @@ def box_form(boxes: np.ndarray, limits: np.ndarray) -> str:
         return "centred shares" if beyond.sum() > before.sum() else "shares"
     corners = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= limits + 1) & (boxes[:, :2] >= -1)).all(axis=1)
     beyond = (boxes[:, :2] + boxes[:, 2:] > limits + SLACK).any(axis=1)
-    if len(boxes) >= FEWEST and corners.mean() >= 0.99 and beyond.mean() >= 0.2:
+    between = np.isclose(areas, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), rtol=0.01, atol=0.5)  # the corners' area
+    own = np.isclose(areas, boxes[:, 2:].prod(axis=1), rtol=0.01, atol=0.5)
+    told = (between & ~own).mean() >= 0.9
+    if len(boxes) >= FEWEST and corners.mean() >= 0.99 and (beyond.mean() >= 0.2 or told):
         return "xyxy"
-    return "xywh"
+    half = boxes[:, 2:] / 2
+    centred = ((boxes[:, :2] - half >= -1) & (boxes[:, :2] + half <= limits + 1)).all(axis=1)
+    return "centred" if len(boxes) >= FEWEST and centred.mean() >= 0.99 and beyond.mean() >= 0.2 else "xywh"
 
 
 def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
@@ -68,11 +83,9 @@ def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
     scale = np.where(np.isfinite(limits), limits, 1.0)[:, [0, 1, 0, 1]]
     if form == "xyxy":
         return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
-    if form == "shares":
-        return boxes * scale
-    if form == "centred shares":
-        return np.concatenate((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), axis=1) * scale
-    return boxes
+    if form.startswith("centred"):
+        boxes = np.concatenate((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), axis=1)
+    return boxes * scale if form.endswith("shares") else boxes
 
 
 def _check_repeated(data: SplitData, indices: np.ndarray) -> None:

@@ -168,6 +168,7 @@ TOLD = {
     "category-name-twice": "merged",
     "annotation-id-twice": "numbered anew",
     "boxes-xyxy": "converted from [left, top, right, bottom]",
+    "boxes-centred": "converted from [centre x, centre y, width, height]",
     "boxes-normalised": "converted from shares to pixels",
     "box-clipped": "cut off at the edge",
     "box-computed": "box computed from the outline",

@@ -38,6 +38,9 @@ class SplitData:
     boxes: np.ndarray
     """`[A, 4]` float64: left, top, width, height in pixels."""
 
+    areas: np.ndarray
+    """`[A]` float64, as written."""
+
     form: str = "xywh"
     """How the boxes are written in the file; `boxes` has them converted."""
 
@@ -55,6 +58,7 @@ class SplitData:
             file.images[chosen],
             ids[file.labels[chosen]] if len(ids) else file.labels[chosen],
             file.boxes[chosen],
+            file.areas[chosen],
         )
 
     @property
@@ -118,6 +122,9 @@ def check_ids(data: SplitData) -> None:
     ids, names = file.categories.ids, file.categories.names
     repeated = [i for position, i in enumerate(ids) if names[position] in names[:position]]
     found.add("category-name-twice", *(Item(f"id {i} is another {data.categories[i]!r}", value=i) for i in repeated))
+    folded = [" ".join(name.split()).casefold() for name in names]
+    alike = [(name, names[folded.index(folded[position])]) for position, name in enumerate(names)]
+    found.add("category-name-alike", *(Item(f"{name!r} and {first!r}") for name, first in alike if name != first))
     if ids and ids not in (tuple(range(len(ids))), tuple(range(1, len(ids) + 1))):
         found.add("ids-sparse", Item(f"{len(ids)} classes with ids {ids[0]} … {ids[-1]}"))
     order = np.argsort(file.annotation_ids, kind="stable")
