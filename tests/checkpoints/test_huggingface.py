@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import AutoImageProcessor, DeformableDetrConfig, DeformableDetrForObjectDetection
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, DeformableDetrConfig, DeformableDetrForObjectDetection
 
 from deformable_detr.checkpoints import huggingface, load_checkpoint, load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
@@ -294,7 +294,7 @@ def test_backbones_that_transformers_runs_as_timm_does(name, batch, tmp_path):
     model, path = with_backbone(name, tmp_path)
     report = convert(path, tmp_path / "folder", "huggingface")
     assert any("compared with transformers" in note for note in report.notes)
-    assert_same_outputs(model, DeformableDetrForObjectDetection.from_pretrained(tmp_path / "folder").eval(), batch)
+    assert_same_outputs(model, AutoModelForObjectDetection.from_pretrained(tmp_path / "folder").eval(), batch)
     assert load_pretrained(tmp_path / "folder").metadata.model.backbone == name
 
 

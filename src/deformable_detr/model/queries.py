@@ -275,14 +275,19 @@ class BestProposals(nn.Module):
 
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
         """The best Q proposals of each image, see `Proposals`."""
-        source, size = self.source, self.chunk or memory.shape[1]
+        source = self.source
         proposal_logits, can_propose = flat.proposals
-        pieces = zip(memory.split(size, 1), can_propose.split(size, 1), strict=True)
-        scores = [source.score(self.class_head(source.features(*piece))) for piece in pieces]
-        best = source.best(source.padding_behind(torch.cat(scores, dim=1), flat))
+        best = source.best(source.padding_behind(self._scores(memory, can_propose), flat))
         features = source.features(take(memory, best), take(can_propose, best))
         box_logits = source.box_logits(features, take(proposal_logits, best), take(can_propose, best))
         return source.queries(box_logits, features.dtype)
+
+    def _scores(self, memory: Tensor, can_propose: Tensor) -> Tensor:
+        """`[B, S]` how good each position is as a proposal."""
+        if self.chunk is not None and memory.shape[1] > self.chunk:  # in one piece there is nothing to cut, also in exported files
+            pieces = zip(memory.split(self.chunk, 1), can_propose.split(self.chunk, 1), strict=True)
+            return torch.cat([self._scores(*piece) for piece in pieces], dim=1)
+        return self.source.score(self.class_head(self.source.features(memory, can_propose)))
 
 
 def _scoring_channel(source: Proposals) -> nn.Module:
