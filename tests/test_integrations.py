@@ -40,8 +40,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the examples name: a run, an image."""
     torch.manual_seed(0)
     model = build_model("tiny", num_classes=3, pretrained_backbone=False)
-    for head in model.class_heads:
-        torch.nn.init.constant_(head.bias, 0.5)  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if re.fullmatch(r"class_heads\.\d\.bias", name):
+            torch.nn.init.constant_(parameter, 0.5)
     model.metadata = replace(model.metadata, eval_short_side=96, max_long_side=128)
     save_weights(tmp_path / "runs" / "first" / "weights" / "best.safetensors", model)
     pixels = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
