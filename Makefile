@@ -15,7 +15,7 @@ OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE
 ASAN := build/asan
 ASAN_TESTS := tests/ops/test_cpu.py tests/ops/test_winograd.py tests/ops/test_ms_deform_attn.py tests/ops/test_defaults.py
 
-.PHONY: install demo test test-isa test-asan lint format bench-op docs coverage wheel clean
+.PHONY: owner install demo test test-isa test-asan lint format bench-op docs coverage wheel clean
 
 install: $(STAMP)
 
@@ -73,6 +73,10 @@ wheel: $(STAMP)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 		"$$(build/wheel/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth"
 	cd build/wheel && env -i bin/python $(CURDIR)/.ci/try_wheel.py
+
+# Whose repository this is, in every file that names its address: make owner NAME=someone
+owner:
+	$(PYTHON) .ci/set_owner.py $(NAME)
 
 clean:
 	rm -rf $(VENV) build dist demo site coverage

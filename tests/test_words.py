@@ -60,3 +60,17 @@ def test_options_are_written_with_hyphens() -> None:
         for match in pattern.finditer(path.read_text(encoding="utf-8"))
     ]
     assert found == []
+
+
+def test_addresses_name_one_owner() -> None:
+    """Of the repository, in whatever file: `make owner NAME=…` has changed all of them or none."""
+    address = re.compile(r"github(?:\.com)?/([\w-]+)/deformable-detr|([\w-]+)\.github\.io/deformable-detr")
+    hidden = [path for folder in (".github", ".ci") for path in (ROOT / folder).rglob("*")]
+    others = [*(ROOT / "notebooks").glob("*.ipynb"), *ROOT.glob("*.yml"), *ROOT.glob("*.cff"), *hidden]
+    owners = {
+        match[1] or match[2]: path
+        for path in (*FILES, *others)
+        if path.is_file()
+        for match in address.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert len(owners) == 1, owners
