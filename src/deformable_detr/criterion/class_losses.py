@@ -9,7 +9,7 @@ for the gradient) and BCE(p, t) = -t log p - (1 - t) log(1 - p), a matched class
 - MAL: BCE(p, u^gamma) / p^gamma BCE(p, 0) with p^gamma held constant
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -111,8 +111,3 @@ def class_loss_function(kind: str, *, focal_alpha: float, focal_gamma: float, ma
     if kind not in functions:
         raise ValueError(f"unknown class loss {kind!r}; known are {', '.join(functions)}")
     return functions[kind]
-
-
-def weighted_per_class(loss: ClassLoss, weights: Sequence[float]) -> ClassLoss:
-    """The same loss, whose elements `[..., K]` are multiplied by the weights of their classes, K numbers."""
-    return lambda logits, positive, quality: loss(logits, positive, quality) * logits.new_tensor(weights)

@@ -11,12 +11,12 @@ from torch import Tensor, distributed, nn
 from deformable_detr.boxes import cxcywh_to_xyxy, elementwise_iou
 from deformable_detr.categories import Categories
 from deformable_detr.config import LossConfig, ModelConfig
-from deformable_detr.criterion.class_losses import ClassLoss, class_loss_function, weighted_per_class
+from deformable_detr.criterion.class_losses import class_loss_function
 from deformable_detr.criterion.denoising import DenoisingMatcher
-from deformable_detr.criterion.losses import at_least_float32, bbox_loss, giou_loss
+from deformable_detr.criterion.losses import at_least_float32, elementwise_giou
+from deformable_detr.criterion.matched_rows import MatchedRows
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching
 from deformable_detr.criterion.quality_matcher import QualityMatcher
-from deformable_detr.criterion.targets import FlatTargets
 from deformable_detr.schema import known
 from deformable_detr.structures import Branch, Predictions, Target
 
@@ -99,11 +99,9 @@ class SetCriterion(nn.Module):
         self.branch_weights = _branch_weights(self.weights, branch_weights or {})
         self.class_loss = class_loss_function(class_loss, focal_alpha=focal_alpha, focal_gamma=focal_gamma, mal_gamma=mal_gamma)
         self.giou_eps, self.encoder_classes = giou_eps, encoder_classes
-        self.objectness_loss = self.class_loss
-        if weight_per_class is not None:
-            if len(weight_per_class) != num_classes or min(weight_per_class) < 0:
-                raise ValueError(f"weight_per_class needs {num_classes} numbers of at least 0, not {list(weight_per_class)}")
-            self.class_loss = weighted_per_class(self.class_loss, weight_per_class)
+        self.weight_per_class = weight_per_class
+        if weight_per_class is not None and (len(weight_per_class) != num_classes or min(weight_per_class) < 0):
+            raise ValueError(f"weight_per_class needs {num_classes} numbers of at least 0, not {list(weight_per_class)}")
 
         def hungarian(copies: int) -> HungarianMatcher:
             return HungarianMatcher(
@@ -183,24 +181,27 @@ class SetCriterion(nn.Module):
         matching = self.match(predictions, targets)
         if num_boxes is None:
             num_boxes = self._num_boxes(targets, predictions.logits.device)
-        named: dict[str, Tensor] = {}
-        for branch, suffix in SUFFIXES.items():
-            layers = predictions.of(branch)
-            if layers is not None:
-                divisor = self._matcher(branch).divisor(num_boxes, layers[0].shape[2], targets)
-                class_loss = self.objectness_loss if branch == "encoder" and not self.encoder_classes else self.class_loss
-                found = self._losses(*layers, self._wanted(branch, targets), getattr(matching, branch), divisor, class_loss)
-                named |= _named(found, [suffix, *(f"{suffix}_{layer}" for layer in range(len(layers[0]) - 1))], first=-1)
-        return named
+        branches = _branches(predictions)
+        rows = MatchedRows.of_branches(branches, vars(matching), {branch: self._wanted(branch, targets) for branch in branches})
+        names: list[str] = []  # of the layers as they lie in the rows
+        divisors: list[Tensor] = []
+        for branch, (logits, _) in branches.items():
+            names += [*(f"{SUFFIXES[branch]}_{layer}" for layer in range(len(logits) - 1)), SUFFIXES[branch]]
+            divisors += [self._matcher(branch).divisor(num_boxes, logits.shape[2], targets)] * len(logits)
+        divisor = torch.stack(divisors)
+        return {
+            kind + name: value
+            for kind, sums in self._losses(rows, self._class_scale(branches)).items()
+            for name, value in zip(names, (sums / divisor).unbind(), strict=True)
+        }
 
     def match(self, predictions: Predictions, targets: Sequence[Target]) -> BatchMatching:
         """Which query of which layer is responsible for which object; arguments and errors as in :meth:`forward`."""
         self._check_batch(predictions, targets)
-        matchings = {}
-        for branch in SUFFIXES:
-            layers = predictions.of(branch)
-            if layers is not None:
-                matchings[branch] = self._matcher(branch)(*layers, self._wanted(branch, targets), source=branch)
+        matchings = {
+            branch: self._matcher(branch)(*layers, self._wanted(branch, targets), source=branch)
+            for branch, layers in _branches(predictions).items()
+        }
         return BatchMatching(**matchings)
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -232,38 +233,32 @@ class SetCriterion(nn.Module):
     def _wanted(self, branch: Branch, targets: Sequence[Target]) -> Sequence[Target]:
         return _as_objectness(targets) if branch == "encoder" and not self.encoder_classes else targets
 
-    def _losses(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        targets: Sequence[Target],
-        matching: Matching | tuple[Matching, ...],
-        divisor: Tensor,
-        class_loss: ClassLoss,
-    ) -> dict[str, Tensor]:
-        """The losses of all layers at once: each `[N]`."""
-        if isinstance(matching, tuple):  # other numbers of pairs in each layer: one after the other
-            layers = [
-                self._losses(logits[[layer]], boxes[[layer]], targets, pairs, divisor, class_loss)
-                for layer, pairs in enumerate(matching)
-            ]
-            return {kind: torch.cat([losses[kind] for losses in layers]) for kind in LOSS_KINDS}
-        logits, boxes = at_least_float32(logits), at_least_float32(boxes)
-        flat = FlatTargets.from_targets(targets, boxes.device, boxes.dtype)
-        layers = torch.arange(len(logits), dtype=torch.int64, device=logits.device)[:, None]  # [N, 1], against [M] and [N, M]
-        starts = torch.tensor([0, *flat.counts[:-1]], dtype=torch.int64, device=logits.device).cumsum(0)
-        objects = starts[matching.images] + matching.objects  # [N, M] within the whole batch
-        at = layers, matching.images, matching.queries
-        positive = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        positive[*at, flat.labels[objects]] = True
-        matched, wanted = boxes[at], flat.boxes[objects]  # [N, M, 4]
-        quality = torch.zeros_like(logits)
-        overlap = elementwise_iou(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
-        quality[*at, flat.labels[objects]] = overlap.to(quality.dtype)
+    def _class_scale(self, branches: Mapping[Branch, tuple[Tensor, Tensor]]) -> Tensor | None:
+        """What the class losses are multiplied by, `[R, K]`; objectness belongs to no class. None: by nothing."""
+        if self.weight_per_class is None:
+            return None
+        scales = []
+        for branch, (logits, _) in branches.items():
+            of_classes = branch != "encoder" or self.encoder_classes
+            weights = self.weight_per_class if of_classes else [1.0] * self.num_classes
+            scales.append(at_least_float32(logits).new_tensor(weights).expand(logits[..., 0].numel(), -1))
+        return torch.cat(scales)
+
+    def _losses(self, rows: MatchedRows, class_scale: Tensor | None) -> dict[str, Tensor]:
+        """The losses of each layer of each branch, not yet divided: of each kind `[Z]`."""
+        corners = cxcywh_to_xyxy(rows.matched), cxcywh_to_xyxy(rows.wanted)
+        with torch.no_grad():
+            overlap = elementwise_iou(*corners)
+        positive = torch.zeros(rows.logits.shape, dtype=torch.bool, device=rows.logits.device)
+        positive[rows.queries, rows.labels] = True
+        quality = torch.zeros_like(rows.logits)
+        quality[rows.queries, rows.labels] = overlap.to(quality.dtype)
+        class_loss = self.class_loss(rows.logits, positive, quality)
+        class_loss = class_loss if class_scale is None else class_loss * class_scale
         return {
-            "loss_class": class_loss(logits, positive, quality).flatten(1).sum(1) / divisor,
-            "loss_bbox": bbox_loss(matched, wanted, divisor),
-            "loss_giou": giou_loss(matched, wanted, divisor, self.giou_eps),
+            "loss_class": _sums(class_loss, rows.queries_of_layer),
+            "loss_bbox": _sums((rows.matched - rows.wanted).abs(), rows.pairs_of_layer),
+            "loss_giou": _sums(1 - elementwise_giou(*corners, self.giou_eps), rows.pairs_of_layer),
         }
 
     def _num_boxes(self, targets: Sequence[Target], device: torch.device) -> Tensor:
@@ -281,6 +276,12 @@ class SetCriterion(nn.Module):
             raise ValueError(
                 f"the criterion was made for {self.num_classes} classes, but the predictions have {predictions.logits.shape[-1]}"
             )
+
+
+def _branches(predictions: Predictions) -> dict[Branch, tuple[Tensor, Tensor]]:
+    """Logits `[N, B, ·, K]` and boxes `[N, B, ·, 4]` of the branches that there are."""
+    found: dict[Branch, tuple[Tensor, Tensor] | None] = {branch: predictions.of(branch) for branch in SUFFIXES}
+    return {branch: layers for branch, layers in found.items() if layers is not None}
 
 
 def _branch_weights(weights: Mapping[str, float], differing: Mapping[str, float]) -> dict[str, float]:
@@ -310,6 +311,6 @@ def _as_objectness(targets: Sequence[Target]) -> list[Target]:
     return [Target(target.boxes, torch.zeros_like(target.labels), target.image_id, target.image_size) for target in targets]
 
 
-def _named(losses: Mapping[str, Tensor], suffixes: Sequence[str], first: int = 0) -> dict[str, Tensor]:
-    """Give each layer's value its name; `suffixes` belong to the layers `first`, `first + 1`, … (so -1 comes before 0)."""
-    return {kind + suffix: values[first + step] for step, suffix in enumerate(suffixes) for kind, values in losses.items()}
+def _sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The sum of so many rows, then of so many, …: `[len(lengths)]`."""
+    return torch.stack([part.sum() for part in values.split(list(lengths))])

@@ -1,9 +1,9 @@
-"""The losses of matched boxes, each one value per decoder layer (paper, section 4; DETR, 3.1)."""
+"""The generalised IoU of boxes, for the loss and the cost (paper, section 4; DETR, 3.1)."""
 
 import torch
 from torch import Tensor
 
-from deformable_detr.boxes import SMALLEST_AREA, cxcywh_to_xyxy, intersection_and_union
+from deformable_detr.boxes import SMALLEST_AREA, intersection_and_union
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -29,13 +29,3 @@ def elementwise_giou(boxes: Tensor, others: Tensor, eps: float = 0.0) -> Tensor:
     enclosing = around.prod(-1)
     overlap = intersection / (union.clamp(min=SMALLEST_AREA) + eps)
     return overlap - (enclosing - union) / (enclosing.clamp(min=SMALLEST_AREA) + eps)
-
-
-def bbox_loss(boxes: Tensor, target_boxes: Tensor, divisor: Tensor) -> Tensor:
-    """L1 distance of matched boxes (`[N, M, 4]` cxcywh both), summed over pairs and coordinates and divided: `[N]`."""
-    return (boxes - target_boxes).abs().flatten(1).sum(1) / divisor
-
-
-def giou_loss(boxes: Tensor, target_boxes: Tensor, divisor: Tensor, eps: float = 0.0) -> Tensor:
-    """1 - generalised IoU of matched boxes (`[N, M, 4]` cxcywh both), summed over the pairs and divided: `[N]`."""
-    return (1 - elementwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes), eps)).sum(1) / divisor
