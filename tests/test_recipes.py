@@ -77,10 +77,18 @@ def test_the_command_line_stands_above_the_recipe(dataset: Path) -> None:
     for key, value in recipe_settings("small-data", facts, chosen.train.batch_size).items():
         group, setting = key.split(".")
         assert getattr(getattr(chosen, group), setting) == value
-    assert chosen.preset == "r18-two-stage"
+    assert (chosen.preset, chosen.model.suppressor, chosen.train.nms_iou) == ("r18-fast", True, None)
     other = parse_config([str(dataset), "--recipe", "small-data", "--preset", "r50", "--lr", "1e-5", "--batch-size=8"])
     assert (other.preset, other.optimizer.lr, other.train.batch_size) == ("r50", 1e-5, 8)
     assert other.train.steps == recipe_settings("small-data", facts, 8)["train.steps"]
+
+
+@pytest.mark.parametrize(("preset", "suppressor"), [("r18-two-stage", True), ("r50-hdetr", False)])
+def test_every_network_that_is_named_learns_one_to_many(dataset: Path, preset: str, suppressor: bool) -> None:
+    """By a suppressor, but where it has a branch for that already; its layers and widths stay its own."""
+    model = parse_config([str(dataset), "--recipe", "small-data", "--preset", preset]).model
+    assert (model.suppressor, bool(model.one_to_many_queries)) == (suppressor, not suppressor)
+    assert (model.hidden_dim, model.num_encoder_layers) == (256, 6)
 
 
 def test_python_and_command_line_choose_the_same(dataset: Path) -> None:
@@ -106,7 +114,7 @@ def test_a_file_stands_above_the_recipe_and_options_above_the_file(dataset: Path
     path.write_text("recipe: small-data\nlr: 1e-5\ntrain: {patience: 3, ema_decay: 0.5}\n")
     config = parse_config([str(dataset), "--config", str(path), "--patience", "4"])
     assert (config.optimizer.lr, config.train.patience, config.train.ema_decay) == (1e-5, 4, 0.5)
-    assert (config.preset, config.optimizer.schedule) == ("r18-two-stage", "cosine")
+    assert (config.preset, config.optimizer.schedule) == ("r18-fast", "cosine")
 
 
 def test_finetune_needs_something_to_start_from(dataset: Path) -> None:

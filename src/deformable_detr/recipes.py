@@ -28,7 +28,7 @@ class DataFacts:
     """Objects in the fullest image."""
 
 
-PRESETS = {"finetune": "r50-two-stage", "small-data": "r18-two-stage"}
+PRESETS = {"finetune": "r50-two-stage", "small-data": "r18-fast"}
 """The network of each recipe, where none is named."""
 
 STEPS = {"finetune": 1500, "small-data": 2000}
@@ -42,9 +42,6 @@ SMALLEST_OBJECT = 14
 
 SHORT_SIDES = (224, 800)
 """Smallest and largest input size that is chosen."""
-
-COPIES = 3
-"""With how many queries `small-data` matches each object."""
 
 EVALUATIONS = 12
 """About so many evaluations in a run: each costs time, and the last weights are nearly always the best ones."""
@@ -87,22 +84,20 @@ def _finetune(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
 
 def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
     """From an ImageNet backbone: neck and transformer are learned from these images alone, so they are small, and each object
-    teaches several queries, in matching and by denoising; what then is found twice is taken out by suppression."""
+    teaches several queries, in matching and by denoising; a suppressor learns which of them is to speak."""
     small = facts.num_images <= SMALL_DATA
     return {
         "optimizer.lr": _learning_rate(7e-4, images_per_step),
         "optimizer.backbone_lr_scale": 0.2,
         "optimizer.sampling_lr_scale": 1.0,
         "optimizer.clip_grad_norm": 0.5,
-        "loss.copies": COPIES,
-        "train.nms_iou": 0.7,
         "model.hidden_dim": 128 if small else 256,
         "model.ffn_dim": 512 if small else 1024,
         "model.num_encoder_layers": 2 if small else 3,
         "model.num_decoder_layers": 3,
-        "model.denoising_queries": 100,
+        "model.suppressor": True,
         "model.dropout": 0.0,
-        "model.num_queries": max(100, num_queries(facts, COPIES + 0.5)),
+        "model.num_queries": max(100, num_queries(facts, 3.5)),
     }
 
 

@@ -27,7 +27,7 @@ _SAYS_NOTHING += (
 )
 """Settings beside which the recipe may still be taken by itself: they do not say how the network is built or learns."""
 
-_NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers", "denoising_queries")
+_NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers")
 """What a recipe says about the network, and does not where a preset was asked for by its name."""
 
 _SIZES = ("data.eval_short_side", "data.train_short_sides", "data.max_long_side")
@@ -111,6 +111,7 @@ def _chooser(config: RunConfig, asked: Mapping[str, Any], facts: DataFacts | Non
     if steps is None and "train.epochs" in asked:
         steps = config.train.epochs * max(1, facts.num_images // images)
     left_out = {f"model.{name}" for name in _NETWORK} if "preset" in asked else set()
+    left_out |= {"model.suppressor"} if config.model.one_to_many_queries else set()  # H-DETR learns one-to-many by a branch
 
     def choose(**length: int) -> dict[str, Any]:
         chosen = recipe_settings(str(config.recipe), facts, images, **{"steps": steps, **length})
