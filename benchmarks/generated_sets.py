@@ -42,7 +42,7 @@ class Family:
 
 FAMILIES = {
     "sizes": Family(train=160, sides=(120, 900), objects=(0.08, 0.6), most=8, classes=1),
-    "large": Family(train=296, sides=(240, 360), objects=(0.35, 0.9), most=3, classes=6, frequencies=(8, 6, 4, 3, 2, 1)),
+    "large": Family(train=296, sides=(240, 360), objects=(0.35, 0.9), most=3, classes=6, frequencies=(5, 4, 3, 3, 2, 1)),
     "small": Family(train=200, sides=(320, 480), objects=(0.03, 0.1), most=30, classes=2),
     "tail": Family(train=400, sides=(200, 320), objects=(0.1, 0.5), most=6, classes=8, frequencies=(32, 16, 8, 4, 2, 1, 1, 1)),
 }
