@@ -87,14 +87,16 @@ def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
     teaches several queries, in matching and by denoising; a suppressor learns which of them is to speak."""
     small = facts.num_images <= SMALL_DATA
     return {
-        "optimizer.lr": _learning_rate(7e-4, images_per_step),
+        "optimizer.lr": _learning_rate(1.4e-3, images_per_step),
         "optimizer.backbone_lr_scale": 0.2,
         "optimizer.sampling_lr_scale": 1.0,
         "optimizer.clip_grad_norm": 0.5,
+        "loss.encoder_copies": 4,
         "model.hidden_dim": 128 if small else 256,
         "model.ffn_dim": 512 if small else 1024,
         "model.num_encoder_layers": 2 if small else 3,
         "model.num_decoder_layers": 3,
+        "model.look_forward_twice": True,
         "model.suppressor": True,
         "model.dropout": 0.0,
         "model.num_queries": max(100, num_queries(facts, 3.5)),

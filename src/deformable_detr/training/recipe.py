@@ -27,7 +27,7 @@ _SAYS_NOTHING += (
 )
 """Settings beside which the recipe may still be taken by itself: they do not say how the network is built or learns."""
 
-_NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers")
+_NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers", "look_forward_twice")
 """What a recipe says about the network, and does not where a preset was asked for by its name."""
 
 _SIZES = ("data.eval_short_side", "data.train_short_sides", "data.max_long_side")
