@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 EVALUATION_SHARE = 0.1
 """Largest share of the budget that evaluations may take, the one at the end aside."""
 
-FEW_STEPS, MANY_STEPS = 900, 3000
+FEW_STEPS, MANY_STEPS = 600, 2000
 """Below so many steps of a recipe the images become smaller, above it larger: see docs/recipes.md for what either gives."""
 
 MOST_PASSES = 300
