@@ -1,6 +1,9 @@
 """Other formats become COCO datasets; what cannot be converted is said."""
 
+import base64
+import io
 import json
+import zlib
 
 import pytest
 from PIL import Image
@@ -61,10 +64,10 @@ def test_createml(images, tmp_path):
 def test_what_cannot_be_converted(images, tmp_path):
     with pytest.raises(ValueError, match="no known format"):
         convert_dataset(images, tmp_path / "out")
-    (images / "some.json").write_text('{"objects": [], "size": {}, "tags": []}')
-    with pytest.raises(ValueError, match="format Supervisely: not read here; export it as COCO"):
+    (images / "train.tfrecord").write_bytes(b"1234")
+    with pytest.raises(ValueError, match="format TFRecord: not read here; export it as COCO"):
         convert_dataset(images, tmp_path / "out")
-    (images / "some.json").unlink()
+    (images / "train.tfrecord").unlink()
     (images / "a.json").write_text(labelme("nowhere.png", RECTANGLE))
     with pytest.raises(FileNotFoundError, match=r"a\.json: its image nowhere\.png is not there"):
         convert_dataset(images, tmp_path / "out")
@@ -117,7 +120,72 @@ def tensorflow(names):
     return "labels.csv", table(["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"], rows)
 
 
-@pytest.mark.parametrize("write", [via, datumaro, fiftyone, open_images, tensorflow], ids=lambda write: write.__name__)
+def retinanet(names):
+    return "annotations.csv", "\n".join(f"{name},{'5,6,25,16,car' if name != '2.png' else ',,,,'}" for name in names)
+
+
+def cvat(names):
+    shapes = {
+        "1.png": '<tag label="day"/><box label="car" xtl="10" ytl="1" xbr="20" ybr="21" rotation="90" occluded="0"/>',
+        "3.png": '<polygon label="car" points="5.0,6.0;25.0,10.0;9.0,16.0"/>',
+    }
+    images = "".join(f'<image id="{i}" name="{name}">{shapes.get(name, "")}</image>' for i, name in enumerate(names))
+    return "annotations.xml", f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>{images}</annotations>'
+
+
+STUDIO = {"x": 12.5, "y": 30, "width": 50, "height": 50, "rotation": 0, "rectanglelabels": ["car"]}
+TURNED = {
+    "x": 62.5,
+    "y": 30,
+    "width": 25,
+    "height": 100,
+    "rotation": 90,
+    "rectanglelabels": ["car"],
+}  # around its upper left corner
+PIXELS = {"original_width": 40, "original_height": 20}
+
+
+def label_studio(names):
+    found = {"1.png": [STUDIO], "3.png": [TURNED]}
+    tasks = []
+    for number, name in enumerate(names):
+        regions = [{"type": "rectanglelabels", "value": value, **PIXELS} for value in found.get(name, [])]
+        done = {"result": [*regions, {"type": "choices", "value": {"choices": ["day"]}}], "was_cancelled": False}
+        cancelled = {"result": [], "was_cancelled": True}
+        tasks.append({"id": number, "data": {"image": f"/data/upload/1/0123abcd-{name}"}, "annotations": [cancelled, done]})
+    return "project-1.json", json.dumps(tasks)
+
+
+def label_studio_min(names):
+    found = {"1.png": {"label": [STUDIO | PIXELS]}, "3.png": {"label": [TURNED | PIXELS]}}
+    return "export.json", json.dumps(
+        [{"id": 1, "image": f"/data/local-files/?d=x/{name}", "annotator": 1, **found.get(name, {})} for name in names]
+    )
+
+
+def bdd(names):
+    labels = [{"category": "car", "box2d": {"x1": 5, "y1": 6, "x2": 25, "y2": 16}}, {"category": "lane", "poly2d": []}]
+    return "labels.json", json.dumps([{"name": name, "labels": labels if name != "2.png" else None} for name in names])
+
+
+def panoptic(names):
+    segments = [{"id": 9, "category_id": 3, "bbox": CAR, "iscrowd": 0}, {"id": 8, "category_id": 4, "bbox": [0, 0, 40, 5]}]
+    record = {
+        "images": [{"id": name, "file_name": name} for name in names],
+        "annotations": [{"image_id": name, "segments_info": segments if name != "2.png" else []} for name in names],
+        "categories": [{"id": 3, "name": "car", "isthing": 1}, {"id": 4, "name": "sky", "isthing": 0}],
+    }
+    return "panoptic.json", json.dumps(record)
+
+
+def of_tools(*writers):
+    return [pytest.param(write, id=write.__name__) for write in writers]
+
+
+@pytest.mark.parametrize(
+    "write",
+    of_tools(via, datumaro, fiftyone, open_images, tensorflow, retinanet, cvat, label_studio, label_studio_min, bdd, panoptic),
+)
 def test_other_formats(images, tmp_path, write):
     """Splits by folder; the second image of train has no object."""
     Image.new("RGB", (40, 20), "blue").save(images / "val" / "3.png")
@@ -134,6 +202,39 @@ def test_other_formats(images, tmp_path, write):
         found = dataset.split(split).check().annotations
         assert found.boxes.round(3).tolist() == [CAR] * count
         assert found.categories.names[found.labels[0]] == "car"
+
+
+def test_supervisely(tmp_path):
+    mask = io.BytesIO()
+    Image.new("1", (20, 10), 1).save(mask, "PNG")
+    bitmap = {"data": base64.b64encode(zlib.compress(mask.getvalue())).decode(), "origin": [5, 6]}
+    corners = {"exterior": [[25, 16], [5, 6]], "interior": []}
+    things = {"1": {"geometryType": "rectangle", "points": corners}, "2": {"geometryType": "bitmap", "bitmap": bitmap}}
+    for split, number in (("train", "1"), ("train", "2"), ("val", "1")):
+        for folder in ("img", "ann"):
+            (tmp_path / "set" / split / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20)).save(tmp_path / "set" / split / "img" / f"{number}.png")
+        record = {"size": {"height": 20, "width": 40}, "tags": [], "objects": [{"classTitle": "car", **things[number]}]}
+        (tmp_path / "set" / split / "ann" / f"{number}.png.json").write_text(json.dumps(record))
+    (tmp_path / "set" / "meta.json").write_text('{"classes": [], "tags": []}')
+    assert convert_dataset(tmp_path / "set", tmp_path / "out") == ["train: 2 images, 2 boxes", "val: 1 images, 1 boxes"]
+    assert open_dataset(tmp_path / "out").split("train").check().annotations.boxes.tolist() == [CAR, CAR]
+
+
+def test_dota(tmp_path):
+    for split, text in (
+        ("train", "imagesource:GoogleEarth\ngsd:0.1\n5 6 25 6 25 16 5 16 car 0\n9 9 12 9 12 12 9 12 car 1\n"),
+        ("val", "5.5 6 25 6 25 16 5 16 large-vehicle 0\n"),
+    ):
+        for folder in ("images", "labelTxt"):
+            (tmp_path / "set" / split / folder).mkdir(parents=True)
+        Image.new("RGB", (40, 20)).save(tmp_path / "set" / split / "images" / "P0001.png")
+        (tmp_path / "set" / split / "labelTxt" / "P0001.txt").write_text(text)
+    convert_dataset(tmp_path / "set", tmp_path / "out")
+    found = open_dataset(tmp_path / "out").split("train").check().annotations
+    assert found.boxes.tolist() == [CAR, [9, 9, 3, 3]]
+    assert found.crowd.tolist() == [False, True]
+    assert found.categories.names == ("car", "large-vehicle")
 
 
 def test_kitti(tmp_path):
@@ -183,4 +284,16 @@ def test_what_the_readers_do_not_guess(images, tmp_path):
         "t.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,car,5,6,nan,16", r"1\.png: a box of 'car' is no box"
     )
     fails("t.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,car,5", r"t\.csv: ")
+    fails(
+        "a.xml", '<annotations><track id="0" label="car"><box frame="0"/></track></annotations>', "tracks of a video name no images"
+    )
+    point = '<points label="car" points="1,2"/>'
+    fails("a.xml", f'<annotations><image id="0" name="1.png">{point}</image></annotations>', "kind 'points' has no box")
+    fails("a.xml", '<annotations><image id="0" name="1.png">', r"a\.xml: not valid XML")
+    task = {"id": 7, "data": {"image": "1.png"}, "annotations": [{"result": []}, {"result": []}]}
+    fails("p.json", json.dumps([task]), "the task 7 has 2 annotations; keep one")
+    task["annotations"] = [{"result": [{"value": {**STUDIO, "rotation": 5}}]}]
+    fails("p.json", json.dumps([task]), "a turned region without original_width")
+    task["annotations"] = [{"result": [{"value": {**STUDIO, "rectanglelabels": ["car", "red"]}}]}]
+    fails("p.json", json.dumps([task]), "several labels: car, red")
     assert not (tmp_path / "out").exists()

@@ -96,10 +96,11 @@ def _name_of(file: Path) -> str:
 
 
 def json_kind(file: Path) -> str | None:
-    """What a JSON file is, by the keys in it; the file is not parsed: `COCO`, `predictions`, or None."""
+    """What a JSON file is, by the keys in it; the file is not parsed: `COCO`, `panoptic`, `predictions`, or None."""
     if file.stat().st_size == 0:
         return None
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         if all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"')):
-            return "predictions" if text.find(b'"score"') >= 0 else "COCO"
+            kinds = {b'"segments_info"': "panoptic", b'"score"': "predictions"}
+            return next((kind for key, kind in kinds.items() if text.find(key) >= 0), "COCO")
         return "predictions" if text.find(b'"score"') >= 0 and text.find(b'"image_id"') >= 0 else None

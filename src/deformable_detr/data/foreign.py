@@ -5,12 +5,18 @@ import json
 import re
 from pathlib import Path
 
+from deformable_detr.data.coco_layout import json_kind
 from deformable_detr.data.file_index import FileIndex
+from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.data.yolo import looks_like_labels
 
 __all__ = ["IMPORTABLE", "advice", "files_of", "name_format", "recognise"]
 
-IMPORTABLE = (*("LabelMe", "CreateML", "VIA", "Datumaro", "FiftyOne", "KITTI"), *("Open Images CSV", "TensorFlow CSV", "VoTT CSV"))
+IMPORTABLE = (
+    *("LabelMe", "CreateML", "VIA", "Datumaro", "FiftyOne", "KITTI"),
+    *("Open Images CSV", "TensorFlow CSV", "VoTT CSV", "RetinaNet CSV"),
+    *("CVAT", "Label Studio JSON", "Supervisely", "BDD100K", "DOTA", "COCO panoptic"),
+)
 """What :mod:`~deformable_detr.data.importing` reads."""
 
 JSON_KEYS = {
@@ -19,7 +25,7 @@ JSON_KEYS = {
     "FiftyOne": {"samples"},
     "VIA": {"_via_img_metadata"},
     "Supervisely": {"objects", "size", "tags"},
-    "BDD100K": {"name", "labels"},
+    "BDD100K": {"frames"},
 }
 CSV_COLUMNS = {
     "Open Images CSV": {"imageid", "labelname", "xmin", "xmax", "ymin", "ymax"},
@@ -27,6 +33,7 @@ CSV_COLUMNS = {
     "VoTT CSV": {"image", "xmin", "ymin", "xmax", "ymax", "label"},
 }
 KITTI = re.compile(r"^\S*[A-Za-z]\S* [-\d.]+ -?\d [-\d.]+( [-\d.eE+]+){11,12}\s*$")
+DOTA = re.compile(r"^(imagesource:|gsd:|(-?[\d.]+\s+){8}[^\d\s]\S*(\s+[012])?\s*$)")
 CVAT = re.compile(rb"<annotations>.*<(image|track|version)\b", re.DOTALL)
 MOST_FILES = 50
 
@@ -48,12 +55,12 @@ def advice(kind: str, root: Path) -> str:
 
 def recognise(index: FileIndex) -> str | None:
     """`LabelMe`, `VIA`, `KITTI` and others, by looking into a few files; None where nothing is known."""
-    for suffix in (".json", ".csv"):
+    for suffix in (".json", ".csv", ".xml"):
         for path in index.select(suffix)[:MOST_FILES]:
             if kind := _file_format(path):
                 return kind
-    if any(CVAT.search(_head(path)) for path in index.select(".xml")[:MOST_FILES]):
-        return "CVAT"
+    if any(map(_is_dota, index.select(".txt")[:MOST_FILES])):
+        return "DOTA"
     if any(map(_is_kitti, index.select(".txt")[:MOST_FILES])):
         return "KITTI"
     if index.select(".tfrecord", ".record"):
@@ -64,15 +71,22 @@ def recognise(index: FileIndex) -> str | None:
 
 
 def files_of(kind: str, index: FileIndex) -> list[Path]:
-    """The annotation files of a format that is imported; of KITTI all label files of a folder, those without objects, too."""
-    if kind == "KITTI":
-        folders = {path.parent for path in index.select(".txt") if _is_kitti(path)}
+    """The annotation files of a format that is imported; of KITTI and DOTA all of a folder, those without objects, too."""
+    if kind in ("KITTI", "DOTA"):
+        is_one = _is_kitti if kind == "KITTI" else _is_dota
+        folders = {path.parent for path in index.select(".txt") if is_one(path)}
         return [path for path in index.select(".txt") if path.parent in folders]
-    return [path for path in index.select(".csv" if kind.endswith("CSV") else ".json") if _file_format(path) == kind]
+    return [path for path in index.select(".json", ".csv", ".xml") if _file_format(path) == kind]
 
 
 def _file_format(path: Path) -> str | None:
+    if path.suffix.lower() == ".xml":
+        return "CVAT" if CVAT.search(_head(path)) else None
     return _csv_format(path) if path.suffix.lower() == ".csv" else _json_format(path)
+
+
+def _is_dota(path: Path) -> bool:
+    return DOTA.match(_head(path).decode("utf-8", "replace").partition("\n")[0]) is not None
 
 
 def _is_kitti(path: Path) -> bool:
@@ -91,11 +105,13 @@ def _json_format(path: Path) -> str | None:
             return "CreateML"
         if {"image_id", "bbox", "score"} <= first.keys():
             return None  # COCO's results
-        if {"annotations", "data"} <= first.keys():
+        if {"annotations", "data"} <= first.keys() or {"image", "annotator"} <= first.keys():
             return "Label Studio JSON"
         return "BDD100K" if {"name", "labels"} <= first.keys() else None
     if not isinstance(record, dict):
         return None
+    if json_kind(path) == "panoptic":
+        return "COCO panoptic"
     for kind, keys in JSON_KEYS.items():
         if keys <= record.keys():
             return kind
@@ -108,6 +124,8 @@ def _csv_format(path: Path) -> str | None:
         header = next(csv.reader(_head(path).decode("utf-8-sig", "replace").splitlines()), [])
     except csv.Error:
         return None
+    if len(header) == 6 and Path(header[0]).suffix.lower() in IMAGE_SUFFIXES:
+        return "RetinaNet CSV"
     columns = {name.strip().lower() for name in header}
     return next((kind for kind, wanted in CSV_COLUMNS.items() if wanted <= columns), "CSV" if {"xmin", "xmax"} <= columns else None)
 

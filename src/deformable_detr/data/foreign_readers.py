@@ -13,18 +13,21 @@ from typing import Any, NamedTuple
 from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.text import read_text
 
-__all__ = ["READERS", "ForeignImage", "ForeignObject"]
+__all__ = ["READERS", "Box", "ForeignImage", "ForeignObject", "Reader", "around", "ellipse_extent", "from_xywh"]
 
 UNNAMED = "object"
 """The class of regions that were drawn without one."""
 CLASS_ATTRIBUTES = ("class", "label", "name", "category", "type", "object")
 
 
+Box = tuple[float, float, float, float]
+
+
 class ForeignObject(NamedTuple):
     """One annotated object: left, top, right, bottom in pixels, or in shares of the image."""
 
     name: str
-    box: tuple[float, float, float, float]
+    box: Box
     crowd: bool = False
     normalised: bool = False
 
@@ -41,12 +44,14 @@ Reader = Callable[[Path, FileIndex], Iterator[ForeignImage]]
 """Raises KeyError, TypeError, ValueError, IndexError or AttributeError at what cannot be understood."""
 
 
-def _from_xywh(box: Sequence[float]) -> tuple[float, float, float, float]:
+def from_xywh(box: Sequence[float]) -> Box:
+    """Left, top, width, height → left, top, right, bottom."""
     left, top, width, height = (float(number) for number in box)
     return left, top, left + width, top + height
 
 
-def _around(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+def around(xs: Sequence[float], ys: Sequence[float]) -> Box:
+    """The bounding box of points."""
     return float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))
 
 
@@ -73,18 +78,22 @@ def _via_class(attributes: dict[str, Any]) -> str:
     return str(value)
 
 
-def _via_box(shape: dict[str, Any]) -> tuple[float, float, float, float]:
+def _via_box(shape: dict[str, Any]) -> Box:
     if shape["name"] == "rect":
-        return _from_xywh([shape["x"], shape["y"], shape["width"], shape["height"]])
+        return from_xywh([shape["x"], shape["y"], shape["width"], shape["height"]])
     if shape["name"] in ("circle", "ellipse"):
-        rx, ry = (shape["r"], shape["r"]) if shape["name"] == "circle" else _extent(shape["rx"], shape["ry"], shape.get("theta", 0))
+        rx, ry = (
+            (shape["r"], shape["r"])
+            if shape["name"] == "circle"
+            else ellipse_extent(shape["rx"], shape["ry"], shape.get("theta", 0))
+        )
         return shape["cx"] - rx, shape["cy"] - ry, shape["cx"] + rx, shape["cy"] + ry
     if shape["name"] in ("polygon", "polyline"):
-        return _around(shape["all_points_x"], shape["all_points_y"])
+        return around(shape["all_points_x"], shape["all_points_y"])
     raise ValueError(f"a region of the shape {shape['name']!r} has no box")
 
 
-def _extent(rx: float, ry: float, theta: float) -> tuple[float, float]:
+def ellipse_extent(rx: float, ry: float, theta: float) -> tuple[float, float]:
     """Half the width and height of an ellipse turned by `theta` (radians)."""
     return math.hypot(rx * math.cos(theta), ry * math.sin(theta)), math.hypot(rx * math.sin(theta), ry * math.cos(theta))
 
@@ -96,7 +105,7 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         objects = []
         for one in item["annotations"]:
             if one["type"] in ("bbox", "polygon"):
-                box = _from_xywh(one["bbox"]) if one["type"] == "bbox" else _around(one["points"][::2], one["points"][1::2])
+                box = from_xywh(one["bbox"]) if one["type"] == "bbox" else around(one["points"][::2], one["points"][1::2])
                 objects.append(ForeignObject(names[one["label_id"]], box, bool(one.get("attributes", {}).get("is_crowd"))))
             elif one["type"] != "label":
                 raise ValueError(f"annotations of the type {one['type']!r} have no box; export bbox")
@@ -111,7 +120,7 @@ def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
             raise ValueError(f"which of the fields {', '.join(fields)} is the ground truth? Call that one `ground_truth`")
         found = fields.get("ground_truth") or next(iter(fields.values()), {})
         objects = [
-            ForeignObject(one["label"], _from_xywh(one["bounding_box"]), bool(one.get("iscrowd")), normalised=True)
+            ForeignObject(one["label"], from_xywh(one["bounding_box"]), bool(one.get("iscrowd")), normalised=True)
             for one in found.get("detections", ())
         ]
         yield ForeignImage(sample["filepath"], objects, next(iter(sample.get("tags") or ()), None))
@@ -159,6 +168,19 @@ def _read_table(
     return read
 
 
+def _read_retinanet(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
+    """Rows `path,x1,y1,x2,y2,class` without a head; an image without objects has a row of empty columns."""
+    found: dict[str, list[ForeignObject]] = {}
+    for row in csv.reader(read_text(file).splitlines()):
+        if row:
+            path, left, top, right, bottom, name = (cell.strip() for cell in row)
+            objects = found.setdefault(path, [])
+            if name:
+                objects.append(ForeignObject(name, (float(left), float(top), float(right), float(bottom))))
+    for path, objects in found.items():
+        yield ForeignImage(path, objects)
+
+
 def _open_images_names(index: FileIndex) -> dict[str, str]:
     """`/m/01g317` → `Person`, from files such as class-descriptions-boxable.csv."""
     found = {}
@@ -178,5 +200,6 @@ READERS: dict[str, Reader] = {
     "Open Images CSV": _read_table("imageid", "labelname", normalised=True, crowd="isgroupof", names_of=_open_images_names),
     "TensorFlow CSV": _read_table("filename", "class"),
     "VoTT CSV": _read_table("image", "label"),
+    "RetinaNet CSV": _read_retinanet,
 }
 """By the name of the format (:func:`~deformable_detr.data.foreign.recognise`)."""

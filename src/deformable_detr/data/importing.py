@@ -10,6 +10,7 @@ from deformable_detr.data.annotation_file import Record, read_json
 from deformable_detr.data.doctor.repair import check_output
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
 from deformable_detr.data.foreign import IMPORTABLE, advice, files_of, recognise
+from deformable_detr.data.foreign_platforms import PLATFORM_READERS
 from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
@@ -64,8 +65,9 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
 
 
 def _read(kind: str, file: Path, index: FileIndex) -> Iterator[ForeignImage]:
+    reader = READERS.get(kind) or PLATFORM_READERS.get(kind)
     try:
-        yield from READERS[kind](file, index) if kind in READERS else _through_supervision(kind, file)
+        yield from reader(file, index) if reader else _through_supervision(kind, file)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         what = f"the entry {error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file}: {what}") from error

@@ -54,7 +54,9 @@ def _judge(path: Path) -> tuple[str, str]:
         return "image-format", ""
     if suffix == ".json":
         kind = json_kind(path)
-        reason = {"COCO": "", "predictions": "predictions (boxes with scores)"}.get(str(kind), "no COCO file")
+        reason = {"COCO": "", "predictions": "predictions (boxes with scores)", "panoptic": "segments, not boxes"}.get(
+            str(kind), "no COCO file"
+        )
         return "annotation-unused" if kind else "file-unused", reason
     if suffix == ".xml" or (suffix == ".txt" and looks_like_labels(path)):
         return "label-unused", ""

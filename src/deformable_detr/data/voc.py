@@ -1,5 +1,6 @@
 """Pascal VOC datasets: one XML file of boxes per image, in whatever folders, and lists of names for the splits."""
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -210,11 +211,29 @@ def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise ValueError("has no name")
+    if element.find("robndbox") is not None and element.find("bndbox") is None:  # roLabelImg
+        return name, _around_turned(name, element), _is_difficult(element)
     try:
         xmin, ymin, xmax, ymax = (float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
         raise ValueError(f"{name!r} has no bndbox of four numbers xmin, ymin, xmax, ymax") from None
     if not (xmin <= xmax < float("inf") and ymin <= ymax < float("inf")):  # false for NaN, too
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) ends before it begins")
-    difficult = element.findtext("difficult", "0").strip().lower() in ("1", "true")
-    return name, (max(xmin - 1, 0.0), max(ymin - 1, 0.0), xmax, ymax), difficult
+    return name, (max(xmin - 1, 0.0), max(ymin - 1, 0.0), xmax, ymax), _is_difficult(element)
+
+
+def _is_difficult(element: ElementTree.Element) -> bool:
+    return element.findtext("difficult", "0").strip().lower() in ("1", "true")
+
+
+def _around_turned(name: str, element: ElementTree.Element) -> Box:
+    """The bounding box of a box that is turned around its centre (radians)."""
+    try:
+        cx, cy, w, h, angle = (float(element.findtext(f"robndbox/{key}", "")) for key in ("cx", "cy", "w", "h", "angle"))
+    except ValueError:
+        raise ValueError(f"{name!r} has no robndbox of five numbers cx, cy, w, h, angle") from None
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    half_w, half_h = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
+    if not (0 <= half_w < float("inf") and 0 <= half_h < float("inf")):  # false for NaN, too
+        raise ValueError(f"{name!r}: robndbox of {w:g} x {h:g} turned by {angle:g} is no box")
+    return cx - half_w, cy - half_h, cx + half_w, cy + half_h
