@@ -1,15 +1,19 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from deformable_detr.config import Metadata
 from deformable_detr.data.images import read_image
 from deformable_detr.data.scenes import generate_scenes
-from deformable_detr.export import ExportedNetwork
+from deformable_detr.export import ExportedNetwork, quantize
+from deformable_detr.export.form import ExportForm
 from deformable_detr.export.quantize import check_dataset, exact_nodes, quantize_onnx
+from deformable_detr.presets import model_preset
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,20 @@ def test_a_file_that_takes_images_is_measured_with_images(found_by_the_file, tmp
     outputs = onnxruntime.InferenceSession(path).run(None, {"images": np.zeros((2, 50, 70, 3), np.uint8)})
     scores, labels, _ = (np.asarray(output) for output in outputs)
     assert scores.shape == labels.shape == (2, 8)
+
+
+@pytest.mark.parametrize(("preprocess", "nms_iou"), [(False, 0.7), (True, None)])
+def test_the_ap_is_that_of_what_is_run(preprocess, nms_iou, tmp_path, monkeypatch):
+    """`predict` drops duplicates where the weights say so; a file that prepares images is run by others."""
+    data = generate_scenes(tmp_path / "data", train=1, val=1, image_size=32)
+    metadata = Metadata(model_preset("tiny"), nms_iou=0.7)
+    network = SimpleNamespace(form=ExportForm(metadata, preprocess=preprocess), metadata=metadata)
+    asked = {}
+    monkeypatch.setattr(
+        quantize, "evaluate", lambda *_, **keywords: asked.update(keywords) or SimpleNamespace(ap=1.0, num_images=1)
+    )
+    quantize._average_precision(network, data)  # type: ignore[arg-type]
+    assert asked["nms_iou"] == nms_iou and asked["top_k"] == metadata.model.max_detections
 
 
 def test_the_data_set_is_looked_for_before_an_export(prepared, tmp_path):

@@ -70,7 +70,7 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_images: int = 64
     images = islice(build_loader(_split(dataset, "train", network.form), batch_size=1, training=False), num_images)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         partial = Path(folder) / path.name
-        _quantize(path, partial, [network.arrays(batch.images) for batch, _ in images])
+        write_int8(path, partial, [network.arrays(batch.images) for batch, _ in images])
         before, count = _average_precision(network, dataset)
         after, _ = _average_precision(ExportedNetwork(partial, "onnx"), dataset)
         result = Quantised(before, after, count)
@@ -106,13 +106,21 @@ def _as_decoded(image: Tensor, target: Target | None) -> tuple[Tensor, Target | 
 def _average_precision(network: ExportedNetwork, dataset: str | Path) -> tuple[float, int]:
     images = _split(dataset, "val", network.form)
     loader = build_loader(images, batch_size=1, training=False)
-    num_classes = network.metadata.model.num_classes
-    categories = network.metadata.categories or Categories.from_names([f"class {label}" for label in range(num_classes)])
-    metrics = evaluate(network, loader, categories, images.ground_truth, device="cpu")
+    metadata = network.metadata
+    categories = metadata.categories or Categories.from_names([f"class {label}" for label in range(metadata.model.num_classes)])
+    metrics = evaluate(
+        network,
+        loader,
+        categories,
+        images.ground_truth,
+        device="cpu",
+        top_k=metadata.model.max_detections,
+        nms_iou=None if network.form.preprocess else metadata.nms_iou,  # those files are run by other programs, without suppression
+    )
     return metrics.ap, metrics.num_images
 
 
-def _quantize(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> None:
+def write_int8(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> None:
     """Static quantisation in QDQ form, unsigned activations."""
     try:
         import onnx

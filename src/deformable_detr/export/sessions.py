@@ -53,12 +53,12 @@ def open_openvino(path: Path) -> tuple[ExportForm, Session]:
     core.set_property({"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"})
     try:
         model = core.read_model(str(path))
+        compiled = core.compile_model(model, "CPU")
     except RuntimeError as error:
-        raise ValueError(f"OpenVINO cannot read {path}: {error}") from error
+        raise ValueError(f"OpenVINO cannot run {path}: {error}") from error
     where = [METADATA_KEY] if model.has_rt_info([METADATA_KEY]) else ["framework", METADATA_KEY]
     text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
     form = ExportForm.from_json(text, path)
-    compiled = core.compile_model(model, "CPU")
     return form, lambda arrays: [np.array(array) for array in compiled(arrays).to_tuple()]
 
 
