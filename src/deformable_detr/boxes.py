@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, generalized_box_iou
 
 __all__ = [
+    "area",
     "box_iou",
     "cxcywh_to_xyxy",
     "elementwise_iou",
@@ -72,9 +73,15 @@ def intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tenso
     left_top, right_bottom = boxes.split(2, dim=-1)
     other_left_top, other_right_bottom = others.split(2, dim=-1)
     inside = torch.minimum(right_bottom, other_right_bottom) - torch.maximum(left_top, other_left_top)
-    intersection = inside.clamp(min=0).prod(-1)
-    union = (right_bottom - left_top).prod(-1) + (other_right_bottom - other_left_top).prod(-1) - intersection
+    intersection = area(inside.clamp(min=0))
+    union = area(right_bottom - left_top) + area(other_right_bottom - other_left_top) - intersection
     return intersection, union
+
+
+def area(sizes: Tensor) -> Tensor:
+    """`[..., 2]` (width, height) → `[...]`; unlike `prod`, its derivative neither divides nor asks the device for zeros."""
+    width, height = sizes.unbind(-1)
+    return width * height
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from deformable_detr.boxes import SMALLEST_AREA, intersection_and_union
+from deformable_detr.boxes import SMALLEST_AREA, area, intersection_and_union
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -26,6 +26,6 @@ def elementwise_giou(boxes: Tensor, others: Tensor, eps: float = 0.0) -> Tensor:
     """
     intersection, union = intersection_and_union(boxes, others)
     around = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
-    enclosing = around.prod(-1)
+    enclosing = area(around)
     overlap = intersection / (union.clamp(min=SMALLEST_AREA) + eps)
     return overlap - (enclosing - union) / (enclosing.clamp(min=SMALLEST_AREA) + eps)
