@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 
 import pytest
 import torch
@@ -89,6 +90,25 @@ def test_official_files_that_do_not_fit(official_file, change, parts):
     message = message_of(official_file)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("convert", "kind"),
+    [
+        (lambda tensor: tensor.to_sparse(), "sparse"),
+        (lambda tensor: tensor.to("meta"), r"without content \(meta\)"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantised"),
+        (lambda tensor: tensor.to(torch.complex64), "complex"),
+    ],
+    ids=["sparse", "meta", "quantised", "complex"],
+)
+def test_tensors_that_are_no_plain_numbers(convert, kind, official_file):
+    name = "transformer.encoder.layers.0.linear1.weight"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own quantised tensors are deprecated
+        alter(official_file, lambda state_dict: state_dict.update({name: convert(state_dict[name])}))
+        with pytest.raises(ValueError, match=rf"1 tensors are {kind} \(model/{name}\): save plain weights"):
+            load_pretrained(official_file)
 
 
 def test_wrong_class_count(official_file):

@@ -99,6 +99,23 @@ def test_out_and_in_is_bit_equal(model, tmp_path, assert_same_weights):
     assert back.report.source_format == "huggingface"
 
 
+def test_what_was_changed_in_a_written_folder_counts(model, tmp_path):
+    """As people do: names of classes, another size. The header of the weights says what was written."""
+    save_weights(tmp_path / "a.safetensors", model)
+    convert(tmp_path / "a.safetensors", tmp_path / "folder", "huggingface")
+    for name, change in {
+        "config": {"id2label": {str(label): f"class-{label}" for label in range(model.metadata.model.num_classes)}},
+        "preprocessor_config": {"size": {"shortest_edge": 320, "longest_edge": 500}},
+    }.items():
+        file = tmp_path / "folder" / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    found = load_checkpoint(tmp_path / "folder")
+    assert found.model.metadata.categories is not None
+    assert found.model.metadata.categories.names[:2] == ("class-0", "class-1")
+    assert (found.model.metadata.eval_short_side, found.model.metadata.max_long_side) == (320, 500)
+    assert "changed after writing: categories, eval_short_side, max_long_side" in str(found.report)
+
+
 def test_written_preprocessing(make_model, tmp_path):
     save_weights(tmp_path / "a.safetensors", make_model("one-stage", thin=False))
     convert(tmp_path / "a.safetensors", tmp_path / "folder", "huggingface")

@@ -1,12 +1,16 @@
 """The layout of transformers: a folder with `model.safetensors`, `config.json` and `preprocessor_config.json`, in and out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.families import LABELS, check_family
 from deformable_detr.checkpoints.huggingface_config import backbone_problems, model_config, processor_config, read_folder
 from deformable_detr.checkpoints.keymap import KeyMap
@@ -80,8 +84,21 @@ def read(file: TensorFile) -> Weights:
     weights.refused += [f"config.json: {reason}" for reason in folder.refused]
     weights.report.lossy += folder.lossy
     if METADATA_ENTRY in file.header:
-        weights.metadata = Metadata.from_dict(json.loads(file.header[METADATA_ENTRY]))
+        own = Metadata.from_dict(json.loads(file.header[METADATA_ENTRY]))
+        changed = {name: value for name, value in folder.details.items() if not _is_said(value, getattr(own, name))}
+        weights.metadata = replace(own, **changed)
+        if changed:
+            weights.report.notes.append(f"the JSON files beside the weights were changed after writing: {', '.join(changed)}")
     return weights
+
+
+def _is_said(value: Any, ours: Any) -> bool:
+    """Whether what a JSON file states is what we wrote into it."""
+    if isinstance(value, Categories) and isinstance(ours, Categories):
+        return value.names == ours.names  # transformers has no ids
+    if isinstance(value, tuple) and isinstance(ours, tuple):
+        return np.allclose(value, ours)
+    return value is None or value == ours
 
 
 def _join_projections(weights: Weights) -> None:

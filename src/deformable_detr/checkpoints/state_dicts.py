@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from deformable_detr.checkpoints.report import shorten
@@ -70,8 +71,22 @@ def select_state_dict(file: TensorFile, ema: bool | None = None) -> tuple[Tensor
         raise ValueError(f"{file.path} holds no {wanted} (ema={ema}): those under {found[0].name} are {there}")
     chosen = fitting[0]
     own = {name: tensor for name, tensor in tensors.items() if _owner(name, found) is chosen}
+    _check_kinds(own, file)
     notes = _notes(chosen, found, tensors)
     return replace(file, tensors={name[len(chosen.prefix) :]: tensor for name, tensor in own.items()}), chosen.layout, notes
+
+
+def _check_kinds(tensors: dict[str, Tensor], file: TensorFile) -> None:
+    """Weights are plain numbers in memory."""
+    tests = {
+        "sparse": lambda tensor: tensor.layout != torch.strided,
+        "without content (meta)": lambda tensor: tensor.is_meta,
+        "quantised": lambda tensor: tensor.is_quantized,
+        "complex": lambda tensor: tensor.is_complex(),
+    }
+    for kind, is_one in tests.items():
+        if names := [name for name, tensor in tensors.items() if is_one(tensor)]:
+            raise ValueError(f"{file.path}: {len(names)} tensors are {kind} ({shorten(names, 3)}): save plain weights, in floats")
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
