@@ -196,6 +196,11 @@ def test_xml_beside_the_images(place, as_voc_xml, small_image, tmp_path):
         ("<annotation>", r"a\.xml: not valid XML"),
         ("<annotation><object><name>x</name></object></annotation>", r"a\.xml, object 1: 'x' has no bndbox of four numbers"),
         ("<annotation><object><bndbox/></object></annotation>", r"a\.xml, object 1: has no name"),
+        (
+            "<annotation><object><name>x</name><bndbox><xmin>0.1</xmin><ymin>0.2</ymin><xmax>0.5</xmax><ymax>0.6</ymax></bndbox>"
+            "</object></annotation>",
+            r"a\.xml, object 1: 'x': bndbox \(0\.1, 0\.2, 0\.5, 0\.6\) in shares of the image; VOC has pixels",
+        ),
     ],
 )
 def test_faults_of_an_xml_file(text, message, small_image, tmp_path):

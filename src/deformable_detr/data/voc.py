@@ -219,6 +219,8 @@ def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
         raise ValueError(f"{name!r} has no bndbox of four numbers xmin, ymin, xmax, ymax") from None
     if not (xmin <= xmax < float("inf") and ymin <= ymax < float("inf")):  # false for NaN, too
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) ends before it begins")
+    if max(xmax, ymax) <= 1 and not (xmin, ymin, xmax, ymax) == tuple(map(round, (xmin, ymin, xmax, ymax))):
+        raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) in shares of the image; VOC has pixels")
     return name, (max(xmin - 1, 0.0), max(ymin - 1, 0.0), xmax, ymax), _is_difficult(element)
 
 

@@ -67,7 +67,9 @@ class FileReader:
         if not video or video[0].codec_context is None:
             self._container.close()
             what = (
-                f"its codec cannot be decoded here: {_codec_name(name)}; convert it to H.264 first" if video else "no video in it"
+                f"its codec cannot be decoded here: {_codec_name(name)}; convert it to H.264 first"
+                if video
+                else "no video in it: is it sound alone, or cut off?"
             )
             raise ValueError(f"{name}: {what}")
         self._stream = video[0]
