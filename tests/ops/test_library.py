@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deformable_detr.ops import available_backends, ms_deform_attn, ms_deform_attn_fused
 
@@ -162,3 +163,44 @@ def test_the_registered_operator_itself_points_to_the_function(problems):
     shapes = [size for pair in p.shapes for size in pair]
     with pytest.raises(NotImplementedError, match=r"call deformable_detr\.ops"):
         torch.func.grad(lambda v: OPERATOR(v, shapes, p.reference, p.offsets, p.weights, "cpu").sum())(p.value)
+
+
+class Seen(TorchDispatchMode):
+    """The names of this package's operators that pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "deformable_detr":
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_and_profilers_see_both_operators(problems):
+    """Plain calls do not pass the dispatcher, which must not show."""
+    p = problems(queries=5).leaves()
+    names = ["ms_deform_attn", "ms_deform_attn_backward"]
+    with Seen() as seen:
+        ms_deform_attn_fused(p.value, p.shapes, p.reference, p.offsets, p.weights).sum().backward()
+    assert seen.names == names
+    with torch.profiler.profile() as profile:
+        ms_deform_attn_fused(p.value, p.shapes, p.reference, p.offsets, p.weights).sum().backward()
+    found = {event.key for event in profile.key_averages()}
+    assert {f"deformable_detr::{name}" for name in names} <= found
+
+
+def test_tensors_that_are_more_than_their_memory(problems):
+    """A negated view: what lies in its memory has the other sign."""
+    p = problems(queries=5)
+    negated = torch._neg_view(p.value)
+    expected = -ms_deform_attn_fused(p.value, p.shapes, p.reference, p.offsets, p.weights)
+    assert torch.equal(ms_deform_attn_fused(negated, p.shapes, p.reference, p.offsets, p.weights), expected)
+
+
+def test_inference_mode_and_ordinary_tensors_mixed(problems):
+    p = problems(queries=5)
+    expected = ms_deform_attn_fused(p.value, p.shapes, p.reference, p.offsets, p.weights)
+    with torch.inference_mode():
+        assert torch.equal(ms_deform_attn_fused(p.value.clone(), p.shapes, p.reference, p.offsets, p.weights), expected)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,11 +168,15 @@ def run(function: str, problem: Problem | WinogradProblem) -> None:
         MemoryError: the kernel could not allocate its buffers.
         RuntimeError: the problem contradicts itself; nothing was written.
     """
-    loaded = library()
-    status = getattr(loaded, f"{function}_{current_isa()}")(ctypes.byref(problem))
+    status = _entry(function, current_isa())(ctypes.byref(problem))
     if status != 0:
-        reason = loaded.msda_message(status).decode()
+        reason = library().msda_message(status).decode()
         raise (MemoryError if status == _OUT_OF_MEMORY else RuntimeError)(f"{function}: {reason}")
+
+
+@functools.cache
+def _entry(function: str, isa: str) -> Any:
+    return getattr(library(), f"{function}_{isa}")
 
 
 def attach(problem: Problem | WinogradProblem, name: str, tensor: Tensor) -> None:
@@ -180,16 +185,23 @@ def attach(problem: Problem | WinogradProblem, name: str, tensor: Tensor) -> Non
     Raises:
         TypeError: not a contiguous tensor in the CPU's memory. Size and alignment are checked by the kernel, which knows them.
     """
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    address, size = _place(name, tensor)
+    setattr(problem, name, address)
+    setattr(problem, f"{name}_bytes", size)
+
+
+def _place(name: str, tensor: Tensor) -> tuple[int, int]:
+    """Address and size in bytes; TypeError as in `attach`."""
+    if not tensor.is_cpu or not tensor.is_contiguous():
         raise TypeError(f"{name}: the CPU kernels take contiguous CPU tensors, got strides {tensor.stride()} on {tensor.device}")
-    setattr(problem, name, tensor.data_ptr())
-    setattr(problem, f"{name}_bytes", tensor.numel() * tensor.element_size())
+    return tensor.data_ptr(), tensor.nbytes
 
 
 def aligned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in this type, contiguous and at an address that is a multiple of its element's size."""
-    tensor = tensor.detach().to(dtype).contiguous()
-    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+    """The tensor in this type, contiguous and at an address that is a multiple of its element's size: itself, where it is that."""
+    if tensor.dtype != dtype or not tensor.is_contiguous():
+        tensor = tensor.detach().to(dtype).contiguous()
+    return tensor if tensor.data_ptr() % tensor.itemsize == 0 else tensor.detach().clone()
 
 
 def new_tensor(*sizes: int) -> Tensor:
@@ -211,22 +223,22 @@ def _problem(
 ) -> tuple[Problem, list[object]]:
     """The struct for these tensors, and what must stay alive while it is used."""
     batch, tokens, heads, channels = value.shape
-    queries, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
+    _, queries, _, levels, points, _ = offsets.shape
     threads = _num_threads(batch * queries * heads * levels * points)
-    reference_size = 0 if reference is None else reference.shape[-1]
-    geometry_dtype = offsets.dtype if offsets.dtype == weights.dtype and offsets.dtype in DTYPES else torch.float32
-    types = DTYPES[value.dtype], DTYPES[geometry_dtype]
-    problem = Problem(batch, tokens, heads, channels, queries, levels, points, reference_size, *types, threads, LAYOUT)
+    geometry = offsets.dtype if offsets.dtype == weights.dtype and offsets.dtype in DTYPES else torch.float32
+    value, offsets, weights = aligned(value, value.dtype), aligned(offsets, geometry), aligned(weights, geometry)
     array = _shapes_array(tuple(shapes))
-    problem.shapes, problem.shapes_bytes = ctypes.addressof(array), ctypes.sizeof(array)
-    value = aligned(value, value.dtype)
-    kept: list[object] = [array, value]
-    attach(problem, "value", value)
-    geometry = (("reference", reference, torch.float32), ("offsets", offsets, geometry_dtype), ("weights", weights, geometry_dtype))
-    for name, tensor, dtype in geometry:
-        if tensor is not None:
-            kept.append(ready := aligned(tensor, dtype))
-            attach(problem, name, ready)
+    kept: list[object] = [array, value, offsets, weights]
+    reference_size, reference_place = 0, (None, 0)
+    if reference is not None:
+        kept.append(reference := aligned(reference, torch.float32))
+        reference_size, reference_place = reference.shape[-1], _place("reference", reference)
+    problem = Problem(
+        *(batch, tokens, heads, channels, queries, levels, points, reference_size),
+        *(DTYPES[value.dtype], DTYPES[geometry], threads, LAYOUT),
+        *(ctypes.addressof(array), ctypes.sizeof(array)),
+        *(*_place("value", value), *reference_place, *_place("offsets", offsets), *_place("weights", weights)),
+    )
     return problem, kept
 
 

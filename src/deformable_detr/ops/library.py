@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from deformable_detr.ops import cpu
 from deformable_detr.ops.levels import Pairs, check_tokens, pairs_of_table
+from deformable_detr.ops.listening import nothing_listens
 from deformable_detr.ops.plain import PLAIN, plain_attention, plain_backward
 
 Shapes = Sequence[int] | Tensor
@@ -30,6 +31,10 @@ def attention(value: Tensor, shapes: Shapes, reference: Tensor | None, offsets: 
     inputs = (value, shapes, reference, offsets, weights, backend)
     if forward_ad._current_level >= 0:  # jvp, linearize, jacfwd, make_dual
         return plain_attention(DERIVATIVES, value, _pairs(value, shapes), reference, offsets, weights)
+    if _direct(backend, inputs):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return _Attention.apply(*inputs)  # pyright: ignore[reportReturnType]
+        return _forward(*inputs)
     if torch._C._are_functorch_transforms_active():  # they take an autograd.Function apart, but not a registered operator
         return _Attention.apply(*inputs)  # pyright: ignore[reportReturnType]
     return _operator(_FORWARD, shapes)(*inputs)
@@ -39,9 +44,16 @@ def _gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if forward_ad._current_level >= 0:
         tensors, plain = _plain_gradients(inputs)
         return plain(*tensors)  # pyright: ignore[reportReturnType]
+    if not torch.is_grad_enabled() and _direct(inputs[-2], inputs):
+        return _backward(*inputs)
     if torch._C._are_functorch_transforms_active():
         return _Gradients.apply(*inputs)  # pyright: ignore[reportReturnType]
     return _operator(_BACKWARD, inputs[2])(*inputs)
+
+
+def _direct(backend: str, inputs: Sequence[Any]) -> bool:
+    """Whether the dispatcher would only hand the call on to the CPU kernels, which takes it longer than them for a few queries."""
+    return backend == "cpu" and nothing_listens(*(x for x in inputs if isinstance(x, Tensor)))
 
 
 def _operator(name: str, shapes: Shapes) -> Any:
@@ -129,6 +141,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if _direct(inputs[-1], inputs):
+            return _forward(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return _operator(_FORWARD, inputs[1])(*inputs)
 
