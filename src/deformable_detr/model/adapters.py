@@ -45,13 +45,10 @@ def add_adapters(model: nn.Module, rank: int) -> None:
 
 def heads_of(model: nn.Module) -> list[str]:
     """The modules of :data:`HEADS` that a model has weights of; of a list, its members."""
-    parts = [(head, module) for head, module in model.named_modules() if head in HEADS]
-    members = [
-        (f"{head}.{name}", member)
-        for head, module in parts
-        for name, member in (module.named_children() if isinstance(module, nn.ModuleList) else [("", module)])
-    ]
-    return [head.removesuffix(".") for head, member in members if next(member.parameters(), None) is not None]
+    modules = dict(model.named_modules())
+    lists = [head for head in HEADS if isinstance(modules.get(head), nn.ModuleList)]
+    heads = [name for name in modules if (name in HEADS and name not in lists) or name.rpartition(".")[0] in lists]
+    return [head for head in heads if next(modules[head].parameters(), None) is not None]
 
 
 def merged(model: Model) -> Model:
