@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.acceleration.test_model import assert_as_close_as_autocast, build, plain, sample_images
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from deformable_detr.acceleration.convolutions import optimized_backbone
@@ -142,6 +143,17 @@ def test_changed_parts_count_in_what_is_exported(change):
     change(model)
     network = DeformableDETR(**(dict(model.named_children()) | answering_parts(model)), metadata=model.metadata).eval()
     assert_same(plain(network, images), plain(model, images))
+
+
+def test_hooks_of_all_modules_count():
+    model, images = build(), sample_images((64, 80))
+    fast, before = InferenceModel(model), plain(model, images)
+    assert_same(fast(images), before)
+    with register_module_forward_hook(lambda module, inputs, output: output * 1.1 if type(module) is nn.Linear else None):
+        changed = plain(model, images)
+        assert (changed.logits[-1] - before.logits[-1]).abs().max() > 0.01
+        assert_same(fast(images), changed)
+    assert_same(fast(images), before)
 
 
 def test_dynamic_int8():

@@ -6,6 +6,7 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from deformable_detr.acceleration.cuda_graphs import CudaGraphs
 from deformable_detr.acceleration.low_precision import WithoutAutocast, packed_weights_work
@@ -84,7 +85,7 @@ class InferenceModel(nn.Module):
         return optimized[1]
 
     def _optimizable(self) -> bool:
-        return type(self.model) is DeformableDETR and untouched(self.model) and self.options != PLAIN
+        return type(self.model) is DeformableDETR and untouched(self.model) and self.options != PLAIN and not _has_any_global_hook()
 
     def _build(self) -> Callable[[ImageBatch], Predictions]:
         if not self._optimizable():
@@ -147,6 +148,7 @@ def _thinned(tensor: Tensor) -> Tensor:
 def _fingerprint(model: nn.Module) -> Iterator[tuple]:
     """Changes with every in-place write to a weight, with every weight or module that is put in the place of another, and with
     every hook and every other change by which a call of a module becomes more than its class's forward pass."""
+    yield (bool(_has_any_global_hook()),)
     for module in model.modules():
         yield id(module), type(module), untouched(module)
         for store in (module._parameters, module._buffers):
