@@ -191,6 +191,18 @@ def test_modes_and_profilers_see_both_operators(problems):
     assert {f"deformable_detr::{name}" for name in names} <= found
 
 
+class Named(torch.Tensor):
+    """A subclass with nothing of its own: what is computed from it is one, too."""
+
+
+def test_subclasses_stay_what_they_are(problems):
+    p = problems(queries=5)
+    output = ms_deform_attn_fused(p.value.as_subclass(Named), p.shapes, p.reference, p.offsets, p.weights)
+    assert isinstance(output, Named)
+    expected = ms_deform_attn_fused(p.value, p.shapes, p.reference, p.offsets, p.weights)
+    assert torch.equal(output.as_subclass(torch.Tensor), expected)
+
+
 def test_tensors_that_are_more_than_their_memory(problems):
     """A negated view: what lies in its memory has the other sign."""
     p = problems(queries=5)

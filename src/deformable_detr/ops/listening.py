@@ -13,9 +13,9 @@ def nothing_listens(*tensors: Tensor) -> bool:
     """True where the dispatcher would go straight to autograd and the CPU's kernel: plain tensors, and nothing switched on.
 
     Subclasses, fake and negated tensors, modes, transforms, functionalisation, tracing, autocast and other devices all show in the
-    keys that a tensor carries or that this thread includes and excludes; compilers and profilers are asked for by name.
+    keys that a tensor carries or that this thread includes and excludes; compilers, profilers, `__torch_function__` are asked.
     """
-    if torch.compiler.is_compiling() or torch.autograd._profiler_enabled():
+    if torch.compiler.is_compiling() or torch.autograd._profiler_enabled() or torch.overrides.has_torch_function(tensors):
         return False
     included, excluded, carried = _unaltered()
     if torch._C._dispatch_tls_local_include_set() not in included or torch._C._dispatch_tls_local_exclude_set() not in excluded:
