@@ -100,9 +100,8 @@ def main() -> None:
         del row["run"]
         ratios = [one / base for one, base in zip(seconds[form][1:], seconds[OPTIMISED][1:], strict=True)]
         record[form] = row | {"ms": 1000 * statistics.median(seconds[form][1:]), "ratio": statistics.median(ratios)}
-    print(
-        f"{options.weights or options.preset}, {height}x{width}, batch 1, {torch.get_num_threads()} threads, medians of {options.runs}\n"
-    )
+    name, threads = options.weights or options.preset, torch.get_num_threads()
+    print(f"{name}, {height}x{width}, batch 1, {threads} threads, medians of {options.runs}\n")
     print(f"| form | ms | × {OPTIMISED} | AP | MB | scores differ by | boxes differ by | export, s |\n" + "|---" * 8 + "|")
     for form, row in record.items():
         cells = [form, f"{row['ms']:.0f}", f"{row['ratio']:.2f}"]
