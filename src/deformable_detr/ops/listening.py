@@ -28,7 +28,7 @@ def _unaltered() -> tuple[_Keys, _Keys, _Keys]:
     """What a new thread, where nothing is switched on, includes, excludes and gives to a tensor: outside and in inference mode."""
 
     def look() -> _Keys:
-        tensor = torch.empty(0, device="cpu")
+        tensor = torch.empty(0, dtype=torch.float32, device="cpu")
         return [
             torch._C._dispatch_tls_local_include_set(),
             torch._C._dispatch_tls_local_exclude_set(),
