@@ -95,20 +95,23 @@ def losses_of(model: ModelConfig, rows: slice) -> dict[str, float]:
     return {name: loss.item() for name, loss in losses.items()}
 
 
-def write_half(rank: int, model: ModelConfig, folder: Path) -> None:
+def write_halves(rank: int, models: dict[str, ModelConfig], folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
-    (folder / f"{rank}.json").write_text(json.dumps(losses_of(model, slice(2 * rank, 2 * rank + 2))))
+    losses = {name: losses_of(model, slice(2 * rank, 2 * rank + 2)) for name, model in models.items()}
+    (folder / f"{rank}.json").write_text(json.dumps(losses))
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("model", [DINO, HYBRID], ids=["dino", "hybrid"])
-def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: ModelConfig) -> None:
+def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])  # where the processes find this module
-    multiprocessing.spawn(write_half, (model, tmp_path), nprocs=2)
+    models = {"loss_class_dn": DINO, "loss_class_one_to_many": HYBRID}
+    multiprocessing.spawn(write_halves, (models, tmp_path), nprocs=2)
     halves = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
-    assert mean == pytest.approx(losses_of(model, slice(None)), rel=1e-4)
-    assert any(name.startswith(("loss_class_dn", "loss_class_one_to_many")) for name in mean)
+    for own, model in models.items():
+        first, second = (half[own] for half in halves)
+        mean = {name: (first[name] + second[name]) / 2 for name in first}
+        assert mean == pytest.approx(losses_of(model, slice(None)), rel=1e-4)
+        assert any(name.startswith(own) for name in mean)
 
 
 def broken_model(part: str) -> DeformableDETR:
