@@ -111,16 +111,20 @@ def _inputs(levels):
     return [*((channels, 1) for channels in stages), (CHANNELS[-1], 3)], len(stages)
 
 
+def _official_neck(names, levels):
+    for level, (channels, kernel) in enumerate(_inputs(levels)[0]):
+        names.conv(f"input_proj.{level}.0", WIDTH, channels, kernel, kernel)
+        names.shapes[f"input_proj.{level}.0.bias"] = (WIDTH,)
+        names.norm(f"input_proj.{level}.1", WIDTH)
+
+
 def official_dino(levels=4, *, swin=False):
     names = Names()
     if swin:
         names.swin("backbone.0.", levels - 1)
     else:
         names.resnet("backbone.0.body.")
-    for level, (channels, kernel) in enumerate(_inputs(levels)[0]):
-        names.conv(f"input_proj.{level}.0", WIDTH, channels, kernel, kernel)
-        names.shapes[f"input_proj.{level}.0.bias"] = (WIDTH,)
-        names.norm(f"input_proj.{level}.1", WIDTH)
+    _official_neck(names, levels)
     names.shapes |= {"transformer.level_embed": (levels, WIDTH), "label_enc.weight": (CLASSES + 1, WIDTH)}
     names.shapes["transformer.tgt_embed.weight"] = (QUERIES, WIDTH)
     _layers(names, levels, **OFFICIAL)
@@ -186,10 +190,7 @@ def official_hdetr(rows=QUERIES + 20, *, swin=False):
         names.swin("backbone.0.body.", 3)
     else:
         names.resnet("backbone.0.body.")
-    for level, (channels, kernel) in enumerate(_inputs(4)[0]):
-        names.conv(f"input_proj.{level}.0", WIDTH, channels, kernel, kernel)
-        names.shapes[f"input_proj.{level}.0.bias"] = (WIDTH,)
-        names.norm(f"input_proj.{level}.1", WIDTH)
+    _official_neck(names, 4)
     names.shapes["transformer.level_embed"] = (4, WIDTH)
     if rows:
         names.shapes["query_embed.weight"] = (rows, WIDTH)

@@ -182,7 +182,8 @@ class SetCriterion(nn.Module):
         if num_boxes is None:
             num_boxes = self._num_boxes(targets, predictions.logits.device)
         branches = _branches(predictions)
-        rows = MatchedRows.of_branches(branches, vars(matching), {branch: self._wanted(branch, targets) for branch in branches})
+        without_classes: list[Branch] = [branch for branch in branches if not self._has_classes(branch)]
+        rows = MatchedRows.of_branches(branches, vars(matching), targets, without_classes)
         names: list[str] = []  # of the layers as they lie in the rows
         divisors: list[Tensor] = []
         for branch, (logits, _) in branches.items():
@@ -231,7 +232,11 @@ class SetCriterion(nn.Module):
         }[branch]
 
     def _wanted(self, branch: Branch, targets: Sequence[Target]) -> Sequence[Target]:
-        return _as_objectness(targets) if branch == "encoder" and not self.encoder_classes else targets
+        return targets if self._has_classes(branch) else _as_objectness(targets)
+
+    def _has_classes(self, branch: Branch) -> bool:
+        """Whether a branch learns the classes, or only where an object is."""
+        return branch != "encoder" or self.encoder_classes
 
     def _class_scale(self, branches: Mapping[Branch, tuple[Tensor, Tensor]]) -> Tensor | None:
         """What the class losses are multiplied by, `[R, K]`; objectness belongs to no class. None: by nothing."""
@@ -239,8 +244,7 @@ class SetCriterion(nn.Module):
             return None
         scales = []
         for branch, (logits, _) in branches.items():
-            of_classes = branch != "encoder" or self.encoder_classes
-            weights = self.weight_per_class if of_classes else [1.0] * self.num_classes
+            weights = self.weight_per_class if self._has_classes(branch) else [1.0] * self.num_classes
             scales.append(at_least_float32(logits).new_tensor(weights).expand(logits[..., 0].numel(), -1))
         return torch.cat(scales)
 

@@ -3,7 +3,7 @@
 A small network spends much of a step on starting operations, whose number would otherwise grow with the layers and branches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,20 +46,21 @@ class MatchedRows:
         cls,
         branches: Mapping[Branch, tuple[Tensor, Tensor]],
         matchings: Mapping[str, Matching | tuple[Matching, ...]],
-        targets: Mapping[Branch, Sequence[Target]],
+        targets: Sequence[Target],
+        without_classes: Collection[Branch],
     ) -> Self:
         """Put together what belongs together, in float32 or float64.
 
         Args:
             branches: logits `[N, B, ·, K]` and boxes `[N, B, ·, 4]` of each branch.
             matchings: its pairs.
-            targets: what it has to find, one per image; everywhere the same objects, though the classes may differ.
+            targets: what there is to find, one per image.
+            without_classes: the branches that learn whether there is an object, as class 0, whatever its own.
         """
         logits = torch.cat([at_least_float32(logits).flatten(0, 2) for logits, _ in branches.values()])
         boxes = torch.cat([at_least_float32(boxes).flatten(0, 2) for _, boxes in branches.values()])
-        flat = {branch: FlatTargets.from_targets(targets[branch], boxes.device, boxes.dtype) for branch in branches}
-        any_flat = next(iter(flat.values()))
-        starts = torch.tensor([0, *any_flat.counts[:-1]], dtype=torch.int64, device=boxes.device).cumsum(0)
+        flat = FlatTargets.from_targets(targets, boxes.device, boxes.dtype)
+        starts = torch.tensor([0, *flat.counts[:-1]], dtype=torch.int64, device=boxes.device).cumsum(0)
         queries, objects, labels = [], [], []
         queries_of_layer, pairs_of_layer = [], []
         first = 0  # row of the next layer
@@ -70,7 +71,7 @@ class MatchedRows:
                 begins = first + size * torch.arange(len(pairs.queries), dtype=torch.int64, device=boxes.device)[:, None]
                 queries.append((begins + pairs.images * num_queries + pairs.queries).flatten())
                 objects.append((starts[pairs.images] + pairs.objects).flatten())
-                labels.append(flat[branch].labels[objects[-1]])
+                labels.append(torch.zeros_like(objects[-1]) if branch in without_classes else flat.labels[objects[-1]])
                 pairs_of_layer += [pairs.queries.shape[1]] * len(pairs.queries)
                 first += size * len(pairs.queries)
             queries_of_layer += [size] * num_layers
@@ -80,7 +81,7 @@ class MatchedRows:
             queries=rows,
             labels=torch.cat(labels),
             matched=boxes.index_select(0, rows),
-            wanted=any_flat.boxes.index_select(0, torch.cat(objects)),
+            wanted=flat.boxes.index_select(0, torch.cat(objects)),
             queries_of_layer=tuple(queries_of_layer),
             pairs_of_layer=tuple(pairs_of_layer),
         )

@@ -32,8 +32,11 @@ CSV_COLUMNS = {
     "TensorFlow CSV": {"filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"},
     "VoTT CSV": {"image", "xmin", "ymin", "xmax", "ymax", "label"},
 }
-KITTI = re.compile(r"^\S*[A-Za-z]\S* [-\d.]+ -?\d [-\d.]+( [-\d.eE+]+){11,12}\s*$")
-DOTA = re.compile(r"^(imagesource:|gsd:|(-?[\d.]+\s+){8}[^\d\s]\S*(\s+[012])?\s*$)")
+LINES = {
+    "DOTA": re.compile(r"^(imagesource:|gsd:|(-?[\d.]+\s+){8}[^\d\s]\S*(\s+[012])?\s*$)"),
+    "KITTI": re.compile(r"^\S*[A-Za-z]\S* [-\d.]+ -?\d [-\d.]+( [-\d.eE+]+){11,12}\s*$"),
+}
+"""The first line of a text file with the objects of one image."""
 CVAT = re.compile(rb"<annotations>.*<(image|track|version)\b", re.DOTALL)
 MOST_FILES = 50
 
@@ -59,10 +62,9 @@ def recognise(index: FileIndex) -> str | None:
         for path in index.select(suffix)[:MOST_FILES]:
             if kind := _file_format(path):
                 return kind
-    if any(map(_is_dota, index.select(".txt")[:MOST_FILES])):
-        return "DOTA"
-    if any(map(_is_kitti, index.select(".txt")[:MOST_FILES])):
-        return "KITTI"
+    for kind in LINES:
+        if any(_begins_as(kind, path) for path in index.select(".txt")[:MOST_FILES]):
+            return kind
     if index.select(".tfrecord", ".record"):
         return "TFRecord"
     if any(map(looks_like_labels, index.select(".txt")[:MOST_FILES])):
@@ -72,9 +74,8 @@ def recognise(index: FileIndex) -> str | None:
 
 def files_of(kind: str, index: FileIndex) -> list[Path]:
     """The annotation files of a format that is imported; of KITTI and DOTA all of a folder, those without objects, too."""
-    if kind in ("KITTI", "DOTA"):
-        is_one = _is_kitti if kind == "KITTI" else _is_dota
-        folders = {path.parent for path in index.select(".txt") if is_one(path)}
+    if kind in LINES:
+        folders = {path.parent for path in index.select(".txt") if _begins_as(kind, path)}
         return [path for path in index.select(".txt") if path.parent in folders]
     return [path for path in index.select(".json", ".csv", ".xml") if _file_format(path) == kind]
 
@@ -85,12 +86,8 @@ def _file_format(path: Path) -> str | None:
     return _csv_format(path) if path.suffix.lower() == ".csv" else _json_format(path)
 
 
-def _is_dota(path: Path) -> bool:
-    return DOTA.match(_head(path).decode("utf-8", "replace").partition("\n")[0]) is not None
-
-
-def _is_kitti(path: Path) -> bool:
-    return KITTI.match(_head(path).decode("utf-8", "replace").partition("\n")[0]) is not None
+def _begins_as(kind: str, path: Path) -> bool:
+    return LINES[kind].match(_head(path).decode("utf-8", "replace").partition("\n")[0]) is not None
 
 
 def _json_format(path: Path) -> str | None:
