@@ -1,5 +1,6 @@
 """What others put into a network (adapters, quantised layers, hooks, pruning) or do beside it (threads) is never left out."""
 
+import functools
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.acceleration.test_model import assert_as_close_as_autocast, build, plain, sample_images
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -15,8 +17,9 @@ from torch.nn.utils import parametrizations, prune
 from deformable_detr.acceleration.convolutions import optimized_backbone
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.acceleration.network import answering_parts
-from deformable_detr.acceleration.tracing import trace, untouched
+from deformable_detr.acceleration.tracing import runs_as_written, trace, untouched
 from deformable_detr.model.deformable_detr import DeformableDETR
+from deformable_detr.model.encoder import EncoderLayer
 from deformable_detr.structures import Predictions
 
 
@@ -154,6 +157,40 @@ def test_hooks_of_all_modules_count():
         assert (changed.logits[-1] - before.logits[-1]).abs().max() > 0.01
         assert_same(fast(images), changed)
     assert_same(fast(images), before)
+
+
+def elsewhere(self, x):
+    return F.linear(x, self.weight, self.bias) * 1.1
+
+
+CLASS_CHANGES = {
+    "a linear map's forward": (nn.Linear, "forward", elsewhere),
+    "wrapped": (nn.Linear, "forward", functools.wraps(nn.Linear.forward)(elsewhere)),
+    "a convolution's forward": (nn.Conv2d, "forward", lambda self, x: self._conv_forward(x, self.weight, self.bias) * 1.01),
+    "a ReLU's forward": (nn.ReLU, "forward", lambda self, x: x.clamp(min=0.01)),
+    "an encoder layer's forward": (EncoderLayer, "forward", lambda self, features, flat: features * 1.1),
+    "calls of all linear maps": (nn.Linear, "__call__", elsewhere),
+}
+
+
+@pytest.mark.parametrize("change", CLASS_CHANGES)
+def test_changed_classes_count(change, monkeypatch):
+    """Changed for the whole process, as profilers and patches of other libraries do it."""
+    model, images = build(), sample_images((64, 80))
+    fast, before = InferenceModel(model), plain(model, images)
+    assert_same(fast(images), before)
+    with monkeypatch.context() as patch:
+        patch.setattr(*CLASS_CHANGES[change], raising=False)
+        changed = plain(model, images)
+        assert (changed.logits[-1] - before.logits[-1]).abs().max() > 1e-3
+        assert_same(fast(images), changed)
+    assert_same(fast(images), before)
+
+
+def test_classes_of_all_models_run_as_written():
+    """What is fast for a reason stays fast."""
+    models = [build(), build(backbone="mobilenetv3_small_050", backbone_options={}, hidden_dim=64)]
+    assert [kind for model in models for kind in {type(module) for module in model.modules()} if not runs_as_written(kind)] == []
 
 
 def test_dynamic_int8():

@@ -22,6 +22,7 @@ from deformable_detr.acceleration.low_precision import Autocast, PackedLinear, p
 from deformable_detr.acceleration.model import InferenceModel, inductor
 from deformable_detr.acceleration.network import fast_network
 from deformable_detr.acceleration.options import PLAIN, InferenceOptions, fastest_precision
+from deformable_detr.acceleration.watch import Watch
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
 from deformable_detr.structures import ImageBatch, Predictions
@@ -159,6 +160,66 @@ def test_writes_that_leave_no_trace_are_noticed(inference_tensors):
             expected = plain(model, images)
             assert (before.logits[-1] - expected.logits[-1]).abs().max() > 1e-3, name
             assert_same(fast(images), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int64, torch.float8_e4m3fn])
+def test_a_single_number_is_noticed_within_as_many_calls_as_there_are_parts(dtype):
+    """Wherever it is, also where two exchanged rows have the same sum; NaN stays NaN."""
+    torch.manual_seed(0)
+    sizes = [(3,), (1100, 7), (64, 32, 3, 3), (900, 1300), (1021, 4)]
+    model = nn.Module()
+    buffers = [torch.randn(size).mul(50).to(dtype) for size in sizes]
+    buffers[2] = buffers[2].to(memory_format=torch.channels_last)
+    buffers[0].view(torch.uint8)[:] = 255  # NaN in most types
+    for place, buffer in enumerate(buffers):
+        model.register_buffer(f"buffer{place}", buffer)
+    parts = 3  # more than a million numbers, at most two million; complex ones count twice
+
+    def noticed():
+        return any(not watch.unchanged() for _ in range(parts))
+
+    for size, buffer in zip(sizes, buffers, strict=True):
+        for index in [(0,) * len(size), tuple(length - 1 for length in size), tuple(length // 2 for length in size)]:
+            watch = Watch(model)
+            assert not noticed()
+            number = buffer.data[index].clone()
+            buffer.data[index] = torch.tensor(3).to(dtype)
+            assert noticed(), (size, index)
+            buffer.data[index] = number
+    watch = Watch(model)
+    buffers[3].data[[8, 5]] = buffers[3].data[[5, 8]]
+    assert noticed()
+
+
+def test_changed_settings_are_noticed():
+    model = build(box_refinement=True, two_stage=True)
+    fast, images = InferenceModel(model), sample_images((64, 80))
+    before = fast(images)
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
+    dilated = model.get_submodule("backbone.body.layer3.0.conv1")
+    changes = {
+        "epsilon": lambda: [setattr(norm, "eps", 0.1) for norm in norms],
+        "padding": lambda: (setattr(dilated, "padding", (2, 2)), setattr(dilated, "dilation", (2, 2))),
+        "temperature": lambda: setattr(model.get_submodule("flatten.position_encoding"), "temperature", 20.0),
+    }
+    for name, change in changes.items():
+        change()
+        expected = plain(model, images)
+        assert (expected.logits[-1] - before.logits[-1]).abs().max() > 1e-3, name
+        before = fast(images)
+        assert_same(before, expected)
+
+
+def test_pixels_that_are_no_numbers_are_refused():
+    """oneDNN's ReLU makes zeros of NaN: predictions would look like those of a dark image."""
+    fast, images = InferenceModel(build()), sample_images((64, 80), (64, 90))
+    for wrong in (float("nan"), float("inf")):
+        images[1][0, 5, 6] = wrong
+        with pytest.raises(ValueError, match="NaN or infinite pixels in 1 of 2 images of the batch, the first at 1"):
+            fast(images)
+    images[1][0, 5, 6] = images[0][0, 0, 0] = 3e38  # finite, though the sum is not
+    images[0][0, 0, 1] = 3e38
+    fast(images)
 
 
 def test_the_mode_of_the_plain_module_is_kept():

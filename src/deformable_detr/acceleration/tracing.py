@@ -32,10 +32,16 @@ def trace(body: nn.Module) -> fx.Graph | None:
 
 
 def untouched(module: nn.Module) -> bool:
-    """Whether a call of `module` runs the forward pass of its class with its own, ordinary parameters and nothing else.
+    """Whether a call of `module` runs the forward pass that its class was written with on its own, ordinary parameters, and nothing
+    else: who reads the weights alone would leave that out."""
+    return runs_class_only(module) and runs_as_written(type(module))
+
+
+def runs_class_only(module: nn.Module) -> bool:
+    """Whether nothing was put into this module beside what its class does.
 
     Hooks (pruning, adapters), parametrisations, a replaced `forward`, compiled modules and parameters of other tensor types
-    (quantised, distributed) are what others put there; who reads the weights alone would leave that out.
+    (quantised, distributed) are what others put there.
     """
     hooks = module._forward_hooks or module._forward_pre_hooks or getattr(module, "_compiled_call_impl", None)
     return not (
@@ -44,6 +50,21 @@ def untouched(module: nn.Module) -> bool:
         or "parametrizations" in module._modules
         or any(type(parameter) is not nn.Parameter for parameter in module._parameters.values() if parameter is not None)
     )
+
+
+def runs_as_written(kind: type[nn.Module]) -> bool:
+    """Whether a class's calls and forward pass are those of its source: `nn.Linear.forward = …` changes all linear maps.
+
+    A function that was written elsewhere has another name or module, a wrapped one says so. A class that decorates its own forward
+    pass counts as changed, too: it is called as it is.
+    """
+    if kind.__call__ is not nn.Module._wrapped_call_impl or nn.Module._call_impl.__qualname__ != "Module._call_impl":
+        return False
+    owner = next(parent for parent in kind.__mro__ if "forward" in vars(parent))
+    forward: Any = vars(owner)["forward"]
+    name = getattr(forward, "__module__", None), getattr(forward, "__qualname__", None)
+    written_here = name == (owner.__module__, f"{owner.__qualname__}.forward") and not hasattr(forward, "__wrapped__")
+    return written_here or owner is nn.Module
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
