@@ -1,31 +1,34 @@
-"""The whole product as one object: train on a folder, load, predict, evaluate, save."""
+"""The whole product as one object: train on a folder, load, predict, evaluate, save.
+
+Whoever only predicts does not wait for training, figures and videos to be imported: methods import what they alone need.
+"""
 
 import logging
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
-from accelerate import PartialState
 
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
-from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.dataset import DetectionDataset, open_dataset
-from deformable_detr.data.loader import build_dataset, build_loader
-from deformable_detr.evaluation import CocoEvaluator, Metrics, analyze, detect
-from deformable_detr.export.parity import Difference
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_source
-from deformable_detr.inference.video import Frame, Video, iterate_video
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.precision import Precision
 from deformable_detr.settings import run_config
-from deformable_detr.training.callbacks import Callback, Samples
-from deformable_detr.training.recipe import complete_settings
-from deformable_detr.training.trainer import TrainResult, train
-from deformable_detr.visualize import Description, Explanation, Report, describe, explain, look_inside
-from deformable_detr.visualize.drawing.samples import draw_samples
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from deformable_detr.data.coco import CocoDataset
+    from deformable_detr.data.dataset import DetectionDataset
+    from deformable_detr.evaluation import CocoEvaluator, Metrics
+    from deformable_detr.export.parity import Difference
+    from deformable_detr.inference.video import Frame, Video
+    from deformable_detr.training.callbacks import Callback
+    from deformable_detr.training.trainer import TrainResult
+    from deformable_detr.visualize import Description, Explanation, Report
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class Detector(Predictor):
     Args are those of :class:`~deformable_detr.inference.predictor.Predictor`.
     """
 
-    result: TrainResult | None = None
+    result: "TrainResult | None" = None
     """The result of the training, for a detector from :meth:`train`."""
 
     @classmethod
@@ -81,7 +84,7 @@ class Detector(Predictor):
         dataset: str | Path | None = None,
         *,
         config: str | Path | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: "Sequence[Callback]" = (),
         show_progress: bool = True,
         **settings: Unpack[TrainSettings],
     ) -> Self:
@@ -107,6 +110,11 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, a split or its images are missing.
             FileExistsError: `output_dir` holds a run already.
         """
+        from deformable_detr.training.callbacks import Samples
+        from deformable_detr.training.recipe import complete_settings
+        from deformable_detr.training.trainer import train
+        from deformable_detr.visualize.drawing.samples import draw_samples
+
         asked: dict[str, Any] = {**settings} if dataset is None else {"dataset": dataset, **settings}
         run = run_config(asked, config, complete=complete_settings)
         result = train(run, callbacks=[Samples(draw_samples), *callbacks], show_progress=show_progress)
@@ -114,7 +122,7 @@ class Detector(Predictor):
         detector.result = result
         return detector
 
-    def evaluate(self, dataset: str | Path, split: str | None = None, **options: Unpack[EvaluationOptions]) -> Metrics:
+    def evaluate(self, dataset: str | Path, split: str | None = None, **options: Unpack[EvaluationOptions]) -> "Metrics":
         """Measure COCO AP and AR on one split of a dataset.
 
         The classes of the detector and of the dataset are matched by name. Started by `accelerate launch` or torchrun, the
@@ -132,6 +140,8 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, or not one class in common.
         """
+        from deformable_detr.data.dataset import open_dataset
+
         opened = open_dataset(dataset)
         return self._detect_split(opened, split or opened.evaluation_split(), options)[0].compute()
 
@@ -143,7 +153,7 @@ class Detector(Predictor):
         thresholds: Sequence[float] | None = None,
         worst: int = 12,
         **options: Unpack[EvaluationOptions],
-    ) -> Report:
+    ) -> "Report":
         """Evaluate as :meth:`evaluate` does, and look closely: curves, thresholds, confusions, error types, worst images.
 
         ```python
@@ -167,6 +177,10 @@ class Detector(Predictor):
             FileNotFoundError: the dataset, the split or its images are missing.
             ValueError: damaged annotations, not one class in common, or another number of thresholds than of classes.
         """
+        from deformable_detr.data.dataset import open_dataset
+        from deformable_detr.evaluation import analyze
+        from deformable_detr.visualize import Report
+
         opened = open_dataset(dataset)
         split = split or opened.evaluation_split()
         evaluator, images = self._detect_split(opened, split, options)
@@ -179,8 +193,13 @@ class Detector(Predictor):
             worst=worst,
         )
 
-    def _detect_split(self, dataset: DetectionDataset, split: str, options: EvaluationOptions) -> tuple[CocoEvaluator, CocoDataset]:
+    def _detect_split(
+        self, dataset: "DetectionDataset", split: str, options: EvaluationOptions
+    ) -> "tuple[CocoEvaluator, CocoDataset]":
         """The detections of a whole split, in every process, and its images."""
+        from deformable_detr.data.loader import build_dataset, build_loader
+        from deformable_detr.evaluation import detect
+
         join_processes(self.device)
         images = build_dataset(dataset, split, self.metadata.evaluation_data(), training=False)
         one = f", all classes as one ({self.categories.names[0]})" if self.metadata.single_class else ""
@@ -207,12 +226,12 @@ class Detector(Predictor):
 
     def stream(
         self,
-        source: str | Path | Video,
+        source: "str | Path | Video",
         threshold: float | None = None,
         *,
         every: int = 1,
         **options: Unpack[PredictionOptions],
-    ) -> Generator[Frame, None, None]:
+    ) -> "Generator[Frame, None, None]":
         """Detect objects in a video, a camera's images or a stream, frame by frame.
 
         ```python
@@ -230,16 +249,18 @@ class Detector(Predictor):
             FileNotFoundError: no such file.
             ValueError: the video cannot be decoded, or an option is out of range.
         """
+        from deformable_detr.inference.video import iterate_video
+
         return iterate_video(self, source, threshold, every=every, **options)
 
     def track(
         self,
-        source: str | Path | Video,
+        source: "str | Path | Video",
         threshold: float | None = None,
         *,
         every: int = 1,
         **options: Unpack[PredictionOptions],
-    ) -> Generator[Frame, None, None]:
+    ) -> "Generator[Frame, None, None]":
         """Follow objects through a video: as :meth:`stream`, with `tracker_id`, the same number for the same object.
 
         Args:
@@ -252,6 +273,8 @@ class Detector(Predictor):
             FileNotFoundError: no such file.
             ValueError: the video cannot be decoded, or an option is out of range.
         """
+        from deformable_detr.inference.video import iterate_video
+
         return iterate_video(self, source, threshold, every=every, tracker=True, **options)
 
     def explain(
@@ -261,7 +284,7 @@ class Detector(Predictor):
         *,
         box: Sequence[float] | None = None,
         point: Sequence[float] | None = None,
-    ) -> Explanation:
+    ) -> "Explanation":
         """Explain one detection: where its query came from, where each layer looked for it, how box and scores changed.
 
         ```python
@@ -281,6 +304,8 @@ class Detector(Predictor):
             FileNotFoundError: no such image.
             ValueError: more than one of query, box and point, or there is no such query.
         """
+        from deformable_detr.visualize import explain, look_inside
+
         given = [name for name, value in (("query", query), ("box", box), ("point", point)) if value is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} may not go together: one of them says which detection is meant")
@@ -293,7 +318,7 @@ class Detector(Predictor):
             query = inside.detections(top_k=1)[0].query
         return explain(inside, query)
 
-    def describe(self, image: ImageLike, *, num_detections: int = 5) -> Description:
+    def describe(self, image: ImageLike, *, num_detections: int = 5) -> "Description":
         """Show the way of an image through the model: shapes, parameters and multiply-adds of every stage, boxes of every layer.
 
         Args:
@@ -304,6 +329,8 @@ class Detector(Predictor):
             FileNotFoundError: no such image.
             ValueError: it is not an image.
         """
+        from deformable_detr.visualize import describe
+
         (source,) = open_source(image, bit_depth=self.metadata.bit_depth)
         return describe(self.model, source.read(), num_detections=num_detections)  # pyright: ignore[reportArgumentType]
 
@@ -317,7 +344,7 @@ class Detector(Predictor):
             raise ValueError(f"weights are written as .safetensors, so call the file {Path(path).with_suffix('.safetensors')}")
         return save_weights(path, self.model)  # pyright: ignore[reportArgumentType]
 
-    def export(self, path: str | Path, **options: Any) -> Difference:
+    def export(self, path: str | Path, **options: Any) -> "Difference":
         """Write a file that runs without this package, and compare it with this detector.
 
         Args:
@@ -362,8 +389,10 @@ class Detector(Predictor):
         return hub.push_to_hub(self.model, repo_id, license=license, private=private, **options)  # pyright: ignore[reportArgumentType]
 
 
-def join_processes(device: torch.device) -> PartialState | None:
+def join_processes(device: torch.device) -> "PartialState | None":
     """Join the other processes where `accelerate launch` or torchrun started several; None where this one is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
+    from accelerate import PartialState
+
     return PartialState(cpu=device.type == "cpu")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from accelerate.utils import gather_object
 from rich.table import Table
 
 from deformable_detr.categories import Categories
@@ -107,6 +106,8 @@ class CocoPredictions:
 
     def merge_processes(self, names: Sequence[str]) -> None:
         """Share among all processes of `torch.distributed`; every process must call it. `names` gives the order."""
+        from accelerate.utils import gather_object
+
         place = {name: index for index, name in enumerate(names)}
         self.images = sorted(gather_object(self.images), key=lambda entry: place[entry[0]["file_name"]])
 
