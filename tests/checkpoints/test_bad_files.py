@@ -269,6 +269,26 @@ def test_not_strict_keeps_what_fits(native_file, make_model, caplog):
     assert [name for name in expected if not torch.equal(expected[name], loaded[name])] == ["encoder.layers.0.ffn.linear1.weight"]
 
 
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_flipped_byte(official_file, checksums):
+    """PyTorch writes a checksum for each tensor and does not read it; it can be told to write none."""
+    if not checksums:
+        content = torch.load(official_file, weights_only=False)
+        torch.serialization.set_crc32_options(False)
+        torch.save(content, official_file)
+        torch.serialization.set_crc32_options(True)
+    load_pretrained(official_file)
+    bytes_of_file = bytearray(official_file.read_bytes())
+    weight = torch.load(official_file, weights_only=False)["model"]["transformer.encoder.layers.0.linear1.weight"]
+    bytes_of_file[bytes_of_file.index(weight.numpy().tobytes()) + 6] ^= 16
+    official_file.write_bytes(bytes_of_file)
+    if checksums:
+        with pytest.raises(ValueError, match=r"damaged PyTorch checkpoint \(the checksum of .*/data/\d+ does not fit its bytes"):
+            load_pretrained(official_file)
+    else:
+        load_pretrained(official_file)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load_pretrained(tmp_path / "no.safetensors")

@@ -1,6 +1,8 @@
 import logging
+import re
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -318,6 +320,17 @@ def test_settings_of_the_wrong_kind(finder):
         finder.predict(image, batch_size=2.0)
     with pytest.raises(TypeError, match="thresh"):
         finder.predict(image, thresh=2)
+    wrong: dict[str, Any] = {
+        "threshold": "0.5",
+        "top_k": True,
+        "nms_iou": "0.5",
+        "tiles": 64.0,
+        "tile_overlap": "0",
+        "bit_depth": "9",
+    }
+    for name, value in wrong.items():
+        with pytest.raises(TypeError, match=rf"{name} must be a (whole )?number.*, not {re.escape(repr(value))}"):
+            finder.predict(image, **{name: value})
 
 
 def test_16_bit_images_that_hold_12_bits(finder):

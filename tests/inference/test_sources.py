@@ -94,6 +94,33 @@ def test_other_modes_become_rgb(mode):
     assert image.read().dtype == torch.uint8
 
 
+def test_colours_multiplied_by_alpha():
+    for mode, plain in (("La", "LA"), ("RGBa", "RGBA")):
+        image = Image.new(plain, (4, 3), (200, 255) if mode == "La" else (200, 100, 50, 255)).convert(mode)
+        expected = [200, 200, 200] if mode == "La" else [200, 100, 50]
+        assert next(open_source(image)).read()[:, 0, 0].tolist() == expected
+
+
+def test_bytes_of_any_kind(tmp_path):
+    Image.new("RGB", (5, 4), (1, 2, 3)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    for source in (bytearray(content), memoryview(content)):
+        assert is_single(source)
+        assert torch.equal(next(open_source(source)).read(), next(open_source(content)).read())
+        assert [image.name for image in open_source([source, content])] == ["image 0", "image 1"]
+
+
+def test_the_first_of_several_pages_is_said(tmp_path, caplog):
+    pages = [Image.new("L", (5, 4), shade) for shade in (10, 20, 30)]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "b.tiff")
+    for name in ("a.tiff", "b.tiff", "a.tiff"):
+        assert next(open_source(tmp_path / name)).read().unique().tolist() == [10]
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'a.tiff'}: the first of 3 images (pages, channels or smaller copies) in this file is read"
+    ]
+
+
 def test_grey_arrays():
     (image,) = open_source(np.full((4, 5), 7, np.uint8))
     assert torch.equal(image.read(), torch.full((3, 4, 5), 7, dtype=torch.uint8))

@@ -64,6 +64,7 @@ BAD_REQUESTS = {
     "no number": ("/detect?threshold=nan", raw(IMAGE), 422, "threshold"),
     "top_k": ("/detect?top_k=0", raw(IMAGE), 422, "top_k: Input should be greater than or equal to 1"),
     "a class": ("/detect?classes=fish", raw(IMAGE), 422, "unknown class 'fish'; this detector knows cat, dog, bird"),
+    "two thresholds": ("/detect?threshold=0.1&threshold=0.9", raw(IMAGE), 422, "threshold: given more than once"),
     "an unknown setting": ("/detect?thresh=0.3", raw(IMAGE), 422, "thresh: Extra inputs are not permitted"),
     "accept": ("/draw", raw(IMAGE, accept="text/html"), 406, "image/jpeg or image/png"),
     "another path": ("/nowhere", raw(IMAGE), 404, "Not Found (POST /nowhere)"),

@@ -1,11 +1,12 @@
 """Open an image of any source: a file, its content, an address, a PIL image, an array, a tensor. First stage of the data path."""
 
 import io
+import logging
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,8 @@ from deformable_detr.data.pixels import (
     without_text,
 )
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
     "IMAGE_SUFFIXES",
     "UNREADABLE_SUFFIXES",
@@ -37,7 +40,7 @@ __all__ = [
     "read_size",
 ]
 
-ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
+ImageSource = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
 """A path or an address (`http://`, `https://`), the content of a file, an open file, or decoded pixels."""
 
 Openable = str | Path | bytes | Image.Image
@@ -108,6 +111,7 @@ def read_image(
             raise ImageTooLargeError(f"{name}: {size} are more than the {max_pixels} allowed; shrink the image first")
         if bit_depth < 16 and isinstance(content, (str, Path)):
             content = Path(content).read_bytes()
+        _say_pages(image, name)
         encoded = content if isinstance(content, bytes) else None
         return of_pil(image, name, upright=upright, bit_depth=bit_depth, content=encoded)
 
@@ -193,15 +197,30 @@ def _opened(source: str | Path | bytes, formats: tuple[str, ...] | None) -> Imag
         return Image.open(io.BytesIO(without_text(content)), formats=formats)
 
 
+def _say_pages(image: Image.Image, name: str) -> None:
+    """Of a TIFF of several images, the first is read: said once for each file."""
+    pages = 1
+    with suppress(Exception):  # damaged after the first
+        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    if pages > 1 and name not in _SAID:
+        _SAID.add(name)
+        logger.warning("%s: the first of %d images (pages, channels or smaller copies) in this file is read", name, pages)
+
+
+_SAID: set[str] = set()
+
+
 def _name_of(source: ImageSource) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
     return str(getattr(source, "filename", None) or getattr(source, "name", None) or "the image")
 
 
-def _openable(source: str | Path | bytes | BinaryIO | Image.Image, name: str) -> Openable:
+def _openable(source: str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image, name: str) -> Openable:
     if isinstance(source, str) and is_address(source):
         return _download(source, name)
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
     return source if isinstance(source, Openable) else source.read()
 
 

@@ -23,6 +23,9 @@ __all__ = [
 ORIENTATION_TAG = 0x0112
 """Of EXIF."""
 
+STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}
+"""Pillow's modes whose colours are multiplied by alpha → what they are converted to on the way to RGB, as there is no other."""
+
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,7 +69,8 @@ def of_pil(image: Image.Image, name: str, *, upright: bool = True, bit_depth: in
     elif image.mode == "F":
         raise ImageError(f"{name}: 32-bit float pixels have no natural 8-bit form; save the image with 8 or 16 bits per channel")
     else:
-        pixels = np.array(image.convert("RGB"))
+        straight = STRAIGHT_ALPHA.get(image.mode)
+        pixels = np.array((image.convert(straight) if straight else image).convert("RGB"))
     if upright and (turn := UPRIGHT.get(read_orientation(image))) is not None:
         pixels = np.array(Image.fromarray(pixels).transpose(turn))
     return _channels_first(pixels)

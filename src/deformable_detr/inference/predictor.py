@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -247,16 +248,17 @@ class Predictor:
         """
         limits = self.score_limits(threshold)
         top_k = self.metadata.model.max_detections if top_k is None else top_k
+        bit_depth = self.metadata.bit_depth if bit_depth is None else bit_depth
+        whole = {"batch_size": batch_size, "top_k": top_k, "num_threads": num_threads, "bit_depth": bit_depth, "tiles": tiles}
+        check_numbers("a whole number", Integral, **whole)
+        check_numbers("a number", Real, nms_iou=nms_iou, tile_overlap=tile_overlap)
         for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
-            if not isinstance(number, (int, np.integer)):
-                raise TypeError(f"{name} must be a whole number, not {number!r}")
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         if nms_iou is not None and not 0 < nms_iou <= 1:
             raise ValueError(f"nms_iou must lie in (0, 1], not {nms_iou}")
-        bit_depth = self.metadata.bit_depth if bit_depth is None else bit_depth
         if not 8 <= bit_depth <= 16:
             raise ValueError(f"bit_depth must lie in [8, 16], not {bit_depth}")
         labels = self._labels_of(classes)
@@ -281,7 +283,9 @@ class Predictor:
 
         Raises:
             ValueError: it is not in [0, 1].
+            TypeError: it is not a number.
         """
+        check_numbers("a number in [0, 1]", Real, threshold=threshold)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
         if threshold is None and self.metadata.thresholds is not None:
@@ -378,6 +382,17 @@ class _Prepared:
     source: InputImage
     pixels: Tensor  # [3, H, W] uint8, as read
     image: Tensor  # [3, h, w] float, resized and normalised
+
+
+def check_numbers(expected: str, kind: type, **options: Any) -> None:
+    """See that options have the type that their names say.
+
+    Raises:
+        TypeError: one that is not None is of another type; True is no number here.
+    """
+    for name, value in options.items():
+        if value is not None and (isinstance(value, (bool, np.bool_)) or not isinstance(value, kind)):
+            raise TypeError(f"{name} must be {expected}, not {value!r}")
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

@@ -20,9 +20,9 @@ __all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_images", "nat
 
 logger = logging.getLogger(__name__)
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
+ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray | Tensor
 Source = ImageLike | Iterable[ImageLike]
-DECODED = (bytes, Image.Image, np.ndarray, Tensor)
+DECODED = (bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
 """Single images that are no paths."""
 
 
@@ -82,7 +82,7 @@ def open_source(source: Source, *, bit_depth: int = 16) -> Iterator[InputImage]:
     elif isinstance(source, (str, Path)):
         yield from (InputImage(str(path), path, bit_depth) for path in list_images(source))
     elif isinstance(source, DECODED):
-        yield InputImage("the image", source, bit_depth)
+        yield InputImage("the image", source, bit_depth)  # pyright: ignore[reportArgumentType]
     elif isinstance(source, Iterable) and not isinstance(source, dict):
         for index, item in enumerate(source):
             if isinstance(item, DECODED):

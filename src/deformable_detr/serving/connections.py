@@ -1,6 +1,7 @@
 """Connections that cannot be held open for ever: time limits for request heads and responses, under uvicorn."""
 
 import asyncio
+import re
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,9 @@ HEAD_SECONDS = 10.0
 
 MAX_CONNECTIONS = 500
 """More close the one that has been without a complete request for longest. A process may often open 1024 files."""
+
+_AUTHORITY = re.compile(r"\Ahttps?://[^/]*", re.IGNORECASE)
+"""What stands before the path where a client writes a whole address into its request line, as to a proxy (RFC 9112, 3.2.2)."""
 
 _TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 47\r\n\r\n"
@@ -43,7 +47,8 @@ class BoundedConnection(H11Protocol):
 
     async def _run_app(self, scope: Any, receive: Any, send: Any) -> None:
         app: ASGIApp = self.config.loaded_app  # type: ignore[assignment]
-        await app({**scope, "extensions": {ABORT: self.transport.abort}}, receive, send)
+        path = _AUTHORITY.sub("", scope["path"]) or "/"
+        await app({**scope, "path": path, "extensions": {ABORT: self.transport.abort}}, receive, send)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""

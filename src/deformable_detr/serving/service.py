@@ -107,6 +107,9 @@ class DetectionService:
         admission: Admission = request.scope["admission"]
         self._hold(admission, 1)  # before the body is read: a server that is full does not take in more
         self._check_classes(settings.classes)
+        twice = [name for name in ("threshold", "top_k") if len(request.query_params.getlist(name)) > 1]
+        if twice:
+            raise RefusedError(422, f"{twice[0]}: given more than once")
         deadline = asyncio.get_running_loop().time() + self.limits.timeout
         uploads = await _until(deadline, read_uploads(request, self.limits), RefusedError(408, "the body came too slowly"))
         if most is not None and len(uploads) > most:
