@@ -120,7 +120,7 @@ class _Joined:
     """Linear maps of the same input as one product."""
 
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
-        self.widths = [part.out_features for part in parts]
+        self.widths = [len(part.weight) for part in parts]
         with torch.no_grad():
             self.weight, self.bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
 

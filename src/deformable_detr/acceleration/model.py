@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class InferenceModel(nn.Module):
         self.precision: Precision = precision
         self._optimized: tuple[Watch, Callable[[ImageBatch], Predictions]] | None = None
         super().train(model.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is derived, for copies and files: a copy derives it from its own weights."""
+        return vars(self) | {"_optimized": None}
 
     @property
     def metadata(self) -> Metadata:

@@ -1,6 +1,5 @@
 """Whether a model is still what it was when something was derived from it."""
 
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -81,35 +80,51 @@ class _Contents:
 
     def __init__(self, model: nn.Module) -> None:
         everything = (*model.parameters(), *model.buffers())
-        tensors = [tensor.detach() for tensor in everything if type(tensor) in (Tensor, nn.Parameter)]
-        tensors = [tensor for tensor in tensors if tensor.device == tensors[0].device and not tensor.is_meta and tensor.numel()]
-        words = [words for tensor in tensors if (words := _words(tensor)) is not None]
-        self.sample = [_thinned(flat) for flat in words]
-        self.parts = list(_parts(words))
+        tensors = [tensor.detach() for tensor in everything if type(tensor) in (Tensor, nn.Parameter) and _is_plain(tensor)]
+        tensors = [tensor for tensor in tensors if tensor.device == tensors[0].device]
+        dense, self.gapped = [], []
+        for tensor in map(_as_integers, tensors):
+            dense.append(_flat(tensor)) if _has_no_gaps(tensor) else self.gapped.append((tensor, tensor.clone()))
+        self.sample = [_thinned(flat) for flat in dense]
+        self.parts = list(_parts(dense))
         self.sampled, self.sums = self._read_sample(), [_sums(part) for part in self.parts]
-        self.turn = itertools.cycle(range(len(self.parts)))
+        self.turn = 0
 
     def unchanged(self) -> bool:
         """Whether the sample is what it was, and the part whose turn it is."""
-        if not self.sample or not torch.equal(self._read_sample(), self.sampled):
-            return not self.sample
-        turn = next(self.turn, None)
-        return turn is None or torch.equal(_sums(self.parts[turn]), self.sums[turn])
+        if not torch.equal(self._read_sample(), self.sampled) or not all(torch.equal(*pair) for pair in self.gapped):
+            return False
+        turn = self.turn % max(1, len(self.parts))
+        self.turn = turn + 1
+        return not self.parts or torch.equal(_sums(self.parts[turn]), self.sums[turn])
 
     def _read_sample(self) -> Tensor:
         return torch.cat(self.sample) if self.sample else torch.zeros(0, dtype=torch.int32, device="cpu")
 
 
-def _words(tensor: Tensor) -> Tensor | None:
-    """The memory of a tensor as a row of integers as wide as its numbers; None where it has gaps: no parameter of ours has."""
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta) and tensor.numel() > 0
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    """The same memory as integers as wide as its numbers."""
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+
+
+def _has_no_gaps(tensor: Tensor) -> bool:
+    """Whether its numbers fill their memory, in any order of the axes."""
     run = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != run:
-            return None
+            return False
         run *= size
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
-    return tensor.as_strided([tensor.numel()], [1]).view(integer)
+    return True
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A tensor without gaps as one row, in the order of the memory."""
+    return tensor.as_strided([tensor.numel()], [1])
 
 
 def _thinned(words: Tensor) -> Tensor:
