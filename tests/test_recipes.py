@@ -50,7 +50,17 @@ def test_the_rate_goes_with_the_root_of_the_batch() -> None:
 def test_small_objects_ask_for_large_images() -> None:
     facts = [replace(FACTS, small_object=share) for share in (0.2, 0.04, 0.01)]
     sides = [recipe_settings("small-data", entry, 4)["data.eval_short_side"] for entry in facts]
-    assert sides == [224, 352, 704]  # 14 pixels of 0.04 of the side are 350; at most 1.5 times the image itself
+    assert sides == [256, 320, 704]  # 14 pixels of 0.04 of the side are 350; at most 1.5 times the image itself
+
+
+@pytest.mark.parametrize("side", [128, 192, 256, 320, 768])
+@pytest.mark.parametrize("aspect", [1.0, 4 / 3, 2.9])
+def test_the_cells_of_all_levels_fit_the_canvas(side: int, aspect: float) -> None:
+    chosen = recipe_settings("small-data", replace(FACTS, aspect=aspect), 4, short_side=side)
+    sides = chosen["data.train_short_sides"]
+    assert max(sides) == chosen["data.eval_short_side"] == side
+    assert all(short % 64 == 0 and 0.6 * side <= short for short in (*sides, chosen["data.max_long_side"]))
+    assert chosen["data.max_long_side"] >= side * aspect
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -40,7 +40,11 @@ SMALL_DATA = 2000
 SMALLEST_OBJECT = 14
 """Wanted width, in the network's input, of an object smaller than nine of ten (pixels): nearly two cells of the finest level."""
 
-SHORT_SIDES = (224, 800)
+GRID = 64
+"""Input sizes are multiples of this, the stride of the coarsest level. At others its last cells reach beyond the image, and a place
+means other pixels there than on the finer levels; docs/recipes.md has what that costs (pixels)."""
+
+SHORT_SIDES = (256, 768)
 """Smallest and largest input size that is chosen."""
 
 EVALUATIONS = 12
@@ -109,7 +113,7 @@ RECIPES: dict[str, Callable[[DataFacts, int], dict[str, Any]]] = {"finetune": _f
 def eval_short_side(facts: DataFacts) -> int:
     """The input size at which the small objects keep :data:`SMALLEST_OBJECT` pixels; at most 1.5 times the images' own (pixels)."""
     low, high = SHORT_SIDES
-    return _multiple_of_32(min(high, max(low, min(SMALLEST_OBJECT / facts.small_object, 1.5 * facts.short_side))))
+    return on_grid(min(high, max(low, min(SMALLEST_OBJECT / facts.small_object, 1.5 * facts.short_side))))
 
 
 def num_queries(facts: DataFacts, per_object: float = 1.5) -> int:
@@ -135,16 +139,17 @@ def _course(facts: DataFacts, images_per_step: int, steps: int) -> dict[str, Any
 
 
 def _sizes(facts: DataFacts, short: int) -> dict[str, Any]:
-    """The input size, and sizes around it as augmentation."""
-    around = sorted({_multiple_of_32(short * factor) for factor in (0.8, 0.9, 1.0, 1.1, 1.2)})
+    """The input size, and smaller ones beside it as augmentation: larger ones would cost more and are not needed."""
+    around = sorted({on_grid(short * factor) for factor in (0.75, 0.875, 1.0)})
     return {
         "data.eval_short_side": short,
         "data.train_short_sides": tuple(around),
         "data.crop_short_sides": (),
-        "data.max_long_side": _multiple_of_32(max(around) * min(3.0, facts.aspect) + 31),
-        "data.pad_size_divisor": 64,
+        "data.max_long_side": GRID * math.ceil(max(around) * min(3.0, facts.aspect) / GRID),
+        "data.pad_size_divisor": GRID,
     }
 
 
-def _multiple_of_32(side: float) -> int:
-    return max(32, 32 * round(side / 32))
+def on_grid(side: float) -> int:
+    """The nearest multiple of :data:`GRID`, at least one (pixels)."""
+    return max(GRID, GRID * round(side / GRID))

@@ -13,11 +13,11 @@ from deformable_detr.settings import by_full_name, run_config
 from deformable_detr.training.budget import MOST_PASSES, START, Speed, fit, fit_run, measure_speed, parse_budget
 from deformable_detr.training.recipe import complete_settings
 
-SIZE_224 = 224 * 224
+SIZE_256 = 256 * 256
 
 
 class Machine:
-    """Takes a second for a step at 224 pixels, in proportion to the pixels at others; measuring costs 20 seconds."""
+    """Takes a second for a step at 256 pixels, in proportion to the pixels at others; measuring costs 20 seconds."""
 
     def __init__(self, speed: float = 1.0, evaluation: float = 10.0) -> None:
         self.now, self.speed, self.evaluation, self.measured = 0.0, speed, evaluation, []
@@ -26,10 +26,10 @@ class Machine:
         side = config.data.eval_short_side
         self.measured.append(side)
         self.now += 20
-        return Speed(self.speed * side**2 / SIZE_224, self.evaluation, 40, took=20.0)
+        return Speed(self.speed * side**2 / SIZE_256, self.evaluation, 40, took=20.0)
 
 
-def run_of(time: str, side: int = 224) -> RunConfig:
+def run_of(time: str, side: int = 256) -> RunConfig:
     config = RunConfig(dataset="", train=TrainConfig(budget=time))
     return replace(config, data=replace(config.data, eval_short_side=side))
 
@@ -64,7 +64,7 @@ def test_a_fast_machine_is_not_kept_busy_for_nothing() -> None:
     assert fit(36_000, Speed(0.01, 1.0, 40)).steps == MOST_PASSES * 40
 
 
-@pytest.mark.parametrize(("time", "sides"), [("40m", [224]), ("8m", [224, 192]), ("3h", [224, 288])])
+@pytest.mark.parametrize(("time", "sides"), [("25m", [256]), ("8m", [256, 192]), ("3h", [256, 320]), ("3m", [256, 128])])
 def test_the_images_become_as_large_as_the_time_allows(time: str, sides: list[int]) -> None:
     machine = Machine()
     found, config = fit_run(run_of(time), lambda side: run_of(time, side), measure=machine.measure)
@@ -76,7 +76,7 @@ def test_the_images_become_as_large_as_the_time_allows(time: str, sides: list[in
 def test_a_size_that_was_asked_for_stays() -> None:
     machine = Machine()
     assert fit_run(run_of("8m"), measure=machine.measure)[1] == run_of("8m")
-    assert machine.measured == [224]
+    assert machine.measured == [256]
 
 
 def test_a_time_in_which_nothing_can_be_learned() -> None:

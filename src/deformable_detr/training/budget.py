@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.config import RunConfig
-from deformable_detr.recipes import EVALUATIONS
+from deformable_detr.recipes import EVALUATIONS, on_grid
 from deformable_detr.training.batches import step_batches
 from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size
@@ -38,6 +38,9 @@ EVALUATION_SHARE = 0.1
 
 FEW_STEPS, MANY_STEPS = 600, 2000
 """Below so many steps of a recipe the images become smaller, above it larger: see docs/recipes.md for what either gives."""
+
+SMALLEST_SIDE = 128
+"""Input size below which no budget goes (pixels)."""
 
 MOST_PASSES = 300
 """Passes over the images beyond which a run is no longer drawn out to fill its budget."""
@@ -168,7 +171,7 @@ def _other_side(found: Fit, speed: Speed, side: int) -> int:
     """The input size at which a useful number of steps fits: the time of a step goes with the pixels."""
     useful = min(max(found.steps, FEW_STEPS), min(MANY_STEPS, MOST_PASSES * speed.steps_per_epoch))
     factor = min(1.35, max(0.6, math.sqrt(found.steps / useful)))
-    return max(128, 32 * round(side * factor / 32))
+    return max(SMALLEST_SIDE, on_grid(side * factor))
 
 
 def measure_speed(config: RunConfig, clock: Callable[[], float] = time.monotonic) -> Speed:

@@ -267,7 +267,7 @@ def test_numbers_and_suggestions(clean, change):
     assert (numbers.images, numbers.boxes, numbers.most_objects, numbers.median_size) == (12, 26, 3, (96, 64))
     assert numbers.shares == {"small": round(24 / 26, 4), "medium": round(2 / 26, 4), "large": 0.0}
     assert [(found.setting, found.value) for found in examination.suggestions] == [
-        ("data.eval_short_side", 224),  # 14 pixels for 12 of 64 would be 75, but no recipe goes below 224
+        ("data.eval_short_side", 256),  # 14 pixels for 12 of 64 would be 75, but no recipe goes below 256
         ("model.num_queries", 60),
     ]
 
