@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from deformable_detr.categories import Categories
 from deformable_detr.export import export_model
@@ -47,8 +48,14 @@ def images() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def prepared(small_model, tmp_path_factory) -> tuple[DeformableDETR, Path]:
-    """A detector, and its .onnx without GridSample, with the preparation of the images and the choice of the best 8 inside."""
-    model, path = small_model("single-scale"), tmp_path_factory.mktemp("prepared") / "detector.onnx"
-    export_model(model, path, preprocess=True, top_k=8, grid_sample=False)
+def prepared(small_model, tmp_path_factory, worker_id) -> tuple[DeformableDETR, Path]:
+    """A detector, and its .onnx without GridSample, with the preparation of the images and the choice of the best 8 inside.
+
+    All workers share one file.
+    """
+    model, folder = small_model("single-scale"), tmp_path_factory.getbasetemp()
+    path = (folder if worker_id == "master" else folder.parent) / "prepared.onnx"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            export_model(model, path, preprocess=True, top_k=8, grid_sample=False)
     return model, path

@@ -11,6 +11,7 @@ import torch
 from deformable_detr.checkpoints import load_pretrained, save_weights
 from deformable_detr.detector import Detector
 from deformable_detr.export import ParityError, export_model, files, load_exported
+from deformable_detr.export.exported_program import trace
 from deformable_detr.export.tensorrt import troubles
 from deformable_detr.inference import Predictor
 
@@ -59,28 +60,30 @@ def assert_no_dead_weight(path, model):
     assert path.stat().st_size < 4 * floats + 250_000  # nodes, shapes and names
 
 
-# learned references are constants, which two layers use: a case of its own
-@pytest.mark.parametrize(("variant", "settings"), [("two-stage", {}), ("one-stage", {"num_feature_levels": 2})])
-def test_onnx_without_grid_sample(variant, settings, small_model, tmp_path, images):
-    """The second without a mask, and read by OpenVINO."""
-    model = small_model(variant, num_decoder_layers=2, **settings)
+def test_onnx_without_grid_sample_in_two_runtimes(small_model, tmp_path, images):
+    """Checked in onnxruntime by the export, and read by OpenVINO."""
+    model = small_model("two-stage", num_feature_levels=2, num_decoder_layers=2)
     path = tmp_path / "detector.onnx"
-    masked = variant == "two-stage"
-    difference = export_model(model, path, size=CANVAS, batch_size=1, grid_sample=False, padding_mask=masked)
+    difference = export_model(model, path, size=CANVAS, batch_size=1, grid_sample=False)
     assert difference.box < 1e-4
-    kinds = {node.op_type for node in onnx.load(path).graph.node}
-    assert "GridSample" not in kinds
+    assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
     assert list(troubles(onnx.load(path))) == []
     assert sorted(item.name for item in tmp_path.iterdir()) == ["detector.onnx"]
     assert_no_dead_weight(path, model)
-    if not masked:
-        assert_same_detections(path, model, images[:1], runtime="openvino")
-        with pytest.raises(ValueError, match=r"112x80 pixels.*takes 80x112"):
-            load_exported(path).predict(images[2])
+    assert_same_detections(path, model, images[:1], runtime="openvino")
+    with pytest.raises(ValueError, match=r"112x80 pixels.*takes 80x112"):
+        load_exported(path).predict(images[2])
 
 
-def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, images):
+def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, images, monkeypatch):
+    """Both are written from one trace, which takes longer than all that is done with it."""
     model = small_model("one-stage", num_feature_levels=2)  # several levels: pieces of one tensor, whose sizes are symbols
+    traced: dict = {}
+
+    def trace_once(*given):
+        return traced.get("program") or traced.setdefault("program", trace(*given))
+
+    monkeypatch.setattr(files, "trace", trace_once)
     for name in ("detector.pt2", "detector.onnx"):
         export_model(model, tmp_path / name)
         assert_same_detections(tmp_path / name, model, images)
@@ -98,12 +101,14 @@ def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, images):
 
 
 def test_openvino_with_the_best_inside(small_model, tmp_path, images):
-    model = small_model("two-stage", num_feature_levels=2, num_decoder_layers=2)
-    export_model(model, tmp_path / "detector.xml", size=CANVAS, batch_size=2, top_k=8)
+    """Learned references are constants, which two decoder layers use; without a mask."""
+    model = small_model("one-stage", num_feature_levels=2, num_decoder_layers=2)
+    export_model(model, tmp_path / "detector.xml", size=CANVAS, batch_size=2, top_k=8, padding_mask=False)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["detector.bin", "detector.xml"]
     assert_same_detections(tmp_path / "detector.xml", model, images[:1])
     floats = (tmp_path / "detector.bin").stat().st_size / 4
-    assert floats == pytest.approx(number_of_weights(model) - batch_norm_channels(model), rel=2e-3)
+    # OpenVINO computes what follows from the learned queries alone, the first self-attention among it
+    assert floats == pytest.approx(number_of_weights(model) - batch_norm_channels(model), rel=5e-3)
 
 
 def test_preparation_inside(prepared, images):

@@ -12,7 +12,7 @@ from deformable_detr.data.images import read_image
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.export import ExportedNetwork, quantize
 from deformable_detr.export.form import ExportForm
-from deformable_detr.export.quantize import check_dataset, exact_nodes, quantize_onnx
+from deformable_detr.export.quantize import check_dataset, exact_nodes, quantize_onnx, write_int8
 from deformable_detr.presets import model_preset
 
 
@@ -47,6 +47,27 @@ def test_products_without_weights_stay_exact():
     }
     """
     assert exact_nodes(onnx.parser.parse_model(text)) == ["attention"]
+
+
+def test_a_bias_of_two_convolutions_and_a_tensor_called_like_its_copy(tmp_path):
+    """The quantiser would call the second copy `b0`, which would be taken for the output of the product: other numbers."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    graph (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
+    <float[1, 1, 1, 1] w = {2.0}, float[1, 1, 1, 1] v = {-1.0}, float[1] b = {0.5}, float[4, 4] m = {MATRIX}> {
+        [first] a = Conv (x, w, b)
+        [second] c = Conv (a, v, b)
+        [product] b0 = MatMul (c, m)
+        y = Add (b0, x)
+    }
+    """
+    matrix = np.eye(4, dtype=np.float32)
+    model = onnx.parser.parse_model(text.replace("MATRIX", ", ".join(map(str, matrix.ravel()))))
+    onnx.save(model, tmp_path / "float.onnx")
+    image = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    write_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", [[image]])
+    (found,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"x": image})
+    np.testing.assert_allclose(np.asarray(found), -(2 * image + 0.5) + 0.5 + image, atol=0.05)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The page that `export --to web` writes, in a real browser, beside Python's detections."""
 
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,15 +16,21 @@ from deformable_detr.export.web_page import export_web, runtime_archive
 from deformable_detr.inference import Predictor
 
 
-@pytest.fixture(scope="module")
-def site(small_model, tmp_path_factory):
+@pytest.fixture
+def site(prepared, tmp_path, monkeypatch):
+    """Around the file that other tests have, too, which takes any number of images."""
     try:
         runtime_archive()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    model, folder = small_model("single-scale"), tmp_path_factory.mktemp("page") / "site"
-    export_web(model, folder, top_k=20)
-    return model, folder
+
+    def export(model, path, **settings):
+        assert (model, settings) == (prepared[0], {"preprocess": True, "batch_size": 1, "grid_sample": False, "top_k": 8})
+        shutil.copy(prepared[1], path)
+
+    monkeypatch.setattr(web_page, "export_model", export)
+    export_web(prepared[0], tmp_path / "site", top_k=8, grid_sample=False)
+    return prepared[0], tmp_path / "site"
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -45,15 +52,15 @@ def test_the_page_finds_what_python_finds(site, address, open_tab, tmp_path):
     model, _ = site
     pixels = draw_scene(np.random.default_rng(3), 160)[0][:150, :120]
     Image.fromarray(pixels).save(tmp_path / "scene.png")
-    expected = Predictor(model, device="cpu").predict(tmp_path / "scene.png", 0.0, top_k=20)
+    expected = Predictor(model, device="cpu").predict(tmp_path / "scene.png", 0.0, top_k=8)
     with open_tab(address) as tab:
         expect(tab.locator("#state")).to_contain_text("Ready", timeout=120_000)
         assert tab.evaluate("self.crossOriginIsolated"), "no threads: the service worker does not isolate the page"
         tab.locator("#threshold").fill("0")
         tab.set_input_files("#file", tmp_path / "scene.png")
-        expect(tab.locator("#state")).to_contain_text("20 objects", timeout=120_000)
+        expect(tab.locator("#state")).to_contain_text("8 objects", timeout=120_000)
         found = tab.evaluate("self.detections")
-        assert tab.locator("tbody tr").count() == 20
+        assert tab.locator("tbody tr").count() == 8
     assert [one["name"] for one in found] == expected.data["class_name"].tolist()
     np.testing.assert_allclose([one["score"] for one in found], expected.confidence, atol=1e-4)
     np.testing.assert_allclose([one["box"] for one in found], expected.xyxy, atol=0.05)

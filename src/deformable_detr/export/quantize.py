@@ -128,6 +128,7 @@ def write_int8(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> No
     except ImportError as error:
         raise ImportError('int8 needs onnx and onnxruntime: pip install "deformable-detr[onnx]"') from error
     proto = onnx.load(source)
+    own_biases(proto)
     names = [item.name for item in proto.graph.input]
 
     class Reader(CalibrationDataReader):
@@ -152,6 +153,24 @@ def write_int8(source: Path, target: Path, inputs: list[list[np.ndarray]]) -> No
             weight_type=QuantType.QInt8,
             extra_options={"ActivationSymmetric": False},
         )
+
+
+def own_biases(proto: "onnx.ModelProto") -> None:
+    """Give each convolution a bias of its own.
+
+    onnxruntime's quantiser makes the copies of a shared one itself, and calls them by its name with a number behind it: that of
+    `val_41` may be `val_417`, which is another tensor of the graph already.
+    """
+    biases = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type in ("Conv", "Gemm") and len(node.input) == 3 and node.input[2] in biases:
+            bias = proto.graph.initializer.add()
+            bias.CopyFrom(biases[node.input[2]])
+            bias.name = node.input[2] = f"{node.name}.{bias.name}"
+    used = {name for node in proto.graph.node for name in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
 
 
 def exact_nodes(proto: "onnx.ModelProto") -> list[str]:
