@@ -6,7 +6,8 @@ from pathlib import Path
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
 SMALL = """
 images = {"train": 4, "valid": 2}
-settings = {"preset": "tiny", "num_encoder_layers": 1, "num_decoder_layers": 1, "num_feature_levels": 3, "num_queries": 20}
+settings = {"preset": "tiny", "num_encoder_layers": 1, "num_decoder_layers": 1, "num_feature_levels": 2, "num_queries": 4}
+settings |= {"backbone_options": {"layers": [1, 1, 1, 1]}}  # half of a ResNet-18
 settings |= {"epochs": 1, "train_short_sides": (64,), "eval_short_side": 64, "max_long_side": 96, "num_workers": 0, "device": "cpu"}
 """
 

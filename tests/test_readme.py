@@ -24,7 +24,8 @@ BLOCKS = {
 COMMANDS = [line.split("   #")[0] for block in BLOCKS["bash"] for line in block.splitlines() if line.startswith("deformable-detr ")]
 SERVERS = ("explore", "serve")
 QUICK = ["--eval_short_side", "64", "--max_long_side", "96", "--train_short_sides", "[64]", "--num_workers", "0", "--device", "cpu"]
-SMALL = ["--preset", "tiny", "--num_encoder_layers", "1", "--num_decoder_layers", "1", "--num_feature_levels", "3"]
+SMALL = ["--preset", "tiny", "--num_encoder_layers", "1", "--num_decoder_layers", "1", "--num_feature_levels", "2"]
+SMALL += ["--backbone_options", '{"layers": [1, 1, 1, 1]}']  # half of a ResNet-18
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_commands(workplace, monkeypatch):
             assert arguments[arguments.index("--recipe") + 1] == "small-data"
             budget = arguments.index("--budget")  # an epoch is enough here
             del arguments[budget : budget + 2]
-            arguments += [*SMALL, "--num_queries", "10", "--epochs", "1", *QUICK]
+            arguments += [*SMALL, "--num_queries", "4", "--epochs", "1", *QUICK]
         assert main(arguments) == 0, command
     assert (workplace / "runs/first/weights/best.safetensors").is_file()
     assert (workplace / "runs/first/report/report.html").is_file()

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -35,10 +36,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(folder):
-    """The file, and what was said when it was written."""
+    """The file, in the highest opset, and what was said when it was written."""
     target, said = folder / "detector.onnx", io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert main(["export", str(folder / "weights.safetensors"), str(target), "--size", "96", "96", "--batch-size", "1"]) == 0
+        options = ["--size", "96", "96", "--batch-size", "1", "--opset", "23"]
+        assert main(["export", str(folder / "weights.safetensors"), str(target), *options]) == 0
+    onnx.checker.check_model(str(target), full_check=True)
+    assert [opset.version for opset in onnx.load(target).opset_import if opset.domain == ""] == [23]
     return target, said.getvalue()
 
 
