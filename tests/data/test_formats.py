@@ -143,6 +143,9 @@ def test_a_image_turned_by_exif_is_measured_upright(small_image, tmp_path):
     ("text", "message"),
     [
         ("names: [a\n", r"data\.yaml: not valid YAML"),
+        ("train: images\nnames: [a]\nnames: [b]\n", r"data\.yaml: not valid YAML \(twice: names in .*line 1"),
+        ("train: images\nnames: {0: a, 0: b}\n", r"data\.yaml: not valid YAML \(twice: 0 in .*line 2"),
+        ("train: images\nnames: [{0: a}, {1: b}]\n", "`names` must be a list of class names"),
         ("train: images\nnames: 3\n", "`names` must be a list of class names"),
         ("train: images\n", "expected `names` and at least one of"),
     ],

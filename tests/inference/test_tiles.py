@@ -12,7 +12,7 @@ from deformable_detr.categories import Categories
 from deformable_detr.config import Metadata
 from deformable_detr.data.images import ImageError, ImageTooLargeError, read_image
 from deformable_detr.inference import large_images
-from deformable_detr.inference.large_images import PillowImage, VipsImage, overview
+from deformable_detr.inference.large_images import PillowImage, VipsImage, open_large_image, overview
 from deformable_detr.inference.predictor import Predictor, Result
 from deformable_detr.inference.sources import open_source
 from deformable_detr.inference.tiles import Tiling, iterate_tiled, merge_tiles
@@ -197,6 +197,13 @@ def test_windows_of_large_images_are_those_of_the_whole_one(tmp_path, name, read
     for left, top, right, bottom in [(0, 0, 40, 40), (33, 21, 90, 77), (0, 0, whole.shape[2], whole.shape[1])]:
         assert torch.equal(image.read((left, top, right, bottom)), whole[:, top:bottom, left:right])
     assert torch.equal(overview(image), whole)
+
+
+@pytest.mark.parametrize("name", ["CMYK.tif", "RGB.bmp", "RGB.ppm", "RGB.jp2"])
+def test_large_images_that_libvips_has_not_or_sees_otherwise(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(KINDS, name, (name.partition(".")[0], {}))
+    path = save(tmp_path, name)
+    assert torch.equal(open_large_image(path).read((33, 21, 90, 77)), read_image(path)[:, 21:77, 33:90])
 
 
 @pytest.mark.parametrize("reader", ["vips", "pillow"])

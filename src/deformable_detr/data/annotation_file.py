@@ -31,6 +31,9 @@ SECTIONS = ("images", "annotations", "categories")
 FOUND = "deformable-detr findings"
 """Key of a converted file for what was found while converting."""
 
+XYWH_MODES = (None, 1, "1", "XYWH_ABS", "BoxMode.XYWH_ABS")
+"""What detectron2's `bbox_mode` may be: of COCO's boxes. Its 0 are corners."""
+
 LARGE_FILE = 20_000_000
 """Bytes from which on the arrays of an annotation file are kept beside it."""
 
@@ -367,7 +370,7 @@ class _Boxes:
             # the fast way for what is as COCO has it, which is nearly everything
             if type(entry) is dict and type(image_id := entry.get("image_id")) is int and _is_box(box := entry.get("bbox")):
                 image, label = images.position_of.get(image_id), labels.get(_hashable(entry.get("category_id")))
-                plain = type(crowd := entry.get("iscrowd", 0)) is int and "score" not in entry
+                plain = type(crowd := entry.get("iscrowd", 0)) is int and "score" not in entry and "bbox_mode" not in entry
                 box = cast(list[float], box)
                 if plain and image is not None and label is not None and (box[2] or box[3]):
                     self._append(entry, row, image, label, box, bool(crowd))
@@ -418,6 +421,9 @@ class _Boxes:
                 note("box-computed", f"bbox {[round(value, 2) for value in box]} of its outline")
             if not box:
                 note("box-malformed", f"bbox is {_short(entry.get('bbox'))}: not [left, top, width, height] in pixels")
+                return
+            if (mode := entry.get("bbox_mode")) not in XYWH_MODES:
+                note("box-malformed", f"bbox_mode is {_short(mode)}: boxes must be [left, top, width, height] in pixels (mode 1)")
                 return
             if entry.get("score") is not None:
                 note("scores", f"score {_short(entry['score'])}")

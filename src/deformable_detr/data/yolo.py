@@ -33,6 +33,17 @@ EMPTY = ("", "null", "~", "none", "None", "Null", "NULL")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 
 
+class _AsWritten(yaml.BaseLoader):
+    """All values as text: class names such as `no`, `1.0` or `null` stay as their author wrote them. No key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See PyYAML, which takes the last of two values."""
+        keys = [str(key.value) for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"twice: {', '.join(sorted(twice))}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class YoloLayout(ForeignLayout):
     """A YOLO dataset.
 
@@ -82,8 +93,7 @@ class YoloLayout(ForeignLayout):
     def _of_yaml(cls, index: FileIndex, file: Path, required: bool = False) -> Self | None:
         """The layout that a data.yaml describes; None for another YAML file, or an error where it is `required`."""
         try:
-            # all values as text: class names such as `no`, `1.0` or `null` stay as their author wrote them
-            settings = yaml.load(read_text(file), Loader=yaml.BaseLoader)
+            settings = yaml.load(read_text(file), Loader=_AsWritten)
         except (yaml.YAMLError, ValueError) as error:
             if not required and file.stem not in USUAL_NAMES:
                 return None
@@ -288,9 +298,10 @@ def _class_names(names: Any, file: Path) -> dict[int, str]:
     if isinstance(names, str) and names not in EMPTY and not names.isdecimal():  # the path of a list, as in darknet
         path = _find_tail(slashed(names), (file.parent,))
         names = _listed_names(path) if path else None
-    if not isinstance(names, dict) or not names or not all(str(key).isdecimal() for key in names):
+    entries = list(names.items()) if isinstance(names, dict) else []
+    if not entries or not all(str(key).isdecimal() and isinstance(name, str) for key, name in entries):
         raise ValueError(f"{file}: `names` must be a list of class names, or name them by their numbers from 0")
-    return {int(key): str(name) for key, name in names.items()}
+    return {int(key): name for key, name in entries}
 
 
 def _listed_names(file: Path) -> dict[int, str]:

@@ -54,7 +54,10 @@ def open_large_image(path: Path, bit_depth: int = 16) -> WindowedImage:
     except (ImportError, OSError):  # OSError: the package without the library
         return PillowImage(path, bit_depth)
     logging.getLogger("pyvips").setLevel(logging.WARNING)  # below that it tells of every thread
-    return VipsImage(pyvips, path, bit_depth)
+    try:
+        return VipsImage(pyvips, path, bit_depth)
+    except _PillowNeededError:
+        return PillowImage(path, bit_depth)
 
 
 def overview(image: WindowedImage) -> Tensor:
@@ -70,6 +73,10 @@ def overview(image: WindowedImage) -> Tensor:
     return torch.from_numpy(np.concatenate(strips)).permute(2, 0, 1)
 
 
+class _PillowNeededError(ImageError):
+    """Damaged, of a format that this build of libvips does not read, or of colours that it would make others of than Pillow."""
+
+
 class VipsImage:
     """An image in libvips, which keeps what it decodes on the disk, or reads tiled files in place."""
 
@@ -78,7 +85,7 @@ class VipsImage:
         try:
             self._image = self._rgb(pyvips.Image.new_from_file(str(path), access="random", fail_on="error").autorot(), bit_depth)
         except pyvips.Error as error:
-            raise self._damaged(error) from None
+            raise _PillowNeededError(str(error)) from None
         self.size = (self._image.height, self._image.width)
 
     def read(self, window: Window) -> Tensor:
@@ -95,7 +102,7 @@ class VipsImage:
         if image.format not in ("uchar", "ushort"):
             raise ImageError(f"{self._path}: pixels of type {image.format} have no natural 8-bit form; save with 8 or 16 bits")
         if image.interpretation not in ("srgb", "rgb", "rgb16", "b-w", "grey16", "multiband"):
-            image = image.colourspace("srgb")
+            raise _PillowNeededError(f"{self._path}: {image.interpretation}")  # CMYK
         if image.hasalpha():
             image = image[: image.bands - 1]
         if image.format == "ushort":

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -16,7 +17,7 @@ import numpy as np
 import supervision as sv
 
 from deformable_detr.data.images import IMAGE_SUFFIXES
-from deformable_detr.inference.predictor import Predictor
+from deformable_detr.inference.predictor import Predictor, check_numbers
 from deformable_detr.inference.tracking import Tracker
 from deformable_detr.inference.video_readers import CameraReader, FileReader, Reader, is_address
 
@@ -127,6 +128,7 @@ def iterate_video(
         FileNotFoundError: no such file.
         ValueError: the video cannot be decoded, or an option is out of range.
     """
+    check_numbers("a whole number", Integral, every=every)
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
     if not isinstance(video, Video):

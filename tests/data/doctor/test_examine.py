@@ -96,6 +96,13 @@ def files_of(dataset, *splits):
     return [open_dataset(dataset).split(split) for split in splits]
 
 
+@pytest.mark.parametrize(("mode", "faults"), [(1, 0), ("XYWH_ABS", 0), (0, 24), ("XYXY_ABS", 24), (4, 24)])
+def test_modes_of_boxes(mode, faults, clean, change):
+    """detectron2 writes what the four numbers are."""
+    change(lambda record: [entry.update(bbox_mode=mode) for entry in record["annotations"]])
+    assert found_in(examine(clean)).get(("box-malformed", "train"), 0) == faults
+
+
 def test_a_clean_data_set(clean):
     examination = examine(clean)
     assert found_in(examination) == {}
