@@ -13,7 +13,6 @@ the better one counts.
 """
 
 import argparse
-import gc
 import json
 import math
 import statistics

@@ -18,18 +18,18 @@ from deformable_detr.inference import Predictor
 
 @pytest.fixture
 def site(prepared, tmp_path, monkeypatch):
-    """Around the file that other tests have, too, which takes any number of images."""
+    """Around the file that other tests have, too: made as the page's own."""
     try:
         runtime_archive()
     except FileNotFoundError as error:
         pytest.skip(str(error))
 
     def export(model, path, **settings):
-        assert (model, settings) == (prepared[0], {"preprocess": True, "batch_size": 1, "grid_sample": False, "top_k": 8})
+        assert (model, settings) == (prepared[0], {"preprocess": True, "batch_size": 1, "grid_sample": True, "top_k": 8})
         shutil.copy(prepared[1], path)
 
     monkeypatch.setattr(web_page, "export_model", export)
-    export_web(prepared[0], tmp_path / "site", top_k=8, grid_sample=False)
+    export_web(prepared[0], tmp_path / "site", top_k=8)
     return prepared[0], tmp_path / "site"
 
 
