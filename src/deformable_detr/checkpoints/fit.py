@@ -94,7 +94,7 @@ def _non_finite(weights: Weights) -> list[str]:
     found = [
         weights.named(name)
         for name, tensor in weights.tensors.items()
-        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.float().isfinite().all()
+        if tensor.is_floating_point() and not tensor.float().sum().isfinite() and not tensor.float().isfinite().all()
     ]
     if not found:
         return []
