@@ -296,3 +296,20 @@ def test_nothing_there(tmp_path):
         load_pretrained(tmp_path)
     with pytest.raises(ValueError, match="revision"):
         load_pretrained(tmp_path, revision="main")
+
+
+def test_a_key_in_two_files_of_one_model(native_file, tmp_path):
+    """Equal, it does no harm; different, the files are of two models."""
+    tensors, key = load_file(native_file), "flatten.level_embed"
+    names = list(tensors)
+    parts = {"a.safetensors": {n: tensors[n] for n in names[::2]}, "b.safetensors": {n: tensors[n] for n in names[1::2]}}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: part for part, held in parts.items() for name in held}}))
+    for value in (tensors[key], tensors[key].double(), tensors[key] + 1):
+        save_file(parts["a.safetensors"] | {key: tensors[key]}, tmp_path / "a.safetensors")
+        save_file(parts["b.safetensors"] | {key: value}, tmp_path / "b.safetensors")
+        if value is tensors[key]:
+            assert torch.equal(load_pretrained(index, num_queries=12).get_parameter(key), value)
+            continue
+        with pytest.raises(ValueError, match=r"flatten\.level_embed has other values in .*b\.safetensors than in the files before"):
+            load_pretrained(index)

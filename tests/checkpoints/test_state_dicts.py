@@ -160,6 +160,21 @@ def test_large_finite_weights_are_no_nan(make_model, tmp_path):
     assert load_pretrained(save_weights(tmp_path / "a.safetensors", make_model("one-stage"), state_dict=weights))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_read(dtype, make_model, tmp_path):
+    weights = {name: t.to(dtype) if t.is_floating_point() else t for name, t in make_model("one-stage").state_dict().items()}
+    found = load(weights, tmp_path).model.state_dict()
+    assert not [name for name, tensor in weights.items() if not torch.equal(found[name], tensor.to(found[name].dtype))]
+
+
+def test_negative_variances_are_named(make_model, tmp_path):
+    """Their square root is NaN, and a network full of NaN finds nothing in any image."""
+    weights = {name: tensor.clone() for name, tensor in make_model("one-stage").state_dict().items()}
+    weights["backbone.body.layer2.0.bn1.running_var"][3] = -0.5
+    with pytest.raises(ValueError, match=r"negative variances \(1\): backbone\.body\.layer2\.0\.bn1\.running_var"):
+        load(weights, tmp_path)
+
+
 def test_weights_in_whole_numbers_are_refused(make_model, tmp_path):
     weights = make_model("one-stage").state_dict()
     weights["encoder.layers.1.ffn.linear1.weight"] = weights["encoder.layers.1.ffn.linear1.weight"].to(torch.int8)

@@ -199,6 +199,7 @@ def test_xml_beside_the_images(place, as_voc_xml, small_image, tmp_path):
         ("<annotation>", r"a\.xml: not valid XML"),
         ("<annotation><object><name>x</name></object></annotation>", r"a\.xml, object 1: 'x' has no bndbox of four numbers"),
         ("<annotation><object><bndbox/></object></annotation>", r"a\.xml, object 1: has no name"),
+        ("<annotation><object><name>cat</name><bndbox/><bndbox/></object></annotation>", r"object 1: 'cat' has several bndbox"),
         (
             "<annotation><object><name>x</name><bndbox><xmin>0.1</xmin><ymin>0.2</ymin><xmax>0.5</xmax><ymax>0.6</ymax></bndbox>"
             "</object></annotation>",

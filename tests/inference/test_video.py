@@ -102,6 +102,12 @@ def test_frames_carry_index_time_and_pixels(clip):
     assert frames[0].detections.tracker_id is None
 
 
+@pytest.mark.parametrize("every", [1.5, "2", True, 0, -1])
+def test_every_is_a_whole_number_from_one(clip, every):
+    with pytest.raises((TypeError, ValueError), match="every must be"):
+        next(iterate(ColourDetector(), clip, every=every))
+
+
 def test_a_tracker_gets_the_doubtful_detections_too(clip):
     detector = ColourDetector()
     list(iterate(detector, clip, 0.5, tracker=Tracker(0.5)))

@@ -31,7 +31,7 @@ def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool
         model = build_model(metadata.model, pretrained_backbone=False).float()  # whatever the default dtype
     expected = model.state_dict()
     _add_counters(weights, expected)
-    problems = [*_problems(weights, expected), *_non_finite(weights)]
+    problems = [*_problems(weights, expected), *_non_finite(weights), *_negative_variances(weights)]
     if problems and strict:
         raise ValueError(
             f"{path} ({weights.report.source_format} layout) does not fit the network that it seems to hold "
@@ -99,6 +99,13 @@ def _non_finite(weights: Weights) -> list[str]:
     if not found:
         return []
     return [f"NaN or infinite values ({len(found)}): {shorten(found)}. Did the training diverge? Take weights from before that"]
+
+
+def _negative_variances(weights: Weights) -> list[str]:
+    """Batch norms take their square root: such a network gives NaN, which looks like an image without objects."""
+    variances = {name: tensor for name, tensor in weights.tensors.items() if name.endswith("running_var")}
+    found = [weights.named(name) for name, tensor in variances.items() if tensor.is_floating_point() and (tensor.float() < 0).any()]
+    return [f"negative variances ({len(found)}): {shorten(found)}. Is the file damaged?"] if found else []
 
 
 def _fits(found: Tensor, expected: Tensor) -> bool:

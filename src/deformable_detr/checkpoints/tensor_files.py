@@ -98,6 +98,10 @@ def _read_shards(index: Path) -> TensorFile:
         if foreign is not None:
             raise ValueError(f"{path} is {foreign}")
         shard = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        for key in whole.tensors.keys() & shard.tensors.keys():
+            first, other = whole.tensors[key], shard.tensors[key]
+            if first.dtype != other.dtype or not torch.equal(first, other):
+                raise ValueError(f"{key} has other values in {path} than in the files before it: are they of one model? {AGAIN}")
         whole.tensors |= shard.tensors
         whole.header |= shard.header
     return whole

@@ -211,13 +211,15 @@ def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise ValueError("has no name")
+    if len(element.findall("bndbox")) > 1:
+        raise ValueError(f"{name!r} has several bndbox; each box needs an object of its own")
     if element.find("robndbox") is not None and element.find("bndbox") is None:  # roLabelImg
         return name, _around_turned(name, element), _is_difficult(element)
     try:
         xmin, ymin, xmax, ymax = (float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
         raise ValueError(f"{name!r} has no bndbox of four numbers xmin, ymin, xmax, ymax") from None
-    if not (xmin <= xmax < float("inf") and ymin <= ymax < float("inf")):  # false for NaN, too
+    if not (-math.inf < xmin <= xmax < math.inf and -math.inf < ymin <= ymax < math.inf):  # false for NaN, too
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) ends before it begins")
     if max(xmax, ymax) <= 1 and not (xmin, ymin, xmax, ymax) == tuple(map(round, (xmin, ymin, xmax, ymax))):
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) in shares of the image; VOC has pixels")
