@@ -313,3 +313,23 @@ def test_a_key_in_two_files_of_one_model(native_file, tmp_path):
             continue
         with pytest.raises(ValueError, match=r"flatten\.level_embed has other values in .*b\.safetensors than in the files before"):
             load_pretrained(index)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "without content"])
+def test_odd_tensors_in_two_files_of_one_model(kind, native_file, tmp_path):
+    tensor = torch.eye(3).to_sparse() if kind == "sparse" else torch.empty(3, device="meta")
+    weights = load_file(native_file)
+    index = tmp_path / "model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"flatten.level_embed": "a.bin", "x": "b.bin"}}))
+    for name in ("a.bin", "b.bin"):
+        torch.save(weights | {"x": tensor}, tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch: it checks sparse tensors
+        with pytest.raises(ValueError, match=rf"1 tensors are {kind}"):
+            load_pretrained(index)
+
+
+@pytest.mark.parametrize("classes", [["a", None, "c"], {0: "a", 1: "b"}, [1, 2]])
+def test_names_of_classes_that_are_no_text(classes, native_file):
+    with pytest.raises(ValueError, match="classes must be a list of names, each a text"):
+        load_pretrained(native_file, classes=classes)

@@ -230,6 +230,8 @@ def _wanted_classes(classes: Sequence[str] | Categories | None, num_classes: int
     if classes is not None:
         if isinstance(classes, str):
             raise ValueError(f"classes must be a list of names, not the text {classes!r}")
+        if not isinstance(classes, Categories) and not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"classes must be a list of names, each a text, not {classes!r}")
         wanted = classes if isinstance(classes, Categories) else Categories.from_names(list(classes))
         if not len(wanted):
             raise ValueError("classes is empty: name at least one")
