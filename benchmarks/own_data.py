@@ -160,8 +160,8 @@ def run_ours(dataset: Path, folder: Path, seed: int, options: argparse.Namespace
     config = run_config(asked, complete=partial(complete_settings, measure=measure))
     clock = Clock()
     result = train(config, callbacks=[clock], show_progress=False)
-    best = result.best_metrics
-    return {"steps": result.steps, "seconds": round(clock.seconds, 1), "ap": best["ap"], "ap50": best["ap50"], "curve": clock.curve}
+    ap, ap50 = (round(result.best_metrics[name] or 0.0, 4) for name in ("ap", "ap50"))
+    return {"steps": result.steps, "seconds": round(clock.seconds, 1), "ap": ap, "ap50": ap50, "curve": clock.curve}
 
 
 class PeerRun:
