@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, Deform
 
 from deformable_detr.checkpoints import huggingface, load_checkpoint, load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
+from deformable_detr.checkpoints.huggingface_config import read_folder
 from deformable_detr.model import build_model
 from deformable_detr.model.pyramid import PaddedCanvas
 
@@ -247,6 +248,28 @@ PROCESSORS = {
     "old names": ({"feature_extractor_type": "DetrFeatureExtractor", "format": "coco_detection", "size": 800}, (800, 1333), ""),
     "nothing": ({"size": None, "image_mean": None}, (800, 1333), ""),
 }
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "said"),
+    [
+        ("config.json", {"id2label": ["cat", "dog"]}, "id2label must be an object, not \\['cat', 'dog'\\]"),
+        ("config.json", {"backbone_config": "resnet50"}, "backbone_config must be an object"),
+        ("config.json", {"two_stage": "false"}, "two_stage must be true or false, not 'false'"),
+        ("preprocessor_config.json", {"size": "800"}, "size must be made of numbers, not '800'"),
+        ("preprocessor_config.json", {"size": []}, "size must be made of numbers"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": "800"}}, "size must be made of numbers"),
+        ("preprocessor_config.json", {"image_mean": "0.5"}, "image_mean must be made of numbers"),
+        ("preprocessor_config.json", {"image_std": [0.5]}, "image_std must have 3 numbers"),
+        ("preprocessor_config.json", {"do_rescale": "False"}, "do_rescale must be true or false"),
+        ("processor_config.json", {"image_processor": {"rescale_factor": "1/255"}}, "rescale_factor must be made of numbers"),
+        ("processor_config.json", {"image_processor": [1]}, "image_processor must be an object"),
+    ],
+)
+def test_entries_of_a_wrong_type_are_named(file, entries, said, tmp_path):
+    (tmp_path / file).write_text(json.dumps({"model_type": "deformable_detr", **entries} if file == "config.json" else entries))
+    with pytest.raises(ValueError, match=f"{file}: {said}"):
+        read_folder(tmp_path, 2)
 
 
 @pytest.mark.parametrize("case", PROCESSORS)

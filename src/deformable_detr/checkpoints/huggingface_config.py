@@ -89,6 +89,20 @@ _PROCESSOR_IGNORED = _words(
     auto_map do_reduce_labels _valid_processor_keys
     """
 )
+_OBJECTS = ("id2label", "label2id", "backbone_config", "backbone_kwargs", "image_processor")
+_FLAGS = (
+    "two_stage",
+    "with_box_refine",
+    "dilation",
+    "use_timm_backbone",
+    "do_resize",
+    "do_rescale",
+    "do_normalize",
+    "do_center_crop",
+)
+_NUMBERS = {"size": None, "max_size": 1, "rescale_factor": 1, "image_mean": 3, "image_std": 3}
+"""Entries of numbers → how many there are, where they stand in a list; None: `size` has many forms."""
+
 _BATCH_NORM_EPS = 1e-5
 _FAR = 100_000
 """A long side that no image reaches: no limit."""
@@ -125,18 +139,24 @@ def read_folder(folder: Path, num_classes: int) -> FolderSettings:
         num_classes: K, rows of the class heads.
 
     Raises:
-        ValueError: one of them is not JSON, or the folder holds another kind of model.
+        ValueError: one of them is not JSON, an entry has a type that it cannot have, or the folder holds another kind of model.
     """
     found = FolderSettings()
     config = _read_json(folder / "config.json")
     if config and "model_type" not in config and isinstance(config.get("model"), Mapping):
         config = {}  # the record of a saved detector of ours
     if config:
+        _check_kinds(config, folder / "config.json")
         _read_config(config, folder, num_classes, found)
-    processor = _read_json(folder / "preprocessor_config.json")
-    processor = processor or _read_json(folder / "processor_config.json").get("image_processor") or {}
-    if isinstance(processor, Mapping):
-        _read_processor(processor, found)
+    path = folder / "preprocessor_config.json"
+    processor = _read_json(path)
+    if not processor:
+        path = folder / "processor_config.json"
+        processor = _read_json(path)
+        _check_kinds(processor, path)
+        processor = processor.get("image_processor") or {}
+    _check_kinds(processor, path)
+    _read_processor(processor, found)
     return found
 
 
@@ -150,6 +170,29 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object with settings")
     return content
+
+
+def _check_kinds(content: Mapping[str, Any], path: Path) -> None:
+    """See that entries are of the types that they are read as: a text in the place of a number is true, or has no length.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for name, value in content.items():
+        if value is None:
+            continue
+        if name in _OBJECTS and not isinstance(value, Mapping):
+            raise ValueError(f"{path}: {name} must be an object, not {value!r}")
+        if name in _FLAGS and not isinstance(value, bool | int):
+            raise ValueError(f"{path}: {name} must be true or false, not {value!r}")
+        if name not in _NUMBERS:
+            continue
+        named = isinstance(value, Mapping) and name == "size"  # whose sides may be null
+        numbers: list[Any] = list(value.values()) if named else value if isinstance(value, list) else [value]
+        if not numbers or not all(type(number) in (int, float) or (named and number is None) for number in numbers):
+            raise ValueError(f"{path}: {name} must be made of numbers, not {value!r}")
+        if isinstance(value, list) and _NUMBERS[name] not in (None, len(value)):
+            raise ValueError(f"{path}: {name} must have {_NUMBERS[name]} numbers, not {value!r}")
 
 
 def _read_config(config: dict[str, Any], folder: Path, num_classes: int, found: FolderSettings) -> None:
