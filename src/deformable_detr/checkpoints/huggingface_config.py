@@ -187,9 +187,10 @@ def _check_kinds(content: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: {name} must be true or false, not {value!r}")
         if name not in _NUMBERS:
             continue
-        named = isinstance(value, Mapping) and name == "size"  # whose sides may be null
-        numbers: list[Any] = list(value.values()) if named else value if isinstance(value, list) else [value]
-        if not numbers or not all(type(number) in (int, float) or (named and number is None) for number in numbers):
+        numbers: list[Any] = value if isinstance(value, list) else [value]
+        if isinstance(value, Mapping) and name == "size":
+            numbers = [side for side in value.values() if side is not None]
+        if not numbers or not all(type(number) in (int, float) for number in numbers):
             raise ValueError(f"{path}: {name} must be made of numbers, not {value!r}")
         if isinstance(value, list) and _NUMBERS[name] not in (None, len(value)):
             raise ValueError(f"{path}: {name} must have {_NUMBERS[name]} numbers, not {value!r}")
