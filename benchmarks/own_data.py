@@ -271,13 +271,12 @@ class Peer(nn.Module):
 
     Args:
         model: takes pixel values, mask and labels.
-        num_queries: of the last layer.
         whole_canvas: its boxes are relative to the padded canvas, not to the image.
     """
 
-    def __init__(self, model: nn.Module, num_queries: int, *, whole_canvas: bool) -> None:
+    def __init__(self, model: nn.Module, *, whole_canvas: bool) -> None:
         super().__init__()
-        self.model, self.num_queries, self.whole_canvas = model, num_queries, whole_canvas
+        self.model, self.whole_canvas = model, whole_canvas
 
     def loss(self, images: ImageBatch, targets: list[Target]) -> Tensor:
         """Its own loss."""
@@ -334,7 +333,7 @@ def build_peer(system: str, config: RunConfig) -> Peer:
         own |= {"num_denoising": model.denoising_queries, "hidden_expansion": 0.5}
         built = RTDetrForObjectDetection(RTDetrConfig(**shared, **own))
     load_backbone(built, torch.load(str(model.pretrained_backbone), map_location="cpu", weights_only=True))
-    return Peer(built, model.num_queries, whole_canvas=system == "rt-detr")
+    return Peer(built, whole_canvas=system == "rt-detr")
 
 
 def load_backbone(model: nn.Module, weights: dict[str, Tensor]) -> None:

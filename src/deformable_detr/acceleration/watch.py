@@ -9,6 +9,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from deformable_detr.acceleration.tracing import runs_as_written, runs_class_only
 
 SETTINGS = (bool, int, float, str, tuple, type(None))
+"""Types of a module's attributes that are compared."""
 
 SAMPLE = 256
 """How many numbers of a long weight are compared at each call."""
@@ -40,30 +41,29 @@ class Watch:
         self._contents = _Contents(model)
         self._named = [*model.modules(), *model.parameters(), *model.buffers()]  # alive, so that no id is used anew
         self._settings = [(values, _setting_names(values)) for values in map(vars, model.modules())]
-        self._was = self._signature(), self._setting_values()
+        self._was = self._read()
 
     def unchanged(self) -> bool:
         """Whether it is what it was when this object was made."""
-        return self._was == (self._signature(), self._setting_values()) and self._contents.unchanged()
+        return self._was == self._read() and self._contents.unchanged()
 
-    def _signature(self) -> list[object]:
-        kinds = {type(module) for module in self.model.modules()}
-        return [{kind: runs_as_written(kind) for kind in kinds}, *_signature(self.model)]
-
-    def _setting_values(self) -> list[object]:
-        return [values.get(name) for values, names in self._settings for name in names]
+    def _read(self) -> list[object]:
+        return [*_signature(self.model), *(values.get(name) for values, names in self._settings for name in names)]
 
 
 def _signature(model: nn.Module) -> Iterator[object]:
     """Changes with every in-place write to a weight that PyTorch counts, with every weight and module that is put in the place of
     another, and with every hook and every other change by which a call of a module becomes more than its class's forward pass."""
     yield _has_any_global_hook()
+    kinds = set()
     for module in model.modules():
+        kinds.add(type(module))
         yield id(module), type(module), runs_class_only(module)
         for store in (module._parameters, module._buffers):
             for tensor in store.values():
                 if tensor is not None:
                     yield id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+    yield {kind: runs_as_written(kind) for kind in kinds}
 
 
 def _setting_names(values: dict[str, object]) -> list[str]:

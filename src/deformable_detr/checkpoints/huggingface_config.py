@@ -183,7 +183,7 @@ def _check_kinds(content: Mapping[str, Any], path: Path) -> None:
             continue
         if name in _OBJECTS and not isinstance(value, Mapping):
             raise ValueError(f"{path}: {name} must be an object, not {value!r}")
-        if name in _FLAGS and not isinstance(value, bool | int):
+        if name in _FLAGS and not isinstance(value, int):  # 0 and 1, too
             raise ValueError(f"{path}: {name} must be true or false, not {value!r}")
         if name not in _NUMBERS:
             continue

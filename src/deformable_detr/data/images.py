@@ -197,17 +197,20 @@ def _opened(source: str | Path | bytes, formats: tuple[str, ...] | None) -> Imag
         return Image.open(io.BytesIO(without_text(content)), formats=formats)
 
 
+_SAID: set[str] = set()
+"""Names of the TIFFs of several images that a warning told of."""
+
+
 def _say_pages(image: Image.Image, name: str) -> None:
     """Of a TIFF of several images, the first is read: said once for each file."""
+    if image.format != "TIFF" or name in _SAID:
+        return
     pages = 1
     with suppress(Exception):  # damaged after the first
-        pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-    if pages > 1 and name not in _SAID:
+        pages = getattr(image, "n_frames", 1)  # reads the heads of all
+    if pages > 1:
         _SAID.add(name)
         logger.warning("%s: the first of %d images (pages, channels or smaller copies) in this file is read", name, pages)
-
-
-_SAID: set[str] = set()
 
 
 def _name_of(source: ImageSource) -> str:

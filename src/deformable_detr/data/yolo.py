@@ -1,5 +1,6 @@
 """YOLO datasets: class names, and one text file of boxes per image, in shares of the image's size."""
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -38,8 +39,8 @@ class _AsWritten(yaml.BaseLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """See PyYAML, which takes the last of two values."""
-        keys = [str(key.value) for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1}:
+        counts = Counter(str(key.value) for key, _ in node.value)
+        if twice := [key for key, count in counts.items() if count > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"twice: {', '.join(sorted(twice))}", node.start_mark)
         return super().construct_mapping(node, deep)
 
