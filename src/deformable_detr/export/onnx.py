@@ -1,5 +1,6 @@
 """ONNX: the model as a graph that onnxruntime, OpenVINO, TensorRT and others run."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
         _simplify(translated.model)
     proto = translated.model_proto
     _forget_sources(proto)
+    _name_axes(proto)
     return proto
 
 
@@ -111,3 +113,14 @@ def _forget_sources(proto: "onnx.ModelProto") -> None:
         for node in function.node:
             del node.metadata_props[:]
     del proto.graph.metadata_props[:]
+
+
+def _name_axes(proto: "onnx.ModelProto") -> None:
+    """`batch`, `height` and `width` for axes that are not fixed, in place of the tracer's symbols."""
+    names = {}
+    for axis, name in {0: "batch", 2: "height", 3: "width"}.items():
+        names[proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param] = name  # of the images
+    for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(r"\b[a-z]+\d+\b", lambda symbol: names.get(symbol[0], symbol[0]), size.dim_param)
