@@ -47,7 +47,7 @@ def main() -> None:
     results |= {f"odd sizes {r}": errors(**odd, reference=r) for r in (0, 2, 4)}
     torch.use_deterministic_algorithms(True)
     results["deterministic 4"] = errors(**small, reference=4)
-    few = small | {"queries": 2, "batch": 1}
+    few = {**small, "queries": 2, "batch": 1}
     results |= {f"deterministic {r}": errors(**few, reference=r) for r in (0, 2)}
     torch.use_deterministic_algorithms(False)
     low = {"bfloat16": errors(torch.bfloat16, **small), "float16": errors(torch.float16, **small, reference=4)}
