@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 FOLDABLE = (nn.Conv2d, Conv2dSame)  # linear in their weight as it is
 PROBE_SIZE = 64
-TOLERANCE = 1e-3
+TOLERANCE, TOLERANCE_ON_GPU = 1e-3, 1e-2
+"""Largest difference of an optimised backbone's maps, as a share of their largest value. On a GPU convolutions of float32 take ten
+bits of each factor (TF32), and a ResNet with folded norms differs by 2e-3 from itself."""
 
 
 def optimized_backbone(
@@ -254,7 +256,8 @@ def _agrees(run: nn.Module, body: nn.Module, dtype: torch.dtype | None) -> bool:
     with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
         exact: Sequence[Tensor] = body(image)
         differences = _differences(run(image.clone()), exact)
-        tolerances = [max(TOLERANCE, 16 * torch.finfo(weight.dtype).eps)] * len(exact)
+        least = TOLERANCE_ON_GPU if weight.device.type == "cuda" else TOLERANCE
+        tolerances = [max(least, 16 * torch.finfo(weight.dtype).eps)] * len(exact)
         if dtype is not None:
             with torch.autocast(weight.device.type, dtype):
                 tolerances = [2 * difference + torch.finfo(dtype).eps for difference in _differences(body(image), exact)]

@@ -225,7 +225,7 @@ def _seconds_of_evaluation(learner: Learner, loader: Any, config: RunConfig, clo
     model = InferenceModel(learner.result, precision=config.train.precision)
     marks, done = [clock()], 0
     for images, _ in loader:
-        model(images.to(learner.accelerator.device))
+        model(images.to(learner.accelerator.device)).logits.cpu()  # a GPU is waited for
         marks.append(clock())
         done += len(images)
         if done >= TIMED_IMAGES:
