@@ -24,7 +24,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,12 @@ def main() -> None:
     parser.add_argument("--backbone-lr-scale", type=float, default=0.1, help="of the peers (official: 0.1)")
     parser.add_argument("--clip", type=float, default=0.1, help="largest gradient norm of the peers (official: 0.1)")
     parser.add_argument("--output", type=Path, default=Path("proof"))
+    parser.add_argument("--only-table", action="store_true", help="of what was run already")
     options = parser.parse_args()
     options.equal = options.equal or ("steps" if options.steps else "time")
     options.output.mkdir(parents=True, exist_ok=True)
     results = Results(options.output / "results.jsonl")
-    failed = run_missing(options, results)
+    failed = [] if options.only_table else run_missing(options, results)
     print(results.table())
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {failed}")
@@ -104,7 +105,7 @@ def missing(options: argparse.Namespace, results: "Results") -> Iterator[tuple[R
     yield from ((key, None) for key in ours if not results.find(key))
     for key in ours:
         done = results.find(key)
-        for system in options.peers if done else ():
+        for system in options.peers if done or _known_before(options) else ():
             theirs = key | {"system": system, "equal": options.equal}
             tried = [results.find(theirs | {"lr": lr, "seed": options.seeds[0]}) for lr in options.lr]
             measured = [row for row in tried if row]
@@ -117,19 +118,29 @@ def missing(options: argparse.Namespace, results: "Results") -> Iterator[tuple[R
             yield from ((theirs | {"lr": lr}, done) for lr in rates if not results.find(theirs | {"lr": lr}))
 
 
+def _known_before(options: argparse.Namespace) -> bool:
+    """Whether a peer's run is known without ours: its settings and its length."""
+    return options.steps is not None and options.equal == "steps"
+
+
 def run(key: Row, ours: Row | None, options: argparse.Namespace) -> Row:
     """One training, and what came out of it.
 
     Args:
         key: says which.
-        ours: for a peer, the finished run of ours.
+        ours: for a peer, the run of ours, if it is finished.
         options: of the command.
     """
     path = next(path for path in options.datasets if path.name == key["dataset"])
     folder = options.output / f"{path.name}-{key['length'].replace(' ', '')}-{key['seed']}"
-    if ours is None:
-        return run_ours(path, folder, key["seed"], options)
-    peer = PeerRun(key["system"], read_config(folder / "config.yaml"), key["lr"], options.backbone_lr_scale, options.clip)
+    if key["system"] == "ours":
+        return run_ours(recipe_config(path, folder, key["seed"], options))
+    known = _known_before(options)
+    config = recipe_config(path, folder, key["seed"], options) if known else read_config(folder / "config.yaml")
+    peer = PeerRun(key["system"], config, key["lr"], options.backbone_lr_scale, options.clip)
+    if known:
+        return peer.train(steps=options.steps)
+    assert ours is not None
     return peer.train(steps=ours["steps"]) if options.equal == "steps" else peer.train(seconds=ours["seconds"])
 
 
@@ -206,8 +217,8 @@ class Clock(Callback):
         self._mark = self._now()
 
 
-def run_ours(dataset: Path, folder: Path, seed: int, options: argparse.Namespace) -> Row:
-    """The recipe as `deformable-detr train DATASET --recipe small-data --budget …` (or `--steps …`) takes it."""
+def recipe_config(dataset: Path, folder: Path, seed: int, options: argparse.Namespace) -> RunConfig:
+    """The settings of `deformable-detr train DATASET --recipe small-data` with `--steps`, or with `--budget`, which times steps."""
     on_cpu = options.device == "cpu"
     asked = {
         "dataset": str(dataset),
@@ -221,7 +232,17 @@ def run_ours(dataset: Path, folder: Path, seed: int, options: argparse.Namespace
     asked |= {"train.steps": options.steps} if options.steps else {"train.budget": f"{60 * options.minutes:g}s"}
     measure = partial(measure_speed, clock=clock("cpu")) if on_cpu else measure_speed
     config = run_config(asked, complete=partial(complete_settings, measure=measure))
-    times = Clock(options.device)
+    return replace(config, model=replace(config.model, num_classes=num_classes(config)))
+
+
+def num_classes(config: RunConfig) -> int:
+    """Classes of the training split."""
+    return len(build_dataset(config.dataset, "train", config.data, training=False).categories)
+
+
+def run_ours(config: RunConfig) -> Row:
+    """A training, with the numbers on the split `test` if there is one."""
+    times = Clock(config.train.device)
     result = train(config, callbacks=[times], show_progress=False)
     ap, ap50 = (round(result.best_metrics[name] or 0.0, 4) for name in ("ap", "ap50"))
     spent = {"seconds": round(sum(times.times), 1), "step_ms": round(1000 * statistics.median(times.times), 1)}
