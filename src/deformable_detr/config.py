@@ -20,6 +20,18 @@ MAX_DETECTIONS = 100
 """Detections per image in COCO's evaluation, and where a model says nothing else."""
 
 
+def _check_range(settings: Any, names: str, low: float = 0, high: float = math.inf, *, beyond: bool = False) -> None:
+    """Check that settings (of those that are not null) are numbers from `low` on, or beyond it, up to `high`."""
+    for name in names.split():
+        value = getattr(settings, name)
+        if value is None or ((low < value if beyond else low <= value) and value <= high and math.isfinite(value)):
+            continue
+        bound = (
+            f"{'above' if beyond else 'at least'} {low:g}" if high == math.inf else f"in {'(' if beyond else '['}{low:g}, {high:g}]"
+        )
+        raise ValueError(f"{name} must be {bound}, not {value}")
+
+
 _NEEDED = {
     **dict.fromkeys(("query_content", "query_position", "proposal_classes", "proposal_loss"), "two_stage"),
     **dict.fromkeys(("one_to_many_queries", "denoising_queries"), "two_stage"),
@@ -163,6 +175,7 @@ class ModelConfig:
         for name, needed in _NEEDED.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default and not getattr(self, needed):
                 raise ValueError(f"{name}={getattr(self, name)!r} needs {needed}=True")
+        _check_range(self, "hidden_dim num_heads", 1)
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_dim % 32:
@@ -171,11 +184,13 @@ class ModelConfig:
             raise ValueError("query_position='reference' needs query_content='learned': nothing else is known of a proposal then")
         if self.suppressor and self.one_to_many_queries:
             raise ValueError("suppressor and one_to_many_queries both make the one-to-many branch: choose one of them")
-        if self.denoising_queries < 0 or self.one_to_many_queries < 0 or not 0 <= self.label_noise <= 1 or self.box_noise < 0:
-            raise ValueError("denoising_queries, one_to_many_queries and box_noise must be at least 0, label_noise in [0, 1]")
-        for name in ("num_classes", "num_feature_levels", "num_queries", "num_decoder_layers", "max_detections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        _check_range(self, "num_encoder_layers denoising_queries one_to_many_queries box_noise")
+        _check_range(self, "num_classes num_feature_levels num_queries num_decoder_layers max_detections ffn_dim", 1)
+        _check_range(self, "num_encoder_points num_decoder_points backbone_levels", 1)
+        _check_range(self, "dropout label_noise", 0, 1)
+        _check_range(self, "frozen_backbone_stages", 0, 5)
+        _check_range(self, "logit_eps output_eps", 0, 0.5)
+        _check_range(self, "position_temperature", beyond=True)
 
     def replace(self, **overrides: Any) -> Self:
         """The same settings with single values replaced; unknown names are an error that lists the known ones."""
@@ -200,6 +215,8 @@ def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     sound = all(isinstance(number, (int, float)) and math.isfinite(number) for number in (*mean, *std))
     if not sound or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"mean {mean} and std {std} must be three finite numbers each, those of std greater than 0")
+    if max(*mean, *std) > 1.001:
+        raise ValueError(f"mean {mean} and std {std} are those of channels from 0 to 1: divide what holds for 0 to 255 by 255")
 
 
 @dataclass(frozen=True)
@@ -326,6 +343,11 @@ class LossConfig:
     branch_weights: dict[str, float] = field(default_factory=dict)
     """Weights of a kind of loss that differ in one branch, such as `{loss_class_dn: 1.0, loss_class_enc: 2.0}`."""
 
+    def __post_init__(self) -> None:
+        _check_range(self, "class_weight bbox_weight giou_weight class_cost bbox_cost giou_cost one_to_many_weight")
+        _check_range(self, "focal_gamma mal_gamma giou_eps")
+        _check_range(self, "focal_alpha", 0, 1)
+
     def class_loss_of(self, model: ModelConfig) -> str:
         """The loss of the classes for a model."""
         return self.class_loss if self.class_loss is not None else "ia-bce" if model.suppressor else "focal"
@@ -421,6 +443,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_normalisation(self.mean, self.std)
+        _check_range(self, "eval_short_side max_long_side pad_size_divisor", 1)
+        _check_range(self, "num_workers")
+        _check_range(self, "horizontal_flip vertical_flip transpose mosaic copy_paste mixup mixing_until", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -464,6 +489,9 @@ class OptimizerConfig:
 
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from nearly zero."""
+
+    def __post_init__(self) -> None:
+        _check_range(self, "clip_grad_norm")
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
+    from deformable_detr.yaml_keys import Typed
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a YAML file with settings")
     try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=Typed)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(record, dict):
@@ -103,13 +105,22 @@ def by_full_name(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in record.items():
         if name not in GROUPS:
             full = full_name(name)
-            values[full] = convert(value, SETTINGS[full].hint, full)
+            _put(values, {full: convert(value, SETTINGS[full].hint, full)})
             continue
         group = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         if not isinstance(group, Mapping):
             raise ValueError(f"{name} takes settings by name, such as {name}={{...}}, not {value!r}")
-        values |= by_full_name({f"{name}.{key}": entry for key, entry in group.items()})
+        _put(values, by_full_name({f"{name}.{key}": entry for key, entry in group.items()}))
     return values
+
+
+def _put(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        if name in values and values[name] != value:
+            raise ValueError(
+                f"{name} is given twice, as {values[name]!r} and as {value!r}: by its own name, its full one or its group"
+            )
+        values[name] = value
 
 
 def full_name(name: str) -> str:
@@ -119,6 +130,8 @@ def full_name(name: str) -> str:
         ValueError: there is no such setting; the message says which one was probably meant.
     """
     name = _ALIASES.get(name, name)
+    if not isinstance(name, str):  # YAML reads 1, null and on as something else
+        raise ValueError(f"unknown setting {name!r}: names of settings are texts")
     if name in SETTINGS:
         return name
     fitting = [full for full in SETTINGS if full.rpartition(".")[2] == name]

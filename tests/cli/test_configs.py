@@ -1,9 +1,11 @@
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deformable_detr.cli.train import parse_config
-from deformable_detr.config import LossConfig, OptimizerConfig, TrainConfig
+from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from deformable_detr.data.transforms import train_transform
 from deformable_detr.presets import MODEL_PRESETS, demo_run
 from deformable_detr.training.optimizer import build_schedule
@@ -76,3 +78,49 @@ def test_a_preset_brings_its_published_recipe(preset: str, expected: tuple[float
     found = (optimizer.lr, optimizer.backbone_lr_scale, optimizer.sampling_lr_scale, epochs, round(epochs * optimizer.drop_at))
     assert found == expected
     assert parse_config(["data", "--preset", preset, "--lr", "3e-4"]).optimizer.lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("lr: 1e-3\nlr: 1e-5", r"not valid YAML: .*twice: lr"),
+        ("optimizer: {lr: 1e-3}\noptimizer: {lora: 1}", r"not valid YAML: .*twice: optimizer"),
+        ("lr: 1e-3\noptimizer: {lr: 1e-5}", r"optimizer\.lr is given twice, as 0\.001 and as 1e-05"),
+        ("optimizer.lr: 1e-3\nlr: 1e-5", r"optimizer\.lr is given twice"),
+        ("on: 1", "unknown setting True: names of settings are texts"),
+        ("branch_weights: {loss_class_dn: x}", r"loss\.branch_weights: expected a mapping, got {'loss_class_dn': 'x'}"),
+        ("weight_per_class: [1]", r"loss\.weight_per_class: expected a mapping"),
+    ],
+)
+def test_settings_that_are_not_what_they_seem(tmp_path: Path, lines: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"dataset: set\nrecipe: none\n{lines}\n")
+    with pytest.raises(ValueError, match=f"(?s)c\\.yaml.*{message}"):
+        parse_config(["--config", str(file)])
+
+
+def test_a_setting_may_stand_twice_where_it_is_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("dataset: set\nrecipe: none\nlr: 1e-3\noptimizer: {lr: 0.001}\ntrain: &t {epochs: 3}\nloss: {}\n")
+    assert parse_config(["--config", str(file)]).optimizer.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (LossConfig, {"class_weight": -1}, "class_weight must be at least 0, not -1"),
+        (LossConfig, {"bbox_weight": math.nan}, "bbox_weight must be at least 0, not nan"),
+        (LossConfig, {"focal_alpha": 2}, r"focal_alpha must be in \[0, 1\], not 2"),
+        (ModelConfig, {"num_encoder_layers": -1}, "num_encoder_layers must be at least 0"),
+        (ModelConfig, {"ffn_dim": 0}, "ffn_dim must be at least 1"),
+        (ModelConfig, {"frozen_backbone_stages": 9}, r"frozen_backbone_stages must be in \[0, 5\]"),
+        (ModelConfig, {"position_temperature": 0}, "position_temperature must be above 0"),
+        (DataConfig, {"max_long_side": 0}, "max_long_side must be at least 1"),
+        (DataConfig, {"pad_size_divisor": 0}, "pad_size_divisor must be at least 1"),
+        (DataConfig, {"mean": (123.7, 116.3, 103.5)}, "divide what holds for 0 to 255 by 255"),
+        (OptimizerConfig, {"clip_grad_norm": -1}, "clip_grad_norm must be at least 0"),
+    ],
+)
+def test_numbers_out_of_range(kind: type, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)

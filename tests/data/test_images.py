@@ -94,6 +94,9 @@ def test_exif_orientation(tmp_path, orientation):
     exif[0x0112] = orientation
     path = save(tmp_path / "a.png", Image.fromarray(COLOUR), exif=exif)
     np.testing.assert_array_equal(as_hwc(read_image(path)), UPRIGHT[orientation](COLOUR))
+    tiff = save(tmp_path / "a.tif", Image.fromarray(COLOUR), tiffinfo={0x0112: orientation})  # which Pillow turns by itself
+    np.testing.assert_array_equal(as_hwc(read_image(tiff)), UPRIGHT[orientation](COLOUR))
+    assert read_size(tiff) == read_size(path) == UPRIGHT[orientation](COLOUR).shape[:2]
     np.testing.assert_array_equal(as_hwc(read_image(path, upright=False)), COLOUR)
 
 

@@ -1,3 +1,4 @@
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -71,3 +72,29 @@ def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path
         torch.testing.assert_close(final[key], expected[key], rtol=0, atol=0)
     torch.testing.assert_close(final["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
     assert torch.equal(final["random"][0]["torch"], expected["random"][0]["torch"])
+
+
+def test_a_run_that_has_made_more_steps_than_are_asked_for_is_refused(
+    config: RunConfig, tmp_path: Path, uninterrupted: Path
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    shorter = same_run(config, tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="has made 8 steps already, more than the 1 that are asked for"):
+        train(replace(shorter, train=replace(shorter.train, steps=1)))
+
+
+def test_what_else_stands_in_the_folder_of_a_run(config: RunConfig, tmp_path: Path, uninterrupted: Path, caplog) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(uninterrupted, folder.root)
+    log = folder.read_log()
+    folder.log.write_bytes(b"\xff\n[1]\n{}\n" + folder.log.read_bytes().replace(b"\n", b'\n{"kind": "tr\n', 1))
+    assert folder.read_log() == log
+    folder.best_weights.unlink()
+    result = train(same_run(config, folder.root, resume=True))  # all steps are done
+    assert result.best_weights == folder.last_weights
+    assert "best.safetensors is gone" in caplog.text
+    path = latest_state(folder.state)
+    assert path is not None
+    torch.save({"step": 8}, path)
+    with pytest.raises(ValueError, match=r"step-00000008\.pt is not the state of a run"):
+        load_state(path)

@@ -18,10 +18,10 @@ from torch import Tensor
 from deformable_detr.data.pixels import (
     ImageError,
     ImageTooLargeError,
+    left_to_turn,
     of_array,
     of_pil,
     of_tensor,
-    read_orientation,
     without_text,
 )
 
@@ -128,7 +128,7 @@ def read_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
         ImageError: the file is not an image.
     """
     with open_image(path, str(path)) as image:
-        turned = upright and read_orientation(image) >= 5
+        turned = upright and left_to_turn(image) >= 5
         return (image.width, image.height) if turned else (image.height, image.width)
 
 

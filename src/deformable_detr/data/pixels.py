@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "ImageError",
     "ImageTooLargeError",
+    "left_to_turn",
     "of_array",
     "of_pil",
     "of_tensor",
@@ -137,6 +138,11 @@ def read_orientation(image: Image.Image) -> int:
     except Exception:  # the parser raises nearly anything on damaged data, and the pixels may be sound all the same
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def left_to_turn(image: Image.Image) -> int:
+    """The same of an image whose header alone is read; 1 for TIFFs, whose pixels and size Pillow turns by itself."""
+    return 1 if image.format == "TIFF" else read_orientation(image)
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

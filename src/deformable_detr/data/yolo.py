@@ -1,6 +1,5 @@
 """YOLO datasets: class names, and one text file of boxes per image, in shares of the image's size."""
 
-from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from deformable_detr.data.layout import (
 from deformable_detr.data.text import read_text
 from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
 from deformable_detr.files import is_file, is_there
+from deformable_detr.yaml_keys import AsWritten
 
 __all__ = ["YoloLayout", "looks_like_labels"]
 
@@ -32,17 +32,6 @@ CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names", "c
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 EMPTY = ("", "null", "~", "none", "None", "Null", "NULL")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
-
-
-class _AsWritten(yaml.BaseLoader):
-    """All values as text: class names such as `no`, `1.0` or `null` stay as their author wrote them. No key stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """See PyYAML, which takes the last of two values."""
-        counts = Counter(str(key.value) for key, _ in node.value)
-        if twice := [key for key, count in counts.items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"twice: {', '.join(sorted(twice))}", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class YoloLayout(ForeignLayout):
@@ -94,7 +83,7 @@ class YoloLayout(ForeignLayout):
     def _of_yaml(cls, index: FileIndex, file: Path, required: bool = False) -> Self | None:
         """The layout that a data.yaml describes; None for another YAML file, or an error where it is `required`."""
         try:
-            settings = yaml.load(read_text(file), Loader=_AsWritten)
+            settings = yaml.load(read_text(file), Loader=AsWritten)
         except (yaml.YAMLError, ValueError) as error:
             if not required and file.stem not in USUAL_NAMES:
                 return None

@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,13 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All records of log.jsonl; a last line that was cut off by a crash is left out."""
+        """All records of log.jsonl; lines that were cut off by a crash, or that somebody else wrote, are left out."""
         records = []
         if self.log.is_file():
-            for line in self.log.read_text(encoding="utf-8").splitlines():
-                try:
+            for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):
                     records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return records
+        return [record for record in records if isinstance(record, dict) and {"kind", "step"} <= record.keys()]
 
     def rewind_log(self, step: int, evaluated: bool) -> None:
         """Drop what was logged after the state that a run goes on from.

@@ -14,6 +14,10 @@ import torch
 
 from deformable_detr.files import atomic_file
 
+PARTS = {"step", "position", "processes", "dataset", "config", "network", "optimizer", "ema", "scaler"}
+PARTS |= {"random", "averages", "history"}
+"""What the state of a run has."""
+
 STATE_FILE = re.compile(r"step-(\d+)\.pt")
 
 
@@ -86,7 +90,7 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as the state of a run ({error}); delete it to start anew") from error
-    if not isinstance(state, dict) or "step" not in state:
+    if not isinstance(state, dict) or not state.keys() >= PARTS:
         raise ValueError(f"{path} is not the state of a run; delete it to start anew")
     return state
 

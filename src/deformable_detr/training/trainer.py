@@ -304,13 +304,17 @@ class Trainer:
     def _result(self) -> TrainResult:
         self.accelerator.wait_for_everyone()
         history = self.validation.history
+        weights = self.folder.best_weights if self.validation.best else self.folder.last_weights
+        if not weights.is_file():
+            logger.warning("%s is gone, and no evaluation after that was better: the last weights take its place", weights)
+            weights = self.folder.last_weights
         rows = (history[-1] if history else {}, self.validation.best or {})
         last, best = ({name: value for name, value in row.items() if name not in POSITION} for row in rows)
         return TrainResult(
             output_dir=self.folder.root,
             metrics=last,
             best_metrics=best,
-            best_weights=self.folder.best_weights if best else self.folder.last_weights,
+            best_weights=weights,
             last_weights=self.folder.last_weights,
             steps=self.position.step,
             history=history,
@@ -361,6 +365,11 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         self.learner.load_state_dict(saved)
         self.position = Position(**saved["position"])
+        if self.position.step > self.total_steps:
+            done, asked = self.position.step, self.total_steps
+            raise ValueError(
+                f"the run in {self.folder.root} has made {done} steps already, more than the {asked} that are asked for"
+            )
         vars(self.recent).update(saved["averages"][0])
         vars(self.over_epoch).update(saved["averages"][1])
         self.validation.history = list(saved["history"])
