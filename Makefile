@@ -15,7 +15,7 @@ OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE
 ASAN := build/asan
 ASAN_TESTS := tests/ops/test_cpu.py tests/ops/test_winograd.py tests/ops/test_ms_deform_attn.py tests/ops/test_defaults.py
 
-.PHONY: owner install demo test test-isa test-asan lint format bench-op docs coverage wheel clean
+.PHONY: owner install demo test test-isa test-asan test-trackers lint format bench-op docs coverage wheel clean
 
 install: $(STAMP)
 
@@ -39,6 +39,14 @@ test-asan: $(STAMP)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	$(BIN)/python -m pytest -q -x -p no:cacheprovider $(ASAN_TESTS)
+
+# Loggers that are no part of .venv, in an environment of their own on top of it (180 MB, from a package registry).
+test-trackers: $(STAMP)
+	$(BIN)/python -m venv build/trackers
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$(build/trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	build/trackers/bin/python -m pip install -q wandb==0.31.0 mlflow-skinny==3.17.2
+	PYTHONPATH=src OMP_NUM_THREADS=1 build/trackers/bin/python -m pytest -q -p no:cacheprovider tests/training/test_trackers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ class ExportOptions:
 
     to: Literal["web", "tensorrt"] | None = None
     """`web`: write a page with the detector and onnxruntime-web (WebAssembly, WebGPU) instead of a file. `tensorrt`: an .onnx of
-    operators that TensorRT documents: opset 18 without GridSample, and --fp16 compute."""
+    operators that TensorRT documents: opset 17 without GridSample, and --fp16 compute."""
 
     onnxruntime_web: str | None = None
     """web: the npm package onnxruntime-web as a .tgz, where npm cannot fetch it; the message then says which version."""
@@ -65,7 +65,7 @@ class ExportOptions:
     """Put resizing and normalisation inside an .onnx or .xml: decoded images, 8-bit RGB, in."""
 
     opset: int = 20
-    """Version of the operators of an .onnx, 18 to 23."""
+    """Version of the operators of an .onnx, 17 to 23."""
 
     fp16: Literal["weights", "compute"] | None = None
     """Store the weights of an .onnx in float16 (`weights`: half the file), or compute convolutions and linear maps in it, too
@@ -98,7 +98,7 @@ def run(options: ExportOptions) -> None:
 
     log_to_screen()
     if options.to == "tensorrt":
-        options = replace(options, grid_sample=False, fp16="compute", opset=18)
+        options = replace(options, grid_sample=False, fp16="compute", opset=17)
     output = Path(options.output)
     if options.to == "web" and (options.int8 or options.size or options.batch_size or options.fp16 or not options.padding_mask):
         raise ValueError(

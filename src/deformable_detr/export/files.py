@@ -48,7 +48,7 @@ def export_model(
         batch_size: fix the number of images per run. None: any number.
         grid_sample: False writes the operator as gather and arithmetic, for runtimes whose GridSample is slow or wrong.
         preprocess: put resizing and normalisation inside: decoded images `[B, H, W, 3]` uint8 RGB in, no mask. Not for .pt2.
-        opset: version of the operators of an .onnx, 18 to 23.
+        opset: version of the operators of an .onnx, 17 to 23.
         top_k: put the choice of the best detections inside. None: logits and boxes of all queries out.
 
     Returns:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-OPSETS = range(18, 24)
+OPSETS = range(17, 24)
 """The versions of the operators that can be written. 20 is the first whose GridSample the operator needs nothing beside."""
+
+FIRST_TRANSLATED = 18
+"""The translator writes no older one."""
 
 HINT = 'pip install "deformable-detr[onnx]"'
 
@@ -35,7 +38,7 @@ def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
             program,
             (),
             dynamo=True,
-            opset_version=form.opset,
+            opset_version=max(form.opset, FIRST_TRANSLATED),
             input_names=list(form.inputs),
             output_names=list(form.outputs),
             optimize=False,
@@ -47,6 +50,8 @@ def to_onnx(program: ExportedProgram, form: ExportForm) -> "onnx.ModelProto":
     proto = translated.model_proto
     _forget_sources(proto)
     _name_axes(proto)
+    if form.opset < FIRST_TRANSLATED:
+        _lower(proto, form.opset)
     return proto
 
 
@@ -124,3 +129,28 @@ def _name_axes(proto: "onnx.ModelProto") -> None:
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:
                 size.dim_param = re.sub(r"\b[a-z]+\d+\b", lambda symbol: names.get(symbol[0], symbol[0]), size.dim_param)
+
+
+def _lower(proto: "onnx.ModelProto", opset: int) -> None:
+    """Write the operators as an older opset has them.
+
+    That is: without attributes that it does not know, whose values here are what it does anyway, and with axes of reductions as
+    attributes. The checker sees what else would have to change, and the check of parity that nothing else does.
+    """
+    import onnx
+
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        older = onnx.defs.get_schema(node.op_type, opset)
+        attributes = [attribute for attribute in node.attribute if attribute.name in older.attributes]
+        if node.op_type.startswith("Reduce") and len(node.input) > older.max_input:
+            attributes.append(onnx.helper.make_attribute("axes", constants[node.input.pop()].tolist()))
+        del node.attribute[:]
+        node.attribute.extend(attributes)
+    used = {name for node in proto.graph.node for name in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    proto.opset_import[0].version = opset
+    proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)  # programs of that time refuse newer files
+    onnx.checker.check_model(proto)
