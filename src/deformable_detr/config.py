@@ -508,6 +508,10 @@ class TrainConfig:
     """How long the run may take, evaluations included, such as `30m`, `1h30m` or `90s`: a few real steps are timed first, then
     steps, evaluations and, with a recipe, the image size are fitted to it. Instead of steps and epochs."""
 
+    seconds: float | None = None
+    """The time to which the run is held: where steps turn out slower or faster than was thought, their number changes on the way,
+    and the learning rate follows. Comes from a budget; null: steps or epochs say how long the run is."""
+
     batch_size: int | Literal["auto"] = 2
     """Images per process and forward pass. The official runs use 32 in total (16 processes x 2). `auto`: as many as fit into
     memory, up to target_batch_size, which accumulate is then set for."""

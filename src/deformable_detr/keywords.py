@@ -206,6 +206,7 @@ class TrainSettings(TypedDict, total=False):
     epochs: int
     steps: int | None
     budget: str | None
+    seconds: float | None
     batch_size: int | Literal["auto"]
     accumulate: int
     target_batch_size: int

@@ -54,6 +54,8 @@ def run_config(
         file = saved if saved.is_file() else None
     if "train.epochs" in asked and "train.steps" not in asked:
         asked["train.steps"] = None  # epochs asked for here count, even where the file counts in steps
+    if "train.steps" in asked:
+        asked.setdefault("train.seconds", None)  # nor does a file's time
     asked = (read_yaml(file) if file is not None else {}) | asked
     config = build_config(asked)
     return config if config.resume or complete is None else build_config(complete(config, asked))

@@ -96,8 +96,9 @@ def settings(options: Mapping[str, Any], measure: Any = None) -> RunConfig:
 
 def test_the_recipe_is_that_of_the_steps_that_fit(dataset: Path) -> None:
     config = settings({"dataset": dataset, "recipe": "small-data", "budget": "20m"}, lambda _: Speed(1.0, 10.0, 6))
-    assert config.train.budget is None  # what is kept of it is the number of steps, so that the run can be repeated
-    length = {"steps": config.train.steps, "evaluate_every": config.train.evaluate_every}
+    assert config.train.budget is None  # what is kept of it are the steps as planned, and the time to which they are held
+    assert config.train.seconds == 1200
+    length = {"steps": config.train.steps, "seconds": 1200.0, "evaluate_every": config.train.evaluate_every}
     assert settings({"dataset": dataset, "recipe": "small-data", **length}) == config
     assert config.train.ema_decay == pytest.approx(1 - 10 / (config.train.steps or 0), abs=1e-5)
 
@@ -105,7 +106,7 @@ def test_the_recipe_is_that_of_the_steps_that_fit(dataset: Path) -> None:
 def test_a_budget_without_a_recipe_is_a_number_of_steps(dataset: Path) -> None:
     asked = {"dataset": dataset, "preset": "tiny", "lr": 1e-3, "budget": "5m"}
     config = settings(asked, lambda _: Speed(0.1, 1.0, 6))
-    length = {"budget": None, "steps": config.train.steps, "evaluate_every": config.train.evaluate_every}
+    length = {"budget": None, "steps": config.train.steps, "seconds": 300.0, "evaluate_every": config.train.evaluate_every}
     assert settings({**asked, **length}) == config
 
 

@@ -24,6 +24,7 @@ from deformable_detr.recipes import EVALUATIONS, on_grid
 from deformable_detr.training.batches import step_batches
 from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size
+from deformable_detr.training.pace import MOST_PASSES, Plan
 from deformable_detr.training.preparation import build_accelerator, build_loaders, build_network, open_data
 from deformable_detr.training.processes import mean_over_processes
 from deformable_detr.training.progress import format_seconds
@@ -41,9 +42,6 @@ FEW_STEPS, MANY_STEPS = 600, 2000
 
 SMALLEST_SIDE = 128
 """Input size below which no budget goes (pixels)."""
-
-MOST_PASSES = 300
-"""Passes over the images beyond which a run is no longer drawn out to fill its budget."""
 
 TIMED_STEPS, TIMED_SECONDS = (6, 30), 12.0
 """How many steps are timed: at least, at most; and for how long, between these."""
@@ -85,6 +83,9 @@ class Fit:
     seconds: float
     """How long it takes, as far as can be said before."""
 
+    budget: float
+    """How long it may take."""
+
 
 def parse_budget(text: str) -> float:
     """`30m`, `1h30m`, `90s`, `1.5h` → seconds.
@@ -119,7 +120,7 @@ def fit(seconds: float, speed: Speed) -> Fit:
     between = (epochs - 1) // every
     steps = min(most, max(1, int((room - between * speed.evaluation) / speed.step)))
     between = (math.ceil(steps / speed.steps_per_epoch) - 1) // every
-    return Fit(steps, every, START + steps * speed.step + (between + 1) * speed.evaluation)
+    return Fit(steps, every, START + steps * speed.step + (between + 1) * speed.evaluation, seconds)
 
 
 def fit_run(
@@ -192,7 +193,7 @@ def measure_speed(config: RunConfig, clock: Callable[[], float] = time.monotonic
         train_loader, val_loader = build_loaders(config, data, accelerator)
         steps_per_epoch = -(-len(train_loader) // config.train.accumulate)
         with TemporaryDirectory() as folder:
-            learner = Learner(network, config, accelerator, RunFolder(folder), total_steps=100_000)
+            learner = Learner(network, config, accelerator, RunFolder(folder), Plan(100_000))
             learner.train()
             step = _seconds_of_step(learner, train_loader, config.train.accumulate, clock)
         evaluation = 0.0 if val_loader is None else _seconds_of_evaluation(learner, val_loader, config, clock)

@@ -60,17 +60,21 @@ class Run(Protocol):
     position: Position
     """Finished steps and the present epoch, from 0."""
 
-    total_steps: int
-    """Optimiser steps of the whole run."""
-
-    total_epochs: int
-    """Its epochs, the last one perhaps not whole."""
-
     state: str
     """`training`, `evaluating`, and at the end `finished`, `stopped` (from outside) or `failed`."""
 
     stop_reason: str | None
     """What :meth:`stop` was called with."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run; a budget may change it on the way."""
+        ...
+
+    @property
+    def total_epochs(self) -> int:
+        """Its epochs, the last one perhaps not whole."""
+        ...
 
     @property
     def result(self) -> DeformableDETR:

@@ -13,6 +13,7 @@ from deformable_detr.model.adapters import merged
 from deformable_detr.training.ema import ExponentialMovingAverage
 from deformable_detr.training.guarded_step import GuardedStep
 from deformable_detr.training.optimizer import build_optimizer, build_schedule, freeze, set_learning_rates
+from deformable_detr.training.pace import Plan
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.train_step import Batch
 
@@ -25,12 +26,10 @@ class Learner:
         config: the run.
         accelerator: wraps model and optimiser.
         folder: where steps with non-finite values are kept.
-        total_steps: of the schedule.
+        plan: where each step is on the course of the schedule.
     """
 
-    def __init__(
-        self, network: DeformableDETR, config: RunConfig, accelerator: Accelerator, folder: RunFolder, total_steps: int
-    ) -> None:
+    def __init__(self, network: DeformableDETR, config: RunConfig, accelerator: Accelerator, folder: RunFolder, plan: Plan) -> None:
         settings, self.base_lr = config.optimizer, config.optimizer.lr
         self.network, self.accelerator = network, accelerator
         freeze(network, settings.freeze)
@@ -44,13 +43,14 @@ class Learner:
             backbone_layer_decay=settings.backbone_layer_decay,
             weight_decay=settings.weight_decay,
         )
-        self.schedule = build_schedule(
-            total_steps,
+        schedule = build_schedule(
+            plan.course,
             schedule=settings.schedule,
             drop_at=settings.drop_at,
             drop_factor=settings.drop_factor,
             warmup_steps=settings.warmup_steps,
         )
+        self.schedule = lambda step: schedule(plan.place(step))
         self.guarded_step = GuardedStep(network, criterion, optimizer, accelerator, config, folder)
         self.optimizer = self.guarded_step.optimizer
 

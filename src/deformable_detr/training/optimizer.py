@@ -17,8 +17,8 @@ SAMPLING_LAYERS = ("sampling_offsets", "reference_points")
 PARTS = {name: name for name in ("backbone", "neck", "encoder", "decoder", "class_heads")} | {"queries": "query_source"}
 """What may be frozen, and the module of the model that it is."""
 
-Schedule = Callable[[int], float]
-"""Number of finished optimiser steps → what the learning rates are multiplied by in the next one."""
+Schedule = Callable[[float], float]
+"""Number of finished optimiser steps, or a place between two → what the learning rates are multiplied by in the next one."""
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:
@@ -168,14 +168,14 @@ def build_schedule(
         raise ValueError(f"optimizer.drop_factor ({drop_factor}) and warmup_steps ({warmup_steps}) must be at least 0")
     drop_step = round(drop_at * total_steps)
 
-    def step_factor(step: int) -> float:
+    def step_factor(step: float) -> float:
         return drop_factor if step >= drop_step and drop_at < 1 else 1.0
 
-    def cosine_factor(step: int) -> float:
+    def cosine_factor(step: float) -> float:
         progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
-    def flat_cosine_factor(step: int) -> float:
+    def flat_cosine_factor(step: float) -> float:
         return 0.5 * (1 - math.cos(2 * math.pi * min(1.0, max(0.5, step / total_steps))))
 
     shapes: dict[str, Schedule] = {"step": step_factor, "cosine": cosine_factor, "flat-cosine": flat_cosine_factor}

@@ -32,7 +32,7 @@ MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 FREE_TO_CHANGE = {
     *("dataset", "preset", "output_dir", "weights", "resume", "model.num_classes", "model.pretrained_backbone"),
-    *("data.num_workers", "train.epochs", "train.steps", "train.evaluate_every", "train.log_every"),
+    *("data.num_workers", "train.epochs", "train.steps", "train.seconds", "train.evaluate_every", "train.log_every"),
     *("train.checkpoint_every", "train.device", "train.patience", "train.on_non_finite", "train.gradient_checkpointing"),
     *("recipe", "train.target_batch_size", "train.nms_iou", "train.logger"),
 }
@@ -71,6 +71,8 @@ def check_train_config(config: TrainConfig) -> None:
         raise ValueError("train.batch_size auto sets train.accumulate by itself: give train.target_batch_size instead")
     if config.steps is not None and config.steps < 1:
         raise ValueError(f"train.steps must be at least 1, or null to count in epochs; not {config.steps}")
+    if config.seconds is not None and config.seconds <= 0:
+        raise ValueError(f"train.seconds must be above 0, or null for a fixed number of steps; not {config.seconds}")
     if config.nms_iou is not None and not 0 < config.nms_iou <= 1:
         raise ValueError(f"train.nms_iou must lie in (0, 1], or be null for no suppression; not {config.nms_iou}")
     for name in ("evaluate_every", "checkpoint_every", "patience"):

@@ -53,6 +53,12 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
+    def plan(self, total_steps: int, total_epochs: int) -> None:
+        """Go on with another length of the training; arguments as above."""
+        self.total_steps, self.total_epochs = total_steps, total_epochs
+        if self._bar is not None:
+            self._bar.update(self._task, total=total_steps)
+
     def step(self, step: Step, seconds_left: float | None) -> None:
         """Move the bar after an optimiser step.
 

@@ -24,6 +24,7 @@ _SAYS_NOTHING += (
     "train.target_batch_size",
     "train.gradient_checkpointing",
     "train.on_non_finite",
+    "train.seconds",
 )
 """Settings beside which the recipe may still be taken by itself: they do not say how the network is built or learns."""
 
@@ -135,5 +136,5 @@ def _fitted(
     config = build_config({**choose(), **asked})
     fit, config = fit_run(config, resized if resizable else None, measure=measure)
     chosen = choose(steps=fit.steps, short_side=config.data.eval_short_side)
-    fitted = {"train.steps": fit.steps, "train.budget": None}
+    fitted = {"train.steps": fit.steps, "train.seconds": round(fit.budget, 1), "train.budget": None}
     return {**chosen, "train.evaluate_every": fit.evaluate_every, **asked, **fitted}

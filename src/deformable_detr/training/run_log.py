@@ -89,6 +89,7 @@ class RunLog(Callback):
     def on_step(self, run: Run, step: Step) -> None:
         """Move the bar; record the means, when it is their turn."""
         seconds_left = run.seconds_left()
+        self.display.plan(run.total_steps, run.total_epochs)
         self.display.step(step, seconds_left)
         if step.means is None:
             return

@@ -31,7 +31,7 @@ class TimeLeft:
         self._marks: deque[float] = deque(maxlen=WINDOW + 1)
         self._steps = 0
         self._elsewhere = 0.0  # seconds that were no steps, since the beginning
-        self._evaluation: float | None = None
+        self.last_evaluation: float | None = None  # seconds
 
     def step(self) -> None:
         """Note that a step has ended."""
@@ -46,8 +46,8 @@ class TimeLeft:
         try:
             yield
         finally:
-            self._evaluation = self._clock() - began
-            self._elsewhere += self._evaluation
+            self.last_evaluation = self._clock() - began
+            self._elsewhere += self.last_evaluation
 
     def seconds(self, steps: int, evaluations: int) -> float | None:
         """Estimate what is left; None as long as too few steps were seen.
@@ -59,7 +59,7 @@ class TimeLeft:
         if len(self._marks) < 2:
             return None
         step = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
-        evaluation = self._evaluation
+        evaluation = self.last_evaluation
         if evaluation is None:
             evaluation = step / max(self.images_per_step, 1) / EVALUATED_FASTER * self.images_per_evaluation
         return steps * step + evaluations * evaluation

@@ -28,6 +28,7 @@ from deformable_detr.training.callbacks import Callback, EarlyStopping, Step
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
 from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size, set_gradient_checkpointing
+from deformable_detr.training.pace import MOST_PASSES, Pace, Plan, TimedPace
 from deformable_detr.training.preparation import (
     build_accelerator,
     build_loaders,
@@ -94,10 +95,10 @@ class Trainer:
         self.train_loader, val_loader = build_loaders(config, self.data, self.accelerator)
         self.validation = Validation(val_loader, self.data.train.categories, config.train, self.accelerator)
         self.steps_per_epoch = -(-len(self.train_loader) // config.train.accumulate)
-        self.total_steps = config.train.steps or config.train.epochs * self.steps_per_epoch
-        self.total_epochs = -(-self.total_steps // self.steps_per_epoch)
-        self.learner = Learner(self.network, config, self.accelerator, self.folder, self.total_steps)
+        self.plan = Plan(config.train.steps or config.train.epochs * self.steps_per_epoch)
+        self.learner = Learner(self.network, config, self.accelerator, self.folder, self.plan)
         self.time_left = self._watch_time()
+        self.pace = self._build_pace()
         self.position, self.state = Position(), "training"
         self.stop_reason: str | None = None
         self.callbacks = self._callbacks(callbacks, show_progress)
@@ -143,11 +144,19 @@ class Trainer:
         """See :class:`~.callbacks.Run`."""
         return self.validation.best
 
+    @property
+    def total_steps(self) -> int:
+        """See :class:`~.callbacks.Run`."""
+        return self.plan.steps
+
+    @property
+    def total_epochs(self) -> int:
+        """See :class:`~.callbacks.Run`."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
     def seconds_left(self) -> float | None:
         """See :class:`~.callbacks.Run`."""
-        epochs = range(self.position.epoch, self.total_epochs)
-        evaluations = sum(self.validation.due(epoch, last=epoch == self.total_epochs - 1) for epoch in epochs)
-        return self.time_left.seconds(self.total_steps - self.position.step, evaluations)
+        return self.time_left.seconds(self.total_steps - self.position.step, self._evaluations_left(self.total_steps))
 
     def stop(self, reason: str) -> None:
         """See :class:`~.callbacks.Run`."""
@@ -175,11 +184,11 @@ class Trainer:
     def _train_epoch(self) -> None:
         """The steps that are left of the present epoch, or of the whole run."""
         self.learner.train()
-        last_step = self.position.step + self._steps_left_in_epoch()
+        end_of_epoch = self.position.step + self._steps_left_in_epoch()
         mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
         for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, mixing=mixing):
             self._step(batches)
-            if self.position.step == last_step or self._told_to_stop():
+            if self.position.step == min(end_of_epoch, self.total_steps) or self._told_to_stop():
                 return
             if self._interrupted():
                 self._save_state()
@@ -189,8 +198,12 @@ class Trainer:
                 self._save_state()
 
     def _steps_left_in_epoch(self) -> int:
-        done = self.position.batch // self.config.train.accumulate
-        return min(self.steps_per_epoch - done, self.total_steps - self.position.step)
+        return self.steps_per_epoch - self.position.batch // self.config.train.accumulate
+
+    def _evaluations_left(self, total_steps: int) -> int:
+        """How many are still due if the run has so many steps in all."""
+        epochs = -(-total_steps // self.steps_per_epoch)
+        return sum(self.validation.due(epoch, last=epoch == epochs - 1) for epoch in range(self.position.epoch, epochs))
 
     def _step(self, batches: list[Batch]) -> None:
         """One optimiser step with everything that goes with it."""
@@ -199,6 +212,7 @@ class Trainer:
         self.position.step += 1
         self.position.batch += len(batches)
         self.time_left.step()
+        self.pace.check(self.position.step, self._evaluations_left)
         if losses is None:
             return
         self.recent.add(losses)
@@ -225,6 +239,10 @@ class Trainer:
         per_step = train.batch_size * train.accumulate * self.accelerator.num_processes
         return TimeLeft(per_step, len(self.data.val) if self.data.val is not None else 0)
 
+    def _build_pace(self) -> Pace:
+        seconds, most = self.config.train.seconds, max(self.plan.steps, MOST_PASSES * self.steps_per_epoch)
+        return TimedPace(self.plan, seconds, most, self.time_left, self.accelerator) if seconds else Pace()
+
     # ---- the end of an epoch
 
     def _finish_epoch(self) -> None:
@@ -236,6 +254,7 @@ class Trainer:
             self.over_epoch.take()
             weights = self._save_weights(metrics)
         self.position = Position(self.position.step, self.position.epoch + 1)
+        self.pace.check(self.position.step, self._evaluations_left, evaluated=due)
         self._save_state(weights)
         self._clock = (time.monotonic(), 0)
         if not self._finished() and self._interrupted():
@@ -350,6 +369,7 @@ class Trainer:
                 "random": randoms,
                 "averages": [vars(self.recent), vars(self.over_epoch)],
                 "history": self.validation.history,
+                "pace": self.pace.state_dict(),
             }
             try:
                 weights = [*weights, save_state(self.folder.state, self.position.step, state)]
@@ -373,4 +393,5 @@ class Trainer:
         vars(self.recent).update(saved["averages"][0])
         vars(self.over_epoch).update(saved["averages"][1])
         self.validation.history = list(saved["history"])
+        self.pace.load_state_dict(saved.get("pace", {}))
         set_random_state(saved["random"][self.accelerator.process_index])
