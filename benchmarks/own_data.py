@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from trained_peers import PEERS, PeerRun, clock, test_split
 
 from deformable_detr.acceleration.model import InferenceModel
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--pretrained-backbone", type=Path, required=True, help="timm weights of a ResNet-18")
+    parser.add_argument("--also", nargs="*", default=[], metavar="SETTING=VALUE", help="ours once more with each of these")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--lr", nargs="+", type=float, default=[2e-4], help="of the peers, all but the backbone (official: 2e-4)")
     parser.add_argument("--backbone-lr-scale", type=float, default=0.1, help="of the peers (official: 0.1)")
@@ -102,7 +104,8 @@ def missing(options: argparse.Namespace, results: "Results") -> Iterator[tuple[R
         for seed in options.seeds
         for path in options.datasets
     ]
-    yield from ((key, None) for key in ours if not results.find(key))
+    others = [key | {"system": f"ours, {setting}"} for setting in options.also for key in ours]
+    yield from ((key, None) for key in [*ours, *others] if not results.find(key))
     for key in ours:
         done = results.find(key)
         for system in options.peers if done or _known_before(options) else ():
@@ -133,8 +136,10 @@ def run(key: Row, ours: Row | None, options: argparse.Namespace) -> Row:
     """
     path = next(path for path in options.datasets if path.name == key["dataset"])
     folder = options.output / f"{path.name}-{key['length'].replace(' ', '')}-{key['seed']}"
-    if key["system"] == "ours":
-        return run_ours(recipe_config(path, folder, key["seed"], options))
+    if key["system"].startswith("ours"):
+        setting = key["system"].removeprefix("ours").removeprefix(", ")
+        folder = folder.with_name("-".join([folder.name, *([setting.replace("=", "-")] if setting else [])]))
+        return run_ours(recipe_config(path, folder, key["seed"], options, setting))
     known = _known_before(options)
     config = recipe_config(path, folder, key["seed"], options) if known else read_config(folder / "config.yaml")
     peer = PeerRun(key["system"], config, key["lr"], options.backbone_lr_scale, options.clip)
@@ -217,8 +222,16 @@ class Clock(Callback):
         self._mark = self._now()
 
 
-def recipe_config(dataset: Path, folder: Path, seed: int, options: argparse.Namespace) -> RunConfig:
-    """The settings of `deformable-detr train DATASET --recipe small-data` with `--steps`, or with `--budget`, which times steps."""
+def recipe_config(dataset: Path, folder: Path, seed: int, options: argparse.Namespace, setting: str = "") -> RunConfig:
+    """The settings of `deformable-detr train DATASET --recipe small-data` with `--steps`, or with `--budget`, which times steps.
+
+    Args:
+        dataset: its folder.
+        folder: of the run.
+        seed: of the run.
+        options: of the command.
+        setting: one more, as `name=value`.
+    """
     on_cpu = options.device == "cpu"
     asked = {
         "dataset": str(dataset),
@@ -230,8 +243,11 @@ def recipe_config(dataset: Path, folder: Path, seed: int, options: argparse.Name
         "model.pretrained_backbone": str(options.pretrained_backbone),
     }
     asked |= {"train.steps": options.steps} if options.steps else {"train.budget": f"{60 * options.minutes:g}s"}
+    asked |= {name: yaml.safe_load(value) for name, _, value in [setting.partition("=")] if name}
     measure = partial(measure_speed, clock=clock("cpu")) if on_cpu else measure_speed
     config = run_config(asked, complete=partial(complete_settings, measure=measure))
+    if on_cpu:
+        config = replace(config, train=replace(config.train, seconds=None))  # it would be held to seconds that pass
     return replace(config, model=replace(config.model, num_classes=num_classes(config)))
 
 

@@ -3,7 +3,7 @@
     budget = start + steps x (seconds of a step) + evaluations x (seconds of an evaluation)
 
 Evaluations are made at most so often that they take a tenth of it. With a recipe, the images become smaller where too few steps
-would fit, and larger where more fit than are of use.
+would fit, and larger where more fit than are of use. Once the run has begun, `pace.py` holds it to the time.
 """
 
 import gc

@@ -385,6 +385,7 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         self.learner.load_state_dict(saved)
         self.position = Position(**saved["position"])
+        self.pace.load_state_dict(saved.get("pace", {}))
         if self.position.step > self.total_steps:
             done, asked = self.position.step, self.total_steps
             raise ValueError(
@@ -393,5 +394,4 @@ class Trainer:
         vars(self.recent).update(saved["averages"][0])
         vars(self.over_epoch).update(saved["averages"][1])
         self.validation.history = list(saved["history"])
-        self.pace.load_state_dict(saved.get("pace", {}))
         set_random_state(saved["random"][self.accelerator.process_index])
