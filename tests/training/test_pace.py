@@ -77,7 +77,7 @@ SPEEDS = {
     "slower in the second half": lambda share: 1.0 if share < 0.5 else 2.5,
     "busy for a while": lambda share: 3.0 if 0.2 < share < 0.6 else 1.0,
     "slow at first": lambda share: 4.0 if share < 0.05 else 1.0,
-    "to and fro": lambda share: 1.0 + (int(20 * share) % 2),
+    "by turns": lambda share: 1.0 + (int(20 * share) % 2),
 }
 
 
