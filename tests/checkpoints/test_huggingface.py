@@ -264,6 +264,10 @@ PROCESSORS = {
         ("preprocessor_config.json", {"do_rescale": "False"}, "do_rescale must be true or false"),
         ("processor_config.json", {"image_processor": {"rescale_factor": "1/255"}}, "rescale_factor must be made of numbers"),
         ("processor_config.json", {"image_processor": [1]}, "image_processor must be an object"),
+        ("preprocessor_config.json", {"rescale_factor": [0.004]}, "rescale_factor must have 1 numbers"),
+        ("preprocessor_config.json", {"rescale_factor": 0}, "rescale_factor must be above 0"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": -5}}, "size must be above 0"),
+        ("preprocessor_config.json", {"size": [3, 512, 640]}, "size must have 1 or 2 numbers"),
     ],
 )
 def test_entries_of_a_wrong_type_are_named(file, entries, said, tmp_path):

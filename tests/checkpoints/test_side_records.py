@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
 from deformable_detr.categories import Categories
@@ -157,3 +159,80 @@ def test_the_original_arguments_that_this_network_has_not(load):
 def test_anything_may_lie_beside(value):
     records = read_side_records({"note": value, "args": {"deep": value}}, 5)
     assert records.settings == {} and records.details == {}
+
+
+REFUSED = {
+    "caffe": ("backbone=dict(depth=50, style='caffe')", "style is 'caffe'"),
+    "dilated": ("backbone=dict(depth=50, dilations=(1, 1, 1, 2))", r"dilations are .1, 1, 1, 2"),
+    "softmax": ("bbox_head=dict(loss_cls=dict(use_sigmoid=False))", "use_sigmoid is False: only True"),
+    "gelu": ("decoder=dict(layer_cfg=dict(ffn_cfg=dict(act_cfg=dict(type='GELU'))))", "GELU is no activation"),
+    "default of the neck": ("neck=dict(type='ChannelMapper')", "ChannelMapper has an activation"),
+    "groups": ("neck=dict(type='ChannelMapper', act_cfg=None, norm_cfg=dict(type='GN', num_groups=16))", "num_groups is 16"),
+    "eps": ("encoder=dict(norm_cfg=dict(type='LN', eps=1e-3))", "eps is 0.001: only 1e-5"),
+    "positions": ("positional_encoding=dict(num_feats=128, normalize=False)", "normalize is False"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_config_of_mmdetection_that_computes_something_else_is_refused(case):
+    text, reason = REFUSED[case]
+    beside = read_side_records({"meta": {"cfg": f"model = dict({text})\n"}}, 5)
+    assert [sentence for sentence in beside.refused if re.search(reason, sentence)], beside.refused
+
+
+def test_the_usual_config_of_mmdetection_is_not_refused():
+    text = (
+        "model = dict(backbone=dict(depth=50, style='pytorch', norm_cfg=dict(type='BN', requires_grad=False), "
+        "dilations=(1, 1, 1, 1)), neck=dict(type='ChannelMapper', act_cfg=None, norm_cfg=dict(type='GN', num_groups=32)), "
+        "encoder=dict(layer_cfg=dict(ffn_cfg=dict(act_cfg=dict(type='ReLU', inplace=True)))), "
+        "positional_encoding=dict(num_feats=128, normalize=True, offset=-0.5), bbox_head=dict(loss_cls=dict(use_sigmoid=True)))"
+    )
+    beside = read_side_records({"meta": {"cfg": text}}, 5)
+    assert not beside.refused
+    assert (beside.settings["position_offset"], beside.settings["position_temperature"]) == (0.5, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"pre_norm": True}, "args.pre_norm is True: only False is known"),
+        ({"pe_temperatureH": 20, "pe_temperatureW": 40}, "pe_temperatureH and pe_temperatureW differ"),
+        ({"decoder_sa_type": "ca_label"}, "only 'sa' is known"),
+    ],
+)
+def test_arguments_of_dino_that_compute_something_else_are_refused(arguments, reason):
+    assert reason in read_side_records({"args": argparse.Namespace(**arguments)}, 5).refused[0]
+
+
+CAFFE = "data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"meta": {"cfg": f"model = dict({CAFFE})"}},
+        {"meta": {"cfg": "img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)"}},
+        {"cfg": "INPUT: {FORMAT: BGR}\nMODEL: {PIXEL_MEAN: [103.53, 116.28, 123.675], PIXEL_STD: [1.0, 1.0, 1.0]}\n"},
+    ],
+)
+def test_a_network_of_bgr_channels_takes_rgb(beside, load, make_model):
+    """x in RGB from 0 to 1 goes through theirs as conv(flip(255 x) - mean); ours must see the same."""
+    model = load(beside).model
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    stem = make_model("one-stage").state_dict()["backbone.body.conv1.weight"]
+    theirs = F.conv2d(255 * x.flip(1) - torch.tensor([103.53, 116.28, 123.675])[:, None, None], stem)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.metadata.mean, model.metadata.std))
+    ours = F.conv2d((x - mean) / std, model.state_dict()["backbone.body.conv1.weight"])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-2)
+
+
+def test_what_mmdetection_does_otherwise_with_images_is_said():
+    text = "test_pipeline = [dict(type='Resize', scale=(640, 480), keep_ratio=False)]\n"
+    beside = read_side_records({"meta": {"cfg": text}}, 5)
+    assert "images are stretched" in beside.lossy[0]
+    assert (beside.details["eval_short_side"], beside.details["max_long_side"]) == (480, 640)
+
+
+@pytest.mark.parametrize("value", [{"a": 0, "b": 1, "c": 1}, [{"id": "x0", "name": "a"}], [{"id": 1, "name": "a"}] * 2])
+def test_numbers_of_classes_that_stand_twice_or_are_none_make_no_classes(value):
+    assert read_classes(value, 3) is None

@@ -159,6 +159,8 @@ def _shape(weights: Weights, name: str) -> tuple[int, ...]:
 def _attention_settings(weights: Weights, settings: dict[str, Any]) -> dict[str, Any]:
     """Heads and points: the tensors only show their product, so what is not stated is taken from 4 points or 8 heads."""
     levels, stated = settings["num_feature_levels"], "num_heads" in settings
+    if stated and not (type(settings["num_heads"]) is int and settings["num_heads"] > 0):
+        raise ValueError(f"num_heads must be a whole number of at least 1, not {settings['num_heads']!r}")
     products = {
         side: _shape(weights, name)[0] // levels
         for side, name in (

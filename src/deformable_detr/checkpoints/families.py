@@ -125,6 +125,8 @@ def hidden_settings(weights: Weights, overrides: dict[str, Any]) -> dict[str, An
         return settings if LABELS in tensors else settings | {"denoising_queries": 0}
     settings = {name: value for name, value in of_layout.items() if name == "max_detections"}
     if CONTENT not in tensors:
+        if stated.get("two_stage"):
+            _assume(weights, {"num_queries": ModelConfig.num_queries}, stated)
         return settings | ({"dropout": 0.0, "look_forward_twice": True} if stated.get("one_to_many_queries") else {})
     rows = len(tensors[CONTENT])
     first = min(stated.get("num_queries", rows - _HYBRID if rows > _HYBRID else rows), rows)

@@ -100,8 +100,11 @@ _FLAGS = (
     "do_normalize",
     "do_center_crop",
 )
-_NUMBERS = {"size": None, "max_size": 1, "rescale_factor": 1, "image_mean": 3, "image_std": 3}
-"""Entries of numbers → how many there are, where they stand in a list; None: `size` has many forms."""
+_NUMBERS = {"size": (1, 2), "max_size": (), "rescale_factor": (), "image_mean": (3,), "image_std": (3,)}
+"""Entries of numbers → how many there may be, where they stand in a list."""
+
+_BACKBONE_OPTIONS = frozenset({"out_indices", "output_stride", "in_chans", "num_channels", "pretrained", "features_only"})
+"""Those of `backbone_kwargs` that are understood."""
 
 _BATCH_NORM_EPS = 1e-5
 _FAR = 100_000
@@ -192,8 +195,11 @@ def _check_kinds(content: Mapping[str, Any], path: Path) -> None:
             numbers = [side for side in value.values() if side is not None]
         if not numbers or not all(type(number) in (int, float) for number in numbers):
             raise ValueError(f"{path}: {name} must be made of numbers, not {value!r}")
-        if isinstance(value, list) and _NUMBERS[name] not in (None, len(value)):
-            raise ValueError(f"{path}: {name} must have {_NUMBERS[name]} numbers, not {value!r}")
+        if isinstance(value, list) and len(value) not in _NUMBERS[name]:
+            allowed = " or ".join(map(str, _NUMBERS[name] or (1,)))
+            raise ValueError(f"{path}: {name} must have {allowed} numbers, not {value!r}")
+        if name in ("size", "max_size", "rescale_factor") and min(numbers) <= 0:
+            raise ValueError(f"{path}: {name} must be above 0, not {value!r}")
 
 
 def _read_config(config: dict[str, Any], folder: Path, num_classes: int, found: FolderSettings) -> None:
@@ -234,7 +240,16 @@ def _read_backbone(config: dict[str, Any], found: FolderSettings) -> None:
             f"the backbone reads {options.get('num_channels', options.get('in_chans'))} channels: only 3 are known"
         )
     found.settings |= {"backbone": name, "dilation": stride == 16}
-    found.refused += backbone_problems(name, options.get("out_indices", options.get("_out_indices")))
+    found.stated.append(("backbone", "backbone", name))
+    indices, names = options.get("out_indices", options.get("_out_indices")), options.get("out_features")
+    if not (indices is None or (isinstance(indices, list) and all(type(index) is int for index in indices))):
+        found.refused.append(f"the backbone's out_indices are {indices!r}: only numbers of the last stages are known")
+        indices = None
+    if indices is None and names:
+        found.refused.append(f"the backbone's out_features are {names!r}: only out_indices are known")
+    unknown = sorted(set(config.get("backbone_kwargs") or {}) - _BACKBONE_OPTIONS)
+    found.refused += [f"backbone_kwargs: {option} means nothing here" for option in unknown]
+    found.refused += backbone_problems(name, indices)
 
 
 def backbone_problems(name: str, out_indices: list[int] | None = None) -> list[str]:
@@ -274,7 +289,10 @@ def _categories(config: dict[str, Any], num_classes: int, found: FolderSettings)
         )
         return None
     categories = read_classes(names, num_classes)
-    return categories if isinstance(categories, Categories) else None
+    if isinstance(categories, Categories):
+        return categories
+    found.lossy.append(f"the class names of config.json are not used: id2label must map numbers to texts, not be {names!r:.200}")
+    return None
 
 
 def _read_processor(processor: Mapping[str, Any], found: FolderSettings) -> None:

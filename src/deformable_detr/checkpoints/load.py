@@ -46,6 +46,9 @@ _FOLDER_NAMES = ("weights/best.safetensors", "weights/last.safetensors", "model.
 _FOLDER_NAMES += ("model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", ADAPTER_NAME)
 """What weights are called in a folder, best first."""
 
+_STEMS = ("backbone.body.conv1.weight", "backbone.body.patch_embed.proj.weight")
+"""First convolutions of ResNets and Swin."""
+
 _COCO_BY_NUMBER = ("official", "mmdet", "mmdet 2.x", "detrex")
 """Layouts in which 80 or 91 classes without names are COCO's."""
 
@@ -201,6 +204,9 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
         weights.metadata = beside.metadata
         weights.refused += beside.refused
         weights.report.notes += beside.notes
+        weights.report.lossy += beside.lossy
+        if beside.bgr and beside.metadata is None:
+            _turn_channels(weights)
     for note in weights.report.notes:
         logger.info("%s: %s", file.path, note)
     for loss in weights.report.lossy:
@@ -208,11 +214,21 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
     return weights
 
 
+def _turn_channels(weights: Weights) -> None:
+    """Let a network that takes blue, green, red take red, green, blue: by its first convolution."""
+    names = [name for name in _STEMS if name in weights.tensors]
+    if not names:
+        weights.refused.append("images are read as BGR there, and the first convolution of this backbone is not known")
+    for name in names:
+        weights.tensors[name] = weights.tensors[name].flip(1)
+        weights.report.reshaped.append(f"{weights.named(name)} (BGR → RGB)")
+
+
 def describe(weights: Weights, settings: dict[str, Any], origin: str) -> Metadata:
     """Settings, classes and image sizes of the model in a checkpoint."""
     config = infer_config(weights, settings)
     for entry, setting, value in weights.stated:
-        if setting not in settings and getattr(config, setting) != value:
+        if setting not in settings and not _is_stated(getattr(config, setting), value):
             weights.refused.append(f"config.json: {entry} is {value!r}, but the network has {setting} {getattr(config, setting)!r}")
     if weights.metadata is not None:
         return replace(weights.metadata, model=config)
@@ -223,6 +239,11 @@ def describe(weights: Weights, settings: dict[str, Any], origin: str) -> Metadat
         weights.report.notes.append(f"the file names {len(named)} classes, but its heads have {config.num_classes}: names left out")
     training = {"source": origin, "layout": weights.report.source_format}
     return Metadata(model=config, training=training, **details)
+
+
+def _is_stated(built: Any, value: Any) -> bool:
+    """Whether a setting is what a config says; names of backbones may leave out which weights they came from."""
+    return built == value or (isinstance(built, str) and isinstance(value, str) and built.split(".")[0] == value.split(".")[0])
 
 
 def _wanted_classes(classes: Sequence[str] | Categories | None, num_classes: int | None, metadata: Metadata) -> Categories | None:

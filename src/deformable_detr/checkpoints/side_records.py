@@ -14,6 +14,7 @@ from torch import Tensor
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.bookkeeping import Inert, NumpyValue
 from deformable_detr.checkpoints.coco_classes import NO_CLASS, categories_of_names
+from deformable_detr.checkpoints.foreign_settings import is_bgr, refusals, resizing
 from deformable_detr.config import Metadata
 
 METADATA_ENTRY = "deformable_detr_metadata"
@@ -54,9 +55,6 @@ _SETTINGS = {
 _TRAINED_WITH = {"k_one2many": "loss.one_to_many_copies", "lambda_one2many": "loss.one_to_many_weight"}
 """Their name → our setting, for what a training that goes on should know."""
 
-_ONE_VALUE = {"position_embedding": ("sine", "v2"), "transformer_activation": ("relu",), "activation": ("relu",)}
-"""The original code's arguments of which this model knows only some values."""
-
 _SIZES = {
     **dict.fromkeys(("eval_short_side", "shortest_edge", "min_size_test", "MIN_SIZE_TEST", "short_side"), "eval_short_side"),
     **dict.fromkeys(("max_long_side", "longest_edge", "max_size_test", "MAX_SIZE_TEST", "long_side"), "max_long_side"),
@@ -65,6 +63,9 @@ _NORMALISATION = {
     **dict.fromkeys(("image_mean", "pixel_mean", "PIXEL_MEAN", "mean"), "mean"),
     **dict.fromkeys(("image_std", "pixel_std", "PIXEL_STD", "std"), "std"),
 }
+_OF_BYTES = ("data_preprocessor", "img_norm_cfg", "MODEL")
+"""Records of mmdetection and detectron2, whose channels go from 0 to 255 whatever their numbers look like."""
+
 _CLASSES = ("classes", "CLASSES", "class_names", "names", "thing_classes", "category_names", "categories", "labels", "label_names")
 _CLASSES += ("id2label", "label2id", "idx_to_class", "class_to_idx", "id_to_name", "label_map", "cat2label", "class_map")
 _THRESHOLDS = ("thresholds", "score_thresholds", "class_thresholds", "conf_thresholds", "score_threshold", "conf_threshold")
@@ -89,8 +90,17 @@ class SideRecords:
     refused: list[str] = field(default_factory=list)
     """Features of the file that this model does not have, in sentences."""
 
+    lossy: list[str] = field(default_factory=list)
+    """What is done otherwise with images, in sentences."""
+
     notes: list[str] = field(default_factory=list)
     """What could not be used."""
+
+    bgr: bool = False
+    """The network takes blue, green, red; mean and deviation here are already turned round."""
+
+    normalisations: dict[tuple[str, ...], dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    """Mean and deviation by where they stand, as they stand there."""
 
 
 def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecords:
@@ -106,8 +116,14 @@ def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecord
         if path[-1] == METADATA_ENTRY or _is_own_record(value):
             records.metadata = Metadata.from_dict(value)
             return records
-        if _use(records, path, _plain(value), num_classes):
+        value = _plain(value)
+        records.refused += refusals(path, value)
+        records.bgr |= is_bgr(path, value)
+        if (difference := resizing(path, value)) and difference not in records.lossy:
+            records.lossy.append(difference)
+        if _use(records, path, value, num_classes):
             used.add(path[0])
+    _normalise(records)
     stale = [key for key in TRAINING_STATE if key in extras]
     left = [str(key) for key in extras if key not in used and key not in TRAINING_STATE and not _holds_tensors(extras[key])]
     if stale:
@@ -115,6 +131,16 @@ def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecord
     if left:
         records.notes.append(f"beside the weights and not used: {', '.join(left)}")
     return records
+
+
+def _normalise(records: SideRecords) -> None:
+    """Mean and deviation of one record, for channels from 0 to 1 in the order red, green, blue."""
+    complete = sorted(records.normalisations.items(), key=lambda item: -len(item[1]))  # the first that has both
+    for path, found in complete[:1]:
+        bytewise = max(max(values) for values in found.values()) > 3 or any(part in _OF_BYTES for part in path)
+        for name, values in found.items():
+            scaled = tuple(number / (255 if bytewise else 1) for number in values)
+            records.details[name] = scaled[::-1] if records.bgr else scaled
 
 
 def _entries(record: Any, path: tuple[str, ...] = ()) -> Iterator[Entry]:
@@ -196,22 +222,23 @@ def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: i
         if key == "num_queries_one2one":  # its code may keep the sum of both kinds as `num_queries`
             records.settings["num_queries"] = value
         records.settings.setdefault(_SETTINGS[key], value)
+    elif key in _SETTINGS and isinstance(value, list):
+        records.notes.append(f"{key} not used: {value!r} is not one value")
+        return False
     elif key in _TRAINED_WITH and _is_number(value):
         records.notes.append(f"trained with {_TRAINED_WITH[key]}={value!r}")
-    elif "positional_encoding" in path and key in ("temperature", "offset") and _is_number(value):  # mmdetection's, offset negative
-        records.settings.setdefault(f"position_{key}", abs(value) if key == "offset" else value)
+    elif key == "positional_encoding" and isinstance(value, Mapping):  # mmdetection's, offset negative
+        records.settings.setdefault("position_temperature", value.get("temperature", 10_000))
+        records.settings.setdefault("position_offset", -value.get("offset", 0))
     elif key in _SIZES and _is_number(value) and value >= 1:
         details.setdefault(_SIZES[key], int(value))
     elif key in _NORMALISATION and _numbers(value, 3):
-        scale = 255.0 if max(value) > 3 else 1.0
-        details.setdefault(_NORMALISATION[key], tuple(number / scale for number in value))
-    elif key in ("scale", "img_scale") and any("test" in part for part in path) and _numbers(value, 2):  # mmdetection's Resize
+        records.normalisations.setdefault(path[:-1], {}).setdefault(_NORMALISATION[key], tuple(map(float, value)))
+    elif key in ("scale", "img_scale") and any("test" in part for part in path) and _numbers(value, 2) and min(value) >= 1:
         details.setdefault("eval_short_side", int(min(value)))
         details.setdefault("max_long_side", int(max(value)))
     elif key == "dataset_file" and value != "coco":
         details.setdefault("categories", None)  # then their number does not say that they are COCO's
-    elif path[0] == "args" and key in _ONE_VALUE and value not in _ONE_VALUE[key]:
-        records.refused.append(f"args.{key} is {value!r}: only {_ONE_VALUE[key][0]!r} is known")
     elif key in _CLASSES and details.get("categories") is None:
         categories = read_classes(value, num_classes)
         if isinstance(categories, str):
@@ -272,14 +299,19 @@ def _numbered_names(value: Any) -> dict[int, str]:
         if all(isinstance(item, str) for item in value):
             return dict(enumerate(value))
         if all(isinstance(item, Mapping) and isinstance(item.get("name"), str) for item in value):
-            return {int(item.get("id", place)): item["name"] for place, item in enumerate(value)}
+            return _by_number([(item.get("id", place), item["name"]) for place, item in enumerate(value)])
     if isinstance(value, Mapping) and value:
         pairs = list(value.items())
-        if all(isinstance(name, str) and _is_whole(number) for number, name in pairs):
-            return {int(number): name for number, name in pairs}
-        if all(isinstance(name, str) and _is_whole(number) for name, number in pairs):
-            return {int(number): name for name, number in pairs}
+        return _by_number(pairs) or _by_number([(number, name) for name, number in pairs])
     return {}
+
+
+def _by_number(pairs: list[tuple[Any, Any]]) -> dict[int, str]:
+    """(number, name) as a mapping; empty where they are something else, or a number stands twice."""
+    if not all(isinstance(name, str) and _is_whole(number) for number, name in pairs):
+        return {}
+    names = {int(number): name for number, name in pairs}
+    return names if len(names) == len(pairs) else {}
 
 
 def _is_whole(value: Any) -> bool:
