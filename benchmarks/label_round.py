@@ -53,7 +53,7 @@ def train_on(kind: str, names: list[str], seed: int, options: argparse.Namespace
     key = {"dataset": options.dataset.name, "images": kind, "seed": seed, "steps": options.steps, "device": options.device}
     if not results.find(key):
         write_part(options.dataset, names, dataset)
-        results.add(key | {"count": len(names)} | run_ours(recipe_config(dataset, folder, seed, options)))
+        results.add(key | {"count": len(names)} | run_ours(recipe_config(dataset, folder, seed, options, "train.evaluate_every=8")))
     return folder / "weights" / "best.safetensors"
 
 
