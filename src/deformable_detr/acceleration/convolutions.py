@@ -20,6 +20,7 @@ from deformable_detr.acceleration.fused_convolutions import (
     WinogradConvolution,
     fits_winograd,
     fused_convolutions_work,
+    fused_form,
     winograd_works,
 )
 from deformable_detr.acceleration.tracing import BATCH_NORMS, trace, untouched
@@ -52,7 +53,7 @@ def optimized_backbone(
         body: a timm model with `features_only`, in evaluation mode.
         fold_batch_norm: multiply the scale of a batch norm into the convolution before it.
         inplace_activations: activations overwrite their input where nothing else reads it.
-        fuse_convolutions: oneDNN convolutions that add and apply ReLU before they store (float32 on a CPU only).
+        fuse_convolutions: oneDNN's (cuDNN's) convolutions that add and apply ReLU before they store; float32, or `dtype`.
         channels_last: run in the memory format `[B, H, W, C]`.
         winograd: with `fuse_convolutions` and `channels_last`: 3×3 convolutions by Winograd's algorithm, where that is faster.
         dtype: with `fuse_convolutions` and `channels_last`: compute in this type instead of float32; `body` itself comes back where
@@ -67,7 +68,7 @@ def optimized_backbone(
         fold_batch_norms(graph_module)
     if inplace_activations:
         make_activations_inplace(graph_module)
-    if fuse_convolutions and fused_convolutions_work(dtype or torch.float32):
+    if fuse_convolutions and fused_convolutions_work(dtype or torch.float32, next(body.parameters()).device):
         exact = dtype is None and winograd and channels_last and winograd_works()
         fuse_convolutions_of(graph_module, winograd=exact, dtype=dtype or torch.float32)
     if dtype is not None and not _all_fused(graph_module):
@@ -154,18 +155,18 @@ def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False
         dtype: of the fused convolutions; in another than float32 convolutions without ReLU are replaced, too.
     """
 
-    def fused_form(convolution: nn.Conv2d, *, overwrite: bool = False) -> FusedConvolution:
-        form = WinogradConvolution if winograd and fits_winograd(convolution) else FusedConvolution
-        return form(convolution, relu=True, overwrite=overwrite, dtype=dtype)
+    def fused(convolution: nn.Conv2d, *, relu: bool = True, overwrite: bool = False) -> FusedConvolution:
+        form = WinogradConvolution if winograd and fits_winograd(convolution) else fused_form(convolution.weight.device)
+        return form(convolution, relu=relu, overwrite=overwrite, dtype=dtype)
 
     place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    fused = 0
+    count = 0
     for node in list(graph_module.graph.nodes):
         if not isinstance(_module(graph_module, node), nn.ReLU):
             continue
         source = node.args[0]
         if _fusible(graph_module, source):
-            new, inputs = fused_form(_convolution(graph_module, source)), source.args
+            new, inputs = fused(_convolution(graph_module, source)), source.args
             dead = [source]
         elif _is_addition(source) and len(source.users) == 1:
             first, second = source.args[:2]
@@ -174,7 +175,7 @@ def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False
             if not (_fusible(graph_module, first) and isinstance(second, fx.Node)) or first is second:
                 continue
             overwrite = _may_overwrite(graph_module, second, source, place)
-            new = fused_form(_convolution(graph_module, first), overwrite=overwrite)
+            new = fused(_convolution(graph_module, first), overwrite=overwrite)
             inputs, dead = (first.args[0], second), [source, first]
         else:
             continue
@@ -182,12 +183,12 @@ def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False
         _set_module(graph_module, node, new)
         for old in dead:
             graph_module.graph.erase_node(old)
-        fused += 1
+        count += 1
     if dtype != torch.float32:
         for node in graph_module.graph.nodes:
             if _is_plain(convolution := _module(graph_module, node)):
-                _set_module(graph_module, node, FusedConvolution(convolution, relu=False, dtype=dtype))
-    return fused
+                _set_module(graph_module, node, fused(convolution, relu=False))
+    return count
 
 
 def _all_fused(graph_module: fx.GraphModule) -> bool:
@@ -217,9 +218,9 @@ def _fusible(graph_module: fx.GraphModule, node: Any) -> bool:
 
 
 def _is_plain(module: Any) -> TypeGuard[nn.Conv2d]:
-    """Whether it is a convolution that oneDNN knows."""
+    """Whether it is a convolution that oneDNN and cuDNN know."""
     plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return plain and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
+    return plain and module.weight.dtype == torch.float32 and module.weight.device.type in ("cpu", "cuda")
 
 
 def _remove_identities(graph_module: fx.GraphModule) -> None:

@@ -9,9 +9,9 @@ import threading
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from deformable_detr.acceleration.geometry import KeptGeometry
-from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.structures import Geometry, ImageBatch, Predictions
 
 WARM_UPS = 3
@@ -29,11 +29,11 @@ class CudaGraphs:
     """Replays batches without padding; padded batches run without a graph.
 
     Args:
-        network: the model whose kernels are recorded.
+        network: what is recorded: an `ImageBatch` → `Predictions`.
         most_shapes: number of shapes that are recorded, the first ones to arrive; batches of other shapes run without a graph.
     """
 
-    def __init__(self, network: DeformableDETR, most_shapes: int = 4) -> None:
+    def __init__(self, network: nn.Module, most_shapes: int = 4) -> None:
         self.network, self.most_shapes = network, most_shapes
         self._recorded: dict[tuple, _Recording] = {}
         self._lock = threading.Lock()  # a recorded graph has one input buffer
@@ -62,8 +62,8 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             predictions = self.network(place)
-        flatten = self.network.flatten
-        return _Recording(graph, place, predictions, flatten.kept() if isinstance(flatten, KeptGeometry) else [])
+        kept = [geometry for part in self.network.modules() if isinstance(part, KeptGeometry) for geometry in part.kept()]
+        return _Recording(graph, place, predictions, kept)
 
 
 def _copy(predictions: Predictions) -> Predictions:

@@ -50,7 +50,10 @@ class ChunkedEncoder(nn.Module):
         memory = flat.features.float() if torch.is_autocast_enabled(flat.features.device.type) else flat.features
         if not self.layers:
             return memory
-        pieces = self._pieces(*memory.shape[:2])
+        if self.chunk_tokens is None:
+            return self._whole(memory, flat)
+        batch, tokens, _ = memory.shape
+        pieces = self._pieces(batch, tokens, self.chunk_tokens)
         inputs = _empty_inputs(self.layers[0], memory)
         for row, piece in pieces:
             self._fill(0, inputs, row, piece, memory, flat.positions)
@@ -61,13 +64,17 @@ class ChunkedEncoder(nn.Module):
                 self._fill(index + 1, inputs, row, piece, memory, flat.positions)
         return memory
 
-    def _pieces(self, batch: int, tokens: int) -> list[tuple[int | slice, slice]]:
-        if self.chunk_tokens is None:
-            return [(slice(None), slice(None))]
-        size = self.chunk_tokens
+    def _whole(self, memory: Tensor, flat: FlatFeatures) -> Tensor:
+        """Nothing is written twice where there is one piece."""
+        for layer, head, tail in zip(self.layers, self._heads, self._tails, strict=True):
+            memory = tail(memory, layer.attend(_Inputs(*head(memory, flat.positions)), flat))
+        return memory
+
+    @staticmethod
+    def _pieces(batch: int, tokens: int, size: int) -> list[tuple[int, slice]]:
         return [(row, slice(start, min(start + size, tokens))) for row in range(batch) for start in range(0, tokens, size)]
 
-    def _fill(self, index: int, inputs: _Inputs, row: int | slice, piece: slice, memory: Tensor, positions: Tensor) -> None:
+    def _fill(self, index: int, inputs: _Inputs, row: int, piece: slice, memory: Tensor, positions: Tensor) -> None:
         """Compute the inputs of layer `index`, if there is one, for one piece."""
         if index == len(self.layers):
             return

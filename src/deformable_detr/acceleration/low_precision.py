@@ -1,20 +1,27 @@
-"""A detector in bfloat16 on a CPU with AMX: weights converted and packed once, activations in bfloat16 up to the memory.
+"""A detector in bfloat16 on a CPU with AMX or a GPU: weights converted once, activations in bfloat16 up to the memory.
 
 float32 stays where bfloat16 would show: the queries, their norms and self-attention, boxes and class logits. Sampling locations,
 softmax and the sums of the operator, of products and of norms are float32, too; what is read and written is bfloat16.
 """
 
+import copy
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from deformable_detr.acceleration.fused_convolutions import FusedConvolution, fused_convolutions_work, random_numbers
+from deformable_detr.acceleration.fused_convolutions import (
+    CudnnConvolution,
+    FusedConvolution,
+    fused_convolutions_work,
+    random_numbers,
+)
 from deformable_detr.acceleration.tracing import consists_of, is_plain_linear, untouched
 from deformable_detr.model.backbone import Backbone
 from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder
@@ -79,20 +86,83 @@ class PackedFeedForward(nn.Module):
         return self.linear2.plus(self.linear1(x), added)
 
 
+class LowLinear(nn.Module):
+    """A linear map by a weight in bfloat16, on any device.
+
+    Args:
+        linear: with constant weights.
+        dtype: of the output.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = LOW) -> None:
+        super().__init__()
+        self.weight = linear.weight.detach().to(LOW)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(LOW)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` of any float type → `[..., C']`."""
+        return F.linear(x.to(LOW), self.weight, self.bias).to(self.dtype)
+
+
+class LowFeedForward(nn.Module):
+    """A :class:`FeedForward` without dropout by :class:`LowLinear`.
+
+    Args:
+        ffn: its weights are used.
+        dtype: of the output.
+    """
+
+    def __init__(self, ffn: FeedForward, dtype: torch.dtype = LOW) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = LowLinear(ffn.linear1), LowLinear(ffn.linear2, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` → `[..., C]`."""
+        return self.linear2(self.linear1(x).relu_())
+
+
+def low_norm(norm: nn.Module) -> nn.Module:
+    """A norm with weights in bfloat16, as a GPU needs them for input in bfloat16; its sums stay float32."""
+    twin = copy.copy(norm)
+    twin._parameters = {
+        name: None if weight is None else nn.Parameter(weight.detach().to(LOW), requires_grad=False)
+        for name, weight in norm._parameters.items()
+    }
+    return twin
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What is put in the place of plain modules on one kind of device."""
+
+    linear: Callable[..., nn.Module]
+    feed_forward: Callable[..., nn.Module]
+    convolution: Callable[..., nn.Module]
+    norm: Callable[[nn.Module], nn.Module | None]
+
+
+KITS = {
+    "cpu": Kit(PackedLinear, PackedFeedForward, FusedConvolution, lambda norm: None),  # whose norms take any two types
+    "cuda": Kit(LowLinear, LowFeedForward, CudnnConvolution, low_norm),
+}
+
+
 class Autocast(nn.Module):
     """A part that runs under autocast because nothing is known of it; the parts around it are given float32.
 
     Args:
         part: of the model.
+        device: where it runs.
     """
 
-    def __init__(self, part: nn.Module) -> None:
+    def __init__(self, part: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.part = part
+        self.part, self.device_type = part, device.type
 
     def forward(self, *inputs: Any) -> Any:
         """What the part gives."""
-        with torch.autocast("cpu", LOW):
+        with torch.autocast(self.device_type, LOW):
             return _in_float32(self.part(*inputs))
 
 
@@ -113,22 +183,24 @@ class WithoutAutocast(nn.Module):
 
     Args:
         build: makes the network.
+        device: where it runs.
     """
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, build: Callable[[], nn.Module], device: torch.device) -> None:
         super().__init__()
-        with torch.autocast("cpu", enabled=False):
+        self.device_type = device.type
+        with torch.autocast(device.type, enabled=False):
             self.network = build()
 
     def forward(self, *inputs: Any) -> Any:
         """What the network gives."""
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.device_type, enabled=False):
             return self.network(*inputs)
 
 
 ENCODER_PARTS = (
     *(nn.ModuleList, EncoderLayer, MultiScaleDeformableAttention, FeedForward, PackedFeedForward),
-    *(nn.Linear, PackedLinear, nn.LayerNorm, nn.ReLU, nn.Dropout),
+    *(nn.Linear, PackedLinear, LowLinear, LowFeedForward, nn.LayerNorm, nn.ReLU, nn.Dropout),
 )
 DECODER_PARTS = (
     *ENCODER_PARTS,
@@ -152,53 +224,58 @@ def lowered(model: DeformableDETR) -> DeformableDETR:
     A part of a type of its own, or with something hooked into it, runs under autocast.
 
     Args:
-        model: float32, on the CPU, in evaluation mode; its weights must not change afterwards.
+        model: float32, on a device that :data:`KITS` has something for, in evaluation mode; its weights must not change afterwards.
     """
+    device = next(model.parameters()).device
     parts: dict[str, Any] = dict(model.named_children())
     for name in parts.keys() - set(UNCHANGED):
-        form = _form_of(parts[name])
-        parts[name] = Autocast(parts[name]) if form is None else rebuilt(parts[name], form)
+        form = _form_of(parts[name], KITS[device.type])
+        parts[name] = Autocast(parts[name], device) if form is None else rebuilt(parts[name], form)
     return DeformableDETR(**parts, metadata=model.metadata).eval()
 
 
-def _form_of(part: nn.Module) -> Form | None:
+def _form_of(part: nn.Module, kit: Kit) -> Form | None:
     """How this part is lowered; None where it is not known well enough."""
     if consists_of(part, Backbone, parts_below=False) or consists_of(part, LearnedQueries, nn.Embedding, nn.Linear):
         return lambda name, module: None
     if consists_of(part, ChannelMapper, nn.Identity, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.GroupNorm):
-        return _all_convolutions
+        return functools.partial(_neck, kit)
     if consists_of(part, DeformableEncoder, *ENCODER_PARTS):
-        return _all_linear_maps
+        return functools.partial(_encoder, kit)
     if consists_of(part, DeformableDecoder, *DECODER_PARTS):
-        return _cross_attention
+        return functools.partial(_cross_attention, kit)
     if type(part) in PROPOSAL_SOURCES and untouched(part) and is_plain_linear(part.get_submodule("memory_proj")):
-        return _memory_projection
+        return functools.partial(_memory_projection, kit)
     return None
 
 
-def _all_convolutions(name: str, module: nn.Module) -> nn.Module | None:
+def _neck(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
     del name
-    return FusedConvolution(module, relu=False, dtype=LOW) if type(module) is nn.Conv2d else None
+    if type(module) is nn.Conv2d:
+        return kit.convolution(module, relu=False, dtype=LOW)
+    return kit.norm(module) if type(module) is nn.GroupNorm else None
 
 
-def _all_linear_maps(name: str, module: nn.Module) -> nn.Module | None:
+def _encoder(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
     del name
     if type(module) is FeedForward:
-        return PackedFeedForward(module)
-    return PackedLinear(module) if is_plain_linear(module) else None
+        return kit.feed_forward(module)
+    if type(module) is nn.LayerNorm:
+        return kit.norm(module)
+    return kit.linear(module) if is_plain_linear(module) else None
 
 
-def _cross_attention(name: str, module: nn.Module) -> nn.Module | None:
+def _cross_attention(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
     """What is computed for every position of the memory, and what is wide; queries come and go in float32."""
     if type(module) is FeedForward:
-        return PackedFeedForward(module, torch.float32)
+        return kit.feed_forward(module, torch.float32)
     if is_plain_linear(module) and name.endswith(("cross_attn.value_proj", "cross_attn.output_proj")):
-        return PackedLinear(module, LOW if name.endswith("value_proj") else torch.float32)
+        return kit.linear(module, LOW if name.endswith("value_proj") else torch.float32)
     return None
 
 
-def _memory_projection(name: str, module: nn.Module) -> nn.Module | None:
-    return PackedLinear(module, torch.float32) if is_plain_linear(module) and name == ".memory_proj" else None
+def _memory_projection(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
+    return kit.linear(module, torch.float32) if is_plain_linear(module) and name == ".memory_proj" else None
 
 
 @functools.cache
@@ -222,3 +299,10 @@ def packed_weights_work() -> bool:
         2 * torch.finfo(LOW).eps * (x.double().abs() @ linear.weight.double().abs().T + linear.bias.double().abs() + added.abs())
     )
     return bool(((found - exact).abs() <= bound).all()) and bool(((sums - exact - added).abs() <= bound).all())
+
+
+def low_precision_works(device: torch.device) -> bool:
+    """Whether a model on this device can be lowered: a CPU with AMX, or a GPU that computes in bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and packed_weights_work()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from deformable_detr.acceleration.cuda_graphs import CudaGraphs
-from deformable_detr.acceleration.low_precision import WithoutAutocast, packed_weights_work
+from deformable_detr.acceleration.low_precision import WithoutAutocast, low_precision_works
 from deformable_detr.acceleration.network import fast_network
 from deformable_detr.acceleration.options import PLAIN, InferenceOptions
 from deformable_detr.acceleration.tracing import untouched
@@ -81,10 +81,23 @@ class InferenceModel(nn.Module):
         self.model.eval()
         try:
             with torch.inference_mode(), autocast(self.precision, batch.images.device):
-                return self._current()(batch)
+                return self._run(batch)
         finally:
             for module in was_training:
                 module.training = True
+
+    def _run(self, batch: ImageBatch) -> Predictions:
+        """On a GPU the check of the weights goes on while it computes with the weights as they were, and has the last word."""
+        if self._optimized is None or batch.images.device.type == "cpu":
+            return self._current()(batch)
+        watch, network = self._optimized
+        try:
+            predictions = network(batch)
+        except Exception:
+            if watch.unchanged():
+                raise
+            return self._current()(batch)
+        return predictions if watch.unchanged() else self._current()(batch)
 
     def _current(self) -> Callable[[ImageBatch], Predictions]:
         """The optimised model for the weights as they are now."""
@@ -101,16 +114,17 @@ class InferenceModel(nn.Module):
         if not self._optimizable():
             return self.model
         options, model = self.options, cast(DeformableDETR, self.model)
-        if self._packs_weights():
-            return WithoutAutocast(lambda: fast_network(model, options, low_precision=True))
-        network = fast_network(model, options, inductor() if options.compile else None)
         device = next(model.parameters()).device
+        if self._lowers():
+            network = WithoutAutocast(lambda: fast_network(model, options, low_precision=True), device)
+        else:
+            network = fast_network(model, options, inductor() if options.compile else None)
         return CudaGraphs(network) if options.cuda_graphs and device.type == "cuda" else network
 
-    def _packs_weights(self) -> bool:
+    def _lowers(self) -> bool:
         weight = next(self.model.parameters())
         wanted = self.precision == "bf16" and self.options.packed_weights and not self.options.compile
-        return wanted and weight.dtype == torch.float32 and weight.device.type == "cpu" and packed_weights_work()
+        return wanted and weight.dtype == torch.float32 and low_precision_works(weight.device)
 
 
 def _check_pixels(images: Tensor) -> None:

@@ -10,7 +10,15 @@ from deformable_detr.acceleration.convolutions import optimized_backbone
 from deformable_detr.acceleration.encoder import ChunkedEncoder, Compiler
 from deformable_detr.acceleration.fused_convolutions import fused_convolutions_work
 from deformable_detr.acceleration.geometry import KeptGeometry
-from deformable_detr.acceleration.low_precision import ENCODER_PARTS, LOW, PROPOSAL_SOURCES, Autocast, PackedLinear, lowered
+from deformable_detr.acceleration.low_precision import (
+    ENCODER_PARTS,
+    LOW,
+    PROPOSAL_SOURCES,
+    Autocast,
+    LowLinear,
+    PackedLinear,
+    lowered,
+)
 from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.acceleration.tracing import consists_of
 from deformable_detr.model.backbone import Backbone
@@ -22,7 +30,7 @@ from deformable_detr.model.heads import MLP, BoxHead, ClassHeads
 from deformable_detr.model.position_encoding import SinePositionEncoding
 from deformable_detr.model.queries import BestProposals
 
-PROPOSAL_PARTS = (nn.ModuleList, nn.Linear, PackedLinear, nn.LayerNorm, nn.Embedding, MLP, BoxHead)
+PROPOSAL_PARTS = (nn.ModuleList, nn.Linear, PackedLinear, LowLinear, nn.LayerNorm, nn.Embedding, MLP, BoxHead)
 
 
 def fast_network(
@@ -34,7 +42,7 @@ def fast_network(
         model: in evaluation mode. Its weights are shared, except convolutions with folded batch norms and joined projections.
         options: which parts are exchanged. A part of a type of your own stays, and one that something is hooked into.
         compiler: for `options.compile`.
-        low_precision: compute in bfloat16, see `low_precision.py`; on a CPU whose packed weights work, without a compiler.
+        low_precision: compute in bfloat16, see `low_precision.py`; on a CPU whose packed weights work or a GPU, without a compiler.
     """
     device = next(model.parameters()).device
     if low_precision:
@@ -95,12 +103,14 @@ def _fast_backbone(
 ) -> nn.Module:
     switches: dict[str, Any] = {"fold_batch_norm": options.fold_batch_norm, "inplace_activations": options.inplace_activations}
     switches |= {"channels_last": options.channels_last}
-    fuses = options.fuse_convolutions and options.fold_batch_norm and device.type == "cpu"
+    fuses = options.fuse_convolutions and options.fold_batch_norm and device.type in ("cpu", "cuda")
     if low_precision:
         packs = fuses and options.channels_last
         run = optimized_backbone(part.body, fuse_convolutions=True, dtype=LOW, **switches) if packs else part.body
-        return run if run is not part.body else Autocast(optimized_backbone(part.body, fuse_convolutions=False, **switches))
-    fuses = fuses and not torch.is_autocast_enabled("cpu") and fused_convolutions_work()  # they compute in float32
+        return run if run is not part.body else Autocast(optimized_backbone(part.body, fuse_convolutions=False, **switches), device)
+    # they compute in float32; and inductor fuses on a GPU itself
+    fuses = fuses and not torch.is_autocast_enabled(device.type) and not (compiler is not None and device.type == "cuda")
+    fuses = fuses and fused_convolutions_work(device=device)
     run = optimized_backbone(part.body, fuse_convolutions=fuses, winograd=options.winograd, **switches)
     # inductor makes fused convolutions no faster
     return run if compiler is None or (fuses and run is not part.body) else _Function(compiler(run))

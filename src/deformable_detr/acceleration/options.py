@@ -27,7 +27,7 @@ class InferenceOptions:
     """Activations of the backbone overwrite their input."""
 
     fuse_convolutions: bool = True
-    """On a CPU in float32: oneDNN's convolutions with sum and ReLU inside."""
+    """Convolutions of oneDNN (on a GPU of cuDNN) with sum and ReLU inside."""
 
     winograd: bool = True
     """With `fuse_convolutions` and `channels_last`: 3×3 convolutions with a quarter of the multiplications; four times their
@@ -43,7 +43,7 @@ class InferenceOptions:
     """Give the last decoder layer alone, `[1, B, Q, …]`, and no encoder proposals: what training needs is not computed."""
 
     packed_weights: bool = True
-    """On a CPU with AMX, in bf16: weights are converted and packed once, instead of converted at each call by autocast."""
+    """In bf16 on a CPU with AMX or a GPU: weights are converted once, instead of at each call by autocast."""
 
     compile: bool = False
     """Compile backbone and encoder with inductor: once per image size, a minute each; needs a C++ compiler (or Triton)."""

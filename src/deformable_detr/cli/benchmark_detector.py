@@ -25,7 +25,8 @@ def benchmark_detector(options: BenchmarkOptions) -> None:
         ValueError: a size that is none.
     """
     threads, rounds = torch.get_num_threads(), options.rounds or 3
-    show(f"torch {torch.__version__}, {threads} threads; ratios of speed are to the first line")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{threads} threads"
+    show(f"torch {torch.__version__}, {device}; ratios of speed are to the first line")
     results: list[Measurement] = []
     for size in options.size or SIZES[options.what]:
         height, width = _size(size)
@@ -34,12 +35,14 @@ def benchmark_detector(options: BenchmarkOptions) -> None:
             found = measure_data(images=options.num_images, height=height, width=width, preset=preset, rounds=rounds)
         else:
             batch_size = options.batch_size or BATCH_SIZES[options.what]
-            case = Case(options.what, height, width, batch_size, options.preset or "r50")
-            names = implementations(options.what, compile=options.compile, peers=PEERS)
+            case = Case(options.what, height, width, batch_size, options.preset or "r50", options.device or "cpu")
+            names = implementations(options.what, device=case.device, compile=options.compile, peers=PEERS)
+            if options.only:
+                names = [name for name in names if name == names[0] or any(part in name for part in options.only)]
             found = measure(case, names, rounds=rounds, memory=options.memory, peers=PEERS)
         results += found
         show(_table(found))
-    report = {"torch": torch.__version__, "threads": threads, "results": [asdict(result) for result in results]}
+    report = {"torch": torch.__version__, "device": device, "threads": threads, "results": [asdict(result) for result in results]}
     with Finish() as finish:
         finish.write(options.output or f"runs/benchmark-{options.what}.json", lambda path: write_json(path, report, indent=1))
 

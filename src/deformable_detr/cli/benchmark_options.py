@@ -39,7 +39,7 @@ class BenchmarkOptions:
     """model, train, data: the model that is measured. Default: demo for data, else r50."""
 
     device: Literal["cpu", "cuda"] | None = None
-    """op: where to compute. Default: the GPU where there is one."""
+    """op, model, train: where to compute. Default: for op the GPU where there is one, else the CPU."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """op: of the values."""
@@ -48,4 +48,4 @@ class BenchmarkOptions:
     """op: only these cases."""
 
     only: list[str] | None = None
-    """op: only implementations with one of these words in their names, and the classic one."""
+    """op, model, train: only implementations with one of these words in their names, and the first one."""

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from deformable_detr.acceleration.low_precision import packed_weights_work
+from deformable_detr.acceleration.low_precision import low_precision_works
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.config import DataConfig
@@ -35,8 +35,18 @@ from deformable_detr.structures import Target
 Run = Callable[[], Any]
 CLASSES = 91
 OBJECTS = 8
-BF16 = "bf16"
-"""Optimised, with packed weights; in training a step under autocast."""
+
+FORMS: dict[str, tuple[InferenceOptions | None, Precision]] = {
+    "plain module": (None, "fp32"),
+    "optimised": (InferenceOptions(), "fp32"),
+    "compiled": (InferenceOptions(compile=True), "fp32"),
+    "CUDA graphs": (InferenceOptions(cuda_graphs=True), "fp32"),
+    "compiled, CUDA graphs": (InferenceOptions(compile=True, cuda_graphs=True), "fp32"),
+    "bf16": (InferenceOptions(), "bf16"),
+    "bf16, CUDA graphs": (InferenceOptions(cuda_graphs=True), "bf16"),
+    "bf16, compiled, CUDA graphs": (InferenceOptions(compile=True, cuda_graphs=True), "bf16"),
+}
+"""What this package has: switches (None: the module as it is; in training they do not count) and arithmetic."""
 
 LEARNING_STAGES = ("layer2", "layer3", "layer4")
 
@@ -50,11 +60,13 @@ class Case:
     width: int
     batch: int = 1
     preset: str = "r50"
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
         """For tables."""
-        return f"{self.kind}, {self.height} x {self.width}, batch {self.batch}, {self.preset}"
+        where = "" if self.device == "cpu" else f", {self.device}"
+        return f"{self.kind}, {self.height} x {self.width}, batch {self.batch}, {self.preset}{where}"
 
 
 @dataclass
@@ -89,22 +101,29 @@ class Peers:
 NO_PEERS = Peers()
 
 
-def implementations(kind: str, *, compile: bool = False, peers: Peers = NO_PEERS) -> list[str]:
-    """What can be measured: peers first, then this package; in bfloat16 where the processor has AMX."""
-    ours = ["plain module"] if kind == "train" else ["plain module", "optimised", *(["compiled"] if compile else [])]
-    return [*peers.builders, *ours, *([BF16] if packed_weights_work() else [])]
+def implementations(kind: str, *, device: str = "cpu", compile: bool = False, peers: Peers = NO_PEERS) -> list[str]:
+    """What can be measured: peers first, then this package; in bfloat16 where this device has it in hardware."""
+    ours = [name for name, (options, _) in FORMS.items() if kind == "model" or options is None or name == "bf16"]
+    if device == "cpu":
+        ours = [name for name in ours if "CUDA" not in name]
+    if not compile:
+        ours = [name for name in ours if "compiled" not in name]
+    if not low_precision_works(torch.device(device)):
+        ours = [name for name in ours if "bf16" not in name]
+    return [*peers.builders, *ours]
 
 
 def fresh_model(case: Case) -> DeformableDETR:
     """The model of a case, with the same random weights each time, and without dropout."""
     torch.manual_seed(0)
-    return build_model(case.preset, num_classes=CLASSES, pretrained_backbone=False, dropout=0.0)
+    return build_model(case.preset, num_classes=CLASSES, pretrained_backbone=False, dropout=0.0).to(case.device)
 
 
 def random_images(case: Case) -> torch.Tensor:
     """The input `[B, 3, H, W]` of all implementations."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(case.batch, 3, case.height, case.width, generator=generator, dtype=torch.float32, device="cpu")
+    images = torch.randn(case.batch, 3, case.height, case.width, generator=generator, dtype=torch.float32, device="cpu")
+    return images.to(case.device)
 
 
 def _build(name: str, case: Case, weights: Path, peers: Peers) -> Run:
@@ -112,12 +131,11 @@ def _build(name: str, case: Case, weights: Path, peers: Peers) -> Run:
     if name in peers.builders:
         return peers.builders[name](case, weights)
     model, images = fresh_model(case), random_images(case)
-    precision: Precision = "bf16" if name == BF16 else "fp32"
+    options, precision = FORMS[name]
     if case.kind == "train":
         return _training_step(model, case, images, precision)
     model.eval()
-    options = InferenceOptions(compile=name == "compiled")
-    fast: nn.Module = model if name == "plain module" else InferenceModel(model, options, precision)
+    fast: nn.Module = model if options is None else InferenceModel(model, options, precision)
     return torch.inference_mode()(lambda: fast(list(images)).logits[-1])
 
 
@@ -126,7 +144,7 @@ def _training_step(model: DeformableDETR, case: Case, images: torch.Tensor, prec
     let_learn(model.train())
 
     def step() -> None:
-        with autocast(precision, "cpu"):
+        with autocast(precision, case.device):
             predictions = model(list(images))
         criterion.weighted_sum(criterion(predictions, targets)).backward()
         model.zero_grad()
@@ -148,7 +166,7 @@ def make_targets(case: Case) -> list[Target]:
         Target(
             boxes=torch.rand(OBJECTS, 4, generator=generator, dtype=torch.float32, device="cpu") * 0.2 + 0.4,
             labels=torch.randint(CLASSES, (OBJECTS,), generator=generator, dtype=torch.int64, device="cpu"),
-        )
+        ).to(case.device)
         for _ in range(case.batch)
     ]
 
@@ -162,37 +180,53 @@ def measure(
         case: what to compute.
         names: out of `implementations`; the first one is what the others are compared with.
         rounds: how often each one runs; the median counts.
-        memory: also start a process for each one that measures its peak memory.
+        memory: also start a process for each one that measures its peak memory; on a GPU it is that of the first run here.
         peers: implementations of others.
     """
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder)
         peers.save(case, weights)
-        runs = {name: _build(name, case, weights, peers) for name in names}
+        runs: dict[str, Run] = {}
         results, outputs = [], []
-        for name, run in runs.items():
-            first, output = _clock(run)
+        for name in names:
+            before = _device_memory(case.device)
+            runs[name] = _build(name, case, weights, peers)
+            first, output = _clock(runs[name], case.device)
             outputs.append(output)
-            results.append(Measurement(case.name, name, 0.0, first, 0.0))
+            peak = None if before is None else torch.cuda.max_memory_allocated() - before
+            results.append(Measurement(case.name, name, 0.0, first, 0.0, memory=peak))
         times: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(rounds):
             for name, run in runs.items():
-                times[name].append(_clock(run)[0])
+                times[name].append(_clock(run, case.device)[0])
         for result, output in zip(results, outputs, strict=True):
             result.seconds = statistics.median(times[result.implementation])
             result.images_per_second = case.batch / result.seconds
             result.ratio = results[0].seconds / result.seconds
             if case.kind == "model":
                 result.error = float((output.sigmoid() - outputs[0].sigmoid()).abs().max())
-            if memory:
+            if memory and case.device == "cpu":
                 result.memory = _peak_in_own_process(case, result.implementation, weights, peers)
     return results
 
 
-def _clock(run: Run) -> tuple[float, Any]:
+def _clock(run: Run, device: str = "cpu") -> tuple[float, Any]:
+    if device != "cpu":
+        torch.cuda.synchronize()
     began = time.perf_counter()
     output = run()
+    if device != "cpu":
+        torch.cuda.synchronize()
     return time.perf_counter() - began, output
+
+
+def _device_memory(device: str) -> int | None:
+    """Bytes that are taken on a GPU now, from where its peak is counted anew."""
+    if device == "cpu":
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
 
 
 def _peak_in_own_process(case: Case, name: str, weights: Path, peers: Peers) -> int | None:

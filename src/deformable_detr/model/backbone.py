@@ -11,6 +11,8 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from deformable_detr.model.frozen_norm import faster_frozen_norms
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +57,7 @@ class Backbone(nn.Module):
         self._check_format(name)
         if freeze_batch_norm:
             self.body = freeze_batch_norm_2d(self.body)
+            faster_frozen_norms(self.body)
         _freeze(self.body, frozen_stages, name)
 
     def forward(self, images: Tensor) -> list[Tensor]:

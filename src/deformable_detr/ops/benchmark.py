@@ -240,7 +240,7 @@ def measure(
         device: "cpu" or "cuda".
         dtype: of `value`.
         rounds: how often each one runs; the median counts.
-        memory: also start a process for each one that measures its peak memory.
+        memory: also measure its peak memory; on a CPU in a process of its own.
         peers: implementations of others.
     """
     inputs = make_inputs(case, device, dtype)
@@ -263,18 +263,15 @@ def measure(
     for result, (forward_times, both_times) in zip(results, times, strict=True):
         result.forward, result.forward_backward = statistics.median(forward_times), statistics.median(both_times)
         if memory:
-            found = _peaks_in_own_process(case, result.implementation, device, dtype, peers)
-            result.memory_forward, result.memory_forward_backward = found
+            peak = _peaks_in_own_process if device == "cpu" else peaks  # a GPU's memory is counted exactly
+            result.memory_forward, result.memory_forward_backward = peak(case, result.implementation, device, dtype, peers)
     return results
 
 
-def _peaks_in_own_process(
-    case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers = NO_PEERS
-) -> tuple[int | None, int | None]:
+def _peaks_in_own_process(case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers = NO_PEERS) -> list[int | None]:
     task = {"case": asdict(case), "name": name, "device": device, "dtype": str(dtype).removeprefix("torch.")}
     # Freed memory goes back at once, so that the second peak does not count what the first one left.
-    forward, both = measured_elsewhere(peers.command, task, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-    return forward, both
+    return measured_elsewhere(peers.command, task, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
 
 
 def measured_elsewhere(command: Sequence[str], task: dict[str, Any], **environment: str) -> Any:
@@ -304,7 +301,7 @@ def peaks(case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers =
         _step(operator, small, make_inputs(small, device, dtype), grad)()  # what loads once is not the problem's memory
     inputs = make_inputs(case, device, dtype)
     grad = torch.ones(case.batch, inputs[1].shape[1], case.heads * case.channels, dtype=dtype, device=device)
-    found = []
+    found: list[int | None] = []
     for step in (_step(operator, case, inputs, None), _step(operator, case, inputs, grad)):
         before = _reset_peak(device)
         step()

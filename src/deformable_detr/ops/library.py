@@ -22,6 +22,8 @@ Shapes = Sequence[int] | Tensor
 DERIVATIVES = "gather"
 """The plain form whose derivatives of any order and direction replace those that the kernels do not have."""
 
+KERNELS = ("cpu", "triton")
+
 _LIBRARY = torch.library.Library("deformable_detr", "FRAGMENT")
 _FORWARD, _BACKWARD = "ms_deform_attn", "ms_deform_attn_backward"
 
@@ -52,8 +54,8 @@ def _gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _direct(backend: str, inputs: Sequence[Any]) -> bool:
-    """Whether the dispatcher would only hand the call on to the CPU kernels, which takes it longer than them for a few queries."""
-    return backend == "cpu" and nothing_listens(*(x for x in inputs if isinstance(x, Tensor)))
+    """Whether the dispatcher would only hand the call on to the kernels, which takes it longer than them for a few queries."""
+    return backend in KERNELS and nothing_listens(*(x for x in inputs if isinstance(x, Tensor)))
 
 
 def _operator(name: str, shapes: Shapes) -> Any:
