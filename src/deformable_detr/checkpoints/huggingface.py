@@ -195,8 +195,9 @@ def _compare_outputs(folder: Path, model: DeformableDETR, report: Report) -> Non
 def _largest_difference(theirs: nn.Module, model: DeformableDETR) -> float:
     """Distance to the nearest of the other's detections, for the worst but one in twenty; scores and shares of the image."""
     image = torch.randn(1, 3, 384, 512, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
-    training = model.training
-    outputs, predictions = theirs(image), model.eval()(ImageBatch.from_images(list(image)))
+    training, device = model.training, next(model.parameters()).device
+    image = image.to(device)
+    outputs, predictions = theirs.to(device)(image), model.eval()(ImageBatch.from_images(list(image)))
     model.train(training)
     their = torch.cat((outputs.logits[0].sigmoid(), outputs.pred_boxes[0]), dim=-1)
     ours = torch.cat((predictions.logits[-1, 0].sigmoid(), predictions.boxes[-1, 0]), dim=-1)

@@ -108,7 +108,7 @@ def make_inputs(case: Case, device: str = "cpu", dtype: torch.dtype = torch.floa
 def unfused(operator: Operator, fused: bool) -> Operator:
     """An operator (value, shapes, locations, weights), with softmax and locations in front of it when the case has them."""
     if not fused:
-        return lambda shapes, value, locations, weights: operator(value, shapes, locations, weights)
+        return lambda shapes, value, places, weights: operator(value, shapes, places.to(value.dtype), weights.to(value.dtype))
 
     def whole(shapes: list[tuple[int, int]], value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         locations = sampling_locations_from_offsets(reference, offsets, shapes)

@@ -7,17 +7,18 @@ where the order of the additions does not matter.
 """
 
 # Inside @triton.jit the names mean tensors of Triton, which type checkers do not know.
-# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 FIXED_POINT_BITS = 38  # of the largest possible summand; leaves room for 2^25 of them in 64 bits
 
@@ -198,12 +199,55 @@ _FORWARD_TILE, _BACKWARD_TILE = 1024, 512
 bfloat16, for an encoder and for 300 queries."""
 
 
-def _launch(kernel: Any, tile: int, sizes: dict[str, int], *arguments: Any, **constants: Any) -> None:
-    per_query = sizes["BLOCK_N"] * sizes["BLOCK_D"]
-    queries = max(1, tile // per_query)
-    warps = min(8, max(1, queries * per_query // 1024))
-    programs = triton.cdiv(sizes["queries"], queries) * sizes["pairs"]
-    kernel[(programs,)](*arguments, **sizes, **constants, BLOCK_Q=queries, num_warps=warps)
+class _Plan(NamedTuple):
+    """How a kernel is launched for tensors of some shapes."""
+
+    programs: int
+    warps: int
+    numbers: tuple[int, ...]  # queries, pairs, tokens, heads, channels
+    geometry: tuple[int, ...]  # R, LEVELS, POINTS
+    blocks: tuple[int, ...]  # BLOCK_D, BLOCK_N, BLOCK_Q
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(tile: int, value: torch.Size, offsets: torch.Size, reference: int) -> _Plan:
+    """The plan for the shapes of value and offsets, and the R numbers of a reference.
+
+    Raises:
+        ValueError: an image has too many numbers.
+    """
+    batch, tokens, heads, channels = value
+    _, queries, _, levels, points, _ = offsets
+    if max(tokens * channels, 2 * queries * levels * points) * heads >= _LARGEST:
+        raise ValueError("ms_deform_attn: backend 'triton' takes less than 2^31 numbers per image in value and in offsets")
+    block_d, block_n = triton.next_power_of_2(channels), triton.next_power_of_2(levels * points)
+    block_q = max(1, tile // (block_d * block_n))
+    return _Plan(
+        programs=triton.cdiv(queries, block_q) * batch * heads,
+        warps=min(8, max(1, block_q * block_d * block_n // 1024)),
+        numbers=(queries, batch * heads, tokens, heads, channels),
+        geometry=(reference, levels, points),
+        blocks=(block_d, block_n, block_q),
+    )
+
+
+_compiled: dict[tuple, Any] = {}
+
+
+def _launch(kernel: Any, plan: _Plan, tensors: tuple[Tensor, ...], *flags: bool) -> None:
+    """Triton finds the compiled kernel anew at each launch, which takes longer than 300 queries do; so it is kept here."""
+    grid, arguments = (plan.programs, 1, 1), (*tensors, *plan.numbers, *plan.geometry, *flags, *plan.blocks)
+    with _on_device(tensors[0]):
+        if isinstance(kernel, InterpretedFunction):
+            kernel[grid](*arguments)
+            return
+        variants = [(tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in tensors]  # what Triton compiles anew for
+        key = (kernel.fn, tensors[0].device.index, *variants, plan.numbers[-1], plan.geometry, flags, plan.blocks)
+        compiled = _compiled.get(key)
+        if compiled is None:
+            _compiled[key] = kernel[grid](*arguments, num_warps=plan.warps)
+        else:
+            compiled[grid](*arguments)
 
 
 @functools.lru_cache(maxsize=256)
@@ -217,31 +261,8 @@ def _levels(shapes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _on_device(value: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(value.device) if value.is_cuda else contextlib.nullcontext()
-
-
-def _sizes(value: Tensor, reference: Tensor | None, offsets: Tensor) -> dict[str, int]:
-    """What both kernels are told about the shapes.
-
-    Raises:
-        ValueError: an image has too many numbers.
-    """
-    batch, tokens, heads, channels = value.shape
-    _, queries, _, levels, points = offsets.shape[:5]
-    if max(tokens * channels, 2 * queries * levels * points) * heads >= _LARGEST:
-        raise ValueError("ms_deform_attn: backend 'triton' takes less than 2^31 numbers per image in value and in offsets")
-    return {
-        "queries": queries,
-        "pairs": batch * heads,
-        "tokens": tokens,
-        "heads": heads,
-        "channels": channels,
-        "R": 0 if reference is None else reference.shape[-1],
-        "LEVELS": levels,
-        "POINTS": points,
-        "BLOCK_D": triton.next_power_of_2(channels),
-        "BLOCK_N": triton.next_power_of_2(levels * points),
-    }
+    elsewhere = value.is_cuda and value.device.index != torch.cuda.current_device()
+    return torch.cuda.device(value.device) if elsewhere else contextlib.nullcontext()
 
 
 def forward(value: Tensor, shapes: Sequence[int], reference: Tensor | None, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -250,11 +271,10 @@ def forward(value: Tensor, shapes: Sequence[int], reference: Tensor | None, offs
     output = torch.empty(batch, offsets.shape[1], heads * channels, dtype=value.dtype, device=value.device)
     if output.numel() == 0 or weights.numel() == 0:
         return output.zero_()
-    value, offsets, weights = (tensor.detach().contiguous() for tensor in (value, offsets, weights))
-    given = offsets if reference is None else reference.detach().contiguous()
-    levels = _levels(tuple(shapes), value.device)
-    with _on_device(value):
-        _launch(_forward_kernel, _FORWARD_TILE, _sizes(value, reference, offsets), value, levels, given, offsets, weights, output)
+    value, offsets, weights = value.contiguous(), offsets.contiguous(), weights.contiguous()
+    given = offsets if reference is None else reference.contiguous()
+    plan = _plan(_FORWARD_TILE, value.shape, offsets.shape, 0 if reference is None else reference.shape[-1])
+    _launch(_forward_kernel, plan, (value, _levels(tuple(shapes), value.device), given, offsets, weights, output))
     return output
 
 
@@ -268,27 +288,22 @@ def backward(
     with_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (value, reference, offsets, weights); the arguments are those of `cpu.backward`."""
-    heads = value.shape[2]
     deterministic = torch.are_deterministic_algorithms_enabled()
-    with_reference = with_reference and reference is not None
-    sums = torch.int64 if deterministic else torch.float32
-    grad_value = torch.zeros(value.shape, dtype=sums, device=value.device)
+    grad_value = torch.zeros(value.shape, dtype=torch.int64 if deterministic else torch.float32, device=value.device)
+    value, offsets, weights = value.contiguous(), offsets.contiguous(), weights.contiguous()
     grad_offsets, grad_weights = torch.empty_like(offsets), torch.empty_like(weights)
-    grad_reference = offsets.new_zeros(())
+    with_reference = with_reference and reference is not None
+    scale = grad_reference = grad_weights  # not read where there is none
     if with_reference and reference is not None:
-        grad_reference = reference.new_zeros((heads, *reference.shape) if deterministic else reference.shape)
-    scale = _fixed_point_scale(grad_output, reference, weights) if deterministic else grad_reference
+        grad_reference = reference.new_zeros((value.shape[2], *reference.shape) if deterministic else reference.shape)
+    if deterministic:
+        scale = _fixed_point_scale(grad_output, reference, weights)
     if grad_output.numel() > 0 and weights.numel() > 0:
-        value, offsets, weights = (tensor.detach().contiguous() for tensor in (value, offsets, weights))
-        given = offsets if reference is None else reference.detach().contiguous()
-        levels = _levels(tuple(shapes), value.device)
-        with _on_device(value):
-            _launch(
-                _backward_kernel, _BACKWARD_TILE, _sizes(value, reference, offsets),
-                grad_output.detach().contiguous(), value, levels, given, offsets, weights, scale,
-                grad_value, grad_reference, grad_offsets, grad_weights,
-                WITH_REFERENCE=with_reference, DETERMINISTIC=deterministic,
-            )  # fmt: skip
+        given = offsets if reference is None else reference.contiguous()
+        plan = _plan(_BACKWARD_TILE, value.shape, offsets.shape, 0 if reference is None else reference.shape[-1])
+        inputs = grad_output.contiguous(), value, _levels(tuple(shapes), value.device), given, offsets, weights, scale
+        gradients = grad_value, grad_reference, grad_offsets, grad_weights
+        _launch(_backward_kernel, plan, (*inputs, *gradients), with_reference, deterministic)
     if deterministic:
         grad_value = grad_value.double() / scale
         grad_reference = grad_reference.sum(0) if with_reference else grad_reference
