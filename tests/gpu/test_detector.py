@@ -83,8 +83,12 @@ def test_bf16_is_as_near_as_autocast(preset, options):
         with torch.autocast("cuda", torch.bfloat16):
             usual = model(pictures)
     found = InferenceModel(model, options, "bf16")(pictures)
-    errors = [(one.logits[-1].float().sigmoid() - exact.logits[-1].sigmoid()).abs().mean() for one in (found, usual)]
-    assert errors[0] < 2 * errors[1] + 1e-4
+
+    def scores(predictions):  # of proposals of nearly the same score others may be chosen, so in the order of the scores
+        return predictions.logits[-1].float().sigmoid().sort(dim=1).values
+
+    errors = [(scores(one) - scores(exact)).abs().mean() for one in (found, usual)]
+    assert errors[0] < 2 * errors[1] + 2e-4
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -94,7 +98,7 @@ def test_changed_weights_count_at_once(options, precision):
     fast, pictures = InferenceModel(model, options, precision), on_gpu(images(SAME))
     before = fast(pictures).logits
     with torch.no_grad():
-        model.class_heads[-1].bias.data.add_(1.0)  # PyTorch does not count this write
+        model.class_heads.get_submodule("0").bias.data.add_(1.0)  # PyTorch does not count this write
     torch.testing.assert_close(fast(pictures).logits, before + 1.0, atol=1e-3, rtol=1e-3)
     other = copy.deepcopy(model.state_dict())
     other["neck.projections.0.0.weight"].mul_(2.0)
@@ -103,7 +107,7 @@ def test_changed_weights_count_at_once(options, precision):
 
 
 def test_a_loss_and_its_gradients_are_those_of_the_cpu():
-    model, criterion = detector("r50-two-stage").train(), SetCriterion(5)
+    model, criterion = detector("r50-refine").train(), SetCriterion(5)
     targets = [
         Target(torch.tensor([[0.4, 0.5, 0.3, 0.4], [0.7, 0.3, 0.2, 0.2]]), torch.tensor([1, 4])),
         Target(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([2])),
