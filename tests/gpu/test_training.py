@@ -80,4 +80,8 @@ def test_the_backbone_is_optimised_although_its_factors_are_rounded(caplog: pyte
     assert not caplog.records
     with torch.inference_mode():
         expected = model(images)
-    assert found.logits[-1].sigmoid().sort().values.allclose(expected.logits[-1].sigmoid().sort().values, atol=2e-2)
+
+    def scores(predictions):  # of proposals of nearly the same score others may be chosen
+        return predictions.logits[-1].sigmoid().sort(dim=1).values
+
+    assert (scores(found) - scores(expected)).abs().mean() < 5e-3

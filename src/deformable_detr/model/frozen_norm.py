@@ -17,8 +17,8 @@ class FrozenNorm(FrozenBatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, h, w]` → `[B, C, h, w]`."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
+        shift = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
+        return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1))
 
 
 def faster_frozen_norms(module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The position of a query from the box that its layer looks around, anew in every decoder layer (DAB-DETR; DINO, section 3.2)."""
 
+import torch
 from torch import Tensor, nn
 
 from deformable_detr.model.heads import MLP
@@ -24,5 +25,6 @@ class PositionMLP(MLP):
     def forward(self, queries: Queries, reference: Tensor, flat: FlatFeatures) -> Tensor:  # type: ignore[override]
         """References `[B, Q, 4]` cxcywh of each image → `[B, Q, C]`; encoded in the frame of the padded finest level."""
         boxes = reference * flat.valid_ratios[:, None, 0].repeat(1, 1, 2)
-        encoded = sine_embedding(boxes[..., [1, 0, 2, 3]] * SCALE, self.num_features)  # y, x, w, h
+        x, y, *size = boxes.split(1, dim=-1)  # a list of places would be copied to a GPU, which waits for it
+        encoded = sine_embedding(torch.cat((y, x, *size), dim=-1) * SCALE, self.num_features)
         return super().forward(encoded.to(queries.query.dtype))

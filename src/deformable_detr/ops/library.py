@@ -35,7 +35,7 @@ def attention(value: Tensor, shapes: Shapes, reference: Tensor | None, offsets: 
         return plain_attention(DERIVATIVES, value, _pairs(value, shapes), reference, offsets, weights)
     if _direct(backend, inputs):
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return _Attention.apply(*inputs)  # pyright: ignore[reportReturnType]
+            return _DirectAttention.apply(*inputs)  # pyright: ignore[reportReturnType]
         return _forward(*inputs)
     if torch._C._are_functorch_transforms_active():  # they take an autograd.Function apart, but not a registered operator
         return _Attention.apply(*inputs)  # pyright: ignore[reportReturnType]
@@ -143,8 +143,6 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if _direct(inputs[-1], inputs):
-            return _forward(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return _operator(_FORWARD, inputs[1])(*inputs)
 
@@ -162,6 +160,20 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
         return attention(*_fold(info, in_dims, inputs)).unflatten(0, (info.batch_size, -1)), 0
+
+
+class _DirectAttention(torch.autograd.Function):
+    """The same where nothing listens: PyTorch looks up the signature of a `forward` that torch.func can take apart at each call,
+    which takes as long as the kernel for a few queries."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.layout = _save(ctx, inputs)
+        return _forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple:
+        return _Attention.backward(ctx, *grads)
 
 
 class _Gradients(torch.autograd.Function):
