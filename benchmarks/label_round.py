@@ -4,7 +4,7 @@
 
 For each seed: train with `--recipe small-data` on 50 random images; put the other training images into the order of
 `deformable-detr label`; then train anew, with as many steps, on the 50 and the first 50 of that order, and on the 50 and 50 random
-ones. The annotations are the dataset's own: proposals corrected without a mistake. AP on the splits `val` and `test`.
+ones. The annotations are the dataset's own: proposals corrected without an error. AP on the splits `val` and `test`.
 """
 
 import argparse

@@ -4,7 +4,7 @@ python benchmarks/own_data.py bccd sizes large --minutes 3 --pretrained-backbone
 python benchmarks/own_data.py bccd --steps 1270 --device cuda --jobs 6 --lr 2e-4 5e-4 1e-3 --pretrained-backbone resnet18.pth
 
 For each dataset and seed: first ours, by `--recipe small-data` and `--budget 3m` or `--steps` alone. Then each peer, with the
-images, sizes, augmentation, batches and averaged weights of that run, the same backbone weights, width and number of layers, a
+images, sizes, augmentation, batches and EMA weights of that run, the same backbone weights, width and number of layers, a
 plain loop with warm-up and cosine, for as many steps (`--equal steps`) or as many as fit into the seconds of our steps (`--equal
 time`).
 Seconds are those of the training steps with reading the images, evaluations left out: on a CPU of its own time, so start it with

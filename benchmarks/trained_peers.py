@@ -41,7 +41,7 @@ def clock(device: str) -> Callable[[], float]:
 
 
 class PeerRun:
-    """A training of one of transformers' models with images, sizes, augmentation, batches and averaged weights of a run of ours.
+    """A training of one of transformers' models with images, sizes, augmentation, batches and EMA weights of a run of ours.
 
     Args:
         system: one of :data:`PEERS`.
@@ -130,7 +130,7 @@ class PeerRun:
         self.step += 1
 
     def _measure(self, data: CocoDataset) -> tuple[float, float]:
-        """AP and AP50 of the averaged weights, with NMS or without it, whichever is better."""
+        """AP and AP50 of the EMA weights, with NMS or without it, whichever is better."""
         evaluators = [CocoEvaluator(data.ground_truth, self.data["train"].categories) for _ in NMS]
         with torch.inference_mode():
             for images, targets in self._loader(data, training=False):

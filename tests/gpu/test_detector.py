@@ -45,8 +45,8 @@ def images(sizes):
     return [torch.randn(*size, generator=generator) for size in sizes]
 
 
-def on_gpu(pictures):
-    return [picture.cuda() for picture in pictures]
+def on_gpu(batch):
+    return [image.cuda() for image in batch]
 
 
 @pytest.mark.parametrize("sizes", [SAME, PADDED], ids=["same size", "padded"])
@@ -69,20 +69,20 @@ def test_graphs_of_several_shapes():
     model = detector().eval().cuda()
     fast, plain = InferenceModel(model, InferenceOptions(cuda_graphs=True)), InferenceModel(model, InferenceOptions())
     for size in (SAME, SAME[:1], [(3, 96, 96)], SAME, [(3, 64, 96)] * 3, [(3, 64, 64)], SAME):
-        pictures = on_gpu(images(size))
-        torch.testing.assert_close(fast(pictures).logits, plain(pictures).logits, atol=2e-4, rtol=1e-4)
+        batch = on_gpu(images(size))
+        torch.testing.assert_close(fast(batch).logits, plain(batch).logits, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", [InferenceOptions(), InferenceOptions(cuda_graphs=True)], ids=["optimised", "CUDA graphs"])
 @pytest.mark.parametrize("preset", ["r50", "r50-two-stage", "r50-dino"])
 def test_bf16_is_as_near_as_autocast(preset, options):
     model = detector(preset).eval().cuda()
-    pictures = on_gpu(images(PADDED if options.cuda_graphs is False else SAME))
+    batch = on_gpu(images(PADDED if options.cuda_graphs is False else SAME))
     with torch.inference_mode():
-        exact = model(pictures)
+        exact = model(batch)
         with torch.autocast("cuda", torch.bfloat16):
-            usual = model(pictures)
-    found = InferenceModel(model, options, "bf16")(pictures)
+            usual = model(batch)
+    found = InferenceModel(model, options, "bf16")(batch)
 
     def scores(predictions):  # of proposals of nearly the same score others may be chosen, so in the order of the scores
         return predictions.logits[-1].float().sigmoid().sort(dim=1).values
@@ -95,15 +95,15 @@ def test_bf16_is_as_near_as_autocast(preset, options):
 @pytest.mark.parametrize("options", [InferenceOptions(), InferenceOptions(cuda_graphs=True)], ids=["optimised", "CUDA graphs"])
 def test_changed_weights_count_at_once(options, precision):
     model = detector().eval().cuda()
-    fast, pictures = InferenceModel(model, options, precision), on_gpu(images(SAME))
-    before = fast(pictures).logits
+    fast, batch = InferenceModel(model, options, precision), on_gpu(images(SAME))
+    before = fast(batch).logits
     with torch.no_grad():
         model.get_parameter("class_heads.0.bias").data.add_(1.0)  # PyTorch does not count this write
-    torch.testing.assert_close(fast(pictures).logits, before + 1.0, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(fast(batch).logits, before + 1.0, atol=1e-3, rtol=1e-3)
     other = copy.deepcopy(model.state_dict())
     other["neck.projections.0.0.weight"].mul_(2.0)
     model.load_state_dict(other)
-    torch.testing.assert_close(fast(pictures).logits, InferenceModel(model, options, precision)(pictures).logits)
+    torch.testing.assert_close(fast(batch).logits, InferenceModel(model, options, precision)(batch).logits)
 
 
 def test_a_loss_and_its_gradients_are_those_of_the_cpu():
@@ -113,8 +113,8 @@ def test_a_loss_and_its_gradients_are_those_of_the_cpu():
         Target(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([2])),
     ]
 
-    def losses(model, pictures, targets):
-        found = criterion(model(ImageBatch.from_images(pictures)), targets)
+    def losses(model, batch, targets):
+        found = criterion(model(ImageBatch.from_images(batch)), targets)
         criterion.weighted_sum(found).backward()
         return found
 
