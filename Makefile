@@ -15,7 +15,7 @@ OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE
 ASAN := build/asan
 ASAN_TESTS := tests/ops/test_cpu.py tests/ops/test_winograd.py tests/ops/test_ms_deform_attn.py tests/ops/test_defaults.py
 
-.PHONY: owner install demo test test-isa test-asan test-trackers lint format bench-op docs coverage wheel clean
+.PHONY: owner install demo test test-isa test-asan test-trackers lint format bench-op docs live coverage wheel clean
 
 install: $(STAMP)
 
@@ -69,6 +69,10 @@ docs: $(STAMP)
 	PYTHONPATH=website NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python website/look.py
 
+# The detector of `make demo` as a page of the site, for the next `make docs`.
+live: $(STAMP)
+	$(BIN)/python website/live.py demo/run
+
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-report=html:coverage
 
@@ -87,4 +91,4 @@ owner:
 	$(PYTHON) .ci/set_owner.py $(NAME)
 
 clean:
-	rm -rf $(VENV) build dist demo site coverage
+	rm -rf $(VENV) build dist demo site coverage docs/live

@@ -1,6 +1,6 @@
 """Writes the pages of the site that follow from the code: the commands, the API, changelog and contributing.
 
-python website/generate.py        writes docs/reference/*.md, docs/changelog.md and docs/contributing.md, which git ignores
+python website/generate.py    writes docs/reference/*.md, docs/{browser,changelog,contributing}.md, which git ignores
 """
 
 import argparse
@@ -25,6 +25,7 @@ def main() -> None:
     pages |= {f"reference/{name}.md": module_page(name) for name in MODULES}
     pages |= {f"reference/{name}.md": room_page(name) for name in rooms()}
     pages |= {f"{name.lower()}.md": root_page(name) for name in ("CHANGELOG", "CONTRIBUTING")}
+    pages["browser.md"] = browser_page(live=(DOCS / "live" / "index.html").is_file())
     for name, text in pages.items():
         path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -40,6 +41,38 @@ def rooms() -> list[str]:
 def root_page(name: str) -> str:
     """A document of the root as a page of docs/, to which its links into docs/ are shorter."""
     return (ROOT / f"{name}.md").read_text(encoding="utf-8").replace("](docs/", "](")
+
+
+BROWSER = """# In your browser
+
+`deformable-detr export RUN FOLDER --to web` writes a detector as a page that computes in the visitor's browser
+([how, and with what](deploying.md#in-the-browser)).
+"""
+
+LIVE = """This is the detector of `deformable-detr demo`, trained for some minutes on CPU cores. It knows drawn circles, squares,
+triangles and stars, and nothing else. No image that it is shown leaves your machine.
+
+<p>Drawn images: <a href="../live/?image=scene-1.png" target="live">one</a>,
+<a href="../live/?image=scene-2.png" target="live">another</a>,
+<a href="../live/?image=scene-3.png" target="live">a third</a>; or one of your own.
+<a href="../live/?image=scene-1.png">On a page of its own</a> it may use several threads.</p>
+
+<iframe class="live" name="live" title="The detector in your browser" src="../live/?image=scene-1.png" allow="camera"></iframe>
+"""
+
+NOT_LIVE = """This copy of the site was built without a detector. On a machine with the source:
+
+```bash
+make demo    # trains the demo's detector: some minutes on CPU cores
+make live    # writes it as a page, which fetches onnxruntime-web (npm)
+make docs    # this page has it now
+```
+"""
+
+
+def browser_page(live: bool) -> str:
+    """The page with the live demo, or what to do for it where no detector was exported (`website/live.py`)."""
+    return f"{BROWSER}\n{LIVE if live else NOT_LIVE}"
 
 
 def module_page(name: str) -> str:

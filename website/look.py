@@ -5,6 +5,7 @@ python website/look.py --screenshots shots    also keeps what was seen, in all f
 """
 
 import argparse
+import re
 import shutil
 import sys
 import threading
@@ -16,9 +17,12 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, expect, sync_playwright
 
 SITE = Path(__file__).parents[1] / "site"
+LIVE = "live"
+"""The live demo, where the site has one (website/live.py): a page in a frame of another."""
+
 SCREENS: dict[str, ViewportSize] = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 900}}
 SCHEMES: list[Literal["light", "dark"]] = ["light", "dark"]
 
@@ -46,11 +50,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--screenshots", type=Path, help="folder for an image of each page")
     options = parser.parse_args()
-    pages = sorted(str(path.relative_to(SITE).parent) for path in SITE.rglob("index.html"))
+    pages = sorted({str(path.relative_to(SITE).parent) for path in SITE.rglob("index.html")} - {LIVE})
     with served(SITE) as root, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         faults = look(browser, root, pages, options.screenshots)
         try_search(browser, root)
+        if (SITE / LIVE).exists():
+            try_live(browser, root, options.screenshots)
         browser.close()
     print(f"{len(pages)} pages, {len(faults)} faults", *faults, sep="\n")
     return 1 if faults else 0
@@ -61,7 +67,7 @@ def look(browser: Browser, root: str, pages: list[str], folder: Path | None) -> 
     forms = list(product(SCREENS.items(), SCHEMES) if folder else zip(SCREENS.items(), SCHEMES, strict=True))
     faults: list[str] = []
     page = browser.new_page()
-    page.on("console", lambda line: faults.append(f"{page.url}: {line.text}") if line.type in ("error", "warning") else None)
+    page.on("console", lambda line: faults.append(f"{page.url}: {line.text}") if is_fault(line) else None)
     page.on("pageerror", lambda error: faults.append(f"{page.url}: {error}"))
     page.on("request", lambda request: None if request.url.startswith((root, "data:")) else faults.append(request.url))
     for (screen, size), scheme in forms:
@@ -79,6 +85,11 @@ def look(browser: Browser, root: str, pages: list[str], folder: Path | None) -> 
     return faults
 
 
+def is_fault(line: ConsoleMessage) -> bool:
+    """Whether a page did something wrong; that the machine has no GPU is not its fault."""
+    return line.type in ("error", "warning") and line.text != "No available adapters."
+
+
 def try_search(browser: Browser, root: str) -> None:
     """Search for the operator's page, in the browser, with the index that was made with the site; a time-out if it is not found."""
     page = browser.new_page()
@@ -86,6 +97,23 @@ def try_search(browser: Browser, root: str) -> None:
     page.fill("input[name=query]", "deformable attention")
     found = page.locator(".md-search-result__item a[href*=operator]")
     found.first.wait_for(state="attached")
+    page.close()
+
+
+def try_live(browser: Browser, root: str, folder: Path | None) -> None:
+    """Let the live demo find the objects of its images, in its frame and on a page of its own; a time-out if it finds none."""
+    found = re.compile(r"[1-9]\d* objects in")
+    for (screen, size), scheme in product(SCREENS.items(), SCHEMES):
+        page = browser.new_page(viewport=size, color_scheme=scheme)
+        page.goto(f"{root}browser/")
+        frame = page.frame_locator("iframe[name=live]")
+        expect(frame.locator("#state")).to_contain_text(found, timeout=120_000)
+        if folder:
+            page.screenshot(path=folder / f"{LIVE}-{screen}-{scheme}.png", full_page=True)
+        page.close()
+    page = browser.new_page()
+    page.goto(f"{root}{LIVE}/?image=scene-2.png")
+    expect(page.locator("#state")).to_contain_text(found, timeout=120_000)
     page.close()
 
 

@@ -48,13 +48,14 @@ def address(site):
 
 
 def test_the_page_finds_what_python_finds(site, address, open_tab, tmp_path):
-    """An image that is resized on the way; a PNG, so that the browser decodes the same pixels."""
-    model, _ = site
+    """An image that is resized on the way, named in the address or chosen; a PNG, so that the browser decodes the same pixels."""
+    model, folder = site
     pixels = draw_scene(np.random.default_rng(3), 160)[0][:150, :120]
     Image.fromarray(pixels).save(tmp_path / "scene.png")
     expected = Predictor(model, device="cpu").predict(tmp_path / "scene.png", 0.0, top_k=8)
-    with open_tab(address) as tab:
-        expect(tab.locator("#state")).to_contain_text("Ready", timeout=120_000)
+    shutil.copy(tmp_path / "scene.png", folder)
+    with open_tab(f"{address}?image=scene.png") as tab:
+        expect(tab.locator("#state")).to_contain_text("objects in", timeout=120_000)
         assert tab.evaluate("self.crossOriginIsolated"), "no threads: the service worker does not isolate the page"
         tab.locator("#threshold").fill("0")
         tab.set_input_files("#file", tmp_path / "scene.png")

@@ -8,7 +8,7 @@ export async function load() {
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 8) : 1;
   const info = await (await fetch("detector.json")).json();
   const session = await ort.InferenceSession.create("detector.onnx", { executionProviders: gpu ? ["webgpu", "wasm"] : ["wasm"] });
-  return { ort, session, ...info, where: gpu ? "WebGPU" : `${ort.env.wasm.numThreads} thread(s)` };
+  return { ort, session, ...info, where: gpu ? "WebGPU" : ort.env.wasm.numThreads > 1 ? `${ort.env.wasm.numThreads} threads` : "one thread" };
 }
 
 // ImageData → detections, best first; boxes in pixels. `threshold` null: that of each class.
@@ -103,6 +103,14 @@ async function open(file) {
   } catch { at("state").textContent = `${file.name} is no image that this browser can read.`; }
 }
 
+// An image of this server, which the page's address names: ?image=photo.jpg
+async function openNamed(name) {
+  const address = new URL(name, location.href);
+  if (address.origin !== location.origin) return;
+  const answer = await fetch(address);
+  await open(new File([answer.ok ? await answer.blob() : ""], name));
+}
+
 async function startCamera() {
   const video = document.createElement("video");
   try { camera = await navigator.mediaDevices.getUserMedia({ video: true }); }
@@ -156,6 +164,8 @@ async function main() {
   catch (error) { at("state").textContent = `The detector could not be loaded: ${error.message}`; return; }
   at("state").textContent = `Ready (${detector.where}).`;
   listen();
+  const named = new URLSearchParams(location.search).get("image");
+  if (named) await openNamed(named);
 }
 
 main();
