@@ -12,6 +12,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from deformable_detr.acceleration.convolutions import optimized_backbone
+from deformable_detr.acceleration.encoder import ChunkedEncoder
 from deformable_detr.acceleration.fused_convolutions import (
     FusedConvolution,
     WinogradConvolution,
@@ -19,7 +20,14 @@ from deformable_detr.acceleration.fused_convolutions import (
     winograd_works,
 )
 from deformable_detr.acceleration.geometry import KeptGeometry
-from deformable_detr.acceleration.low_precision import Autocast, PackedLinear, packed_weights_work
+from deformable_detr.acceleration.low_precision import (
+    KITS,
+    Autocast,
+    LowLinear,
+    PackedLinear,
+    WithoutAutocast,
+    packed_weights_work,
+)
 from deformable_detr.acceleration.model import InferenceModel, inductor
 from deformable_detr.acceleration.network import fast_network
 from deformable_detr.acceleration.options import PLAIN, InferenceOptions, fastest_precision
@@ -329,6 +337,29 @@ def test_what_is_lowered():
         "ffn.linear1",
         "ffn.linear2",
     }
+
+
+@pytest.mark.parametrize("variant", ["tiny", "two-stage", "resnet18", "convnext"])
+def test_what_a_gpu_is_given_in_bfloat16(variant, monkeypatch):
+    """The parts for a GPU run anywhere."""
+    model, images = build(**VARIANTS[variant]), ImageBatch.from_images(sample_images((96, 120), (64, 90)))
+    monkeypatch.setitem(KITS, "cpu", KITS["cuda"])
+    options = replace(PLAIN, answer_only=True)
+    network = WithoutAutocast(lambda: fast_network(model, options, low_precision=True), torch.device("cpu"))
+    with torch.inference_mode():
+        found = network(images)
+    assert_as_close_as_autocast(found, model, images)
+    assert {
+        module.weight.dtype for module in network.get_submodule("network.encoder").modules() if isinstance(module, LowLinear)
+    } == {torch.bfloat16}
+
+
+def test_an_encoder_in_one_piece():
+    model, images = build(**VARIANTS["two-stage"]), sample_images((96, 120), (64, 90))
+    whole = fast_network(model, replace(PLAIN, answer_only=True))
+    whole.encoder = ChunkedEncoder(model.encoder.layers, None)  # pyright: ignore[reportArgumentType]
+    with torch.inference_mode():
+        assert_same(whole(ImageBatch.from_images(images)), plain(model, images))
 
 
 def test_models_of_other_types_run_as_they_are():

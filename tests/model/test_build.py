@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from timm.layers.norm_act import FrozenBatchNorm2d
+from torch import nn
 
 from deformable_detr.model import build_model
+from deformable_detr.model.frozen_norm import FrozenNorm, faster_frozen_norms
 from deformable_detr.presets import MODEL_PRESETS
 
 OFFICIAL_TRAINABLE = {
@@ -175,3 +178,18 @@ def test_backbone_that_cannot_be_downloaded(monkeypatch):
 def test_a_setting_of_another_type_is_named(value):
     with pytest.raises(ValueError, match="num_queries: expected"):
         build_model("tiny", num_classes=3, num_queries=value)
+
+
+def test_frozen_norms_are_torchvisions():
+    norm = FrozenBatchNorm2d(6)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        getattr(norm, name).copy_(torch.rand(6) + 0.5)
+    x = torch.randn(2, 6, 4, 5, requires_grad=True)
+    expected = norm(x)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+    body = nn.Sequential(norm)
+    faster_frozen_norms(body)
+    found = body(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], wanted)
+    assert type(body[0]) is FrozenNorm and list(body.state_dict()) == ["0.weight", "0.bias", "0.running_mean", "0.running_var"]
