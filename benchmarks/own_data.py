@@ -19,7 +19,9 @@ import argparse
 import fcntl
 import json
 import multiprocessing
+import os
 import statistics
+import threading
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator
@@ -78,7 +80,8 @@ def main() -> None:
 def run_missing(options: argparse.Namespace, results: "Results") -> list[Row]:
     """Run what is missing, so many at a time, each in a process of its own; gives those that failed."""
     failed: list[Row] = []
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=end_with_parent) as pool:
         running: dict[Future[Row], Row] = {}
         while True:
             for key, ours in missing(options, results):
@@ -93,6 +96,18 @@ def run_missing(options: argparse.Namespace, results: "Results") -> list[Row]:
                 except Exception:
                     print(f"{key} failed:\n{traceback.format_exc()}", flush=True)
                     failed.append(key)
+
+
+def end_with_parent() -> None:
+    """End this process when the command ends, however it does: a training would go on."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def missing(options: argparse.Namespace, results: "Results") -> Iterator[tuple[Row, Row | None]]:

@@ -109,10 +109,6 @@ class ModelConfig:
     """Treat padding exactly as the original does: the padded canvas runs as one in evaluation, too, and padded positions compete
     among the proposals. By default an image's boxes do not depend on its neighbours in the batch."""
 
-    separate_in_training: bool = False
-    """Run each image at its own size through backbone and neck in training, too, as in evaluation: GroupNorm then counts no
-    padding. By default the padded canvas runs as one there (official), which takes fewer and larger convolutions."""
-
     backbone_levels: int = 3
     """How many of the backbone's last stages become levels of their own; 4 adds stride 4 (DINO with 5 scales)."""
 

@@ -129,7 +129,6 @@ class TrainSettings(TypedDict, total=False):
     box_refinement: bool
     two_stage: bool
     original_padding: bool
-    separate_in_training: bool
     backbone_levels: int
     position_temperature: float
     position_offset: float

@@ -10,7 +10,6 @@ import torch
 from deformable_detr.model import build_model
 from deformable_detr.model.decoder import DeformableDecoder
 from deformable_detr.model.heads import BoxHead
-from deformable_detr.model.pyramid import SeparateImages
 from deformable_detr.structures import ImageBatch
 
 PRESETS = {
@@ -202,18 +201,3 @@ def test_frameworks_may_cast_inputs_and_predictions(dtype):
         if isinstance(value := getattr(found, field.name), torch.Tensor):
             setattr(found, field.name, value.to(torch.float32))
     torch.testing.assert_close(found.logits, exact.logits, rtol=0, atol=0.2 if dtype == torch.bfloat16 else 1e-4)
-
-
-def test_in_training_images_can_run_at_their_own_size() -> None:
-    torch.manual_seed(0)
-    batch = ImageBatch.from_images([torch.randn(3, 40, 48), torch.randn(3, 64, 32)], multiple_of=32)
-
-    def extract(images: torch.Tensor) -> list[torch.Tensor]:
-        return [images - images.mean((1, 2, 3), keepdim=True)]  # as a norm over the whole map does
-
-    together = SeparateImages().train()(extract, batch).levels[0]
-    apart = SeparateImages(in_training=True).train()(extract, batch).levels[0]
-    for index, size in enumerate(batch.image_sizes or ()):
-        image = batch.images[index : index + 1, :, : size[0], : size[1]]
-        torch.testing.assert_close(apart[index, :, : size[0], : size[1]], extract(image)[0][0])
-    assert not together[0, :, :40, :48].allclose(apart[0, :, :40, :48])

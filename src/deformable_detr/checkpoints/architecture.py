@@ -38,7 +38,6 @@ _HIDDEN = (
     "frozen_backbone_stages",
     "pretrained_backbone",
     "original_padding",
-    "separate_in_training",
     "max_detections",
     "position_temperature",
     "position_offset",

@@ -60,7 +60,7 @@ def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> Deformab
     return DeformableDETR(
         backbone=backbone,
         neck=_neck(config, backbone),
-        canvas=PaddedCanvas() if config.original_padding else SeparateImages(in_training=config.separate_in_training),
+        canvas=PaddedCanvas() if config.original_padding else SeparateImages(),
         flatten=_flatten(config),
         encoder=DeformableEncoder([_encoder_layer(config) for _ in range(config.num_encoder_layers)]),
         query_source=_query_source(config),

@@ -30,20 +30,12 @@ class PaddedCanvas(nn.Module):
 
 
 class SeparateImages(PaddedCanvas):
-    """Runs images of equal size together and pads their maps, so that padding has no influence; in training as above.
-
-    Args:
-        in_training: in training, too.
-    """
-
-    def __init__(self, *, in_training: bool = False) -> None:
-        super().__init__()
-        self.in_training = in_training
+    """In training as above. Else runs images of equal size together and pads their maps: padding has no influence."""
 
     def forward(self, extract: Extract, batch: ImageBatch) -> FeaturePyramid:
         """The levels of a batch. Where only a mask tells the images' sizes, the canvas runs as one."""
         sizes = batch.image_sizes
-        if (self.training and not self.in_training) or sizes is None or not batch.may_be_padded:
+        if self.training or sizes is None or not batch.may_be_padded:
             return super().forward(extract, batch)
         maps: list[list[Tensor]] = [[] for _ in sizes]
         for size in dict.fromkeys(sizes):
