@@ -60,7 +60,7 @@ class CudaGraphs:
                 self.network(place)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
             predictions = self.network(place)
         kept = [geometry for part in self.network.modules() if isinstance(part, KeptGeometry) for geometry in part.kept()]
         return _Recording(graph, place, predictions, kept)
