@@ -234,14 +234,20 @@ def _plan(tile: int, value: torch.Size, offsets: torch.Size, reference: int) -> 
 _compiled: dict[tuple, Any] = {}
 
 
+def _is_far(tensor: Tensor) -> bool:
+    """Whether places in it need more than 32 bits, where Triton compiles for that: for AMD's GPUs."""
+    return torch.version.hip is not None and tensor.untyped_storage().size() >= _LARGEST
+
+
 def _launch(kernel: Any, plan: _Plan, tensors: tuple[Tensor, ...], *flags: bool) -> None:
-    """Triton finds the compiled kernel anew at each launch, which takes longer than 300 queries do; so it is kept here."""
+    """Triton finds the compiled kernel anew at each launch, which takes longer than 300 queries do; so it is kept here, for each
+    combination of what Triton compiles anew for."""
     grid, arguments = (plan.programs, 1, 1), (*tensors, *plan.numbers, *plan.geometry, *flags, *plan.blocks)
     with _on_device(tensors[0]):
         if isinstance(kernel, InterpretedFunction):
             kernel[grid](*arguments)
             return
-        variants = [(tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in tensors]  # what Triton compiles anew for
+        variants = [(tensor.dtype, tensor.data_ptr() % 16 == 0, _is_far(tensor)) for tensor in tensors]
         key = (kernel.fn, tensors[0].device.index, *variants, plan.numbers[-1], plan.geometry, flags, plan.blocks)
         compiled = _compiled.get(key)
         if compiled is None:
