@@ -51,3 +51,50 @@ def test_compiles_for_a_gpu(reference):
                 fn=kernel, signature=signature, constexprs={(kernel.arg_names.index(n),): v for n, v in constexprs.items()}
             )
             assert compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+
+def test_a_compiled_kernel_is_kept_for_what_it_was_compiled_for():
+    """Launched again with the same arguments; compiled anew for another type, alignment, flag or number of channels."""
+    import torch
+
+    from deformable_detr.ops import triton_kernels
+
+    launches = []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *arguments: launches.append(("again", grid, arguments))
+
+    class Kernel:
+        fn = "a kernel of this test"
+
+        def __getitem__(self, grid):
+            def compile(*arguments, num_warps):
+                launches.append(("compiled", grid, arguments))
+                return Compiled()
+
+            return compile
+
+    def launch(value, *flags):
+        plan = triton_kernels._plan(1024, torch.Size((1, 30, 2, value.shape[-1])), torch.Size((1, 5, 2, 2, 4, 2)), 2)
+        triton_kernels._launch(Kernel(), plan, (value,), *flags)
+        return launches[-1]
+
+    aligned = torch.zeros(60, 8)
+    first = launch(aligned)
+    assert first[0] == "compiled" and first[1] == (2, 1, 1)
+    assert launch(aligned) == ("again", first[1], first[2])
+    for other in (aligned.half(), torch.zeros(60 * 8 + 1)[1:].view(60, 8), torch.zeros(60, 16)):
+        assert launch(other)[0] == "compiled"
+        assert launch(other)[0] == "again"
+    assert launch(aligned, True)[0] == "compiled"
+    assert launch(aligned)[0] == "again"
+
+
+def test_an_image_beyond_32_bits_is_refused():
+    import torch
+
+    from deformable_detr.ops import triton_kernels
+
+    with pytest.raises(ValueError, match=r"2\^31"):
+        triton_kernels._plan(1024, torch.Size((1, 9_000_000, 8, 32)), torch.Size((1, 300, 8, 4, 4, 2)), 2)
