@@ -133,8 +133,10 @@ def _as(value: Any, kind: Any) -> Any:
         kinds = inner[:1] * len(value) if origin is list or inner[-1] is Ellipsis else inner
         return origin(convert(item, each, "") for item, each in zip(value, kinds, strict=True))
     if origin is dict:
+        if not isinstance(value, Mapping):  # dict() would make one of a list of words of two letters
+            raise TypeError
         key_kind, value_kind = inner
-        return {convert(key, key_kind, ""): convert(item, value_kind, "") for key, item in dict(value).items()}
+        return {convert(key, key_kind, ""): convert(item, value_kind, "") for key, item in value.items()}
     if kind in (bool, NoneType) or isinstance(value, bool):
         if type(value) is kind:
             return value

@@ -89,6 +89,7 @@ def test_a_preset_brings_its_published_recipe(preset: str, expected: tuple[float
         ("optimizer.lr: 1e-3\nlr: 1e-5", r"optimizer\.lr is given twice"),
         ("on: 1", "unknown setting True: names of settings are texts"),
         ("branch_weights: {loss_class_dn: x}", r"loss\.branch_weights: expected a mapping, got {'loss_class_dn': 'x'}"),
+        ("branch_weights: [ab, cd]", r"loss\.branch_weights: expected a mapping, got \['ab', 'cd'\]"),
         ("weight_per_class: [1]", r"loss\.weight_per_class: expected a mapping"),
     ],
 )
