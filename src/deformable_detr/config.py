@@ -6,7 +6,7 @@ variants. Only `build` functions, the loader, checkpoints, training, export and 
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from deformable_detr.categories import Categories
@@ -262,7 +262,11 @@ class Metadata:
             raise ValueError(f"{len(self.thresholds)} thresholds for {self.model.num_classes} classes: there must be one per class")
         if self.thresholds is not None and not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise ValueError(f"thresholds must lie in [0, 1], not {self.thresholds}")
+        if self.categories is not None and len(self.categories) != self.model.num_classes:
+            raise ValueError(f"{len(self.categories)} classes are named, but the network has {self.model.num_classes}")
         _check_normalisation(self.mean, self.std)
+        _check_range(self, "eval_short_side max_long_side", 1)
+        _check_range(self, "nms_iou", 0, 1, beyond=True)
 
     def evaluation_data(self) -> "DataConfig":
         """How the model wants the images and annotations of an evaluation."""
@@ -276,13 +280,12 @@ class Metadata:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
         """The inverse of :meth:`to_dict`; keys of a newer version are ignored."""
-        known = {item.name: record[item.name] for item in fields(cls) if item.name in record}
-        known["model"] = ModelConfig.from_dict(record["model"])
-        known["categories"] = Categories.from_dict(record["categories"]) if record.get("categories") else None
-        for name in ("mean", "std", "thresholds"):
-            if known.get(name) is not None:
-                known[name] = tuple(known[name])
-        return cls(**known)
+        built: dict[str, Any] = {"model": ModelConfig.from_dict(record["model"]), "categories": None}
+        if named := record.get("categories"):
+            hints = {name: entry.hint for name, entry in entries(Categories).items()}
+            built["categories"] = Categories(**{name: convert(named[name], hint, name) for name, hint in hints.items()})
+        plain = {name: entry.hint for name, entry in entries(cls).items() if name in record and name not in built}
+        return cls(**built, **{name: convert(record[name], hint, name) for name, hint in plain.items()})
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,9 @@ REFUSED = {
     "default of the neck": ("neck=dict(type='ChannelMapper')", "ChannelMapper has an activation"),
     "groups": ("neck=dict(type='ChannelMapper', act_cfg=None, norm_cfg=dict(type='GN', num_groups=16))", "num_groups is 16"),
     "eps": ("encoder=dict(norm_cfg=dict(type='LN', eps=1e-3))", "eps is 0.001: only 1e-5"),
+    "default of positions": ("positional_encoding=dict(num_feats=128)", "positions are not normalised"),
+    "other positions": ("positional_encoding=dict(type='LearnedPositionalEncoding')", "only SinePositionalEncoding is"),
+    "one dilation": ("backbone=dict(dilations=2)", "dilations are 2"),
     "positions": ("positional_encoding=dict(num_feats=128, normalize=False)", "normalize is False"),
 }
 
@@ -231,6 +234,14 @@ def test_what_mmdetection_does_otherwise_with_images_is_said():
     beside = read_side_records({"meta": {"cfg": text}}, 5)
     assert "images are stretched" in beside.lossy[0]
     assert (beside.details["eval_short_side"], beside.details["max_long_side"]) == (480, 640)
+    assert read_side_records({"test_pipeline": [{"type": "Resize", "scale": 640}]}, 5).details["max_long_side"] == 640
+
+
+def test_the_normalisation_of_the_test_pipeline_counts():
+    pipelines = {"train_pipeline": ([0, 0, 0], [255, 255, 255]), "test_pipeline": ([1, 2, 3], [1, 1, 1])}
+    record = {name: [{"type": "Normalize", "mean": mean, "std": std}] for name, (mean, std) in pipelines.items()}
+    details = read_side_records({"meta": {"cfg": record}}, 5).details
+    assert (details["mean"], details["std"]) == ((1 / 255, 2 / 255, 3 / 255), (1 / 255,) * 3)
 
 
 @pytest.mark.parametrize("value", [{"a": 0, "b": 1, "c": 1}, [{"id": "x0", "name": "a"}], [{"id": 1, "name": "a"}] * 2])

@@ -76,6 +76,7 @@ def changed(section, index, **values):
 
 
 BAD = [
+    ('{"images": [], "annotations": [], "annotations": []}', r"a\.json: 'annotations' stands twice in one object"),
     ("{'images': []", r"a\.json: not valid JSON \(line 1, column 2"),
     ("", r"not valid JSON"),
     ("[]", "expected a COCO object .* found a list"),

@@ -99,6 +99,15 @@ def yolo_image(folder, small_image, label):
     return folder
 
 
+def test_labels_that_are_a_link_to_nothing(small_image, tmp_path):
+    """Their images are not without objects."""
+    folder = yolo_image(tmp_path, small_image, "0 0.5 0.5 0.1 0.1\n")
+    (folder / "labels" / "train" / "a.txt").unlink()
+    (folder / "labels" / "train" / "a.txt").symlink_to(tmp_path / "nothing.txt")
+    with pytest.raises(ValueError, match=r"labels/train/a\.txt: .*No such file"):
+        split_of(folder, "train").found.raise_first(folder)
+
+
 def test_outlines_empty_and_missing_labels(small_image, tmp_path):
     folder = yolo_image(tmp_path, small_image, "1 0.25 0.5 0.5 0.25 0.75 1.0\n\n0 0.5 0.5 0.5 0.5\n")
     record = json.loads(split_of(folder, "train").annotations.path.read_text())

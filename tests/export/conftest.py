@@ -49,7 +49,7 @@ def images() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def prepared(small_model, tmp_path_factory, worker_id) -> tuple[DeformableDETR, Path]:
-    """A detector, and its .onnx as a web page has it: preparation of the image and choice of the best 8 inside.
+    """A detector, and its .onnx as a web page has it: preparation of the image and choice of the best 20 inside.
 
     All workers share one file.
     """
@@ -57,5 +57,5 @@ def prepared(small_model, tmp_path_factory, worker_id) -> tuple[DeformableDETR, 
     path = (folder if worker_id == "master" else folder.parent) / "prepared.onnx"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            export_model(model, path, preprocess=True, batch_size=1, top_k=8)
+            export_model(model, path, preprocess=True, batch_size=1, top_k=20)
     return model, path

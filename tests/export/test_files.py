@@ -1,6 +1,7 @@
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from deformable_detr.checkpoints import load_pretrained, save_weights
 from deformable_detr.detector import Detector
 from deformable_detr.export import ParityError, export_model, files, load_exported
 from deformable_detr.export.exported_program import trace
+from deformable_detr.export.form import METADATA_KEY
+from deformable_detr.export.runtime import ExportedNetwork
 from deformable_detr.export.tensorrt import troubles
 from deformable_detr.inference import Predictor
 
@@ -137,15 +140,20 @@ def test_openvino_with_the_best_inside(small_model, tmp_path, images):
     floats = sum(math.prod(op.shape) for op in constants if op.get_element_type() == openvino.Type.f32)
     weights = number_of_weights(model) - batch_norm_channels(model) + changed_by_what_follows_from_the_queries(model, batch=2)
     assert floats == pytest.approx(weights, abs=100)  # some biases, scalars: less than the smallest matrix
+    content = bytearray((tmp_path / "detector.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "detector.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"detector\.bin is not what detector\.xml was written with"):
+        load_exported(tmp_path / "detector.xml")
 
 
 def test_preparation_inside(prepared, images):
     model, path = prepared
     session = onnxruntime.InferenceSession(path)
     scores, _, boxes = (np.asarray(output) for output in session.run(None, {"images": images[1][None]}))
-    expected = Predictor(model, device="cpu").predict(images[1], 0.0, top_k=8)
+    expected = Predictor(model, device="cpu").predict(images[1], 0.0, top_k=20)
     np.testing.assert_allclose(scores[0], expected.confidence, atol=1e-3)  # a pixel may be one grey level off
-    assert boxes.shape == (1, 8, 4)
+    assert boxes.shape == (1, 20, 4)
     with pytest.raises(ValueError, match="prepares images by itself"):
         load_exported(path)
 
@@ -210,3 +218,53 @@ def test_foreign_and_missing_files(tmp_path):
         load_exported(tmp_path / "nothing.onnx")
     with pytest.raises(ValueError, match="known are pt2, onnx, openvino"):
         load_exported(tmp_path / "broken.onnx", "tensorrt")
+
+
+def edited(source: Path, target: Path, change) -> Path:
+    model = onnx.load(source)
+    change(model)
+    onnx.save(model, target)
+    return target
+
+
+def edit_record(**changes):
+    def change(model):
+        (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+        record = json.loads(entry.value)
+        record["metadata"] |= changes
+        entry.value = json.dumps(record)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": {"names": ["cat"], "ids": [7]}}, "1 classes are named, but the network has 3"),
+        ({"categories": {"names": ["a", "b", "c"], "ids": ["7", "3", "x"]}}, "ids: expected a list of int"),
+        ({"eval_short_side": "80"}, "eval_short_side: expected int, got '80'"),
+        ({"eval_short_side": 0}, "eval_short_side must be at least 1"),
+        ({"nms_iou": 7}, r"nms_iou must be in \(0, 1\]"),
+    ],
+)
+def test_a_record_that_was_changed_is_refused(prepared, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=rf"e\.onnx: its record of the detector cannot be read .*{message}"):
+        ExportedNetwork(edited(prepared[1], tmp_path / "e.onnx", edit_record(**changes)))
+
+
+def test_outputs_in_another_order_and_of_another_type(prepared, images, tmp_path):
+    """As other tools leave them: the names tell which is which; where they have others, their order does."""
+
+    def change(model):
+        ports = {port.name: port for port in model.graph.output}
+        del model.graph.output[:]
+        model.graph.output.extend([ports["boxes"], ports["labels"], ports["scores"]])
+
+    image = torch.from_numpy(images[1])[None]
+    paths = (prepared[1], edited(prepared[1], tmp_path / "e.onnx", change))
+    expected, found = (ExportedNetwork(path)._run([image.numpy()]) for path in paths)
+    assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
+
+    cut = edited(prepared[1], tmp_path / "cut.onnx", lambda model: model.graph.output.pop())
+    with pytest.raises(ValueError, match="where its record says scores, labels, boxes: it was changed"):
+        ExportedNetwork(cut)

@@ -106,11 +106,11 @@ def test_a_file_that_takes_images_is_measured_with_images(found_by_the_file, tmp
     assert not [name for name in eight_bit if name.startswith("preprocess/") and name != "preprocess/prepared"]
     assert (tmp_path / "detector.onnx").stat().st_size < 0.5 * len(before.SerializeToString())
     form = ExportedNetwork(path).form
-    assert (form.int8, form.preprocess, form.top_k) == (True, True, 8)
+    assert (form.int8, form.preprocess, form.top_k) == (True, True, 20)
     assert form.details == {"ap_before": result.ap_before, "ap_after": result.ap_after, "images": 3}
     outputs = onnxruntime.InferenceSession(path).run(None, {"images": np.zeros((1, 50, 70, 3), np.uint8)})
     scores, labels, _ = (np.asarray(output) for output in outputs)
-    assert scores.shape == labels.shape == (1, 8)
+    assert scores.shape == labels.shape == (1, 20)
 
 
 @pytest.mark.parametrize(("preprocess", "nms_iou"), [(False, 0.7), (True, None)])

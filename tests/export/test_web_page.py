@@ -25,11 +25,11 @@ def site(prepared, tmp_path, monkeypatch):
         pytest.skip(str(error))
 
     def export(model, path, **settings):
-        assert (model, settings) == (prepared[0], {"preprocess": True, "batch_size": 1, "grid_sample": True, "top_k": 8})
+        assert (model, settings) == (prepared[0], {"preprocess": True, "batch_size": 1, "grid_sample": True, "top_k": 20})
         shutil.copy(prepared[1], path)
 
     monkeypatch.setattr(web_page, "export_model", export)
-    export_web(prepared[0], tmp_path / "site", top_k=8)
+    export_web(prepared[0], tmp_path / "site", top_k=20)
     return prepared[0], tmp_path / "site"
 
 
@@ -52,16 +52,16 @@ def test_the_page_finds_what_python_finds(site, address, open_tab, tmp_path):
     model, folder = site
     pixels = draw_scene(np.random.default_rng(3), 160)[0][:150, :120]
     Image.fromarray(pixels).save(tmp_path / "scene.png")
-    expected = Predictor(model, device="cpu").predict(tmp_path / "scene.png", 0.0, top_k=8)
+    expected = Predictor(model, device="cpu").predict(tmp_path / "scene.png", 0.0, top_k=20)
     shutil.copy(tmp_path / "scene.png", folder)
     with open_tab(f"{address}?image=scene.png") as tab:
         expect(tab.locator("#state")).to_contain_text("objects in", timeout=120_000)
         assert tab.evaluate("self.crossOriginIsolated"), "no threads: the service worker does not isolate the page"
         tab.locator("#threshold").fill("0")
         tab.set_input_files("#file", tmp_path / "scene.png")
-        expect(tab.locator("#state")).to_contain_text("8 objects", timeout=120_000)
+        expect(tab.locator("#state")).to_contain_text("20 objects", timeout=120_000)
         found = tab.evaluate("self.detections")
-        assert tab.locator("tbody tr").count() == 8
+        assert tab.locator("tbody tr").count() == 20
     assert [one["name"] for one in found] == expected.data["class_name"].tolist()
     np.testing.assert_allclose([one["score"] for one in found], expected.confidence, atol=1e-4)
     np.testing.assert_allclose([one["box"] for one in found], expected.xyxy, atol=0.05)

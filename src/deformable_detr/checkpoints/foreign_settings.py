@@ -17,13 +17,12 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "two_stage_add_query_num": (0,),
     "two_stage_learn_wh": (False,),
     "two_stage_default_hw": (0.05,),
-    "nms_iou_threshold": (-1,),
+    "nms_iou_threshold": (-1, 0),
 }
 """Arguments of the original code and of DINO → the values that this network has."""
 
 _ENTRIES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("loss_cls", "use_sigmoid"): (True,),
-    ("positional_encoding", "normalize"): (True,),
     ("RESNETS", "STRIDE_IN_1X1"): (False,),
     ("RESNETS", "RES5_DILATION"): (1,),
     ("test_pipeline", "color_type"): ("color", "unchanged"),
@@ -43,6 +42,7 @@ def refusals(path: tuple[str, ...], value: Any) -> list[str]:
     name, key = ".".join(path), path[-1]
     known = _ARGUMENTS.get(key) if path[0] == "args" else None
     known = known or next((values for (outer, inner), values in _ENTRIES.items() if inner == key and outer in path), None)
+    value = list(value) if isinstance(value, tuple) else value
     if known is not None and value is not None and value not in known:
         return [f"{name} is {value!r}: only {known[0]!r} is known"]
     if isinstance(value, Mapping):
@@ -58,8 +58,12 @@ def _of_record(path: tuple[str, ...], record: Mapping[str, Any]) -> list[str]:
         reasons.append("pe_temperatureH and pe_temperatureW differ: one temperature is known")
     if key == "backbone" and record.get("style") == "caffe" and record.get("depth") not in (18, 34):
         reasons.append("style is 'caffe', with the stride in the first convolution of a block: only 'pytorch' is known")
-    if key == "backbone" and any(step != 1 for step in record.get("dilations") or ()):
+    if key == "backbone" and record.get("dilations") and set(_listed(record["dilations"])) != {1}:
         reasons.append(f"dilations are {record['dilations']}, which dilate a stage's first block, too: only 1 is known")
+    if key == "positional_encoding" and "num_feats" in record and record.get("normalize") is not True:
+        reasons.append("positions are not normalised (normalize is False where it is not set): only normalize=True is known")
+    if key == "positional_encoding" and record.get("type", "SinePositionalEncoding") != "SinePositionalEncoding":
+        reasons.append(f"{record['type']} is not known: only SinePositionalEncoding is")
     if key == "neck" and record.get("type") == "ChannelMapper" and record.get("act_cfg", "ReLU") is not None:
         reasons.append("ChannelMapper has an activation (ReLU where act_cfg is not set): only act_cfg=None is known")
     if key == "act_cfg" and not backbone and "neck" not in path and record.get("type", "ReLU") != "ReLU":
@@ -70,6 +74,10 @@ def _of_record(path: tuple[str, ...], record: Mapping[str, Any]) -> list[str]:
         if "neck" in path and record.get("num_groups", 32) != 32:
             reasons.append(f"num_groups is {record['num_groups']!r}: only 32 is known")
     return reasons
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def resizing(path: tuple[str, ...], value: Any) -> str | None:

@@ -135,10 +135,14 @@ def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecord
 
 def _normalise(records: SideRecords) -> None:
     """Mean and deviation of one record, for channels from 0 to 1 in the order red, green, blue."""
-    complete = sorted(records.normalisations.items(), key=lambda item: -len(item[1]))  # the first that has both
-    for path, found in complete[:1]:
-        bytewise = max(max(values) for values in found.values()) > 3 or any(part in _OF_BYTES for part in path)
+
+    def rank(item: tuple[tuple[str, ...], Any]) -> tuple[int, bool]:
+        return -len(item[1]), any("train" in part for part in item[0])
+
+    for path, found in sorted(records.normalisations.items(), key=rank)[:1]:  # the first that has both, of testing
+        of_bytes = any(part in _OF_BYTES or "pipeline" in part for part in path)
         for name, values in found.items():
+            bytewise = of_bytes or max(*values, *(found.get("mean", ()) if name == "std" else ())) > 3
             scaled = tuple(number / (255 if bytewise else 1) for number in values)
             records.details[name] = scaled[::-1] if records.bgr else scaled
 
@@ -228,13 +232,14 @@ def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: i
     elif key in _TRAINED_WITH and _is_number(value):
         records.notes.append(f"trained with {_TRAINED_WITH[key]}={value!r}")
     elif key == "positional_encoding" and isinstance(value, Mapping):  # mmdetection's, offset negative
-        records.settings.setdefault("position_temperature", value.get("temperature", 10_000))
-        records.settings.setdefault("position_offset", -value.get("offset", 0))
+        records.settings.setdefault("position_temperature", value.get("temperature") or 10_000)
+        records.settings.setdefault("position_offset", -value["offset"] if _is_number(value.get("offset")) else 0)
     elif key in _SIZES and _is_number(value) and value >= 1:
         details.setdefault(_SIZES[key], int(value))
     elif key in _NORMALISATION and _numbers(value, 3):
         records.normalisations.setdefault(path[:-1], {}).setdefault(_NORMALISATION[key], tuple(map(float, value)))
-    elif key in ("scale", "img_scale") and any("test" in part for part in path) and _numbers(value, 2) and min(value) >= 1:
+    elif key in ("scale", "img_scale") and any("test" in part for part in path) and _is_scale(value):  # mmdetection's Resize
+        value = value if isinstance(value, Sequence) else (value, value)
         details.setdefault("eval_short_side", int(min(value)))
         details.setdefault("max_long_side", int(max(value)))
     elif key == "dataset_file" and value != "coco":
@@ -259,6 +264,10 @@ def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: i
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_scale(value: Any) -> bool:
+    return (_is_number(value) and value >= 1) or (_numbers(value, 2) and min(value) >= 1)
 
 
 def _numbers(value: Any, count: int) -> bool:

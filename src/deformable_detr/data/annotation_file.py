@@ -37,7 +37,7 @@ XYWH_MODES = (None, 1, "1", "XYWH_ABS", "BoxMode.XYWH_ABS")
 LARGE_FILE = 20_000_000
 """Bytes from which on the arrays of an annotation file are kept beside it."""
 
-ARRAYS = 3
+ARRAYS = 4
 """Version of the kept arrays."""
 
 
@@ -220,8 +220,20 @@ def read_json(path: Path) -> Record:
         ) from None
     except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
         raise ValueError(f"{path}: not JSON of a dataset ({error})") from None
+    if any(text.count(f'"{key}"') > 1 for key in SECTIONS):
+        json.loads(text, object_pairs_hook=lambda pairs: _no_key_twice(pairs, path))
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected a COCO object with the keys images, annotations, categories; found a {_kind(record)}")
+    return record
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]], path: Path) -> Record:
+    """An object of JSON, of which Python would take the last of two values without a word."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = ", ".join(sorted({repr(name) for name in names if names.count(name) > 1}))
+        raise ValueError(f"{path}: {twice} stands twice in one object: join both, or remove one")
     return record
 
 
@@ -315,6 +327,10 @@ def _order(key: int | str) -> tuple[bool, int | str]:
     return (isinstance(key, str), key)
 
 
+OUTLINES_COMPARED = 2000
+"""Of how many annotations of a file, evenly spread, at most twice as many, boxes and outlines are compared."""
+
+
 class _Images:
     """The images of a file: parallel lists, and the position of each id."""
 
@@ -326,6 +342,9 @@ class _Images:
         self.position_of: dict[int | str, int] = {}
         for row, entry in enumerate(entries):
             self._add(entry, row, found)
+        splits = {entry["split"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("split"), str)}
+        if len(splits) > 1:
+            found.add("image-split", Item(f"'split' is {', '.join(sorted(splits)[:5])}: all are taken for those of this file"))
 
     def _add(self, entry: Any, row: int, found: Found) -> None:
         if not isinstance(entry, dict) or (key := as_id(entry.get("id"))) is None:
@@ -376,6 +395,22 @@ class _Boxes:
                     self._append(entry, row, image, label, box, bool(crowd))
                     continue
             self._read(entry, row)
+        for place in range(0, len(self.rows), max(1, len(self.rows) // OUTLINES_COMPARED)):
+            self._compare(entries[self.rows[place]], place)
+
+    def _compare(self, entry: Record, place: int) -> None:
+        """Note a box whose outline lies elsewhere."""
+        outline = entry.get("segmentation")
+        box = box_of_segmentation(outline) if isinstance(outline, list) and not self.crowd[place] else None
+        if box is None or min(*box[2:], *self.boxes[place][2:]) < 8:  # pixels: rounding counts for much below
+            return
+        (left, top, width, height), (x, y, w, h) = box, self.boxes[place]
+        common = max(0.0, min(left + width, x + w) - max(left, x)) * max(0.0, min(top + height, y + h) - max(top, y))
+        if common < 0.5 * (width * height + w * h - common):
+            image = self.images[place]
+            name, text = self._images.names[image], f"bbox {[round(value, 2) for value in self.boxes[place]]}"
+            text = f"{name}, annotation {self.ids[place]}: {text}, but its outline is in {[round(value, 2) for value in box]}"
+            self._found.add("box-elsewhere", Item(text, image, self.rows[place], name, entry.get("image_id"), self.ids[place]))
 
     def _append(self, entry: Record, row: int, image: int, label: int, box: list[float], crowd: bool) -> None:
         area = entry.get("area")

@@ -77,6 +77,10 @@ KINDS: dict[str, Kind] = {
     "scores": Kind("warning", "boxes with scores, as predictions have", "check that this is ground truth"),
     "box-clipped": Kind("warning", "boxes that reach over the edge by more than 2 pixels", "they are cut off there; --fix does so"),
     "box-degenerate": Kind("warning", "boxes without an area", "training leaves them out; --fix does so"),
+    "box-elsewhere": Kind(
+        "warning", "boxes that lie elsewhere than their outlines", "check which are right: one of both may be of another image size"
+    ),
+    "image-split": Kind("warning", "images that name the split they belong to, which is not read", "write one file for each split"),
     "box-tiny": Kind(
         "warning", "boxes of less than a pixel", "check whether some are shares of the image, as when two datasets were merged"
     ),

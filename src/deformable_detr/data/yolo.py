@@ -1,5 +1,6 @@
 """YOLO datasets: class names, and one text file of boxes per image, in shares of the image's size."""
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -244,6 +245,8 @@ class YoloLayout(ForeignLayout):
         """The label file of an image, or None; and whether its name is spelled otherwise (%20, case, form of accents)."""
         for place in label_places(image):
             if str(place) in self.index.known or (not place.is_relative_to(self.root) and is_file(place)):
+                return place, False
+            if os.path.lexists(place):  # a folder, or a link to nothing: said where it is read
                 return place, False
         for place in label_places(image):
             folded = self._labels.get(fold_name(str(place)), ())

@@ -1,11 +1,12 @@
 """What an exported file takes and gives: written into the file at export, read from it when it is run."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from deformable_detr.config import Metadata, ModelConfig
+from deformable_detr.schema import convert, entries
 
 METADATA_KEY = "deformable_detr"
 """Name of the JSON in ONNX's metadata_props, OpenVINO's rt_info and the extra files of a .pt2."""
@@ -48,8 +49,15 @@ class ExportForm:
     smallest_side: int = 1
     """Height and width of the model's input must be at least this (pixels)."""
 
+    weights_crc: int | None = None
+    """CRC-32 of the .bin beside an .xml, which one of another export would fit, too. None: not known."""
+
     details: dict[str, Any] = field(default_factory=dict)
     """How an int8 file was made and what that cost. For people."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size or 1, self.top_k or 1, *(self.size or ())) < 1 or 0 in (self.batch_size, self.top_k):
+            raise ValueError(f"batch_size {self.batch_size}, top_k {self.top_k} and size {self.size} must be at least 1")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -78,12 +86,11 @@ class ExportForm:
             raise ValueError(f"{path} has no record of a detector in it: it was not written by deformable-detr export")
         try:
             record = json.loads(text)
-            known = {item.name: record[item.name] for item in fields(cls) if item.name in record}
-            known["metadata"] = Metadata.from_dict(record["metadata"])
+            hints = {name: entry.hint for name, entry in entries(cls).items() if name in record and name != "metadata"}
+            known = {name: convert(record[name], hint, name) for name, hint in hints.items()}
+            return cls(Metadata.from_dict(record["metadata"]), **known)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: its record of the detector cannot be read ({type(error).__name__}: {error})") from error
-        known["size"] = tuple(known["size"]) if known.get("size") else None
-        return cls(**known)
 
 
 def smallest_side(config: ModelConfig) -> int:

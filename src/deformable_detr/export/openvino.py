@@ -1,8 +1,10 @@
 """OpenVINO: the ONNX graph as OpenVINO's own files, a .xml with a .bin beside it."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from deformable_detr.export.form import METADATA_KEY, ExportForm
 from deformable_detr.export.onnx import save_onnx
@@ -25,5 +27,7 @@ def save_openvino(path: Path, proto: "onnx.ModelProto", form: ExportForm) -> Non
         source = Path(folder) / "network.onnx"
         save_onnx(source, proto, form)
         model = openvino.convert_model(str(source))
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+        form = replace(form, weights_crc=crc32(path.with_suffix(".bin").read_bytes()))
         model.set_rt_info(form.to_json(), [METADATA_KEY])
         openvino.save_model(model, str(path), compress_to_fp16=False)

@@ -1,5 +1,6 @@
 """Run an exported file in place of the model: the same preparation and boxes, without building a PyTorch model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ class ExportedNetwork(nn.Module):
         if not self.path.is_file():
             raise FileNotFoundError(f"no exported model at {self.path}")
         self.form, self._run = SESSIONS[runtime](self.path)
-        self.metadata = self.form.metadata
+        config = self.form.metadata.model
+        detections = min(config.max_detections, self.form.top_k or config.max_detections)  # there are no others in it
+        self.metadata = replace(self.form.metadata, model=config.replace(max_detections=detections))
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -1,8 +1,11 @@
 """The programs that run exported files: each opens a file and gives its record and a function of arrays."""
 
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -34,8 +37,17 @@ def open_onnxruntime(path: Path) -> tuple[ExportForm, Session]:
     except Exception as error:
         raise ValueError(f"onnxruntime cannot read {path}: {error}") from error
     form = ExportForm.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
-    names = [item.name for item in session.get_inputs()]
-    return form, lambda arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))  # type: ignore[arg-type]
+    inputs = _in_order([({item.name}, item) for item in session.get_inputs()], form.inputs, path)
+    outputs = [
+        item.name for item in _in_order([({item.name}, item) for item in session.get_outputs()], form.outputs, path, spare=True)
+    ]
+    types = [_TYPES.get(item.type) for item in inputs]
+
+    def run(arrays: Arrays) -> Arrays:
+        given = {item.name: np.asarray(array, kind) for item, array, kind in zip(inputs, arrays, types, strict=True)}
+        return [_single(np.asarray(output)) for output in session.run(outputs, given)]
+
+    return form, run
 
 
 def open_openvino(path: Path) -> tuple[ExportForm, Session]:
@@ -59,7 +71,20 @@ def open_openvino(path: Path) -> tuple[ExportForm, Session]:
     where = [METADATA_KEY] if model.has_rt_info([METADATA_KEY]) else ["framework", METADATA_KEY]
     text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
     form = ExportForm.from_json(text, path)
-    return form, lambda arrays: [np.array(array) for array in compiled(arrays).to_tuple()]
+    weights = path.with_suffix(".bin")
+    if form.weights_crc not in (None, crc32(weights.read_bytes()) if path.suffix == ".xml" else None):
+        raise ValueError(f"{weights} is not what {path.name} was written with: copy both files of one export")
+    places = range(len(model.inputs)), range(len(model.outputs))
+    inputs = _in_order([(port.get_names(), place) for place, port in zip(places[0], model.inputs, strict=True)], form.inputs, path)
+    outputs = _in_order(
+        [(port.get_names(), place) for place, port in zip(places[1], model.outputs, strict=True)], form.outputs, path
+    )
+
+    def run(arrays: Arrays) -> Arrays:
+        found = compiled([arrays[inputs.index(place)] for place in places[0]]).to_tuple()
+        return [np.array(found[place]) for place in outputs]
+
+    return form, run
 
 
 def open_program(path: Path) -> tuple[ExportForm, Session]:
@@ -69,6 +94,8 @@ def open_program(path: Path) -> tuple[ExportForm, Session]:
         ValueError: not a .pt2, or not one of a detector.
     """
     extra = {METADATA_KEY: ""}
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a .pt2, or it was cut off")
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
@@ -77,6 +104,38 @@ def open_program(path: Path) -> tuple[ExportForm, Session]:
         raise ValueError(f"{path} is not a .pt2 that this PyTorch ({torch.__version__}) can read: {error}") from error
     form = ExportForm.from_json(extra[METADATA_KEY], path)
     return form, lambda arrays: [output.numpy() for output in program(*map(torch.from_numpy, arrays))]
+
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_TYPES |= {"tensor(bool)": np.bool_, "tensor(uint8)": np.uint8}
+"""onnxruntime's names of types. Other tools change those of inputs and outputs, to float16 mostly."""
+
+_Port = TypeVar("_Port")
+
+
+def _in_order(ports: Sequence[tuple[set[str], _Port]], wanted: Sequence[str], path: Path, spare: bool = False) -> list[_Port]:
+    """Inputs or outputs of a file in the order of its record: by their names, or as they stand where other tools changed these.
+
+    Args:
+        ports: their names, and what stands for them.
+        wanted: the names in the record.
+        path: of the file.
+        spare: there may be further ones.
+
+    Raises:
+        ValueError: their number is another one.
+    """
+    named = [next((port for names, port in ports if name in names), None) for name in wanted]
+    if all(port is not None for port in named) and (spare or len(ports) == len(wanted)):
+        return [port for port in named if port is not None]
+    if len(ports) != len(wanted):
+        found = ", ".join("/".join(sorted(names)) or "one without a name" for names, _ in ports)
+        raise ValueError(f"{path} has {found} where its record says {', '.join(wanted)}: it was changed after its export")
+    return [port for _, port in ports]
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype in (np.float16, np.float64) else array
 
 
 SESSIONS: dict[str, Callable[[Path], tuple[ExportForm, Session]]] = {
