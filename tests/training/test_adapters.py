@@ -1,6 +1,7 @@
 """Training with adapters of peft: what learns, what is written, and that every way to the merged network gives the same answers."""
 
 import copy
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,16 @@ def test_a_run(config: RunConfig, tmp_path: Path) -> None:
     name = "layers.0.ffn.linear1.weight"
     assert torch.linalg.matrix_rank(loaded.encoder.get_parameter(name) - start.encoder.get_parameter(name), rtol=1e-3) == 2
     alone = load_checkpoint(whole.last_weights.with_name("last-adapter"))
+    folder = whole.last_weights.with_name("last-adapter")
+    content = json.loads((folder / "adapter_config.json").read_text())
+    for change, message in (
+        ({"target_modules": r"encoder\.layers\.0\.ffn\.linear1"}, "do not fit together: base_model.model"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(folder)
+    (folder / "adapter_config.json").write_text(json.dumps(content))
     assert alone.model.metadata.categories == loaded.metadata.categories
     assert_same(alone.model.eval()(BATCH), loaded.eval()(BATCH))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from deformable_detr.checkpoints.native import separate_memory
-from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.report import Report, shorten
 from deformable_detr.checkpoints.tensor_files import read_tensors
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
@@ -61,23 +61,34 @@ def read_adapter(path: Path, load: Callable[..., DeformableDETR]) -> Weights:
     """
     try:
         from peft import PeftModel
+        from peft.utils import get_peft_model_state_dict
     except ImportError as error:
         raise ImportError(f'{path.parent} is an adapter: reading it needs peft, pip install "deformable-detr[adapters]"') from error
     config = path.parent / CONFIG_NAME
     if not config.is_file():
         raise FileNotFoundError(f"{path} has no {CONFIG_NAME} beside it, which says what it is an adapter of")
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    stored = read_tensors(path).header.get("metadata")
-    metadata = Metadata.from_dict(json.loads(stored)) if stored else None
+    file = read_tensors(path)
     try:
-        model = load(base or "", classes=metadata and metadata.categories)
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        metadata = Metadata.from_dict(json.loads(file.header["metadata"])) if file.header.get("metadata") else None
+        if not isinstance(base, str):
+            raise TypeError(f"base_model_name_or_path is {base!r}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path.parent}: {CONFIG_NAME}, or the record in {ADAPTER_NAME}, cannot be read ({reason})") from error
+    try:
+        model = load(base, classes=metadata and metadata.categories)
     except (FileNotFoundError, ConnectionError) as error:
         named = f"{path.parent} is an adapter of {base!r}, as base_model_name_or_path in {config} says"
         raise type(error)(f"{named}: {error}") from error
     try:
-        PeftModel.from_pretrained(model, str(path.parent))
-    except (KeyError, RuntimeError, ValueError) as error:
+        adapted = PeftModel.from_pretrained(model, str(path.parent))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path.parent} does not fit {base}: {error}") from error
+    if other := sorted(
+        get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() ^ file.tensors.keys()
+    ):  # peft passes over them
+        raise ValueError(f"{path.parent}: {CONFIG_NAME} and the tensors of {ADAPTER_NAME} do not fit together: {shorten(other)}")
     weights = Weights(dict(merged(model).state_dict()), Report("peft"))
     weights.origin = {name: name for name in weights.tensors}
     weights.metadata = metadata or model.metadata

@@ -84,7 +84,10 @@ def read(file: TensorFile) -> Weights:
     weights.refused += [f"config.json: {reason}" for reason in folder.refused]
     weights.report.lossy += folder.lossy
     if METADATA_ENTRY in file.header:
-        own = Metadata.from_dict(json.loads(file.header[METADATA_ENTRY]))
+        try:
+            own = Metadata.from_dict(json.loads(file.header[METADATA_ENTRY]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file.path}: our record in its header cannot be read ({type(error).__name__}: {error})") from error
         changed = {name: value for name, value in folder.details.items() if not _is_said(value, getattr(own, name))}
         weights.metadata = replace(own, **changed)
         if changed:
