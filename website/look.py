@@ -75,22 +75,19 @@ def look(browser: Browser, root: str, pages: list[str], folder: Path | None) -> 
     """Visit all pages: on a light phone and a dark desktop, for screenshots on every screen in both schemes."""
     forms = list(product(SCREENS.items(), SCHEMES) if folder else zip(SCREENS.items(), SCHEMES, strict=True))
     faults: list[str] = []
-    page = browser.new_page()
-    page.on("console", lambda line: faults.append(f"{page.url}: {line.text}") if is_fault(line) else None)
-    page.on("pageerror", lambda error: faults.append(f"{page.url}: {error}"))
-    page.on("request", lambda request: None if request.url.startswith((root, "data:")) else faults.append(request.url))
     for (screen, size), scheme in forms:
-        page.set_viewport_size(size)
-        page.emulate_media(color_scheme=scheme)
+        # afresh: the site keeps its colours, and menus that move out of a smaller screen are too wide for a moment
+        page = browser.new_page(viewport=size, color_scheme=scheme)
+        page.on("console", lambda line: faults.append(f"{line.page and line.page.url}: {line.text}") if is_fault(line) else None)
+        page.on("pageerror", lambda error, screen=screen: faults.append(f"({screen}): {error}"))
+        page.on("request", lambda request: None if request.url.startswith((root, "data:")) else faults.append(request.url))
         for name in pages:
-            page.goto(
-                f"{root}{name}/"
-            )  # on this screen from the beginning: menus that move out of a smaller one are too wide for a moment
-            faults += [f"{name} ({screen}, {scheme}): {fault}" for fault in faults_of_layout(page)]
+            page.goto(f"{root}{name}/")
+            faults.extend([f"{name} ({screen}, {scheme}): {fault}" for fault in faults_of_layout(page)])
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=folder / f"{name.replace('/', '-')}-{screen}-{scheme}.png")
-    page.close()
+        page.close()
     return faults
 
 
