@@ -209,6 +209,8 @@ def test_xml_beside_the_images(place, as_voc_xml, small_image, tmp_path):
         ("<annotation><object><name>x</name></object></annotation>", r"a\.xml, object 1: 'x' has no bndbox of four numbers"),
         ("<annotation><object><bndbox/></object></annotation>", r"a\.xml, object 1: has no name"),
         ("<annotation><object><name>cat</name><bndbox/><bndbox/></object></annotation>", r"object 1: 'cat' has several bndbox"),
+        ("<annotation><object><name>cat</name><name>dog</name></object></annotation>", r"object 1: 'cat' has several name;"),
+        ('<annotation xmlns="http://x.org"><object><name>x</name></object></annotation>', r"object 1: 'x' has no bndbox"),
         (
             "<annotation><object><name>x</name><bndbox><xmin>0.1</xmin><ymin>0.2</ymin><xmax>0.5</xmax><ymax>0.6</ymax></bndbox>"
             "</object></annotation>",

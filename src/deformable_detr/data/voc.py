@@ -183,7 +183,10 @@ def _parse(file: Path) -> ElementTree.Element:
             text = content.decode(declared.group(1).decode("ascii"))
         else:
             text = decode(content, file)
-        return ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL))
+        tree = ElementTree.fromstring(re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL))
+        for element in tree.iter():
+            element.tag = element.tag.rpartition("}")[2]  # of any namespace
+        return tree
     except FileNotFoundError:
         raise ValueError("no such file, but it is listed in ImageSets/Main") from None
     except ElementTree.ParseError as error:
@@ -211,12 +214,14 @@ def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise ValueError("has no name")
-    if len(element.findall("bndbox")) > 1:
-        raise ValueError(f"{name!r} has several bndbox; each box needs an object of its own")
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    for key in ("name", "bndbox", *(f"bndbox/{corner}" for corner in corners)):
+        if len(element.findall(key)) > 1:
+            raise ValueError(f"{name!r} has several {key}; each box needs an object of its own")
     if element.find("robndbox") is not None and element.find("bndbox") is None:  # roLabelImg
         return name, _around_turned(name, element), _is_difficult(element)
     try:
-        xmin, ymin, xmax, ymax = (float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+        xmin, ymin, xmax, ymax = (float(element.findtext(f"bndbox/{key}", "")) for key in corners)
     except ValueError:
         raise ValueError(f"{name!r} has no bndbox of four numbers xmin, ymin, xmax, ymax") from None
     if not (-math.inf < xmin <= xmax < math.inf and -math.inf < ymin <= ymax < math.inf):  # false for NaN, too
