@@ -61,7 +61,7 @@ def test_the_options_are_those_of_train(scenes):
     [
         (["{scenes}", "--num-images", "0"], "num_images must be at least 1"),
         (["{scenes}", "--mosaik", "1"], "did you mean --mosaic"),
-        (["{scenes}", "--mosaic", "2"], "mosaic is a probability"),
+        (["{scenes}", "--mosaic", "2"], "mosaic must be in [0, 1]"),
         (["{scenes}", "--scale_jitter", "[0, 1]"], "scale_jitter must be two numbers above 0"),
         (["{scenes}", "--split", "test"], "no split 'test'"),
         ([], "dataset"),

@@ -281,7 +281,7 @@ def test_initial_weights_of_the_new_parts():
         ({"query_content": "learned"}, "query_content='learned' needs two_stage=True"),
         ({"look_forward_twice": True}, "look_forward_twice=True needs box_refinement=True"),
         ({"two_stage": True, "box_refinement": True, "query_position": "reference"}, "needs query_content='learned'"),
-        ({"two_stage": True, "box_refinement": True, "label_noise": 1.5}, "label_noise in \\[0, 1\\]"),
+        ({"two_stage": True, "box_refinement": True, "label_noise": 1.5}, "label_noise must be in \\[0, 1\\]"),
     ],
 )
 def test_settings_that_do_not_go_together(settings, message):

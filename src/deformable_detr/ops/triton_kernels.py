@@ -7,7 +7,8 @@ where the order of the additions does not matter.
 """
 
 # Inside @triton.jit the names mean tensors of Triton, which type checkers do not know.
-# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false
 
 import contextlib
 import functools
