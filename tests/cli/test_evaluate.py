@@ -150,6 +150,15 @@ def test_errors_are_named(weights, dataset, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--results", "--json"])
+def test_annotations_are_not_written_over(option, weights, dataset, tmp_path, capsys):
+    annotations = tmp_path / "instances_val.json"
+    annotations.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert main(["evaluate", weights, str(dataset), option, str(annotations)]) != 0
+    assert "holds annotations" in capsys.readouterr().err
+    assert json.loads(annotations.read_text())["categories"] == []
+
+
 def test_options():
     options = COMMAND.parse(["runs/first", "my_data", "--split=test", "--top-k", "300", "--no-per-class"])
     assert options == EvaluateOptions(weights="runs/first", dataset="my_data", split="test", top_k=300, per_class=False)
