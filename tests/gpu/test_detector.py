@@ -11,7 +11,7 @@ from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.cli.demo_detector import train_demo
 from deformable_detr.structures import ImageBatch
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"), pytest.mark.usefixtures("exact")]
 
 SAME = [(3, 128, 160), (3, 128, 160)]
 PADDED = [(3, 128, 160), (3, 96, 144)]
@@ -20,15 +20,6 @@ FORMS = {
     "optimised": InferenceOptions(),
     "CUDA graphs": InferenceOptions(cuda_graphs=True),
 }
-
-
-@pytest.fixture(autouse=True)
-def full_float32():
-    """Without TF32, which rounds factors to 10 bits."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def detector(preset="r50"):

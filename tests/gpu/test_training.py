@@ -27,15 +27,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate_scenes(tmp_path_factory.mktemp("scenes"), train=12, val=4, image_size=96)
 
 
-@pytest.fixture
-def exact():
-    """Convolutions and matrix products of float32 with all their digits."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
 @pytest.mark.parametrize("sizes", [((96, 128), (96, 128)), ((96, 128), (128, 80))], ids=["equal sizes", "padded"])
 def test_losses_and_gradients_are_those_of_the_cpu(sizes, exact) -> None:
     torch.manual_seed(0)

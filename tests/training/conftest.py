@@ -1,6 +1,7 @@
 """A dataset of eight images with coloured rectangles, and a run small enough for a test."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,24 @@ from PIL import Image
 
 from deformable_detr.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from deformable_detr.presets import model_preset
+from deformable_detr.training.callbacks import Callback, Run, Step
+
+
+class StopAt(Callback):
+    """Ctrl-C after this step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, run: Run, step: Step) -> None:
+        if step.step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="session")
+def stop_at() -> type[StopAt]:
+    return StopAt
+
 
 COLORS = {7: (220, 40, 40), 3: (40, 40, 220)}  # by category id
 

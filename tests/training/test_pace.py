@@ -1,7 +1,6 @@
 """A run holds its time on a machine that becomes slower or faster: with a clock of the test's own."""
 
 import logging
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -128,15 +127,6 @@ class Silent(Callback):
         (run.folder.root / "weights").mkdir(parents=True, exist_ok=True)
 
 
-class StopAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, run: Run, step: Step) -> None:
-        if step.step == self.step:
-            signal.raise_signal(signal.SIGINT)
-
-
 @pytest.fixture
 def timed(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., RunConfig]:
     """A run of 8 planned steps that is to take 13 seconds of a clock."""
@@ -153,14 +143,14 @@ def timed(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     return timed
 
 
-def test_a_resumed_run_goes_on_with_its_plan(timed) -> None:
+def test_a_resumed_run_goes_on_with_its_plan(timed, stop_at) -> None:
     one = Second()
     whole = trainer.train(timed("whole", one), callbacks=[one], show_progress=False)
     assert 10 <= whole.steps <= 12  # more than were planned: a second each, and 2 for the end
 
     two = Second()
     with pytest.raises(TrainingInterrupted, match=rf"stopped after step 9 of {whole.steps};"):
-        trainer.train(timed("halves", two), callbacks=[two, StopAt(9)], show_progress=False)
+        trainer.train(timed("halves", two), callbacks=[two, stop_at(9)], show_progress=False)
     two.now += 5000  # a pause does not count
     resumed = trainer.train(timed("halves", two, resume=True), callbacks=[two], show_progress=False)
 

@@ -1,5 +1,4 @@
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
-from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
@@ -20,15 +18,6 @@ def newest_state(folder: Path) -> dict[str, Any]:
     path = latest_state(folder / "state")
     assert path is not None
     return load_state(path)
-
-
-class StopAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, run: Run, step: Step) -> None:
-        if step.step == self.step:
-            signal.raise_signal(signal.SIGINT)
 
 
 def same_run(config: RunConfig, folder: Path, **changes) -> RunConfig:
@@ -48,10 +37,10 @@ def uninterrupted(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
 
 # 8 images in batches of 2: an epoch is 4 steps; 3 is in the middle of an epoch, 4 at its end
 @pytest.mark.parametrize("step", [3, 4])
-def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path, uninterrupted: Path, step: int) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path, uninterrupted: Path, step: int, stop_at) -> None:
     folder = tmp_path / "interrupted"
     with pytest.raises(TrainingInterrupted, match=rf"stopped after step {step} of 8.*--resume --output {folder}"):
-        train(same_run(config, folder), callbacks=[StopAt(step)])
+        train(same_run(config, folder), callbacks=[stop_at(step)])
     assert newest_state(folder)["step"] == step
 
     result = train(same_run(config, folder, resume=True))

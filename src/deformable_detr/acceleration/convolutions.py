@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deformable_detr.acceleration.fused_convolutions import (
+    CONVOLUTIONS,
     FusedConvolution,
     WinogradConvolution,
     fits_winograd,
     fused_convolutions_work,
-    fused_form,
     winograd_works,
 )
 from deformable_detr.acceleration.tracing import BATCH_NORMS, trace, untouched
@@ -156,7 +156,7 @@ def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False
     """
 
     def fused(convolution: nn.Conv2d, *, relu: bool = True, overwrite: bool = False) -> FusedConvolution:
-        form = WinogradConvolution if winograd and fits_winograd(convolution) else fused_form(convolution.weight.device)
+        form = WinogradConvolution if winograd and fits_winograd(convolution) else CONVOLUTIONS[convolution.weight.device.type]
         return form(convolution, relu=relu, overwrite=overwrite, dtype=dtype)
 
     place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
@@ -220,7 +220,7 @@ def _fusible(graph_module: fx.GraphModule, node: Any) -> bool:
 def _is_plain(module: Any) -> TypeGuard[nn.Conv2d]:
     """Whether it is a convolution that oneDNN and cuDNN know."""
     plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return plain and module.weight.dtype == torch.float32 and module.weight.device.type in ("cpu", "cuda")
+    return plain and module.weight.dtype == torch.float32 and module.weight.device.type in CONVOLUTIONS
 
 
 def _remove_identities(graph_module: fx.GraphModule) -> None:

@@ -83,9 +83,8 @@ class CudnnConvolution(FusedConvolution):
         return torch.cudnn_convolution_add_relu(x, self.weight, added.to(self.dtype), 1.0, self.bias, *self.geometry)
 
 
-def fused_form(device: torch.device) -> type[FusedConvolution]:
-    """The fused convolution of a device."""
-    return CudnnConvolution if device.type == "cuda" else FusedConvolution
+CONVOLUTIONS: dict[str, type[FusedConvolution]] = {"cpu": FusedConvolution, "cuda": CudnnConvolution}
+"""The fused convolution of each type of device that has one."""
 
 
 def fused_convolutions_work(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> bool:
@@ -106,7 +105,7 @@ def _fused_convolutions_work(dtype: torch.dtype, device: torch.device) -> bool:
     x, added = (one.to(device, dtype).contiguous(memory_format=torch.channels_last) for one in random_numbers(2, 1, 8, 6, 6))
     exact = F.conv2d(x.double(), numbers["weight"].double(), numbers["bias"].double(), padding=1)
     expected = (exact + added.double()).relu()
-    form = fused_form(device)
+    form = CONVOLUTIONS[device.type]
     try:
         found = form(convolution, relu=True, dtype=dtype)(x, added)
         overwritten = form(convolution, relu=True, overwrite=True, dtype=dtype)(x, added.clone())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deformable_detr.acceleration.fused_convolutions import (
-    CudnnConvolution,
+    CONVOLUTIONS,
     FusedConvolution,
     fused_convolutions_work,
     random_numbers,
@@ -65,17 +65,43 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.binary(x.to(LOW), added.to(LOW), self.packed, bias, "add").to(self.dtype)
 
 
-class PackedFeedForward(nn.Module):
-    """A :class:`FeedForward` without dropout whose ReLU is part of the first product.
+class LowLinear(nn.Module):
+    """A linear map by a weight in bfloat16, on any device.
+
+    Args:
+        linear: with constant weights.
+        dtype: of the output.
+        relu: apply ReLU at the end.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = LOW, *, relu: bool = False) -> None:
+        super().__init__()
+        self.weight = linear.weight.detach().to(LOW)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(LOW)
+        self.dtype, self.relu = dtype, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` of any float type → `[..., C']`."""
+        found = F.linear(x.to(LOW), self.weight, self.bias)
+        return (found.relu_() if self.relu else found).to(self.dtype)
+
+    def plus(self, x: Tensor, added: Tensor) -> Tensor:
+        """The output and `added`, `[..., C']`, summed; without ReLU."""
+        return self(x) + added
+
+
+class LowFeedForward(nn.Module):
+    """A :class:`FeedForward` without dropout whose ReLU belongs to the first linear map.
 
     Args:
         ffn: its weights are used.
+        linear: :class:`PackedLinear` or :class:`LowLinear`.
         dtype: of the output.
     """
 
-    def __init__(self, ffn: FeedForward, dtype: torch.dtype = LOW) -> None:
+    def __init__(self, ffn: FeedForward, linear: type[PackedLinear | LowLinear], dtype: torch.dtype = LOW) -> None:
         super().__init__()
-        self.linear1, self.linear2 = PackedLinear(ffn.linear1, relu=True), PackedLinear(ffn.linear2, dtype)
+        self.linear1, self.linear2 = linear(ffn.linear1, relu=True), linear(ffn.linear2, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., C]` → `[..., C]`."""
@@ -84,42 +110,6 @@ class PackedFeedForward(nn.Module):
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The output and `added`, `[..., C]`."""
         return self.linear2.plus(self.linear1(x), added)
-
-
-class LowLinear(nn.Module):
-    """A linear map by a weight in bfloat16, on any device.
-
-    Args:
-        linear: with constant weights.
-        dtype: of the output.
-    """
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype = LOW) -> None:
-        super().__init__()
-        self.weight = linear.weight.detach().to(LOW)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(LOW)
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., C]` of any float type → `[..., C']`."""
-        return F.linear(x.to(LOW), self.weight, self.bias).to(self.dtype)
-
-
-class LowFeedForward(nn.Module):
-    """A :class:`FeedForward` without dropout by :class:`LowLinear`.
-
-    Args:
-        ffn: its weights are used.
-        dtype: of the output.
-    """
-
-    def __init__(self, ffn: FeedForward, dtype: torch.dtype = LOW) -> None:
-        super().__init__()
-        self.linear1, self.linear2 = LowLinear(ffn.linear1), LowLinear(ffn.linear2, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., C]` → `[..., C]`."""
-        return self.linear2(self.linear1(x).relu_())
 
 
 def low_norm(norm: nn.Module) -> nn.Module:
@@ -136,15 +126,14 @@ def low_norm(norm: nn.Module) -> nn.Module:
 class Kit:
     """What is put in the place of plain modules on one kind of device."""
 
-    linear: Callable[..., nn.Module]
-    feed_forward: Callable[..., nn.Module]
-    convolution: Callable[..., nn.Module]
+    linear: type[PackedLinear | LowLinear]
+    convolution: type[FusedConvolution]
     norm: Callable[[nn.Module], nn.Module | None]
 
 
 KITS = {
-    "cpu": Kit(PackedLinear, PackedFeedForward, FusedConvolution, lambda norm: None),  # whose norms take any two types
-    "cuda": Kit(LowLinear, LowFeedForward, CudnnConvolution, low_norm),
+    "cpu": Kit(PackedLinear, CONVOLUTIONS["cpu"], lambda norm: None),  # whose norms take any two types
+    "cuda": Kit(LowLinear, CONVOLUTIONS["cuda"], low_norm),
 }
 
 
@@ -199,8 +188,8 @@ class WithoutAutocast(nn.Module):
 
 
 ENCODER_PARTS = (
-    *(nn.ModuleList, EncoderLayer, MultiScaleDeformableAttention, FeedForward, PackedFeedForward),
-    *(nn.Linear, PackedLinear, LowLinear, LowFeedForward, nn.LayerNorm, nn.ReLU, nn.Dropout),
+    *(nn.ModuleList, EncoderLayer, MultiScaleDeformableAttention, FeedForward, LowFeedForward),
+    *(nn.Linear, PackedLinear, LowLinear, nn.LayerNorm, nn.ReLU, nn.Dropout),
 )
 DECODER_PARTS = (
     *ENCODER_PARTS,
@@ -259,7 +248,7 @@ def _neck(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
 def _encoder(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
     del name
     if type(module) is FeedForward:
-        return kit.feed_forward(module)
+        return LowFeedForward(module, kit.linear)
     if type(module) is nn.LayerNorm:
         return kit.norm(module)
     return kit.linear(module) if is_plain_linear(module) else None
@@ -268,7 +257,7 @@ def _encoder(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
 def _cross_attention(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
     """What is computed for every position of the memory, and what is wide; queries come and go in float32."""
     if type(module) is FeedForward:
-        return kit.feed_forward(module, torch.float32)
+        return LowFeedForward(module, kit.linear, torch.float32)
     if is_plain_linear(module) and name.endswith(("cross_attn.value_proj", "cross_attn.output_proj")):
         return kit.linear(module, LOW if name.endswith("value_proj") else torch.float32)
     return None

@@ -71,11 +71,11 @@ def run(options: EvaluateOptions) -> None:
     from deformable_detr.checkpoints.load import find_weights
     from deformable_detr.checkpoints.native import read_own
     from deformable_detr.detector import join_processes
+    from deformable_detr.evaluation.evaluate import check_no_annotations
     from deformable_detr.inference.predictor import choose_device
 
     log_to_screen()
-    for name in ("json", "results"):
-        _check_no_annotations(f"--{name}", getattr(options, name))
+    check_no_annotations(options.json)
     if options.save_thresholds:
         read_own(find_weights(options.weights))  # a file that cannot take them is refused before the work, not after
     state = join_processes(choose_device(options.device))
@@ -95,16 +95,6 @@ def run(options: EvaluateOptions) -> None:
         metrics = report.analysis.metrics if report else detector.evaluate(options.dataset, options.split, **settings)
     if first:
         _finish(options, metrics, report)
-
-
-def _check_no_annotations(option: str, path: str | None) -> None:
-    """Refuse to write over a COCO file.
-
-    Raises:
-        ValueError: there is one.
-    """
-    if path is not None and Path(path).is_file() and b'"annotations"' in Path(path).read_bytes():
-        raise ValueError(f"{option} {path}: this file holds annotations, which would be lost; choose another name")
 
 
 def _finish(options: EvaluateOptions, metrics: "Metrics", report: "Report | None") -> None:

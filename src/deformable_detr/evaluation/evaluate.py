@@ -54,7 +54,8 @@ def evaluate(
         AP and AR over all classes and per class.
 
     Raises:
-        ValueError: an unknown precision, images without size or unknown to the file, categories that do not fit, no images.
+        ValueError: an unknown precision, images without size or unknown to the file, categories that do not fit, no images, or
+            `results_file` holds annotations.
         FileNotFoundError: no annotation file.
     """
     evaluator = detect(
@@ -88,6 +89,7 @@ def detect(
     progress: Callable[[int], None] | None = None,
 ) -> CocoEvaluator:
     """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the ground truth."""
+    check_no_annotations(results_file)
     evaluator = CocoEvaluator(annotations, categories, match_by)
     device = torch.device(device) if device is not None else _device_of(model)
     context = autocast(precision, device)
@@ -110,6 +112,16 @@ def detect(
     if results_file is not None and _is_first_process():
         evaluator.save_results(results_file)
     return evaluator
+
+
+def check_no_annotations(path: str | Path | None) -> None:
+    """Refuse to write numbers or detections over a COCO file.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if path is not None and Path(path).is_file() and b'"annotations"' in Path(path).read_bytes():
+        raise ValueError(f"{path}: this file holds annotations, which would be lost; choose another name")
 
 
 def _image_size(target: Target) -> tuple[int, int]:

@@ -7,7 +7,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.model import DeformableDETR, build_model
-from deformable_detr.ops.benchmark import measured_elsewhere, process_memory
+from deformable_detr.ops.benchmark import clock, measured_elsewhere, process_memory, reset_peak
 from deformable_detr.precision import Precision, autocast
 from deformable_detr.structures import Target
 
@@ -189,16 +188,16 @@ def measure(
         runs: dict[str, Run] = {}
         results, outputs = [], []
         for name in names:
-            before = _device_memory(case.device)
+            before = None if case.device == "cpu" else reset_peak(case.device)
             runs[name] = _build(name, case, weights, peers)
-            first, output = _clock(runs[name], case.device)
+            first, output = clock(runs[name], case.device)
             outputs.append(output)
             peak = None if before is None else torch.cuda.max_memory_allocated() - before
             results.append(Measurement(case.name, name, 0.0, first, 0.0, memory=peak))
         times: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(rounds):
             for name, run in runs.items():
-                times[name].append(_clock(run, case.device)[0])
+                times[name].append(clock(run, case.device)[0])
         for result, output in zip(results, outputs, strict=True):
             result.seconds = statistics.median(times[result.implementation])
             result.images_per_second = case.batch / result.seconds
@@ -208,25 +207,6 @@ def measure(
             if memory and case.device == "cpu":
                 result.memory = _peak_in_own_process(case, result.implementation, weights, peers)
     return results
-
-
-def _clock(run: Run, device: str = "cpu") -> tuple[float, Any]:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    output = run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began, output
-
-
-def _device_memory(device: str) -> int | None:
-    """Bytes that are taken on a GPU now, from where its peak is counted anew."""
-    if device == "cpu":
-        return None
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
 
 
 def _peak_in_own_process(case: Case, name: str, weights: Path, peers: Peers) -> int | None:
@@ -276,11 +256,11 @@ def measure_data(
             "reading, one thread": lambda: [transform(InputImage(str(path), path).read(), None) for path in paths],
             f"for training, {num_threads} workers": lambda: list(loader),
         }
-        first = {name: _clock(run)[0] for name, run in runs.items()}
+        first = {name: clock(run)[0] for name, run in runs.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():
-                times[name].append(_clock(run)[0])
+                times[name].append(clock(run)[0])
     title = f"data, {images} images of {height} x {width}, {preset}"
     seconds = {name: statistics.median(found) / images for name, found in times.items()}
     alone = seconds["network alone"]

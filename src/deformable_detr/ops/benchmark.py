@@ -188,14 +188,15 @@ def _operator(name: str, fused: bool, peers: Peers) -> Operator:
     return _ours(backend, isa or None, fused)
 
 
-def _clock(function: Callable[[], object], device: str) -> float:
+def clock(function: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
+    """Seconds of a call, on a GPU until it has finished, and what it gives."""
     if device != "cpu":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    function()
+    found = function()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, found
 
 
 def _step(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor | None) -> Callable[[], list[Tensor]]:
@@ -250,7 +251,7 @@ def measure(
     for name in names:
         operator = _operator(name, case.fused, peers)
         forward, both = _step(operator, case, inputs, None), _step(operator, case, inputs, grad)
-        first_call = _clock(forward, device)
+        first_call, _ = clock(forward, device)
         errors = [_error(found, right) for found, right in zip(both(), exact, strict=True)]
         results.append(Measurement(case.name, name, 0.0, 0.0, first_call, errors[0], max(errors[1], errors[3])))
         steps.append((forward, both))
@@ -258,8 +259,8 @@ def measure(
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in names]
     for _ in range(rounds):
         for (forward, both), (forward_times, both_times) in zip(steps, times, strict=True):
-            forward_times.append(_clock(forward, device))
-            both_times.append(_clock(both, device))
+            forward_times.append(clock(forward, device)[0])
+            both_times.append(clock(both, device)[0])
     for result, (forward_times, both_times) in zip(results, times, strict=True):
         result.forward, result.forward_backward = statistics.median(forward_times), statistics.median(both_times)
         if memory:
@@ -303,13 +304,14 @@ def peaks(case: Case, name: str, device: str, dtype: torch.dtype, peers: Peers =
     grad = torch.ones(case.batch, inputs[1].shape[1], case.heads * case.channels, dtype=dtype, device=device)
     found: list[int | None] = []
     for step in (_step(operator, case, inputs, None), _step(operator, case, inputs, grad)):
-        before = _reset_peak(device)
+        before = reset_peak(device)
         step()
         found.append(None if before is None else _peak(device) - before)
     return found
 
 
-def _reset_peak(device: str) -> int | None:
+def reset_peak(device: str) -> int | None:
+    """Bytes that are taken now, from where the peak is counted anew; None where that is unknown."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

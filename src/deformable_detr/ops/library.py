@@ -22,8 +22,6 @@ Shapes = Sequence[int] | Tensor
 DERIVATIVES = "gather"
 """The plain form whose derivatives of any order and direction replace those that the kernels do not have."""
 
-KERNELS = ("cpu", "triton")
-
 _LIBRARY = torch.library.Library("deformable_detr", "FRAGMENT")
 _FORWARD, _BACKWARD = "ms_deform_attn", "ms_deform_attn_backward"
 
@@ -55,7 +53,7 @@ def _gradients(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _direct(backend: str, inputs: Sequence[Any]) -> bool:
     """Whether the dispatcher would only hand the call on to the kernels, which takes it longer than them for a few queries."""
-    return backend in KERNELS and nothing_listens(*(x for x in inputs if isinstance(x, Tensor)))
+    return backend not in PLAIN and nothing_listens(*(x for x in inputs if isinstance(x, Tensor)))
 
 
 def _operator(name: str, shapes: Shapes) -> Any:
