@@ -72,6 +72,16 @@ def test_nothing_is_overwritten(images: list[LabelledImage], tmp_path: Path) -> 
         write_dataset(tmp_path / "new", images, CATEGORIES, "csv")
 
 
+@pytest.mark.parametrize(
+    ("names", "kind"), [(("cat", ""), "yolo"), (("cat", "cat "), "yolo"), (("cat", "cat"), "voc"), (("a", "\0"), "voc")]
+)
+def test_names_that_a_format_cannot_tell_apart(images: list[LabelledImage], tmp_path: Path, names: tuple, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"{kind} tells classes by their names"):
+        write_dataset(tmp_path / "out", images, Categories(names, (7, 3)), kind)
+    assert not (tmp_path / "out").exists()
+    write_dataset(tmp_path / "out", images, Categories(names, (7, 3)), "coco")
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.manual_seed(0)
     model = build_model("tiny", num_classes=2)

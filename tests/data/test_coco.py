@@ -101,6 +101,8 @@ BAD = [
     (changed("annotations", 1, bbox=[1, 2, float("inf"), 4]), "not four finite|finite numbers"),
     (changed("annotations", 1, bbox=[10, 10, -5, 4]), r"bbox is \[10, 10, -5, 4\]"),
     (changed("annotations", 1, iscrowd="perhaps"), "iscrowd is 'perhaps', neither 0 nor 1"),
+    (changed("annotations", 1, iscrowd=0.5), "iscrowd is 0.5, neither 0 nor 1"),
+    (changed("annotations", 1, iscrowd=2), "iscrowd is 2, neither 0 nor 1"),
     (changed("annotations", 1, bbox=[40, 5, 5, 5]), r"a\.png, annotation 2: bbox \[40, 5, 5, 5\] in an image of 40 x 20"),
     (changed("annotations", 0, bbox=[1, -9, 4, 9]), r"b\.png, annotation 1: bbox .* in an image of 10 x 30 .*wholly outside"),
 ]

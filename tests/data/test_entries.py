@@ -75,6 +75,8 @@ def test_unusual_entries_of_a_file(tmp_path):
             {"id": 10**30, "image_id": "2", "category_id": 3.0, "bbox": [], "segmentation": [[1, 1, 5, 1, 5, 9]], "iscrowd": None},
             {"image_id": 2, "category_id": "cat", "bbox": [0, 0, 1, 1], "iscrowd": "1", "area": None, "score": 0.5},
             {"image_id": 2, "category_id": 3, "bbox": [0, 0, 0, 0], "segmentation": [[2, 1, 5, 1, 5, 9]]},
+            {"image_id": 2, "category_id": 3, "bbox": [0, 0, 2, 2], "isCrowd": 1},
+            {"image_id": 2, "category_id": 3, "bbox": [0, 0, 2, 2], "is_crowd": "0"},
         ],
         "categories": [{"id": "3", "name": "dog"}, {"id": "cat", "name": 7}],
     }
@@ -82,12 +84,12 @@ def test_unusual_entries_of_a_file(tmp_path):
     found = read_annotation_file(tmp_path / "a.json").check()
     assert found.image_ids == ("1", 2)
     assert found.image_sizes.tolist() == [[20, 40], [0, 0]]
-    assert found.annotation_ids.tolist() == ["x", str(10**30), "number 2", "number 3"]
+    assert found.annotation_ids.tolist() == ["x", str(10**30), *(f"number {row}" for row in range(2, 6))]
     assert (found.categories.names, found.categories.ids) == (("dog", "7"), (3, 4))
-    assert found.labels.tolist() == [0, 0, 1, 0]
-    assert found.boxes.tolist() == [[1, 2, 3, 4], [1, 1, 4, 8], [0, 0, 1, 1], [2, 1, 3, 8]]
-    assert found.areas.tolist() == [9, 32, 1, 24]
-    assert found.crowd.tolist() == [False, False, True, False]
+    assert found.labels.tolist() == [0, 0, 1, 0, 0, 0]
+    assert found.boxes.tolist() == [[1, 2, 3, 4], [1, 1, 4, 8], [0, 0, 1, 1], [2, 1, 3, 8], [0, 0, 2, 2], [0, 0, 2, 2]]
+    assert found.areas.tolist() == [9, 32, 1, 24, 4, 4]
+    assert found.crowd.tolist() == [False, False, True, False, True, False]
     assert set(found.found.items) == {"size-missing", "box-computed", "scores"}
 
 

@@ -62,6 +62,13 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path, suffix):
         np.testing.assert_array_equal(image[:, :, channel], [[0, 0, 1], [128, 254, 255]])
 
 
+@pytest.mark.parametrize("values", [[[-1, 9]], [[0, 65536]]])
+def test_whole_numbers_beyond_sixteen_bits(values, tmp_path):
+    wide = Image.fromarray(np.array(values, dtype=np.int32))
+    with pytest.raises(ImageError, match=rf"a\.tif: values from {min(0, *values[0])} to {values[0][1]} have no natural 8-bit form"):
+        read_image(save(tmp_path / "a.tif", wide))
+
+
 def test_sixteen_bit_rgb(tmp_path):
     cv2 = pytest.importorskip("cv2")
     values = np.array([[[0, 256, 65535], [32768, 511, 65279]]], dtype=np.uint16)  # RGB

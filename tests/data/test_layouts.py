@@ -222,6 +222,21 @@ def test_class_names_as_their_author_wrote_them(written, tmp_path):
     assert dataset.own("train").annotations.categories.names == ("no", "1.0", "null", "2024-01-01", "on", "007")
 
 
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("0 big cat\n1 dog\n", {0: "big cat", 1: "dog"}),
+        ("1: dog\n0: cat", {0: "cat", 1: "dog"}),
+        ("5 cent\n10 cent\n", {0: "5 cent", 1: "10 cent"}),
+        ("0\n1\n", {0: "0", 1: "1"}),
+    ],
+)
+def test_numbers_in_front_of_class_names(lines, names, tmp_path):
+    lay(tmp_path, "images/1.png", "labels/1.txt", text={"classes.txt": lines})
+    assert open_dataset(tmp_path).layout.names == names
+    assert ("names-numbered" in codes(tmp_path)) == (names[0] not in lines.splitlines())
+
+
 POSE = "0 0.5 0.5 0.5 0.5 0.1 0.2 0.3 0.4 0.5 0.6\n"
 SQUARE = "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n"
 

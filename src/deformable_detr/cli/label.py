@@ -54,9 +54,9 @@ def run(options: LabelOptions) -> None:
 
     Raises:
         FileExistsError: the output folder is not empty.
-        ValueError: `take` below 1, or an image that cannot be read.
+        ValueError: `take` below 1, an image that cannot be read, or class names that the format cannot tell apart.
     """
-    from deformable_detr.data.writing import check_new, write_dataset
+    from deformable_detr.data.writing import check_names, check_new, write_dataset
     from deformable_detr.inference.labelling import CANDIDATE, by_usefulness, propose
     from deformable_detr.inference.sources import list_images
 
@@ -67,6 +67,7 @@ def run(options: LabelOptions) -> None:
     log_to_screen()
     paths = list(dict.fromkeys(path for source in options.source for path in list_images(source)))
     detector = options.open()
+    check_names(detector.categories, options.format)
     limits = detector.score_limits(options.threshold).numpy()
     settings = {"batch_size": options.batch_size, "top_k": options.top_k, "on_error": options.on_error}
     with progress("labelling") as bar:

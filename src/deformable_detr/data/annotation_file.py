@@ -37,7 +37,7 @@ XYWH_MODES = (None, 1, "1", "XYWH_ABS", "BoxMode.XYWH_ABS")
 LARGE_FILE = 20_000_000
 """Bytes from which on the arrays of an annotation file are kept beside it."""
 
-ARRAYS = 4
+ARRAYS = 5
 """Version of the kept arrays."""
 
 
@@ -389,7 +389,7 @@ class _Boxes:
             # the fast way for what is as COCO has it, which is nearly everything
             if type(entry) is dict and type(image_id := entry.get("image_id")) is int and _is_box(box := entry.get("bbox")):
                 image, label = images.position_of.get(image_id), labels.get(_hashable(entry.get("category_id")))
-                plain = type(crowd := entry.get("iscrowd", 0)) is int and "score" not in entry and "bbox_mode" not in entry
+                plain = (crowd := _crowd_of(entry)) in (0, 1) and "score" not in entry and "bbox_mode" not in entry
                 box = cast(list[float], box)
                 if plain and image is not None and label is not None and (box[2] or box[3]):
                     self._append(entry, row, image, label, box, bool(crowd))
@@ -441,14 +441,14 @@ class _Boxes:
 
         category = as_id(entry.get("category_id"))
         label = None if category is None else self._labels.get(category)
-        crowd, box = as_flag(entry.get("iscrowd")), as_box(entry.get("bbox"))
+        crowd, box = as_flag(_crowd_of(entry)), as_box(entry.get("bbox"))
         if image is None:
             note("image-unknown", f"image_id is {_short(entry.get('image_id'))}, which is not among 'images'")
         elif label is None:
             known = ", ".join(map(str, list(self._labels)[:20]))
             note("category-unknown", f"category_id is {_short(entry.get('category_id'))}; known are {known}")
         elif crowd is None:
-            note("entry-malformed", f"iscrowd is {_short(entry['iscrowd'])}, neither 0 nor 1")
+            note("entry-malformed", f"iscrowd is {_short(_crowd_of(entry))}, neither 0 nor 1")
         else:
             lacking = not entry.get("bbox") if not box else not any(box[2:])
             if lacking and (computed := box_of_segmentation(entry.get("segmentation"))):
@@ -463,6 +463,13 @@ class _Boxes:
             if entry.get("score") is not None:
                 note("scores", f"score {_short(entry['score'])}")
             self._append(entry, row, image, label, box, crowd)
+
+
+def _crowd_of(entry: Record) -> Any:
+    """`iscrowd` of an annotation, also by the names `isCrowd` and `is_crowd`; 0 where there is none."""
+    if "iscrowd" in entry:
+        return entry["iscrowd"]
+    return next((value for key, value in entry.items() if key.replace("_", "").lower() == "iscrowd"), 0)
 
 
 def _is_name(value: Any) -> bool:

@@ -25,7 +25,7 @@ __all__ = ["ALL", "DetectionDataset", "Split", "open_dataset"]
 
 logger = logging.getLogger(__name__)
 
-CONVERSION = 2
+CONVERSION = 3
 """Raised when converted files change, so that those of an older version are not taken."""
 
 ALL = "all"

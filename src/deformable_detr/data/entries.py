@@ -30,8 +30,8 @@ def as_id(value: Any) -> int | str | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """A flag written as a number or a word, or left out; None for anything else."""
-    if value is None or isinstance(value, (bool, int, float)):
+    """A flag written as 0 or 1 or a word, or left out; None for anything else."""
+    if value is None or (isinstance(value, (bool, int, float)) and value in (0, 1)):
         return bool(value)
     word = value.strip().lower() if isinstance(value, str) else None
     return True if word in TRUE else False if word in FALSE else None

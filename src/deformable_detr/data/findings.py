@@ -66,6 +66,9 @@ KINDS: dict[str, Kind] = {
         "warning", "images found under another name or in another place than annotated", "correct the names; --fix does"
     ),
     "label-renamed": Kind("warning", "labels found under another name than their image's", "rename them; --fix writes one file"),
+    "names-numbered": Kind(
+        "warning", "class lists whose lines begin with numbers", "nothing; if they are part of the names, list those in a data.yaml"
+    ),
     "path-replaced": Kind("warning", "paths that are not there, taken for others that are", "correct the paths"),
     "label-unused": Kind("warning", "label files that belong to no image", "rename them like their images, or remove them"),
     "annotation-unused": Kind("warning", "annotation files that are not used", "nothing if that is meant; else see docs/data.md"),

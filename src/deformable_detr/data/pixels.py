@@ -64,7 +64,7 @@ def of_pil(image: Image.Image, name: str, *, upright: bool = True, bit_depth: in
         ImageError: a pixel type without a natural 8-bit form.
         Exception: whatever Pillow's decoder raises on damaged data.
     """
-    wide = wide_pixels(image, content) if bit_depth < 16 or image.mode.startswith("I") else None
+    wide = wide_pixels(image, name, content) if bit_depth < 16 or image.mode.startswith("I") else None
     if wide is not None:
         pixels = scale_to_8_bits(wide, bit_depth)
     elif image.mode == "F":
@@ -113,15 +113,23 @@ def scale_to_8_bits(values: np.ndarray, bit_depth: int) -> np.ndarray:
     return np.minimum(values >> (bit_depth - 8), 255).astype(np.uint8)
 
 
-def wide_pixels(image: Image.Image, content: bytes | None = None) -> np.ndarray | None:
+def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> np.ndarray | None:
     """The pixels of an image of more than 8 bits per channel: `[H, W]` or `[H, W, 3]` RGB, unsigned, stored orientation; else None.
 
     Args:
         image: opened; its pixels are loaded here.
+        name: of the image, in messages.
         content: the file that it comes from. Needed for colour, of which Pillow keeps the high bytes only.
+
+    Raises:
+        ImageError: values below 0 or above 65535, as signed TIFFs and those of 32 bits have.
     """
-    if image.mode.startswith("I"):  # "I;16", "I;16B", and "I": 16 bits in 32
-        return np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)
+    if image.mode.startswith("I"):  # "I;16", "I;16B", and "I": 16 bits in 32, or signed ones, or more
+        values = np.asarray(image).astype(np.int64)
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        if low < 0 or high > 65535:
+            raise ImageError(f"{name}: values from {low} to {high} have no natural 8-bit form; save the image with 8 or 16 bits")
+        return values.astype(np.uint16)
     if content is None or not any(";16" in str(tile.args) for tile in getattr(image, "tile", ())):
         return None
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION

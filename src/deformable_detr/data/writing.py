@@ -14,7 +14,7 @@ from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.categories import Categories
 from deformable_detr.files import atomic_folder, write_json, write_text
 
-__all__ = ["FORMATS", "LabelledImage", "check_new", "place_image", "write_dataset"]
+__all__ = ["FORMATS", "LabelledImage", "check_names", "check_new", "place_image", "write_dataset"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +55,35 @@ def write_dataset(
 
     Raises:
         FileExistsError: the folder is not empty.
-        ValueError: an unknown format.
+        ValueError: an unknown format, or class names that it cannot tell apart.
     """
     root = Path(folder)
     if kind not in FORMATS:
         raise ValueError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
     check_new(root)
+    check_names(categories, kind)
     with atomic_folder(root) as partial:
         path = FORMATS[kind](partial, images, _names(images), categories).relative_to(partial)
         for name, text in (notes or {}).items():
             write_text(partial / name, text)
     return root / path
+
+
+def check_names(categories: Categories, kind: str) -> None:
+    """Check that a format can name the classes: in YOLO and VOC a class is its name, which must not be empty or stand twice.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if kind == "coco":  # has ids
+        return
+    names = [name.strip() for name in categories.names]
+    faulty = [name for name in names if not name or names.count(name) > 1 or (kind == "voc" and not name.isprintable())]
+    if faulty:
+        raise ValueError(
+            f"class name {faulty[0]!r} is empty, stands twice, or is none that XML can hold: "
+            f"{kind} tells classes by their names, coco by numbers"
+        )
 
 
 def check_new(folder: Path) -> None:

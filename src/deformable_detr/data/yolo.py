@@ -1,6 +1,7 @@
 """YOLO datasets: class names, and one text file of boxes per image, in shares of the image's size."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,7 @@ USUAL_NAMES = ("data", "dataset")
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names", "classes.names", "predefined_classes.txt")
 SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 EMPTY = ("", "null", "~", "none", "None", "Null", "NULL")
+NUMBERED = re.compile(r"([0-9]{1,6})(?:\s*[:=,;]\s*|\s+)(\S.*)")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
 
 
@@ -106,7 +108,7 @@ class YoloLayout(ForeignLayout):
                 continue
             parts.setdefault(split_role(key) or key, []).extend(paths)
         keypoints = (0, 0) if settings.get("task") in ("segment", "obb") else _keypoints(settings.get("kpt_shape"), file)
-        return cls(index, file, _class_names(settings["names"], file), parts, keypoints, found)
+        return cls(index, file, _class_names(settings["names"], file, found), parts, keypoints, found)
 
     @classmethod
     def _of_darknet(cls, index: FileIndex, file: Path) -> Self | None:
@@ -116,7 +118,7 @@ class YoloLayout(ForeignLayout):
         if "names" not in settings or not any(settings.get(key) for key in SPLIT_KEYS):
             return None
         found = Found("")
-        names = _resolve(file.parent, index, settings["names"], f"{file}: names", found)
+        names = _listed_names(_resolve(file.parent, index, settings["names"], f"{file}: names", found), found)
         parts: dict[str, list[Path]] = {}
         for key in SPLIT_KEYS:
             if settings.get(key):
@@ -130,7 +132,7 @@ class YoloLayout(ForeignLayout):
                 parts[role] = [path]
         if not parts:
             raise FileNotFoundError(f"{file}: none of the lists of images that it names is there")
-        return cls(index, file, _listed_names(names), parts, None, found)
+        return cls(index, file, names, parts, None, found)
 
     @classmethod
     def _of_class_list(cls, index: FileIndex) -> Self | None:
@@ -138,12 +140,13 @@ class YoloLayout(ForeignLayout):
         lists = [path for path in index.select(".txt", ".names", ".labels") if path.name.lower() in CLASS_FILES]
         if not lists:
             return None
-        contents = {tuple(_listed_names(path).values()) for path in lists}
+        found = Found("")
+        contents = {tuple(_listed_names(path).items()) for path in lists}
         if len(contents) > 1:
             shown = ", ".join(map(index.relative, lists))
             raise ValueError(f"{index.root}: several lists of classes that differ: {shown}; write a data.yaml with `names`")
         images = [Path(path) for path in index.images]
-        layout = cls(index, lists[0], _listed_names(lists[0]), {})
+        layout = cls(index, lists[0], _listed_names(lists[0], found), {}, found=found)
         if not any(layout.label_file(image)[0] for image in images):
             return None
         for image in images:
@@ -284,21 +287,24 @@ def looks_like_labels(file: Path) -> bool:
         return False
 
 
-def _class_names(names: Any, file: Path) -> dict[int, str]:
+def _class_names(names: Any, file: Path, found: Found) -> dict[int, str]:
     """`names` of a data.yaml, a list or a mapping, by class number."""
     if isinstance(names, list):
         names = dict(enumerate(names))
     if isinstance(names, str) and names not in EMPTY and not names.isdecimal():  # the path of a list, as in darknet
         path = _find_tail(slashed(names), (file.parent,))
-        names = _listed_names(path) if path else None
+        names = _listed_names(path, found) if path else None
     entries = list(names.items()) if isinstance(names, dict) else []
     if not entries or not all(str(key).isdecimal() and isinstance(name, str) for key, name in entries):
         raise ValueError(f"{file}: `names` must be a list of class names, or name them by their numbers from 0")
     return {int(key): name for key, name in entries}
 
 
-def _listed_names(file: Path) -> dict[int, str]:
-    """The classes of a list, one per line; a blank line between others leaves its number without a name."""
+def _listed_names(file: Path, found: Found | None = None) -> dict[int, str]:
+    """The classes of a list, one per line; a blank line between others leaves its number without a name.
+
+    Lines may begin with their numbers (`0 cat`, `1: dog`): where these are all from 0 on, they are no part of the names.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such list of classes")
     lines = [line.strip() for line in read_text(file).splitlines()]
@@ -306,6 +312,12 @@ def _listed_names(file: Path) -> dict[int, str]:
         lines.pop()
     if not lines:
         raise ValueError(f"{file}: no class names; write one per line")
+    numbered = [NUMBERED.fullmatch(line) for line in lines if line]
+    names = {int(match[1]): match[2] for match in numbered if match}
+    if len(names) == len(numbered) and max(names) == len(names) - 1:
+        if found is not None:
+            found.add("names-numbered", Item(f"{file}: begins with {lines[0]!r}; class 0 is {names[0]!r}", file=str(file)))
+        return dict(sorted(names.items()))
     return dict(enumerate(lines))
 
 

@@ -113,6 +113,17 @@ def test_modes_of_boxes(mode, faults, clean, change):
     assert found_in(examine(clean)).get(("box-malformed", "train"), 0) == faults
 
 
+def test_images_of_two_splits_before_a_training(clean):
+    """Found without reading them: the same split twice, the same path, and a link."""
+    files = files_of(clean, "train", "val")
+    found = quick_check([files[0], files[0]], 300)
+    assert [(finding.code, finding.count) for finding in found] == [("image-leak", 12)]
+    assert found[0].items[0].text == "00.png: the same file as 00.png of train"
+    (clean / "train/03.png").unlink()
+    (clean / "train/03.png").symlink_to("../val/03.png")
+    assert [(finding.code, finding.count) for finding in quick_check(files, 300)] == [("image-leak", 1)]
+
+
 def test_a_clean_data_set(clean):
     examination = examine(clean)
     assert found_in(examination) == {}

@@ -1,6 +1,7 @@
 """The same image twice, in one split or in two: by the file's digest, and by a perceptual hash for what was saved anew."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,25 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, I
             where = other.file_name(other_image) + (f" of {other.name}" if part != other_part else "")
             text = f"the same file as {where}" if same else f"looks like {where}"
             splits[part].found.add(code, splits[part].image_item(image, text, value=(other.name, other_image)))
+
+
+def check_shared_files(splits: Sequence[SplitData]) -> None:
+    """Note images that two splits share under one name, be it through a link: what can be told without reading them."""
+    for number, other in enumerate(splits):
+        places = {other.path(image).name: image for image in reversed(other.usable_images())}
+        for data in splits[:number]:
+            for image in data.usable_images():
+                there = places.get(data.path(image).name)
+                if there is not None and _same_file(data.path(image), other.path(there)):
+                    text = f"the same file as {other.file_name(there)} of {other.name}"
+                    data.found.add("image-leak", data.image_item(image, text, value=(other.name, there)))
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return first == second or first.samefile(second)
+    except OSError:  # not there: said elsewhere
+        return False
 
 
 def _like_pairs(read: Sequence[ImageFacts]) -> set[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.doctor.boxes import check_boxes, check_geometry
 from deformable_detr.data.doctor.classes import check_classes, training_split
-from deformable_detr.data.doctor.duplicates import check_duplicates
+from deformable_detr.data.doctor.duplicates import check_duplicates, check_shared_files
 from deformable_detr.data.doctor.images import check_images, check_sample
 from deformable_detr.data.doctor.split_data import SplitData, check_ids
 from deformable_detr.data.doctor.statistics import SplitStatistics, Suggestion, split_statistics, suggestions, to_dict
@@ -112,6 +112,7 @@ def quick_check(splits: Sequence[Split], num_queries: int) -> list[Finding]:
         check_ids(data)
         check_boxes(data)
         check_sample(data, SAMPLE)
+    check_shared_files(parts)
     check_classes(parts, num_queries)
     return [finding for data in parts for finding in data.found.findings() if finding.severity != "note"]
 

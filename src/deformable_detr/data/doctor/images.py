@@ -58,7 +58,7 @@ def read_facts(path: Path) -> ImageFacts:
         content = path.read_bytes()
         with open_image(content, str(path)) as image:
             orientation, size = left_to_turn(image), (image.height, image.width)
-            wide = wide_pixels(image, content)
+            wide = wide_pixels(image, str(path), content)
             image.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
             image.load()
             grey = image.convert("L")
