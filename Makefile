@@ -15,7 +15,7 @@ OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE
 ASAN := build/asan
 ASAN_TESTS := tests/ops/test_cpu.py tests/ops/test_winograd.py tests/ops/test_ms_deform_attn.py tests/ops/test_defaults.py
 
-.PHONY: owner install demo test test-isa test-asan test-trackers lint format bench-op docs live coverage wheel clean
+.PHONY: owner install demo test test-isa test-asan test-trackers lint format bench-op notebook docs live coverage wheel clean
 
 install: $(STAMP)
 
@@ -61,6 +61,14 @@ format: $(STAMP)
 
 bench-op: $(STAMP)
 	$(BIN)/deformable-detr benchmark op
+
+# The notebook from its first cell to its last, with a small network; a warning that a reader would see ends it, too.
+notebook: $(STAMP)
+	rm -rf build/notebook && mkdir -p build/notebook
+	OMP_NUM_THREADS=1 PYTHONWARNINGS="error::UserWarning,ignore:This DataLoader will create:UserWarning" \
+	$(BIN)/papermill notebooks/quickstart.ipynb build/notebook/quickstart.ipynb --cwd build/notebook -f notebooks/tiny.yaml \
+		--kernel python3 --no-progress-bar
+	test -s build/notebook/detector.onnx && test -s build/notebook/why.html && test -s build/notebook/runs/first/weights/best.safetensors
 
 # The site in site/, strictly: a broken link, a missing anchor or a name without a docstring's home ends it (with --quiet, warnings
 # would not be counted, and nothing would). Then every page in Chromium.

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from deformable_detr.cli.screen import Finish, prepare_streams, show
+from deformable_detr.cli.screen import Finish, prepare_streams, progress, show
 from deformable_detr.evaluation.metrics import ClassMetrics, Metrics
 from deformable_detr.files import write_json
 
@@ -38,6 +38,13 @@ def test_any_name_on_any_stream(encoding: str, shown: list[str], monkeypatch: py
     text = raw.getvalue().decode(encoding)
     for name in shown:
         assert text.count(name) == 2, name
+
+
+def test_a_bar_asks_for_nothing_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There rich would say that another package is needed for it, which is an error here."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with progress("reading") as bar:
+        bar.advance(bar.add_task("", total=2))
 
 
 def test_a_file_name_in_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

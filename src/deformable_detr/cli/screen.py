@@ -141,4 +141,5 @@ def _console(*, stderr: bool = False) -> "Console":
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if stderr else sys.stdout).fileno())
 
-    return Screen(stderr=stderr, markup=False, emoji=False, highlight=False)
+    # a notebook shows tables; bars would ask for a package of their own there
+    return Screen(stderr=stderr, markup=False, emoji=False, highlight=False, force_jupyter=False if stderr else None)
