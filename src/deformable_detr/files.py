@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     ```
 
     The yielded name has the suffix of `path`, since many writers choose a format by it. Missing folders are made, a symbolic link
-    keeps pointing where it does, and what is no regular file (`/dev/stdout`, a named pipe) is written directly.
+    keeps pointing where it does, and what is no regular file (`/dev/null`, a named pipe) gets the content at the end: some writers
+    would put a file in its place.
 
     Args:
         path: the file to write.
@@ -43,7 +45,11 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = _target(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        yield path
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder, path.name)
+            yield partial
+            with partial.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)

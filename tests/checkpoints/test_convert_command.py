@@ -44,6 +44,8 @@ def test_what_the_tensors_cannot_say(make_model, tmp_path, capsys):
         (["no.pth", "TARGET"], "no weights at no.pth"),
         (["SOURCE", "SOURCE"], "exists"),
         (["SOURCE", "FOLDER", "--to", "mmdet"], "is a folder"),
+        (["SOURCE", "new.safetensors", "--to", "official"], "a pickle, which programs do not read under this name"),
+        (["SOURCE", "/proc/new.safetensors"], "cannot be written to"),
         (["SOURCE", "SOURCE", "--to", "huggingface"], "is a file"),
         (["SOURCE", "TARGET", "--classes", "coco80"], "does not have COCO's classes"),
     ],
@@ -57,5 +59,7 @@ def test_mistakes(arguments, message, source, tmp_path, capsys):
 
 def test_an_existing_target_is_replaced_when_asked(source, tmp_path):
     (tmp_path / "x.pth").write_text("old")
+    (tmp_path / "misnamed.safetensors").symlink_to("x.pth")
     assert main(["convert", str(source), str(tmp_path / "x.pth"), "--to", "official", "--overwrite"]) == 0
-    assert load_pretrained(tmp_path / "x.pth").metadata.model.two_stage
+    for name in ("x.pth", "misnamed.safetensors"):
+        assert load_pretrained(tmp_path / name).metadata.model.two_stage

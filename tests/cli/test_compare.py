@@ -54,6 +54,7 @@ def test_options():
 def test_the_dataset_is_that_of_the_run(tmp_path):
     (tmp_path / "config.yaml").write_text("dataset: somewhere/data\n")
     assert dataset_of(str(tmp_path)) == "somewhere/data"
+    assert main(["compare", "a", "b", "data", "--shown", "-1"]) == 2
     with pytest.raises(ValueError, match="give a dataset as the third argument"):
         dataset_of("weights.safetensors")
 

@@ -71,6 +71,7 @@ def test_the_same_seed_draws_the_same_images_for_another_detector(random_images)
     worse = bootstrap(nothing, len(NAMES), draws=50)
     assert first.minus(worse).ap.low > 0
     assert first.minus(again).ap == (0, 0)
+    assert (bootstrap(images, len(NAMES), draws=20).minus(first).aps == 0).sum() == (first.aps[:20] == first.aps[:20]).sum() > 0
     with pytest.raises(ValueError, match="the same images"):
         first.minus(bootstrap(images[:-1], len(NAMES), draws=50))
 

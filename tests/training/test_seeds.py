@@ -60,18 +60,30 @@ def test_the_same_command_goes_on(run: RunConfig) -> None:
     assert second.done == [(0, True), (1, True), (7, False)]
 
 
-def test_the_runs_keep_their_length(run: RunConfig) -> None:
-    """Another number of steps, as a budget gives when it is timed again, is that of the first time."""
-    train_seeds(run, [0], train_one=Runs())
-    again = replace(run, train=replace(run.train, steps=77))
+def test_the_runs_keep_their_length(run: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """Another number of steps, as a budget gives when it is timed again, is that of the first time; what is free is new."""
+    first = replace(run, train=replace(run.train, steps=50, seconds=60.0))
+    train_seeds(first, [0], train_one=Runs())
+    again = replace(run, train=replace(run.train, steps=77, seconds=58.5, log_every=9))
     train_seeds(again, [0, 1], train_one=Runs())
-    assert read_config(Path(run.output_dir) / "config.yaml").train.steps == run.train.steps
+    kept = read_config(Path(run.output_dir) / "config.yaml").train
+    assert (kept.steps, kept.seconds, kept.log_every) == (50, 60, 9)
+    assert "as long as the first: train.seconds was 60.0, is 58.5; train.steps was 50, is 77" in caplog.text
 
 
-def test_other_settings_are_another_folder(run: RunConfig) -> None:
+OTHER = {
+    r"optimizer\.lr was 0\.001, is 0\.5": lambda run: replace(run, optimizer=replace(run.optimizer, lr=0.5)),
+    r"train\.epochs was 2, is 9": lambda run: replace(run, train=replace(run.train, epochs=9)),
+    "dataset was .*, is .*/other": lambda run: replace(run, dataset="other"),
+    "weights was None, is .*/a.pth": lambda run: replace(run, weights="a.pth"),
+}
+
+
+@pytest.mark.parametrize("message", OTHER)
+def test_other_settings_are_another_folder(run: RunConfig, message: str) -> None:
     train_seeds(run, [0], train_one=Runs())
-    with pytest.raises(ValueError, match=r"other settings: optimizer\.lr was 0\.001, is 0\.5"):
-        train_seeds(replace(run, optimizer=replace(run.optimizer, lr=0.5)), [0], train_one=Runs())
+    with pytest.raises(ValueError, match=f"other settings: {message}"):
+        train_seeds(OTHER[message](run), [0], train_one=Runs())
 
 
 @pytest.mark.parametrize("seeds", [[], [3, 3]])

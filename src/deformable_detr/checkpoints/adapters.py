@@ -5,9 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from deformable_detr.checkpoints.native import separate_memory
+from deformable_detr.checkpoints.native import write_tensors
 from deformable_detr.checkpoints.report import Report, shorten
 from deformable_detr.checkpoints.tensor_files import read_tensors
 from deformable_detr.checkpoints.weights import Weights
@@ -43,7 +41,7 @@ def save_adapter(folder: Path, model: DeformableDETR, metadata: Metadata, base: 
     }
     config.save_pretrained(folder)
     with atomic_file(folder / ADAPTER_NAME) as partial:
-        save_file(separate_memory(tensors), partial, {"format": "pt", "metadata": json.dumps(metadata.to_dict())})
+        write_tensors(partial, tensors, {"format": "pt", "metadata": json.dumps(metadata.to_dict())})
     return folder
 
 

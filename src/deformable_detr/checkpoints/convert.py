@@ -68,6 +68,8 @@ def convert(
 
 def _check_target(target: Path, to: Layout, overwrite: bool) -> None:
     wants_folder = to == "huggingface"
+    if to in ("official", "mmdet") and target.suffix.lower() == ".safetensors":
+        raise ValueError(f"{target}: the layout {to} is a pickle, which programs do not read under this name; name it .pth")
     if target.is_dir() and not wants_folder:
         raise ValueError(f"{target} is a folder, but the layout {to} is one file: give a file name")
     if wants_folder and target.is_file():

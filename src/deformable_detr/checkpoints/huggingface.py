@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.families import LABELS, check_family
 from deformable_detr.checkpoints.huggingface_config import backbone_problems, model_config, processor_config, read_folder
 from deformable_detr.checkpoints.keymap import KeyMap
-from deformable_detr.checkpoints.native import separate_memory
+from deformable_detr.checkpoints.native import write_tensors
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.tensor_files import TensorFile
@@ -147,7 +146,7 @@ def write(folder: Path, model: DeformableDETR, report: Report) -> None:
     report.mapped = len(tensors) - len(report.reshaped) - len(report.dropped)
     header = {"format": "pt", METADATA_ENTRY: json.dumps(model.metadata.to_dict())}
     with atomic_folder(folder, merge=True) as partial:
-        save_file(separate_memory(state_dict), partial / "model.safetensors", header)
+        write_tensors(partial / "model.safetensors", state_dict, header)
         write_json(partial / "config.json", model_config(model.metadata), indent=2)
         write_json(partial / "preprocessor_config.json", processor_config(model.metadata), indent=2)
         _compare_outputs(partial, model, report)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,8 +44,20 @@ def write(path: Path, model: DeformableDETR, report: Report) -> None:
 def _write(path: Path, state_dict: dict[str, Tensor], metadata: Metadata) -> Path:
     header = {"format": FORMAT, "metadata": json.dumps(metadata.to_dict())}
     with atomic_file(path) as partial:
-        save_file(separate_memory(state_dict), partial, header)
+        write_tensors(partial, state_dict, header)
     return path
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(separate_memory(tensors), path, header)
+    except SafetensorError as error:
+        raise OSError(f"{path.parent} cannot be written to: {error}") from error
 
 
 def save_thresholds(path: str | Path, thresholds: tuple[float, ...]) -> Path:

@@ -142,9 +142,11 @@ def _incomplete(path: Path) -> str:
 
 def _read_pickle(path: Path) -> TensorFile:
     allowed: list[Any] = [argparse.Namespace, *SAFE_TYPES]
+    misnamed = path.suffix == ".safetensors"  # torch.load goes by the name, but not of an open file
     try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(allowed), path.open("rb") as file:
+            mapped = zipfile.is_zipfile(path) and not misnamed
+            content = torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:  # damaged archives end in many kinds of errors

@@ -47,8 +47,10 @@ def run(options: CompareOptions) -> None:
     """Evaluate both, write the page, and show the result.
 
     Raises:
-        ValueError: no dataset is given, and the second detector is no run folder.
+        ValueError: no dataset is given, and the second detector is no run folder; or `shown` below 0.
     """
+    if options.shown < 0:
+        raise ValueError(f"shown must be at least 0, not {options.shown}")
     from deformable_detr.evaluation.metrics import percent
     from deformable_detr.visualize.pages.comparison import ComparisonReport
     from deformable_detr.visualize.pages.report import span

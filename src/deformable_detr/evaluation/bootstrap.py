@@ -74,11 +74,12 @@ class Bootstrap:
         """The difference of two detectors on the same draws; its intervals say whether one is better.
 
         Raises:
-            ValueError: not the same images in the same order, or another number of draws or classes.
+            ValueError: not the same images in the same order, or another number of classes.
         """
-        if self.image_ids != other.image_ids or self.aps.shape != other.aps.shape:
+        if self.image_ids != other.image_ids or self.aps.shape[1:] != other.aps.shape[1:]:
             raise ValueError("only detectors that were evaluated on the same images and classes can be compared image by image")
-        return Bootstrap(self.image_ids, self.aps - other.aps, self.level)
+        draws = min(len(self.aps), len(other.aps))  # of one seed, fewer draws are the first ones of more
+        return Bootstrap(self.image_ids, self.aps[:draws] - other.aps[:draws], self.level)
 
     def interval(self, values: np.ndarray) -> Interval:
         """The middle of `[B]` values that holds the share `level` of them (percentile method)."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -236,14 +236,16 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
         )
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two configurations as records, beside what may: a sentence for each setting."""
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = frozenset(FREE_TO_CHANGE)
+) -> list[str]:
+    """What differs between two configurations as records, beside what is free to: a sentence for each setting."""
     old, new = flatten(before), flatten(now)
     return [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
-        and name not in FREE_TO_CHANGE
+        and name not in free
         and not (new["weights"] is not None and name.startswith("model."))  # the weights file decided about the model
     ]
 

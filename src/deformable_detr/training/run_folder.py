@@ -8,8 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from deformable_detr.checkpoints.adapters import save_adapter
 from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.config import Metadata, RunConfig
@@ -116,7 +114,7 @@ def write_weights(paths: Sequence[Path], model: DeformableDETR, metadata: Metada
             save_weights(path, model, metadata=metadata)
             if base is not None:
                 save_adapter(path.with_name(f"{path.stem}-adapter"), model, metadata, base)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise OSError(f"the weights could not be written to {path} ({error}): is the disk full?") from error
 
 

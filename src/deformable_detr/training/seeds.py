@@ -13,13 +13,16 @@ from deformable_detr.config import RunConfig
 from deformable_detr.files import write_json
 from deformable_detr.settings import read_config, to_record
 from deformable_detr.training.callbacks import Callback
-from deformable_detr.training.preparation import changed_settings
+from deformable_detr.training.preparation import FREE_TO_CHANGE, changed_settings
 from deformable_detr.training.result import TrainResult
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state
 from deformable_detr.training.trainer import train
 
 logger = logging.getLogger(__name__)
+
+LENGTH = {"train.epochs", "train.steps", "train.seconds", "train.evaluate_every"}
+"""What a budget decides."""
 
 SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 """The metrics of the table."""
@@ -109,7 +112,7 @@ def train_seeds(
 
 
 def _same_settings(config: RunConfig) -> RunConfig:
-    """The configuration that the runs in the folder have, where there are any: a budget may have given another number of steps."""
+    """The configuration with the length of the runs in the folder, where there are any: a budget, timed anew, gives another one."""
     folder = RunFolder(config.output_dir)
     if not folder.config.is_file():
         folder.check_unused()
@@ -117,9 +120,21 @@ def _same_settings(config: RunConfig) -> RunConfig:
     before = read_config(folder.config)
     if folder.log.is_file():
         raise FileExistsError(f"output_dir {folder.root} holds a single run; choose another --output for runs with several seeds")
-    if differing := changed_settings(to_record(before), to_record(config)):
+    fixed = LENGTH | {"dataset", "weights", "train.nms_iou", "train.patience"}  # finished runs are not done again
+    differing = changed_settings(_record(before), _record(config), FREE_TO_CHANGE - fixed)
+    lengths = [text for text in differing if text.split()[0] in LENGTH]
+    if differing != lengths or (lengths and None in (before.train.seconds, config.train.seconds)):
         raise ValueError(f"{folder.root} holds runs with other settings: {'; '.join(differing)}. Choose another --output")
-    return before
+    if lengths:
+        logger.warning("all runs in %s are as long as the first: %s", folder.root, "; ".join(lengths))
+    kept = {name.partition(".")[2]: getattr(before.train, name.partition(".")[2]) for name in LENGTH}
+    return replace(config, train=replace(config.train, **kept))
+
+
+def _record(config: RunConfig) -> dict[str, Any]:
+    """With paths in one form."""
+    paths = {name: str(Path(path).resolve()) for name in ("dataset", "weights") if (path := getattr(config, name)) is not None}
+    return to_record(config) | paths
 
 
 def _number(value: float | None) -> str:

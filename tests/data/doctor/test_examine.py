@@ -242,6 +242,20 @@ def test_images_of_another_size(size, expected, clean, image, tmp_path):
     assert kept == ([] if expected is None else [expected])
 
 
+def test_crowds_and_outlines_are_repaired_like_boxes(clean, change, image, tmp_path):
+    """An image of twice the size; then corners in the whole file."""
+    runs = {"size": [64, 96], "counts": [0, 64 * 96]}
+    change(append("annotations", box(100, iscrowd=1, segmentation=runs), box(101, segmentation=[[10, 10, 30, 10, 30, 30]])))
+    image(0, (192, 128)).save(clean / "train" / "00.png")
+    for target, form in (("a", lambda *box: [*box]), ("b", lambda x, y, w, h: [x, y, x + w, y + h])):
+        change(every_box(form))
+        repair(examine(clean), tmp_path / target)
+        record = json.loads((tmp_path / target / "annotations" / "instances_train.json").read_text())
+        crowd, outline = record["annotations"][-2:]
+        assert (crowd["bbox"], crowd["iscrowd"], "segmentation" in crowd) == ([20, 20, 40, 40], 1, False)
+        assert (outline["bbox"], outline["segmentation"]) == ([20, 20, 40, 40], [[20, 20, 60, 20, 60, 60]])
+
+
 def test_images_that_exif_turns(clean, change, image, tmp_path):
     """00: stored 96 x 64 and annotated so. 01: stored 96 x 64, stated upright (64 x 96), but boxes made on the stored pixels."""
     turned(clean / "train" / "00.png", image, (96, 64))

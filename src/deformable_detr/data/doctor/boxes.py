@@ -30,8 +30,7 @@ def check_boxes(data: SplitData) -> None:
 
 def check_geometry(data: SplitData) -> None:
     """Note boxes outside of their image; boxes in another format are converted first, so that the rest is judged in pixels."""
-    limits = data.sizes[data.images][:, ::-1].astype(np.float64)  # [A, 2] width, height
-    limits[(limits == 0).any(axis=1)] = np.inf  # not known, because the image cannot be read
+    limits = limits_of(data, data.images)
     data.form = box_form(data.boxes, limits, data.areas)
     if data.form != "xywh":
         data.found.add(FORMS[data.form], *(data.box_item(i, f"bbox is {_shown(data.boxes[i])}") for i in range(len(data.boxes))))
@@ -44,6 +43,13 @@ def check_geometry(data: SplitData) -> None:
     tiny = ~empty & (data.boxes[:, 2:] < 1).all(axis=1)
     for code, mask in (("box-degenerate", empty), ("box-outside", outside), ("box-clipped", clipped), ("box-tiny", tiny)):
         data.found.add(code, *(data.box_item(int(i), _in_image(data, int(i))) for i in np.flatnonzero(mask)))
+
+
+def limits_of(data: SplitData, images: np.ndarray) -> np.ndarray:
+    """`[A, 2]` width and height of the images at these positions; infinite where an image cannot be read."""
+    limits = data.sizes[images][:, ::-1].astype(np.float64)
+    limits[(limits == 0).any(axis=1)] = np.inf
+    return limits
 
 
 def box_form(boxes: np.ndarray, limits: np.ndarray, areas: np.ndarray) -> str:

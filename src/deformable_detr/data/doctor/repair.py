@@ -9,8 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from deformable_detr.data.doctor.boxes import limits_of, to_pixels
 from deformable_detr.data.doctor.examine import Examination
 from deformable_detr.data.doctor.split_data import SplitData
+from deformable_detr.data.entries import box_of_segmentation
 from deformable_detr.data.findings import Finding
 from deformable_detr.data.writing import check_new, place_image
 from deformable_detr.files import write_json
@@ -26,7 +30,8 @@ SAME_ASPECT = 0.02
 def repair(examination: Examination, output_dir: str | Path) -> list[str]:
     """Write a repaired copy: `annotations/instances_<split>.json`, the images in `<split>/`, and `changes.json`.
 
-    Images are hard links where the disk allows it, else copies. The original is only read. The crowd regions stay as they are.
+    Images are hard links where the disk allows it, else copies. The original is only read. Crowd regions are converted and scaled
+    like boxes. Outlines are scaled with their image; run lengths and keypoints of such images are left out.
 
     Args:
         examination: of all splits that are to be in the copy.
@@ -80,16 +85,16 @@ def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str
             images[position] = entry | {"id": file.image_ids[position], "height": height, "width": width}
     first_of: dict[str, int] = {}  # classes of one name become one
     merged = [first_of.setdefault(name, key) for key, name in data.categories.items()]
-    boxes = {int(row): index for index, row in enumerate(data.rows)}
+    boxes = to_pixels(file.boxes, limits_of(data, file.images), data.form)
     annotations = []
     for index, row in enumerate(file.annotation_rows.tolist()):
         position = int(file.images[index])
         if row in plan.dropped_annotations or position not in images:
             continue
-        box = plan.box(boxes[row], position) if row in boxes else file.boxes[index].tolist()
+        box = plan.box(boxes[index], position)
         if box is None:
             continue
-        entry = record["annotations"][row]
+        entry = plan.scaled(record["annotations"][row], position)
         changed = entry | {"id": len(annotations) + 1, "image_id": file.image_ids[position], "iscrowd": int(file.crowd[index])}
         changed["category_id"] = merged[int(file.labels[index])]
         if box != entry.get("bbox"):
@@ -134,10 +139,20 @@ class _Plan:
         height, width = self.sizes.get(position, tuple(self.data.sizes[position].tolist()))
         return height, width
 
-    def box(self, index: int, position: int) -> list[float] | None:
-        """A box [left, top, width, height] in its image: converted, scaled, cut off at the edges; None if nothing is left."""
+    def scaled(self, entry: dict[str, Any], position: int) -> dict[str, Any]:
+        """An annotation whose outlines have the size of its image; what cannot be scaled is left out."""
+        if position not in self.scales:
+            return entry
+        kept = {key: value for key, value in entry.items() if key not in ("segmentation", "keypoints", "num_keypoints")}
+        parts, scales = entry.get("segmentation"), self.scales[position]
+        if isinstance(parts, list) and all(isinstance(part, list) and box_of_segmentation(part) for part in parts):
+            kept["segmentation"] = [[round(float(v) * scales[at % 2], 3) for at, v in enumerate(part)] for part in parts]
+        return kept
+
+    def box(self, box: np.ndarray, position: int) -> list[float] | None:
+        """A box [left, top, width, height] in its image: scaled, cut off at the edges; None if nothing is left."""
         x_scale, y_scale = self.scales.get(position, (1.0, 1.0))
-        left, top, width, height = self.data.boxes[index].tolist()
+        left, top, width, height = box.tolist()
         right, bottom = (left + width) * x_scale, (top + height) * y_scale
         limit_y, limit_x = self.size(position)
         left, top = max(left * x_scale, 0.0), max(top * y_scale, 0.0)
