@@ -39,11 +39,11 @@ from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import RunConfig
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation.evaluate import evaluate
-from deformable_detr.settings import read_config, run_config
+from deformable_detr.settings import read_config
 from deformable_detr.training import Callback, train
 from deformable_detr.training.budget import measure_speed
 from deformable_detr.training.callbacks import Run, Step
-from deformable_detr.training.recipe import complete_settings
+from deformable_detr.training.recipe import plan_run
 
 Row = dict[str, Any]
 
@@ -260,7 +260,7 @@ def recipe_config(dataset: Path, folder: Path, seed: int, options: argparse.Name
     asked |= {"train.steps": options.steps} if options.steps else {"train.budget": f"{60 * options.minutes:g}s"}
     asked |= {name: yaml.safe_load(value) for name, _, value in [setting.partition("=")] if name}
     measure = partial(measure_speed, clock=clock("cpu")) if on_cpu else measure_speed
-    config = run_config(asked, complete=partial(complete_settings, measure=measure))
+    config, _ = plan_run(asked, measure=measure)
     if on_cpu:
         config = replace(config, train=replace(config.train, seconds=None))  # it would be held to seconds that pass
     return replace(config, model=replace(config.model, num_classes=num_classes(config)))

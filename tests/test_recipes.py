@@ -10,8 +10,8 @@ from deformable_detr.config import RunConfig
 from deformable_detr.data.annotation_file import read_annotation_file
 from deformable_detr.data.facts import data_facts
 from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
-from deformable_detr.settings import read_config, run_config
-from deformable_detr.training.recipe import complete_settings
+from deformable_detr.settings import read_config
+from deformable_detr.training.recipe import plan_run
 
 FACTS = DataFacts(num_images=400, short_side=480, aspect=4 / 3, small_object=0.05, most_objects=31)
 
@@ -104,7 +104,7 @@ def test_every_network_that_is_named_learns_one_to_many(dataset: Path, preset: s
 def test_python_and_command_line_choose_the_same(dataset: Path) -> None:
     arguments = [str(dataset), "--recipe", "small-data", "--lr", "1e-3", "--device", "cpu", "--output_dir", "out"]
     settings = {"dataset": dataset, "recipe": "small-data", "lr": 1e-3, "device": "cpu", "output_dir": "out"}
-    assert run_config(settings, complete=complete_settings) == parse_config(arguments)
+    assert plan_run(settings)[0] == parse_config(arguments)
 
 
 def test_the_printed_config_is_the_one_that_is_used(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

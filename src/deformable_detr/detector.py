@@ -16,7 +16,6 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_source
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.precision import Precision
-from deformable_detr.settings import run_config
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -111,25 +110,27 @@ class Detector(Predictor):
             FileExistsError: `output_dir` holds a run already.
         """
         from deformable_detr.training.callbacks import Samples
-        from deformable_detr.training.recipe import complete_settings
+        from deformable_detr.training.recipe import plan_run
         from deformable_detr.training.trainer import train
         from deformable_detr.visualize.drawing.samples import draw_samples
 
         asked: dict[str, Any] = {**settings} if dataset is None else {"dataset": dataset, **settings}
-        run = run_config(asked, config, complete=complete_settings)
-        result = train(run, callbacks=[Samples(draw_samples), *callbacks], show_progress=show_progress)
+        run, opened = plan_run(asked, config)
+        result = train(run, opened, callbacks=[Samples(draw_samples), *callbacks], show_progress=show_progress)
         detector = cls.load(result.best_weights, device=run.train.device)
         detector.result = result
         return detector
 
-    def evaluate(self, dataset: str | Path, split: str | None = None, **options: Unpack[EvaluationOptions]) -> "Metrics":
+    def evaluate(
+        self, dataset: "str | Path | DetectionDataset", split: str | None = None, **options: Unpack[EvaluationOptions]
+    ) -> "Metrics":
         """Measure COCO AP and AR on one split of a dataset.
 
         The classes of the detector and of the dataset are matched by name. Started by `accelerate launch` or torchrun, the
         images are shared out and every process gets the numbers of the whole.
 
         Args:
-            dataset: folder as for :meth:`train`.
+            dataset: folder as for :meth:`train`, or the opened dataset (:func:`~deformable_detr.data.dataset.open_dataset`).
             split: which part of it; None takes `val`, and all images of a dataset that has no splits (`all`).
             options: see :class:`~deformable_detr.keywords.EvaluationOptions`.
 
@@ -147,7 +148,7 @@ class Detector(Predictor):
 
     def analyze(
         self,
-        dataset: str | Path,
+        dataset: "str | Path | DetectionDataset",
         split: str | None = None,
         *,
         thresholds: Sequence[float] | None = None,
@@ -163,7 +164,7 @@ class Detector(Predictor):
         ```
 
         Args:
-            dataset: folder as for :meth:`train`.
+            dataset: as for :meth:`evaluate`.
             split: which part of it; see :meth:`evaluate`.
             thresholds: for each class of the detector the score from which on a detection counts. None: those that are stored with
                 the weights, else those that maximise F1 on this split.
@@ -187,7 +188,7 @@ class Detector(Predictor):
         index_of = {image_id: index for index, image_id in enumerate(images.image_ids)}
         return Report(
             analysis=analyze(evaluator, self.metadata.thresholds if thresholds is None else thresholds),
-            title=f"{Path(dataset).resolve().name}, {split} split",
+            title=f"{opened.path.resolve().name}, {split} split",
             read_image=lambda image_id: images.image(index_of[image_id]),
             image_name=lambda image_id: images.image_path(index_of[image_id]).name,
             worst=worst,

@@ -7,7 +7,7 @@ its group (`optimizer: {lr: …}`).
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,19 +30,20 @@ _ALIASES = {"model.weights": "weights"}
 """The weights belong to the run, but are looked for beside the network."""
 
 
-def run_config(
-    options: Mapping[str, Any],
-    file: str | Path | None = None,
-    *,
-    complete: Callable[[RunConfig, Mapping[str, Any]], Mapping[str, Any]] | None = None,
-) -> RunConfig:
-    """The configuration that all sources make together.
+def run_config(options: Mapping[str, Any], file: str | Path | None = None) -> RunConfig:
+    """The configuration that was asked for; a run also has what its recipe and budget choose (`training/recipe.py:plan_run`).
+
+    Args and errors are those of :func:`asked_settings`.
+    """
+    return build_config(asked_settings(options, file))
+
+
+def asked_settings(options: Mapping[str, Any], file: str | Path | None = None) -> dict[str, Any]:
+    """What was asked for of a run, by full names.
 
     Args:
-        options: what was asked for; see the forms above.
+        options: in any of the forms above.
         file: YAML file with settings, such as the `config.yaml` of a run folder. None: that of the run that `resume` goes on with.
-        complete: adds the settings that depend on the data and the machine (recipe, budget) to those that were asked for, by
-            their full names. It gets these as a configuration, too.
 
     Raises:
         FileNotFoundError: no such file.
@@ -56,9 +57,7 @@ def run_config(
         asked["train.steps"] = None  # epochs asked for here count, even where the file counts in steps
     if "train.steps" in asked:
         asked.setdefault("train.seconds", None)  # nor does a file's time
-    asked = (read_yaml(file) if file is not None else {}) | asked
-    config = build_config(asked)
-    return config if config.resume or complete is None else build_config(complete(config, asked))
+    return (read_yaml(file) if file is not None else {}) | asked
 
 
 def read_config(path: str | Path) -> RunConfig:

@@ -51,9 +51,9 @@ def test_another_split_is_shown_as_in_evaluation(scenes, tmp_path):
 def test_the_options_are_those_of_train(scenes):
     rest = ["--config", "configs/own-data.yaml", "--mosaic", "0.5", "--data.color_jitter", "[0.1, 0.2, 0.3, 0.0]", "--lr", "0.1"]
     options = COMMAND.parse([scenes, "--num-images", "3", *rest, "--output=x"])
-    assert options.config == parse_config([scenes, *rest])
+    assert options.run.config == parse_config([scenes, *rest])
     assert (options.num_images, options.output, options.split) == (3, "x", None)
-    assert (options.config.data.mosaic, options.config.data.color_jitter) == (0.5, (0.1, 0.2, 0.3, 0.0))
+    assert (options.run.config.data.mosaic, options.run.config.data.color_jitter) == (0.5, (0.1, 0.2, 0.3, 0.0))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deformable_detr.config import DataConfig, RunConfig
-from deformable_detr.data import annotation_file
-from deformable_detr.data.annotation_file import forget_annotation_files, read_annotation_file
+from deformable_detr.cli.train import COMMAND
+from deformable_detr.data import annotation_file, dataset
+from deformable_detr.data.annotation_file import read_annotation_file
 from deformable_detr.data.dataset import Split
 from deformable_detr.data.doctor.examine import quick_check
+from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.training.preparation import open_data
-from deformable_detr.training.recipe import complete_settings
 
 RECORD = {
     "images": [
@@ -39,7 +39,6 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(path)
 
     monkeypatch.setattr(annotation_file, "read_json", read_json)
-    forget_annotation_files()
     return names
 
 
@@ -53,7 +52,6 @@ def test_everything_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(annotation_file, "LARGE_FILE", 1 if large else 10**9)
     path = write(tmp_path / "a.json", RECORD)
     for _ in range(2):  # parsed, then from the kept arrays
-        forget_annotation_files()
         found = read_annotation_file(path)
         assert found.image_ids == ("b", 1)
         assert found.file_names.tolist() == ["b.png", "a.png"]
@@ -73,20 +71,30 @@ def test_ids_that_are_no_numbers_or_missing(tmp_path: Path) -> None:
     assert read_annotation_file(write(tmp_path / "a.json", record)).annotation_ids.tolist() == ["x", "number 1"]
 
 
-def test_a_changed_file_is_read_again(tmp_path: Path, parsed: list[str]) -> None:
+def test_a_large_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotation_file, "LARGE_FILE", 1)
     path = write(tmp_path / "a.json", RECORD)
-    assert read_annotation_file(path) is read_annotation_file(path)
+    assert len(read_annotation_file(path).boxes) == 2
     write(path, RECORD | {"annotations": []})
     assert read_annotation_file(path).boxes.shape == (0, 4)
-    assert parsed == ["a.json", "a.json"]
 
 
-def test_the_start_of_a_training_reads_each_file_once(tmp_path: Path, parsed: list[str]) -> None:
+@pytest.mark.parametrize("options", [["--recipe", "small-data"], ["--device", "cpu"]], ids=["recipe", "recipe by itself"])
+def test_a_training_opens_its_dataset_once_and_reads_each_file_once(
+    tmp_path: Path, parsed: list[str], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
     generate_scenes(tmp_path / "data", train=6, val=3, image_size=64)
-    config = RunConfig(dataset=str(tmp_path / "data"), recipe="small-data", data=DataConfig(num_workers=0))
-    complete_settings(config, {"dataset": config.dataset, "recipe": "small-data"})
-    open_data(config)
+    listed = []
+    monkeypatch.setattr(dataset, "FileIndex", lambda root: listed.append(root) or FileIndex(root))
+    run = COMMAND.parse([str(tmp_path / "data"), "--num-workers", "0", *options]).run
+    assert run.config.recipe == "small-data"
+    open_data(run.config, run.dataset)
+    assert listed == [tmp_path / "data"]
     assert parsed == ["instances_train.json", "instances_val.json"]
+    assert run.dataset is not None
+    run.dataset.forget()
+    assert len(run.dataset.split("train").paths) == 6
+    assert parsed[2:] == ["instances_train.json"]
 
 
 def test_a_large_file_is_checked_like_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +109,6 @@ def test_a_large_file_is_checked_like_a_small_one(tmp_path: Path, monkeypatch: p
         path = write(tmp_path / f"{name}.json", {**RECORD, "images": [image], "annotations": entries})
         for large_file in (10**9, 1, 1):
             monkeypatch.setattr(annotation_file, "LARGE_FILE", large_file)
-            forget_annotation_files()
             findings = quick_check([Split.of_file(path, tmp_path, "train")], num_queries=100)
             found.setdefault(name, []).append([finding.to_dict() for finding in findings])
     for name, codes in {

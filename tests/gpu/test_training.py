@@ -14,10 +14,9 @@ from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.model import build_model
 from deformable_detr.model.denoising import draw_noise
 from deformable_detr.presets import model_preset
-from deformable_detr.settings import run_config
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training import train
-from deformable_detr.training.recipe import complete_settings
+from deformable_detr.training.recipe import plan_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -57,7 +56,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(sizes, exact) -> None:
 def test_a_whole_run_with_the_recipe(length, dataset: Path, tmp_path: Path) -> None:
     asked = {"dataset": str(dataset), "output_dir": str(tmp_path / "run"), "recipe": "small-data", "train.device": "cuda"}
     asked |= {"model.pretrained_backbone": False, "data.num_workers": 1, "train.logger": [], **length}
-    result = train(run_config(asked, complete=complete_settings), show_progress=False)
+    result = train(*plan_run(asked), show_progress=False)
     assert result.steps > 0
     assert result.history
     assert all(math.isfinite(row["train_loss"]) for row in result.history)

@@ -11,7 +11,7 @@ from deformable_detr.config import RunConfig, TrainConfig
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.settings import by_full_name, run_config
 from deformable_detr.training.budget import MOST_PASSES, START, Speed, fit, fit_run, measure_speed, parse_budget
-from deformable_detr.training.recipe import complete_settings
+from deformable_detr.training.recipe import plan_run
 
 SIZE_256 = 256 * 256
 
@@ -67,7 +67,7 @@ def test_a_fast_machine_is_not_kept_busy_for_nothing() -> None:
 @pytest.mark.parametrize(("time", "sides"), [("25m", [256]), ("8m", [256, 192]), ("3h", [256, 320]), ("3m", [256, 128])])
 def test_the_images_become_as_large_as_the_time_allows(time: str, sides: list[int]) -> None:
     machine = Machine()
-    found, config = fit_run(run_of(time), lambda side: run_of(time, side), measure=machine.measure)
+    found, config = fit_run(run_of(time), lambda side: run_of(time, side), machine.measure)
     assert machine.measured == sides
     assert config.data.eval_short_side == sides[-1]
     assert found.seconds + machine.now == pytest.approx(parse_budget(time), rel=0.1)
@@ -75,14 +75,14 @@ def test_the_images_become_as_large_as_the_time_allows(time: str, sides: list[in
 
 def test_a_size_that_was_asked_for_stays() -> None:
     machine = Machine()
-    assert fit_run(run_of("8m"), measure=machine.measure)[1] == run_of("8m")
+    assert fit_run(run_of("8m"), None, machine.measure)[1] == run_of("8m")
     assert machine.measured == [256]
 
 
 def test_a_time_in_which_nothing_can_be_learned() -> None:
     machine = Machine(evaluation=60)
     with pytest.raises(ValueError, match=r"too short here: one step takes 1\.0 s and an evaluation 60 s"):
-        fit_run(run_of("1m"), measure=machine.measure)
+        fit_run(run_of("1m"), None, machine.measure)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def settings(options: Mapping[str, Any], measure: Any = None) -> RunConfig:
-    return run_config(options, complete=lambda config, asked: complete_settings(config, asked, measure=measure))
+    return plan_run(options, measure=measure)[0]
 
 
 def test_the_recipe_is_that_of_the_steps_that_fit(dataset: Path) -> None:
@@ -122,7 +122,7 @@ def test_real_steps_are_timed(dataset: Path) -> None:
         **{"dataset": dataset, "preset": "tiny", "ema_decay": 0.9, "num_workers": 0, "device": "cpu", "eval_short_side": 64},
         **{"train_short_sides": [64], "crop_short_sides": [], "max_long_side": 64},
     }
-    speed = measure_speed(run_config(by_full_name(options)), lambda: float(next(ticks)))
+    speed = measure_speed(run_config(by_full_name(options)), clock=lambda: float(next(ticks)))
     assert speed.step == 1.0
     assert speed.evaluation > 0
     assert speed.steps_per_epoch == 6

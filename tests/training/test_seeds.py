@@ -22,7 +22,7 @@ class Runs:
     def __init__(self, interrupted: int | None = None) -> None:
         self.interrupted, self.done = interrupted, []
 
-    def __call__(self, config: RunConfig, **_: Any) -> TrainResult:
+    def __call__(self, config: RunConfig, *_: Any, **__: Any) -> TrainResult:
         seed, root = config.train.seed, Path(config.output_dir)
         self.done.append((seed, config.resume))
         (root / "state").mkdir(parents=True, exist_ok=True)

@@ -5,22 +5,25 @@ The fields of the dataclass are the options, the strings below them the help:
 - a field without a default, or one with the metadata :data:`POSITIONAL`, is positional: `weights: str`
 - a bool is a flag: `draw: bool = True` is `--draw` and `--no-draw`
 - a list or tuple takes several words, or one in brackets: `--size 480 640`, `--size "[480, 640]"`
-- a field of the type `RunConfig` holds all settings of a training, as :mod:`deformable_detr.settings` puts them together
+- a field of the type :class:`PlannedRun` holds all settings of a training, as `training/recipe.py:plan_run` puts them together
 
 Options are shown with hyphens and may be written with underscores.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from deformable_detr.config import RunConfig
 from deformable_detr.schema import Entry, alternatives, convert, entries, from_text, help_texts
-from deformable_detr.settings import GROUPS, SETTINGS, run_config, to_yaml
+from deformable_detr.settings import GROUPS, SETTINGS, to_yaml
+
+if TYPE_CHECKING:
+    from deformable_detr.data.dataset import DetectionDataset
 
 Options = TypeVar("Options")
 
@@ -30,6 +33,17 @@ ALIASES = {"output-dir": "output", "model.weights": "weights"}
 
 POSITIONAL = {"positional": True}
 """Metadata of a positional field with a default, which may be left out."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A training as the options, the YAML file and the recipe make it."""
+
+    config: RunConfig
+    """All settings."""
+
+    dataset: "DetectionDataset | None"
+    """What was opened to choose them, as `training/recipe.py:plan_run` gives it."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,8 @@ class Command(Generic[Options]):
         given = vars(found)
         values: dict[str, Any] = {}
         for name, entry in entries(self.options).items():
-            if entry.hint is RunConfig:
-                values[name] = _settings({key: value for key, value in given.items() if key not in entries(self.options)})
+            if entry.hint is PlannedRun:
+                values[name] = _planned({key: value for key, value in given.items() if key not in entries(self.options)})
             elif name in given:
                 values[name] = _value(given[name], entry.hint, name.upper() if _is_positional(entry) else f"--{_hyphenated(name)}")
         return self.options(**values)
@@ -88,7 +102,7 @@ class Command(Generic[Options]):
         )
         own, texts = entries(self.options), help_texts(self.options)
         for name, entry in own.items():
-            if entry.hint is RunConfig:
+            if entry.hint is PlannedRun:
                 _add_settings(parser, taken=own)
             else:
                 _add(parser, name, name, entry, texts.get(name, ""))
@@ -173,22 +187,18 @@ def _metavar(name: str, entry: Entry) -> str:
     return "|".join([*numbers, *choices]) or name.rpartition("_")[2].upper()
 
 
-def _settings(given: dict[str, Any]) -> RunConfig:
-    """The configuration that the options, the YAML file and the recipe make together."""
+def _planned(given: dict[str, Any]) -> PlannedRun:
+    """The training that is asked for; where only its settings are, they are printed."""
+    from deformable_detr.cli.screen import log_to_screen
+    from deformable_detr.training.recipe import plan_run  # brings torch, which the help does without
 
-    def complete(config: RunConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
-        from deformable_detr.cli.screen import log_to_screen
-        from deformable_detr.training.recipe import complete_settings  # brings torch, which the help does without
-
-        log_to_screen()  # what was chosen is said
-        return complete_settings(config, asked)
-
+    log_to_screen()  # what was chosen is said
     options = {name: _value(value, SETTINGS[name].hint, name) for name, value in given.items() if name in SETTINGS}
-    config = run_config(options, given.get("config file"), complete=complete)
+    planned = PlannedRun(*plan_run(options, given.get("config file")))
     if given.get("print config"):
-        sys.stdout.write(to_yaml(config))
+        sys.stdout.write(to_yaml(planned.config))
         raise SystemExit(0)
-    return config
+    return planned
 
 
 def _value(given: Any, hint: Any, name: str) -> Any:

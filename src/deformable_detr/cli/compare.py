@@ -51,12 +51,13 @@ def run(options: CompareOptions) -> None:
     """
     if options.shown < 0:
         raise ValueError(f"shown must be at least 0, not {options.shown}")
+    from deformable_detr.data.dataset import open_dataset
     from deformable_detr.evaluation.metrics import percent
     from deformable_detr.visualize.pages.comparison import ComparisonReport
     from deformable_detr.visualize.pages.report import span
 
     log_to_screen()
-    dataset, reports = options.dataset or dataset_of(options.second), []
+    dataset, reports = open_dataset(options.dataset or dataset_of(options.second)), []
     for weights in (options.weights, options.second):
         detector = replace(options, weights=weights).open()
         with progress(f"evaluating {weights}") as bar:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deformable_detr.cli.command import Command
+from deformable_detr.cli.command import Command, PlannedRun
 from deformable_detr.cli.screen import show
-from deformable_detr.config import DataConfig, RunConfig
+from deformable_detr.config import DataConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ CELL_WIDTH = 420
 class PreviewOptions:
     """Options of the command."""
 
-    config: RunConfig
+    run: PlannedRun
     """The training."""
 
     split: str | None = None
@@ -62,7 +62,7 @@ def _draw_first(options: PreviewOptions, count: int) -> int:
     """Draw the first images of the training; returns how many."""
     from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
 
-    drawings = _images(options, options.config.data, count)
+    drawings = _images(options, options.run.config.data, count)
     for number, (name, image) in enumerate(drawings):
         save_drawing(Path(options.output) / f"{number:03d}-{Path(name).stem}.png", image)
     images = [image for _, image in drawings]
@@ -77,7 +77,7 @@ def _draw_each(options: PreviewOptions, count: int) -> int:
     from deformable_detr.visualize.drawing.training_images import choices
 
     cells, titles = [], []
-    for number, (title, data) in enumerate(choices(options.config.data).items()):
+    for number, (title, data) in enumerate(choices(options.run.config.data).items()):
         row = [image for _, image in _images(options, data, count)]
         name = "-".join(re.findall(r"[a-z_]+", title))
         save_drawing(Path(options.output) / f"{number:02d}-{name}.png", draw_grid(row, len(row), cell_width=CELL_WIDTH))
@@ -91,10 +91,10 @@ def _images(options: PreviewOptions, data: DataConfig, count: int) -> "list[tupl
     from deformable_detr.data.loader import build_dataset
     from deformable_detr.visualize.drawing.training_images import draw_training_images
 
-    config = options.config
+    config = options.run.config
     split = options.split or data.train_split
     training = split == data.train_split
-    dataset = build_dataset(config.dataset, split, data, training=training)
+    dataset = build_dataset(options.run.dataset or config.dataset, split, data, training=training)
     return list(
         draw_training_images(
             dataset,

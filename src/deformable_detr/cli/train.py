@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deformable_detr.cli.command import Command
+from deformable_detr.cli.command import Command, PlannedRun
 from deformable_detr.cli.screen import log_to_screen, show
 from deformable_detr.config import RunConfig
 from deformable_detr.presets import MODEL_PRESETS
@@ -52,7 +52,7 @@ presets:
 class TrainOptions:
     """Options of the command."""
 
-    config: RunConfig
+    run: PlannedRun
     """The whole run."""
 
     dashboard: bool = False
@@ -77,10 +77,10 @@ def run(options: TrainOptions) -> int:
     log_to_screen()
     watchers = [Samples(draw_samples), *([ServedDashboard()] if options.dashboard and first_process else [])]
     if options.seeds is None:
-        result = train(options.config, callbacks=watchers)
+        result = train(options.run.config, options.run.dataset, callbacks=watchers)
         parts = _result_lines(result)
     else:
-        results = train_seeds(options.config, options.seeds, callbacks=lambda: [Samples(draw_samples)])
+        results = train_seeds(options.run.config, options.seeds, options.run.dataset, callbacks=lambda: [Samples(draw_samples)])
         parts = [results.table(), f"Runs and seeds.json: {results.output_dir}"]
     if distributed.is_initialized():
         distributed.destroy_process_group()
@@ -105,4 +105,4 @@ COMMAND = Command("train", TrainOptions, run, DESCRIPTION, EXAMPLES)
 
 def parse_config(argv: Sequence[str]) -> RunConfig:
     """The configuration of a run from its command line; see :meth:`~deformable_detr.cli.command.Command.parse`."""
-    return COMMAND.parse(argv).config
+    return COMMAND.parse(argv).run.config

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,7 +19,7 @@ from deformable_detr.data.text import read_text
 from deformable_detr.files import atomic_file
 from deformable_detr.structures import ImageId
 
-__all__ = ["AnnotationFile", "Record", "forget_annotation_files", "parse_record", "read_annotation_file", "read_json"]
+__all__ = ["AnnotationFile", "Record", "parse_record", "read_annotation_file", "read_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +168,7 @@ ARRAY_FIELDS = ("file_names", "image_sizes", "image_rows", *PER_BOX)
 def read_annotation_file(path: str | Path) -> AnnotationFile:
     """Read a COCO annotation file. Its content raises no error here: :meth:`AnnotationFile.check` raises what was found.
 
-    The last few files are remembered as long as they do not change. Of a large file (20 MB and more) the arrays are kept among the
+    Of a large file (20 MB and more) the arrays are kept among the
     derived files, as parsing takes long.
 
     Raises:
@@ -178,14 +177,9 @@ def read_annotation_file(path: str | Path) -> AnnotationFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
-    return _read(path, fingerprint([path], ARRAYS))
-
-
-@lru_cache(maxsize=2)
-def _read(path: Path, version: str) -> AnnotationFile:
     if path.stat().st_size < LARGE_FILE:
         return _parse(path)
-    kept = derived_folder(path.parent) / f"{path.stem}-{version}.npz"
+    kept = derived_folder(path.parent) / f"{path.stem}-{fingerprint([path], ARRAYS)}.npz"
     if kept.is_file():
         return _load_arrays(kept, path)
     parsed = _parse(path)
@@ -194,11 +188,6 @@ def _read(path: Path, version: str) -> AnnotationFile:
         counts = len(parsed.image_ids), len(parsed.boxes)
         logger.info("%s: %d images, %d annotations; the next start takes them from %s", path, *counts, kept)
     return parsed
-
-
-def forget_annotation_files() -> None:
-    """Give the memory of the remembered files back."""
-    _read.cache_clear()
 
 
 def read_json(path: Path) -> Record:

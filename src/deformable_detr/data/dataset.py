@@ -163,6 +163,10 @@ class DetectionDataset:
         """Read one of :attr:`own_splits`, whole, whether the dataset is divided or not."""
         return self._read(name)
 
+    def forget(self) -> None:
+        """Give the memory of the splits back; they are read again when they are asked for."""
+        self._own, self._made = {}, None
+
     def evaluation_split(self) -> str:
         """What is measured where no split is named: val; of a dataset without splits that no training has divided, all images."""
         if self.divided:

@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.config import RunConfig
+from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.recipes import EVALUATIONS, on_grid
 from deformable_detr.training.batches import step_batches
 from deformable_detr.training.learner import Learner
@@ -124,17 +125,14 @@ def fit(seconds: float, speed: Speed) -> Fit:
 
 
 def fit_run(
-    config: RunConfig,
-    resized: Callable[[int], RunConfig] | None = None,
-    *,
-    measure: Callable[[RunConfig], Speed] | None = None,
+    config: RunConfig, resized: Callable[[int], RunConfig] | None, measure: Callable[[RunConfig], Speed]
 ) -> tuple[Fit, RunConfig]:
     """Time a few steps, and fit the run into its budget.
 
     Args:
         config: with a budget.
         resized: gives the run for another input size (the short side in pixels). None: the size stays.
-        measure: times a run, with the same answer in all processes; None: real steps.
+        measure: times a run, with the same answer in all processes.
 
     Returns:
         The fit, and the run of the size that was chosen.
@@ -143,7 +141,6 @@ def fit_run(
         ValueError: no time, or not even some steps fit into it.
     """
     budget = parse_budget(str(config.train.budget))
-    measure = measure or measure_speed
     logger.info("timing a few steps for a budget of %s", format_seconds(budget))
     speed = measure(config)
     spent = speed.took
@@ -175,16 +172,23 @@ def _other_side(found: Fit, speed: Speed, side: int) -> int:
     return max(SMALLEST_SIDE, on_grid(side * factor))
 
 
-def measure_speed(config: RunConfig, clock: Callable[[], float] = time.monotonic) -> Speed:
+def measure_speed(
+    config: RunConfig, dataset: DetectionDataset | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> Speed:
     """Train for some steps and evaluate some images, on weights that are thrown away.
 
     In several processes all must call this, and get the mean of what they measured.
+
+    Args:
+        config: the run.
+        dataset: that of the run, opened; None opens it.
+        clock: tells seconds.
     """
     began = clock()
     accelerator = build_accelerator(config.train)
     logging.disable(logging.WARNING)  # what there is to say about data and weights is said when the run itself begins
     try:
-        data = open_data(config)
+        data = open_data(config, dataset)
         set_seed(config.train.seed)
         network = build_network(config, data.train.categories, resumed=config.weights is None)
         network.to(accelerator.device)

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import DataConfig, Metadata, RunConfig, TrainConfig
-from deformable_detr.data.annotation_file import forget_annotation_files
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.doctor.examine import quick_check
@@ -102,15 +101,19 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision=MIXED_PRECISION[config.precision], kwargs_handlers=[ddp])
 
 
-def open_data(config: RunConfig) -> RunData:
-    """Open both splits; a dataset without a validation split is trained on without evaluation, and a warning says so.
+def open_data(config: RunConfig, dataset: DetectionDataset | None = None) -> RunData:
+    """Read both splits; a dataset without a validation split is trained on without evaluation, and a warning says so.
+
+    Args:
+        config: the run.
+        dataset: that of the run, opened; None opens it.
 
     Raises:
         FileNotFoundError: no training split, or its images are missing.
         ValueError: a damaged annotation file, or errors found by the quick check; see `deformable-detr doctor`.
     """
     check_data_config(config.data)
-    dataset = open_dataset(config.dataset)
+    dataset = open_dataset(dataset or config.dataset)
     train = build_dataset(dataset, config.data.train_split, config.data, training=True)
     names = [config.data.train_split]
     val = None
@@ -131,7 +134,6 @@ def open_data(config: RunConfig) -> RunData:
         logger.info("all classes of %s are one: %s", dataset.path, train.categories.names[0])
     if summary := summarise_unused(dataset.unused()):
         logger.warning("%s: files that are not used: %s (`deformable-detr doctor` lists them)", dataset.path, summary)
-    forget_annotation_files()
     return RunData(train, val)
 
 

@@ -3,14 +3,16 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from deformable_detr.config import RunConfig
-from deformable_detr.data.dataset import open_dataset
+from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.facts import data_facts
 from deformable_detr.recipes import RECIPES, SMALL_DATA, DataFacts, recipe_settings
-from deformable_detr.settings import build_config
-from deformable_detr.training.budget import Speed, fit_run
+from deformable_detr.settings import asked_settings, build_config
+from deformable_detr.training.budget import Speed, fit_run, measure_speed
 
 logger = logging.getLogger(__name__)
 
@@ -34,39 +36,54 @@ _NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers",
 _SIZES = ("data.eval_short_side", "data.train_short_sides", "data.max_long_side")
 
 
-def complete_settings(
-    config: RunConfig, asked: Mapping[str, Any], *, measure: Callable[[RunConfig], Speed] | None = None
-) -> dict[str, Any]:
-    """All settings of a run by their full names: what was asked for, over what its recipe chooses, fitted into its budget.
+def plan_run(
+    options: Mapping[str, Any], file: str | Path | None = None, *, measure: Callable[[RunConfig], Speed] | None = None
+) -> tuple[RunConfig, DetectionDataset | None]:
+    """All settings of a run: what was asked for, over what its recipe chooses by the dataset, fitted into its budget.
 
     Args:
-        config: what was asked for, as a configuration.
-        asked: what was asked for, by full names.
+        options: as for :func:`~deformable_detr.settings.asked_settings`.
+        file: likewise.
         measure: times steps for the budget; None: real ones.
 
+    Returns:
+        The settings, and the opened dataset; None where nothing depends on it and it cannot be opened, or a run is resumed.
+
     Raises:
-        ValueError: `finetune` without weights, a damaged annotation file, or a budget that makes no sense.
-        FileNotFoundError: no such dataset or split.
+        ValueError: settings that make no sense, `finetune` without weights, a damaged annotation file, or such a budget.
+        FileNotFoundError: no such file, dataset or split.
     """
-    facts = _facts_of_small_data(config, asked) if config.recipe is None else None
+    asked = asked_settings(options, file)
+    config = build_config(asked)
+    if config.resume:
+        return config, None
+    _check_weights(config)
+    try:
+        dataset = open_dataset(config.dataset)
+    except (OSError, ValueError):
+        if config.recipe in RECIPES or config.train.budget is not None:
+            raise
+        return config, None  # the training says what is wrong with the dataset
+    facts = _facts_of_small_data(dataset, config, asked) if config.recipe is None else None
     if facts is not None:
         asked = {**asked, "recipe": "small-data"}
         config = build_config(asked)
     has_recipe = config.recipe in RECIPES
-    choose = _chooser(config, asked, facts) if has_recipe else lambda **_: {}
+    choose = _chooser(config, asked, facts or _facts(dataset, config)) if has_recipe else lambda **_: {}
     if config.train.budget is None:
-        return {**choose(), **asked}
+        return build_config({**choose(), **asked}), dataset
     if length := [name for name in ("train.steps", "train.epochs") if asked.get(name) is not None]:
         raise ValueError(f"train.budget and {length[0]} both say how long the run is: give one of them")
-    return _fitted(asked, choose, resizable=has_recipe and not any(name in asked for name in _SIZES), measure=measure)
+    resizable = has_recipe and not any(name in asked for name in _SIZES)
+    return _fitted(asked, choose, resizable=resizable, measure=measure or partial(measure_speed, dataset=dataset)), dataset
 
 
-def _facts_of_small_data(config: RunConfig, asked: Mapping[str, Any]) -> DataFacts | None:
+def _facts_of_small_data(dataset: DetectionDataset, config: RunConfig, asked: Mapping[str, Any]) -> DataFacts | None:
     """About the data, where nothing says how to train, they are few, and only a backbone is there to begin with; a line says so."""
     if config.weights is not None or not config.model.pretrained_backbone or not set(asked) <= {*_SAYS_NOTHING}:
         return None
     try:
-        facts = _facts(config)
+        facts = _facts(dataset, config)
     except (FileNotFoundError, ValueError):
         return None  # the training says what is wrong with the dataset
     if facts.num_images > SMALL_DATA:
@@ -87,9 +104,8 @@ def _check_weights(config: RunConfig) -> None:
         )
 
 
-def _facts(config: RunConfig) -> DataFacts:
-    split = open_dataset(config.dataset).split(config.data.train_split).check()
-    return data_facts(split.annotations)
+def _facts(dataset: DetectionDataset, config: RunConfig) -> DataFacts:
+    return data_facts(dataset.split(config.data.train_split).check().annotations)
 
 
 def _images_per_step(config: RunConfig) -> int:
@@ -98,17 +114,15 @@ def _images_per_step(config: RunConfig) -> int:
     return train.target_batch_size if train.batch_size == "auto" else train.batch_size * train.accumulate * processes
 
 
-def _chooser(config: RunConfig, asked: Mapping[str, Any], facts: DataFacts | None) -> Callable[..., dict[str, Any]]:
+def _chooser(config: RunConfig, asked: Mapping[str, Any], facts: DataFacts) -> Callable[..., dict[str, Any]]:
     """The recipe as a function of the number of steps and the input size, for the length that was asked for.
 
     Args:
         config: with a recipe.
         asked: what was asked for, by full names.
-        facts: about the training split; None: not looked at yet.
+        facts: about the training split.
     """
-    _check_weights(config)
-    facts, images = facts or _facts(config), _images_per_step(config)
-    steps = config.train.steps
+    images, steps = _images_per_step(config), config.train.steps
     if steps is None and "train.epochs" in asked:
         steps = config.train.epochs * max(1, facts.num_images // images)
     left_out = {f"model.{name}" for name in _NETWORK} if "preset" in asked else set()
@@ -126,15 +140,15 @@ def _fitted(
     choose: Callable[..., dict[str, Any]],
     *,
     resizable: bool,
-    measure: Callable[[RunConfig], Speed] | None,
-) -> dict[str, Any]:
+    measure: Callable[[RunConfig], Speed],
+) -> RunConfig:
     """The settings with the number of steps in place of the budget, and what a recipe makes depend on it."""
 
     def resized(side: int) -> RunConfig:
         return build_config({**choose(short_side=side), **asked})
 
     config = build_config({**choose(), **asked})
-    fit, config = fit_run(config, resized if resizable else None, measure=measure)
+    fit, config = fit_run(config, resized if resizable else None, measure)
     chosen = choose(steps=fit.steps, short_side=config.data.eval_short_side)
     fitted = {"train.steps": fit.steps, "train.seconds": round(fit.budget, 1), "train.budget": None}
-    return {**chosen, "train.evaluate_every": fit.evaluate_every, **asked, **fitted}
+    return build_config({**chosen, "train.evaluate_every": fit.evaluate_every, **asked, **fitted})

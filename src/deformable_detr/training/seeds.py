@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from deformable_detr.config import RunConfig
+from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.files import write_json
 from deformable_detr.settings import read_config, to_record
 from deformable_detr.training.callbacks import Callback
@@ -75,6 +76,7 @@ class SeedsResult:
 def train_seeds(
     config: RunConfig,
     seeds: Sequence[int],
+    dataset: DetectionDataset | None = None,
     *,
     callbacks: Callable[[], Sequence[Callback]] = list,
     show_progress: bool = True,
@@ -87,7 +89,8 @@ def train_seeds(
     Args:
         config: the run; its `seed` is replaced.
         seeds: one run for each.
-        callbacks: makes those of one run; see :func:`~deformable_detr.training.trainer.train`.
+        dataset: see :func:`~deformable_detr.training.trainer.train`.
+        callbacks: makes those of one run; see there.
         show_progress: see there.
         train_one: does one run.
 
@@ -106,7 +109,7 @@ def train_seeds(
         run = replace(config, output_dir=str(own.root), train=replace(config.train, seed=seed))
         logger.info("seed %d (%d of %d)", seed, len(runs) + 1, len(seeds))
         resume = latest_state(own.state) is not None
-        runs[seed] = train_one(replace(run, resume=resume), callbacks=callbacks(), show_progress=show_progress)
+        runs[seed] = train_one(replace(run, resume=resume), dataset, callbacks=callbacks(), show_progress=show_progress)
         write_json(folder.root / "seeds.json", SeedsResult(folder.root, runs).to_dict(), indent=1)
     return SeedsResult(folder.root, runs)
 

@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather_object, set_seed
 
 from deformable_detr.config import RunConfig
+from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
 from deformable_detr.settings import to_record
@@ -52,11 +53,14 @@ from deformable_detr.version import __version__
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, *, callbacks: Sequence[Callback] = (), show_progress: bool = True) -> TrainResult:
+def train(
+    config: RunConfig, dataset: DetectionDataset | None = None, *, callbacks: Sequence[Callback] = (), show_progress: bool = True
+) -> TrainResult:
     """Train a detector as the config says, and write everything to `config.output_dir`.
 
     Args:
         config: the whole run.
+        dataset: that of the run, where it has been opened already (:func:`~.recipe.plan_run`); its splits are forgotten once read.
         callbacks: told what happens, in this order, after the run's own log.
         show_progress: a live bar on a terminal, log lines elsewhere.
 
@@ -69,13 +73,15 @@ def train(config: RunConfig, *, callbacks: Sequence[Callback] = (), show_progres
         OutOfMemoryError: a step does not fit into memory.
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM, the state is saved.
     """
-    return Trainer(config, callbacks=callbacks, show_progress=show_progress).run()
+    return Trainer(config, dataset, callbacks, show_progress).run()
 
 
 class Trainer:
     """The parts of one run and their order; use it through `train`. Callbacks see it as a :class:`~.callbacks.Run`."""
 
-    def __init__(self, config: RunConfig, *, callbacks: Sequence[Callback] = (), show_progress: bool = True) -> None:
+    def __init__(
+        self, config: RunConfig, dataset: DetectionDataset | None, callbacks: Sequence[Callback], show_progress: bool
+    ) -> None:
         """Open the data, build the model, and read the saved state when resuming; arguments as for :func:`train`."""
         refuse_in_starting_process()
         check_train_config(config.train)
@@ -83,7 +89,9 @@ class Trainer:
         self.folder = RunFolder(config.output_dir)
         saved = self._saved_state(config)
         self.accelerator = build_accelerator(config.train)
-        self.data = open_data(config)
+        self.data = open_data(config, dataset)
+        if dataset is not None:
+            dataset.forget()
         if saved:
             check_same_run(config, saved, self.data, self.accelerator.num_processes)
         set_seed(config.train.seed)
