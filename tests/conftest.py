@@ -1,5 +1,6 @@
-"""A real browser for the tests of pages."""
+"""The order of the tests, and a real browser for those of pages."""
 
+import itertools
 import os
 import shutil
 from contextlib import contextmanager
@@ -13,6 +14,19 @@ QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Slow tests come first in the share of each worker, or at the end one would wait for another's."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = iter([item for item in items if not item.get_closest_marker("slow")])
+    share, items[:] = len(items) // workers, []
+    for worker in range(workers):
+        first = slow[worker * len(slow) // workers : (worker + 1) * len(slow) // workers]  # modules stay together
+        items += first
+        items += itertools.islice(others, max(0, share - len(first)))
+    items += others
 
 
 @pytest.fixture(scope="module")  # while it is open, its event loop runs in this thread, and no test can start one of its own

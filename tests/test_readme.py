@@ -27,6 +27,8 @@ QUICK = ["--eval_short_side", "64", "--max_long_side", "96", "--train_short_side
 SMALL = ["--preset", "tiny", "--num_encoder_layers", "1", "--num_decoder_layers", "1", "--num_feature_levels", "2"]
 SMALL += ["--backbone_options", '{"layers": [1, 1, 1, 1]}']  # half of a ResNet-18
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):

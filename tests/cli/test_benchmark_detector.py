@@ -48,6 +48,7 @@ def test_beside_transformers(what, tmp_path, monkeypatch):
         assert all(result["error"] < 1e-5 for name, result in results.items() if "bf16" not in name)
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     assert main(["benchmark", "train", *SMALL, "--output", str(tmp_path / "train.json")]) == 0
     memory = results_of(tmp_path / "train.json")["plain module"]["memory"]

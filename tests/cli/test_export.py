@@ -16,6 +16,8 @@ from deformable_detr.data.scenes import SHAPES, generate_scenes
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -1,9 +1,7 @@
 """Two processes share out the images and come to what one process comes to."""
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,11 +14,12 @@ from deformable_detr.cli.__main__ import main
 from deformable_detr.config import Metadata
 from deformable_detr.model import build_model
 
-SCRIPT = """
-import json, sys
-from deformable_detr.cli.__main__ import main
-sys.exit(max(main(arguments) for arguments in json.loads(sys.argv[1])))
-"""
+from ..processes import run_two
+
+
+def run_all(rank, commands, output):
+    with output.with_suffix(f".{rank}").open("w") as file, contextlib.redirect_stdout(file):
+        assert [main(arguments) for arguments in commands] == [0] * len(commands)
 
 
 @pytest.fixture
@@ -69,23 +68,12 @@ def commands(weights, dataset, output):
     return [[*evaluation, *report, "--results", str(output / "results.json")], prediction]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(weights, dataset, tmp_path):
     for arguments in commands(weights, dataset, tmp_path / "one"):
         assert main(arguments) == 0
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, json.dumps(commands(weights, dataset, tmp_path / "two"))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Average precision") == 1
+    run_two(run_all, commands(weights, dataset, tmp_path / "two"), tmp_path / "shown")
+    assert [(tmp_path / f"shown.{rank}").read_text().count("Average precision") for rank in (0, 1)] == [1, 0]
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert sorted(one) == sorted(two)
     assert len(one) == 5 + 3  # drawn images, and three JSON files

@@ -204,6 +204,7 @@ def stop_in_the_middle(root: Path, number: signal.Signals) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = stop_in_the_middle(tmp_path, signal.SIGINT)
     assert f"deformable-detr train --resume --output {tmp_path / 'run'}" in output
@@ -214,6 +215,7 @@ def test_ctrl_c_and_resume_as_a_user_does_it(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "run" / "samples" / "overview.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_cluster_takes_the_machine_back(tmp_path: Path) -> None:
     assert "the state is in " in stop_in_the_middle(tmp_path, signal.SIGTERM)
     assert len(list((tmp_path / "run" / "state").glob("step-*.pt"))) == 1

@@ -1,15 +1,15 @@
 """Two processes with half of the batch each: their losses and metrics are those of one process with the whole."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.structures import Predictions, Target
+
+from ..processes import run_two
 
 COUNTS = (3, 0, 1, 1)
 
@@ -25,8 +25,8 @@ def batch():
     return Predictions(logits, boxes), targets
 
 
-def losses_of_half(rank, store, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def losses_of_half(rank, folder):
+    distributed.init_process_group("gloo")
     predictions, targets = batch()
     half = slice(2 * rank, 2 * rank + 2)
     losses = SetCriterion(2)(Predictions(predictions.logits[:, half], predictions.boxes[:, half]), targets[half])
@@ -34,9 +34,8 @@ def losses_of_half(rank, store, folder):
     distributed.destroy_process_group()
 
 
-def test_mean_over_processes_is_the_loss_of_the_whole_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])  # where the processes find this module
-    multiprocessing.spawn(losses_of_half, (tmp_path / "store", tmp_path), nprocs=2)
+def test_mean_over_processes_is_the_loss_of_the_whole_batch(tmp_path):
+    run_two(losses_of_half, tmp_path)
     halves = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     whole = SetCriterion(2)(*batch())
     mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}

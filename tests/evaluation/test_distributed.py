@@ -1,22 +1,22 @@
 """Two processes that share the images of an evaluation."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from deformable_detr.categories import Categories
 from deformable_detr.evaluation import CocoEvaluator
+
+from ..processes import run_two
 
 BOX = [10, 10, 40, 40]
 SHARES = ((1, 3), (2, 1))  # image 1 comes twice, as samplers do to give every process equally many; 3 is not detected
 
 
-def evaluate_share(rank, store, annotation_file, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def evaluate_share(rank, annotation_file, folder):
+    distributed.init_process_group("gloo")
     evaluator = CocoEvaluator(annotation_file, Categories(("cat",), (4,)))
     for image_id in SHARES[rank]:
         count = 0 if image_id == 3 else 1
@@ -28,8 +28,7 @@ def evaluate_share(rank, store, annotation_file, folder):
     distributed.destroy_process_group()
 
 
-def test_every_image_counts_once_and_all_processes_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])  # where the processes find this module
+def test_every_image_counts_once_and_all_processes_agree(tmp_path):
     content = {
         "images": [{"id": image_id} for image_id in (1, 2, 3)],
         "categories": [{"id": 4, "name": "cat"}],
@@ -37,7 +36,7 @@ def test_every_image_counts_once_and_all_processes_agree(tmp_path, monkeypatch):
     }
     annotation_file = tmp_path / "instances.json"
     annotation_file.write_text(json.dumps(content))
-    multiprocessing.spawn(evaluate_share, (tmp_path / "store", annotation_file, tmp_path), nprocs=2)
+    run_two(evaluate_share, annotation_file, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     metrics, results = first

@@ -85,6 +85,7 @@ def assert_no_dead_weight(path, model):
     assert path.stat().st_size < 4 * floats + 250_000  # nodes, shapes and names
 
 
+@pytest.mark.slow
 def test_onnx_without_grid_sample_in_two_runtimes(small_model, tmp_path, images):
     """In the lowest opset. Checked in onnxruntime by the export, and read by OpenVINO."""
     model = small_model("two-stage", num_feature_levels=2, num_decoder_layers=2)
@@ -102,19 +103,26 @@ def test_onnx_without_grid_sample_in_two_runtimes(small_model, tmp_path, images)
         load_exported(path).predict(images[2])
 
 
+@pytest.mark.slow
 def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, images, monkeypatch):
-    """Both are written from one trace, which takes longer than all that is done with it."""
+    """Both are written from one trace, which takes as long as all that is done with it; reading a program does, too."""
     model = small_model("one-stage", num_feature_levels=2)  # several levels: pieces of one tensor, whose sizes are symbols
     traced: dict = {}
+    loaded: list[torch.export.ExportedProgram] = []
 
     def trace_once(*given):
         return traced.get("program") or traced.setdefault("program", trace(*given))
 
+    def keep(*given, load=torch.export.load, **options):
+        loaded.append(load(*given, **options))
+        return loaded[-1]
+
     monkeypatch.setattr(files, "trace", trace_once)
+    monkeypatch.setattr(torch.export, "load", keep)
     for name in ("detector.pt2", "detector.onnx"):
         export_model(model, tmp_path / name)
         assert_same_detections(tmp_path / name, model, images)
-    weights = torch.export.load(tmp_path / "detector.pt2").state_dict
+    weights = loaded[-1].state_dict
     assert sum(tensor.numel() for tensor in weights.values()) == number_of_weights(model) + 2 * batch_norm_channels(model)
     assert_no_dead_weight(tmp_path / "detector.onnx", model)
     graph = onnx.load(tmp_path / "detector.onnx")
@@ -130,6 +138,7 @@ def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, images, m
     assert record["metadata"]["categories"]["ids"] == [7, 3, 90]
 
 
+@pytest.mark.slow
 def test_openvino_with_the_best_inside(small_model, tmp_path, images):
     """Learned references are constants, which two decoder layers use; without a mask."""
     model = small_model("one-stage", num_feature_levels=2, num_decoder_layers=2)

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 def test_numbers_in_the_interpreter():
     script = Path(__file__).with_name("triton_interpreter.py")
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=3600, check=False)

@@ -35,6 +35,7 @@ def server(tiny, tmp_path):
     errors.close()
 
 
+@pytest.mark.slow
 def test_a_request_under_way_is_finished(server, images):
     process, lines = server
     deadline = time.monotonic() + 120

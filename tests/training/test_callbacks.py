@@ -46,6 +46,7 @@ class Diary(Callback):
         self.lines.append(run.state)
 
 
+@pytest.mark.slow
 def test_a_callback_is_told_everything_in_order_and_changes_nothing(config: RunConfig, tmp_path: Path) -> None:
     """Four steps of an epoch, means every second one; dropout and augmentation draw on after what the diary draws."""
     diary, settings = Diary(), replace(config.train, evaluate_every=1)

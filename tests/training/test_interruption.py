@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 from dataclasses import replace
@@ -18,6 +20,7 @@ raise RuntimeError("in the middle of an epoch")
 """
 
 
+@pytest.mark.slow
 def test_an_error_in_the_middle_of_an_epoch_ends_the_program_and_its_workers(dataset: Path) -> None:
     """The workers pass over the signals of a terminal or a cluster; Python must not wait for them for ever."""
     command = [sys.executable, "-c", SCRIPT, str(dataset)]

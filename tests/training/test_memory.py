@@ -53,6 +53,7 @@ def test_nothing_fits(config: RunConfig, tmp_path: Path, monkeypatch: pytest.Mon
         run_with_memory(config, tmp_path / "run", 0, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_trial_leaves_no_trace(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose batch size was searched for ends with the bits of one that was told it."""
     monkeypatch.setattr(memory, "largest_fitting", lambda fits, most: 2 if fits(2) else 0)

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from deformable_detr.config import LossConfig, ModelConfig, RunConfig
 from deformable_detr.criterion import SetCriterion
@@ -22,6 +21,8 @@ from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.non_finite import diagnose
 from deformable_detr.training.trainer import train
+
+from ..processes import run_two
 
 DINO = replace(
     model_preset("r50-dino"),
@@ -96,16 +97,15 @@ def losses_of(model: ModelConfig, rows: slice) -> dict[str, float]:
 
 
 def write_halves(rank: int, models: dict[str, ModelConfig], folder: Path) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    distributed.init_process_group("gloo")
     losses = {name: losses_of(model, slice(2 * rank, 2 * rank + 2)) for name, model in models.items()}
     (folder / f"{rank}.json").write_text(json.dumps(losses))
     distributed.destroy_process_group()
 
 
-def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])  # where the processes find this module
+def test_two_processes_are_one(tmp_path: Path) -> None:
     models = {"loss_class_dn": DINO, "loss_class_one_to_many": HYBRID}
-    multiprocessing.spawn(write_halves, (models, tmp_path), nprocs=2)
+    run_two(write_halves, models, tmp_path)
     halves = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for own, model in models.items():
         first, second = (half[own] for half in halves)

@@ -143,6 +143,7 @@ def timed(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     return timed
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_plan(timed, stop_at) -> None:
     one = Second()
     whole = trainer.train(timed("whole", one), callbacks=[one], show_progress=False)

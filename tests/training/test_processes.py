@@ -1,27 +1,33 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from deformable_detr.config import RunConfig
+from deformable_detr.criterion import SetCriterion
+from deformable_detr.structures import Predictions, Target
+from deformable_detr.training import learner
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.trainer import train
 
+from ..processes import run_two
+
 
 def run_with_two_processes(*command: str) -> None:
-    """Run a module or script in two processes that know of each other, and expect that it succeeds.
-
-    Not forked from this process: torch refuses derivatives in a fork once any test before has used another of its threads.
-    """
+    """As a user starts it."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command]
     done = subprocess.run(launch, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tmp_path: Path) -> None:
     """The same images make each step, gradients and box counts are averaged, both share the evaluation."""
     config = replace(
@@ -56,34 +62,27 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
         assert abs(losses[0][name] - losses[1][name]) < 1e-4 * abs(losses[0][name]), name
 
 
-# A training whose criterion breaks in the second process at its second call.
-BREAKING_RUN = """
-import os, sys
-from deformable_detr.criterion import SetCriterion
-from deformable_detr.settings import read_config
-from deformable_detr.training import learner, train
-
 class Breaking(SetCriterion):
+    """Breaks in the second process at its second call."""
+
     calls = 0
 
-    def forward(self, predictions, targets, num_boxes=None):
+    def forward(self, predictions: Predictions, targets: Sequence[Target], num_boxes: Tensor | None = None) -> dict[str, Tensor]:
         losses = super().forward(predictions, targets, num_boxes)
         self.calls += 1
         broken = os.environ["RANK"] == "1" and self.calls == 2
         return losses | {"loss_bbox": losses["loss_bbox"] * float("nan")} if broken else losses
 
-learner.SetCriterion = Breaking
-train(read_config(sys.argv[1]))
-"""
+
+def train_breaking(rank: int, config: RunConfig) -> None:
+    learner.SetCriterion = Breaking  # type: ignore[misc]
+    train(config)
 
 
 def test_all_processes_leave_out_the_step_that_breaks_in_one(config: RunConfig, tmp_path: Path) -> None:
     settings = replace(config.train, batch_size=1, epochs=1, evaluate_every=0, log_every=1, on_non_finite="skip")
     config = replace(config, output_dir=str(tmp_path / "run"), train=settings)
-    shared, script = RunFolder(tmp_path / "config"), tmp_path / "breaking.py"
-    shared.write_config(config)
-    script.write_text(BREAKING_RUN, encoding="utf-8")
-    run_with_two_processes(str(script), str(shared.config))
+    run_two(train_breaking, config)
     folder = RunFolder(tmp_path / "run")
     assert [record["step"] for record in folder.read_log() if record["kind"] == "train"] == [1, 3, 4]
     assert len(list(folder.non_finite.glob("step-00000001.pt"))) == 1

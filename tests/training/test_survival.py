@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +19,14 @@ from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.settings import to_yaml
-from deformable_detr.training import batches, train, trainer, validation
+from deformable_detr.training import Callback, batches, train, trainer, validation
 from deformable_detr.training.batches import DeadWorkerError
+from deformable_detr.training.callbacks import Run, Step
 from deformable_detr.training.result import Position
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
+
+from ..processes import start
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, marker: Path, times: int) -> None:
@@ -153,27 +153,18 @@ def test_a_script_without_main_guard(config: RunConfig, tmp_path: Path, monkeypa
         next(batches.step_batches(Loader(), Position(), 1))  # type: ignore[arg-type]
 
 
-# The training of a configuration handed over as YAML, with pauses, so that it cannot end before it is killed.
-SLOW_RUN = """
-import os, tempfile, time
-from pathlib import Path
-from deformable_detr.settings import read_config
-from deformable_detr.training import Callback, train
-
-
 class Slow(Callback):
-    def on_step(self, run, step):
+    """So that the run cannot end before it is killed."""
+
+    def on_step(self, run: Run, step: Step) -> None:
         time.sleep(0.05)
 
 
-with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / "config.yaml"
-    path.write_text(os.environ["RUN"])
-    config = read_config(path)
-train(config, callbacks=[Slow()])
-"""
+def train_slowly(config: RunConfig) -> None:
+    train(config, callbacks=[Slow()])
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_the_steps_since_the_last_state_alone(config: RunConfig, tmp_path: Path) -> None:
     """SIGKILL at two moments of a run with a state after every step: it goes on, and the end is that of an undisturbed run."""
     settings = replace(config.train, checkpoint_every=1, evaluate_every=0, epochs=3)
@@ -182,16 +173,14 @@ def test_a_kill_at_any_moment_loses_the_steps_since_the_last_state_alone(config:
     run = replace(config, output_dir=str(tmp_path / "run"))
     folder = RunFolder(tmp_path / "run")
     for resume, killed_after in ((False, 2), (True, 5)):
-        # not forked: torch refuses derivatives in a fork once any test before this one has used another of its threads
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW_RUN], env={**os.environ, "RUN": to_yaml(replace(run, resume=resume))}
-        )
+        process = start(train_slowly, replace(run, resume=resume))
         deadline = time.monotonic() + 120
-        while ((path := latest_state(folder.state)) is None or load_step(path) < killed_after) and process.poll() is None:
+        while ((path := latest_state(folder.state)) is None or load_step(path) < killed_after) and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         left = latest_state(folder.state)
         assert left is not None
         assert killed_after <= load_state(left)["step"] < 12  # whole, and readable

@@ -22,6 +22,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
 from deformable_detr.visualize.inside.look import look_inside
 
+pytestmark = pytest.mark.slow
 THRESHOLD = 0.3  # that the page starts with
 PATIENCE = 60_000  # milliseconds, for busy machines
 

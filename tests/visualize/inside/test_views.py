@@ -280,6 +280,7 @@ def test_colors_of_features():
     torch.testing.assert_close(principal_colors(features + 3), colors)
 
 
+@pytest.mark.slow
 def test_journey(one_stage, photo, tmp_path):
     inside = look_inside(one_stage, photo)
     path = view_journey(inside).save(tmp_path / "new" / "journey.png", dpi=40)

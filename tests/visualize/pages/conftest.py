@@ -42,7 +42,7 @@ def build_report(folder: Path, num_classes: int, *, num_images: int = 6, worst: 
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_report():
     return build_report
 

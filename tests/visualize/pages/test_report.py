@@ -60,10 +60,15 @@ def test_colors_of_choice():
     assert drawn[200, 100].tolist() == [255, 0, 0]
 
 
+@pytest.fixture(scope="module")
+def page_of_95_classes(make_report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return make_report(folder, 95, num_images=150).save_html(folder / "report.html")
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser_with_95_classes(open_tab, tmp_path, make_report, nasty, width, scheme):
-    path = make_report(tmp_path, 95, num_images=150).save_html(tmp_path / "report.html")
-    with open_tab(path.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
+def test_in_a_browser_with_95_classes(open_tab, page_of_95_classes, nasty, width, scheme):
+    with open_tab(page_of_95_classes.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
         assert tab.inner_text("h1") == f"detector on {nasty}"
         assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
