@@ -93,6 +93,15 @@ def test_the_command_line_stands_above_the_recipe(dataset: Path) -> None:
     assert other.train.steps == recipe_settings("small-data", facts, 8)["train.steps"]
 
 
+def test_a_size_that_is_asked_for_leads_the_others(dataset: Path) -> None:
+    """They were those of the recipe's own size: trained smaller than evaluated, and cut to its longest side."""
+    data = parse_config([str(dataset), "--recipe", "small-data", "--eval-short-side", "320"]).data
+    assert data.train_short_sides == (256, 320)
+    assert data.max_long_side >= 320 * 640 / 480
+    data = parse_config([str(dataset), "--recipe", "small-data", "--eval-short-side", "320", "--train-short-sides", "[192]"]).data
+    assert (data.eval_short_side, data.train_short_sides) == (320, (192,))
+
+
 @pytest.mark.parametrize(("preset", "suppressor"), [("r18-two-stage", True), ("r50-hdetr", False)])
 def test_every_network_that_is_named_learns_one_to_many(dataset: Path, preset: str, suppressor: bool) -> None:
     """By a suppressor, but where it has a branch for that already; its layers and widths stay its own."""

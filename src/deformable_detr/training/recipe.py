@@ -127,9 +127,10 @@ def _chooser(config: RunConfig, asked: Mapping[str, Any], facts: DataFacts) -> C
         steps = config.train.epochs * max(1, facts.num_images // images)
     left_out = {f"model.{name}" for name in _NETWORK} if "preset" in asked else set()
     left_out |= {"model.suppressor"} if config.model.one_to_many_queries else set()  # H-DETR learns one-to-many by a branch
+    side = config.data.eval_short_side if "data.eval_short_side" in asked else None  # the others follow it
 
     def choose(**length: int) -> dict[str, Any]:
-        chosen = recipe_settings(str(config.recipe), facts, images, **{"steps": steps, **length})
+        chosen = recipe_settings(str(config.recipe), facts, images, **{"steps": steps, "short_side": side, **length})
         return {name: value for name, value in chosen.items() if name not in left_out}
 
     return choose
