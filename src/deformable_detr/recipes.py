@@ -47,6 +47,9 @@ means other pixels there than on the finer levels; docs/recipes.md has what that
 SHORT_SIDES = (256, 768)
 """Smallest and largest input size that is chosen."""
 
+QUERIES_PER_OBJECT = 3.5
+"""Several queries of each object learn."""
+
 EVALUATIONS = 12
 """About so many evaluations in a run: each costs time, and the last weights are nearly always the best ones."""
 
@@ -103,7 +106,7 @@ def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
         "model.look_forward_twice": True,
         "model.suppressor": True,
         "model.dropout": 0.0,
-        "model.num_queries": max(100, num_queries(facts, 3.5)),
+        "model.num_queries": num_queries(facts),
     }
 
 
@@ -116,9 +119,9 @@ def eval_short_side(facts: DataFacts) -> int:
     return on_grid(min(high, max(low, min(SMALLEST_OBJECT / facts.small_object, 1.5 * facts.short_side))))
 
 
-def num_queries(facts: DataFacts, per_object: float = 1.5) -> int:
-    """As many queries for each object of the fullest image, 60 to 900 in all: unused ones cost time and give false positives."""
-    return min(900, max(60, 20 * math.ceil(per_object * facts.most_objects / 20)))
+def num_queries(facts: DataFacts) -> int:
+    """:data:`QUERIES_PER_OBJECT` for each object of the fullest image, 100 to 900 in all: unused ones cost time."""
+    return min(900, max(100, 20 * math.ceil(QUERIES_PER_OBJECT * facts.most_objects / 20)))
 
 
 def _learning_rate(at_four: float, images_per_step: int) -> float:

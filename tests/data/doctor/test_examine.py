@@ -15,6 +15,7 @@ from deformable_detr.data.dataset import open_dataset
 from deformable_detr.data.doctor.examine import examine, quick_check
 from deformable_detr.data.doctor.repair import repair
 from deformable_detr.data.findings import KINDS
+from deformable_detr.training.recipe import plan_run
 
 COLUMNS = slice(4, None)
 
@@ -310,8 +311,17 @@ def test_numbers_and_suggestions(clean, change):
     assert numbers.shares == {"small": round(24 / 26, 4), "medium": round(2 / 26, 4), "large": 0.0}
     assert [(found.setting, found.value) for found in examination.suggestions] == [
         ("data.eval_short_side", 256),  # 14 pixels for 12 of 64 would be 75, but no recipe goes below 256
-        ("model.num_queries", 60),
+        ("model.num_queries", 100),
     ]
+
+
+@pytest.mark.parametrize("most", [3, 90])
+def test_the_recipe_takes_what_the_doctor_suggests(clean, change, most):
+    change(append("annotations", *(box(100 + i, bbox=[i % 30, i // 30, 20, 20]) for i in range(most))))
+    config, _ = plan_run({"dataset": clean, "recipe": "small-data"})
+    taken = {"data.eval_short_side": config.data.eval_short_side, "model.num_queries": config.model.num_queries}
+    assert {found.setting: found.value for found in examine(clean).suggestions} == taken
+    assert taken["model.num_queries"] == (100 if most == 3 else 340)  # 3.5 of 92 or 95, in twenties
 
 
 def test_flat_images_are_not_taken_for_copies(clean, change):

@@ -9,7 +9,7 @@ import numpy as np
 from deformable_detr.data.doctor.classes import class_counts
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.facts import measure
-from deformable_detr.recipes import SMALLEST_OBJECT, eval_short_side, num_queries
+from deformable_detr.recipes import QUERIES_PER_OBJECT, SMALLEST_OBJECT, eval_short_side, num_queries
 
 SMALL, LARGE = 32**2, 96**2
 """Areas in pixels between small, medium and large, as COCO has them."""
@@ -69,7 +69,7 @@ def split_statistics(data: SplitData) -> SplitStatistics:
 
 
 def suggestions(training: SplitData) -> list[Suggestion]:
-    """The input size and the number of queries that the recipes choose for these training images.
+    """The input size and the number of queries that the recipe `small-data` chooses for these training images.
 
     Args:
         training: the images that would be trained on.
@@ -87,8 +87,8 @@ def suggestions(training: SplitData) -> list[Suggestion]:
     if (needed := SMALLEST_OBJECT / facts.small_object) > side + 16:
         size_reason += f". That would need {needed:.0f}: consider tiles, or accept that the smallest are missed"
     query_reason = (
-        f"at most {facts.most_objects} objects in one image; half as many queries again leave room (300 is the default, and what "
-        "weights have)"
+        f"at most {facts.most_objects} objects in one image, and several queries learn each: {QUERIES_PER_OBJECT} for each, "
+        "at least 100 (300 is the default, and what weights have)"
     )
     return [Suggestion("data.eval_short_side", side, size_reason), Suggestion("model.num_queries", queries, query_reason)]
 
