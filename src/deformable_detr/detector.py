@@ -13,7 +13,7 @@ import torch
 
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.inference.sources import ImageLike, open_source
+from deformable_detr.inference.sources import ImageLike, open_single
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.precision import Precision
 
@@ -332,7 +332,7 @@ class Detector(Predictor):
         """
         from deformable_detr.visualize import describe
 
-        (source,) = open_source(image, bit_depth=self.metadata.bit_depth)
+        source = open_single(image, bit_depth=self.metadata.bit_depth)
         return describe(self.model, source.read(), num_detections=num_detections)  # pyright: ignore[reportArgumentType]
 
     def save(self, path: str | Path) -> Path:

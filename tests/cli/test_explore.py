@@ -88,3 +88,8 @@ def test_without_gradio_the_message_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "deformable_detr.visualize.explorer.page", raising=False)
     assert main(["explore"]) == 2
     assert 'pip install "deformable-detr[explorer]"' in capsys.readouterr().err
+
+
+def test_an_image_that_is_not_there(tmp_path, capsys):
+    assert main(["explore", "run", str(tmp_path / "no.png")]) == 2
+    assert f"no such image or folder: {tmp_path / 'no.png'}" in capsys.readouterr().err

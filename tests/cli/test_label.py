@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,13 @@ def test_what_is_written_is_read_again(images: list[LabelledImage], tmp_path: Pa
         assert file.boxes[own] == pytest.approx(boxes, abs=0.01)
         assert [file.categories.names[label] for label in file.labels[own]] == [CATEGORIES.names[label] for label in image.labels]
     assert (tmp_path / "out" / "note.txt").read_text() == "hello"
+
+
+def test_a_box_below_a_pixel_in_voc_has_one(images: list[LabelledImage], tmp_path: Path) -> None:
+    thin = replace(images[0], boxes=np.array([[3.2, 5.0, 3.9, 5.5]]), labels=np.array([0]))
+    write_dataset(tmp_path / "out", [thin], CATEGORIES, "voc")
+    found = open_dataset(tmp_path / "out").own("all").check()
+    assert found.annotations.boxes == pytest.approx(np.array([[3.2, 5, 1, 1]]))
 
 
 def test_nothing_is_overwritten(images: list[LabelledImage], tmp_path: Path) -> None:

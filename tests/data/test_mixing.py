@@ -61,6 +61,16 @@ def test_mosaic_fills_the_canvas():
     assert mixed.boxes.shape == (0, 4)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 2)])
+def test_images_that_are_hardly_any(size):
+    """Every mixture of images of a pixel or two has their size, and boxes within."""
+    whole = Target(torch.tensor([[0.5, 0.5, 1, 1]]), torch.tensor([0]), 1, size)
+    for mixing in (Mixing(mosaic=1.0), Mixing(copy_paste=1.0), Mixing(mixup=1.0), Mixing(1.0, 1.0, 1.0)):
+        image, target = mixing(0, 2, lambda index: (torch.full((*size, 3), 9, dtype=torch.uint8).permute(2, 0, 1), whole))
+        assert image.shape == (3, *size) and (image == 9).all()
+        assert ((target.boxes >= 0) & (target.boxes <= 1)).all()
+
+
 def test_mixup_blends_pixels_and_keeps_both_sets_of_boxes():
     torch.manual_seed(0)
     first, second = scene(40, 60, [(5, 5, 20, 20)]), scene(20, 30, [(20, 10, 25, 15)], label=1)

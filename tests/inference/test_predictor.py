@@ -274,6 +274,8 @@ def test_choose_device():
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         choose_device("gpu")
+    with pytest.raises(ValueError, match=r"device 'meta' cannot be used here \("):
+        choose_device("meta")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="sees no CUDA GPU"):
             choose_device("cuda:0")

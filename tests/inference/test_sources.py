@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.inference.sources import InputImage, is_single, list_images, open_source
+from deformable_detr.data.transforms import eval_transform
+from deformable_detr.inference.sources import InputImage, is_single, list_images, open_single, open_source
 
 
 def save(path, color=(255, 0, 0), size=(8, 6), **options):
@@ -52,6 +53,15 @@ def test_lists_mix_everything_and_expand_folders(tmp_path):
     assert is_single(array)
 
 
+def test_one_image_where_one_is_meant(tmp_path):
+    for number in (1, 2):
+        Image.new("RGB", (4, 3)).save(tmp_path / f"{number}.png")
+    assert open_single(tmp_path / "2.png").path == tmp_path / "2.png"
+    for source, message in ((tmp_path, r"several: .*1\.png, .*2\.png"), ([], "an empty list")):
+        with pytest.raises(ValueError, match=f"one image is wanted, not {message}"):
+            open_single(source)
+
+
 def test_an_endless_stream_is_read_lazily():
     def frames():
         while True:
@@ -70,6 +80,16 @@ def test_every_kind_gives_the_same_upright_rgb_pixels(tmp_path):
     for source in (path, Image.fromarray(array), array, expected, array[:, ::-1][:, ::-1]):
         (image,) = open_source(source)
         assert torch.equal(image.read(), expected)
+
+
+def test_a_tensor_is_resized_like_an_array():
+    """To a width of one pixel, which PyTorch's resize of 8 bits gets wrong on tensors that lie channel after channel."""
+    array = np.random.default_rng(0).integers(0, 256, (60, 2, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    transform = eval_transform(1, 30, (0.0,) * 3, (1.0,) * 3)
+    resized = [transform(next(open_source(source)).read())[0] for source in (tensor, array)]
+    assert resized[0].shape == (3, 30, 1)
+    assert torch.equal(*resized)
 
 
 def test_exif_orientation_is_followed_in_files_and_pil_images(tmp_path):

@@ -5,7 +5,12 @@ import importlib
 import pytest
 import torch
 
-from deformable_detr.ops.dropins import MSDeformAttnFunction, MultiScaleDeformableAttnFunction, patch_transformers
+from deformable_detr.ops.dropins import (
+    MSDeformAttnFunction,
+    MultiScaleDeformableAttnFunction,
+    _transformers_forward,
+    patch_transformers,
+)
 from deformable_detr.ops.reference import multi_scale_deformable_attn_pytorch
 
 
@@ -135,3 +140,9 @@ def test_what_cannot_be_patched(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ImportError, match="pip install transformers"):
         patch_transformers()
+
+
+def test_two_lists_of_shapes_that_differ(arguments):
+    value, shapes, starts, *rest = arguments
+    with pytest.raises(ValueError, match=r"value_spatial_shapes_list: .*, but value_spatial_shapes holds "):
+        _transformers_forward(None, value, shapes, shapes.flip(1).tolist(), starts, *rest)

@@ -70,6 +70,8 @@ def run(options: ExploreOptions) -> None:
     if weights is not None and Path(weights).suffix.lower() in IMAGE_SUFFIXES:
         weights, images = None, [weights, *images]
     paths = [path for source in images for path in list_images(source)]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"no such image or folder: {missing[0]}")
     if weights is None:
         weights, demo_paths = demo_detector(options.device)
         paths = paths or demo_paths

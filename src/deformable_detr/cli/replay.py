@@ -38,10 +38,11 @@ class ReplayOptions:
 
 def run(options: ReplayOptions) -> int:
     """Do the step again, and say what is found."""
+    from deformable_detr.inference.predictor import choose_device
     from deformable_detr.training.non_finite import replay
 
     log_to_screen()
-    step, found = replay(options.file, options.device)
+    step, found = replay(options.file, choose_device(options.device))
     images = [target.image_id for _, targets in step.batches for target in targets]
     with Finish() as finish:
         finish.show(f"Then: {step.message}", "", f"Now ({found.where}): {found}", "", f"Images: {images}")

@@ -107,8 +107,10 @@ def make_mosaic(scenes: Sequence[Scene]) -> Scene:
         scenes: upper left, upper right, lower left, lower right.
     """
     height, width = scenes[0].size
+    if min(height, width) < 2:  # nothing to divide
+        return scenes[0]
     y, x = (max(1, min(side - 1, round(side * uniform(*MIDDLE)))) for side in (height, width))
-    canvas = scenes[0].image.new_empty(3, height, width)
+    canvas = scenes[0].image.new_empty(height, width, 3).permute(2, 0, 1)  # in memory as images are read
     parts = []
     for scene, (top, left, bottom, right) in zip(
         scenes, [(0, 0, y, x), (0, x, y, width), (y, 0, height, x), (y, x, height, width)], strict=True

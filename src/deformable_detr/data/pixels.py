@@ -104,7 +104,7 @@ def of_tensor(tensor: Tensor, name: str, *, bit_depth: int = 16) -> Tensor:
         hint = " (a batch: pass list(batch))" if tensor.ndim == 4 else ""
         raise ImageError(f"{name} is a tensor of shape {list(tensor.shape)}{hint}; expected [3, height, width] RGB")
     if tensor.dtype == torch.uint8:
-        return tensor.cpu()
+        return _channels_first(tensor.cpu().permute(1, 2, 0).numpy())  # torch's resize to a width of 1 is wrong on other layouts
     return torch.from_numpy(scale_to_8_bits(tensor.cpu().numpy(), bit_depth))
 
 

@@ -158,11 +158,15 @@ def _write_voc(root: Path, images: Sequence[LabelledImage], names: Sequence[str]
         for box, label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True):
             entry = ElementTree.SubElement(page, "object")
             ElementTree.SubElement(entry, "name").text = categories.names[label]
-            corners = [round(value + offset, 2) for value, offset in zip(box, (1, 1, 0, 0), strict=True)]  # VOC counts from 1
-            _add_numbers(entry, "bndbox", dict(zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)))
+            left, top, right, bottom = box
+            corners = (left + 1, top + 1, max(right, left + 1), max(bottom, top + 1))  # VOC counts from 1; a pixel at least
+            _add_numbers(entry, "bndbox", dict(zip(CORNERS, (round(value, 2) for value in corners), strict=True)))
         ElementTree.indent(page)
         write_text(root / "Annotations" / f"{Path(name).stem}.xml", ElementTree.tostring(page, encoding="unicode"))
     return root / "Annotations"
+
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def _add_numbers(parent: ElementTree.Element, tag: str, numbers: dict[str, float]) -> None:

@@ -408,6 +408,11 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
             raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps") from error
         if chosen.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no CUDA GPU; use 'auto' or 'cpu'")
+        try:
+            torch.zeros(1, dtype=torch.float32, device=chosen).item()
+        except Exception as error:  # each kind of device raises its own: no such number, not built in, no memory to read
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from error
         return chosen
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageSource, is_address, read_image
 
-__all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_images", "natural_key", "open_source"]
+__all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_images", "natural_key", "open_single", "open_source"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,20 @@ def open_source(source: Source, *, bit_depth: int = 16) -> Iterator[InputImage]:
                 raise TypeError(f"item {index} of the list is a {type(item).__name__}; {_EXPECTED}")
     else:
         raise TypeError(f"cannot predict on a {type(source).__name__}; {_EXPECTED}")
+
+
+def open_single(source: Source, *, bit_depth: int = 16) -> InputImage:
+    """The image that `source` is; arguments and other errors as of :func:`open_source`.
+
+    Raises:
+        ValueError: none, or several.
+    """
+    found = list(islice(open_source(source, bit_depth=bit_depth), 2))
+    if len(found) != 1:
+        raise ValueError(
+            "one image is wanted, not " + (f"several: {found[0].name}, {found[1].name}, …" if found else "an empty list")
+        )
+    return found[0]
 
 
 def list_images(source: str | Path) -> list[Path]:

@@ -79,7 +79,9 @@ def _transformers_forward(
     im2col_step: int,
 ) -> Tensor:
     if level_start_index.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
-        pairs_of_table(_with_starts(value_spatial_shapes, level_start_index))
+        pairs = pairs_of_table(_with_starts(value_spatial_shapes, level_start_index))
+        if [(int(h), int(w)) for h, w in value_spatial_shapes_list or pairs] != pairs:
+            raise ValueError(f"value_spatial_shapes_list: {value_spatial_shapes_list}, but value_spatial_shapes holds {pairs}")
     return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
 

@@ -179,6 +179,9 @@ def test_queries_are_found_by_box_and_point(one_stage, photo):
     assert inside.query_at(30, 60) == 0
     assert inside.query_at(80, 60, threshold=0.99) == 0  # none is that sure: the surest
     assert inside.query_at(12, 1) == 3  # in no box: the nearest centre
+    for point in ((-1, 5), (9, 1e6), (float("nan"), 5)):
+        with pytest.raises(ValueError, match="lies outside the image of 160 x 120 pixels"):
+            inside.query_at(*point)
     assert inside.query_of_box((60, 44, 100, 76)) == 1
     assert inside.query_of_box((0, 0, 9, 9)) == 3
     assert [(one.query, one.name) for one in inside.detections(0.3)] == [(0, "a"), (1, "b"), (3, "c")]

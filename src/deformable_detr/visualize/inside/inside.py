@@ -210,7 +210,11 @@ class Inside:
 
         Among the boxes that contain the point: the smallest one with a score of at least `threshold`, else the one with the highest
         score; if no box contains it, the query with the nearest box centre.
+
+        Raises:
+            ValueError: the point is outside the image.
         """
+        self._check_point(x, y)
         boxes, scores = self.boxes_in_image(self.predictions.boxes[-1, 0]), self.scores
         point = boxes.new_tensor([x, y])
         holds = ((boxes[:, :2] <= point) & (point <= boxes[:, 2:])).all(-1)
@@ -243,16 +247,21 @@ class Inside:
         Raises:
             ValueError: there is no such level, or the point is outside the image.
         """
-        height, width = self.image_size
         if not 0 <= level < len(self.spatial_shapes):
             raise ValueError(f"there is no level {level}: this network has the levels 0 to {len(self.spatial_shapes) - 1}")
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise ValueError(f"the point ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels")
+        height, width = self._check_point(x, y)
         rows, columns = self.spatial_shapes[level]
         ratio_x, ratio_y = self.valid_ratios[0, level].tolist()
         column = min(int(x / width * ratio_x * columns), columns - 1)
         row = min(int(y / height * ratio_y * rows), rows - 1)
         return self.level_start_index[level] + row * columns + column
+
+    def _check_point(self, x: float, y: float) -> tuple[int, int]:
+        """The (height, width) of the image, if the point is in it."""
+        height, width = self.image_size
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise ValueError(f"the point ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels")
+        return height, width
 
     def level_and_cell(self, position: int) -> tuple[int, int, int]:
         """(level, row, column) of a position in the sequence."""

@@ -20,7 +20,7 @@ from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of
 from deformable_detr.categories import Categories
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.inference.sources import ImageLike, open_source
+from deformable_detr.inference.sources import ImageLike, open_single
 from deformable_detr.model import DeformableDETR
 from deformable_detr.model.queries import Queries
 from deformable_detr.precision import autocast
@@ -44,7 +44,7 @@ def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder:
     """
     precision = model.precision if isinstance(model, Predictor) else "fp32"
     network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
-    pixels = next(open_source(image, bit_depth=model.metadata.bit_depth if model.metadata else 16)).read()
+    pixels = open_single(image, bit_depth=model.metadata.bit_depth if model.metadata else 16).read()
     batch = batch_of(network, pixels)
     with evaluating(network), autocast(precision, batch.images.device):
         with capture_calls(parts_of(network)) as calls:
