@@ -138,6 +138,12 @@ def test_the_config_text_of_mmengine(load):
     assert metadata.categories.names == NAMES
 
 
+def test_of_bare_weights_nothing_is_called_unused(make_model, tmp_path):
+    torch.save(make_model("one-stage").state_dict() | {"epoch": 3, "n_averaged": torch.tensor(5)}, tmp_path / "x.pth")
+    notes = load_checkpoint(tmp_path / "x.pth").report.notes
+    assert [note for note in notes if "not used" in note] == ["beside the weights and not used: epoch"]
+
+
 def test_what_is_not_used_is_said(load):
     loaded = load({"epoch": 3, "best_map": 0.5, "optimizer": {"state": {}}, "classes": list(NAMES)})
     assert "beside the weights and not used: epoch, best_map" in loaded.report.notes

@@ -109,7 +109,8 @@ def read(file: TensorFile) -> Weights:
     Raises:
         ValueError: the header is not what we write.
     """
-    weights = Weights(file.tensors, Report(NAME), {name: name for name in file.tensors})
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name != "n_averaged"}  # a counter of AveragedModel
+    weights = Weights(tensors, Report(NAME), {name: name for name in tensors})
     if file.header.get("format") == FORMAT:
         try:
             weights.metadata = Metadata.from_dict(json.loads(file.header["metadata"]))

@@ -125,7 +125,12 @@ def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecord
             used.add(path[0])
     _normalise(records)
     stale = [key for key in TRAINING_STATE if key in extras]
-    left = [str(key) for key in extras if key not in used and key not in TRAINING_STATE and not _holds_tensors(extras[key])]
+    bare = any(isinstance(value, Tensor) and value.ndim > 1 for value in extras.values())  # the weights themselves, biases too
+    left = [
+        str(key)
+        for key, value in extras.items()
+        if key not in used and key not in TRAINING_STATE and not _holds_tensors(value) and not (bare and isinstance(value, Tensor))
+    ]
     if stale:
         records.notes.append(f"training state left behind: {', '.join(stale)}")
     if left:

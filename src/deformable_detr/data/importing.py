@@ -46,7 +46,8 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
     index = FileIndex(root)
     kind = recognise(index)
     if kind not in IMPORTABLE:
-        raise ValueError(f"{root}: {f'annotations in the format {kind}: {advice(kind, root)}' if kind else 'no known format'}")
+        what = f"annotations in the format {kind}: {advice(kind, root)}" if kind else "no known format"
+        raise ValueError(f"{root}: {what} (COCO, YOLO and Pascal VOC are read as they are, without --convert)")
     parts: dict[str, Loaded] = {}
     for file in files_of(kind, index):
         for image in _read(kind, file, index):

@@ -404,7 +404,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if str(device) != "auto":
         try:
             chosen = torch.device(device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps") from error
         if chosen.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {str(device)!r} was asked for, but PyTorch sees no CUDA GPU; use 'auto' or 'cpu'")
