@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from deformable_detr.checkpoints import huggingface, load_pretrained, native, save_weights
+from deformable_detr.checkpoints import load_pretrained, native, save_weights
 from deformable_detr.checkpoints.convert import convert
 from deformable_detr.checkpoints.native import save_thresholds
 from deformable_detr.config import DataConfig, Metadata, ModelConfig
@@ -86,8 +86,7 @@ def test_files_appear_whole_or_not_at_all(layout, make_model, tmp_path, monkeypa
         Path(path).write_bytes(b"half")
         raise OSError("no space left on device")
 
-    for module in (native, huggingface):
-        monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr(native, "save_file", fail)
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="no space"):
         convert(source, target, layout, overwrite=True)
