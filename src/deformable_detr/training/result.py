@@ -1,8 +1,16 @@
 """Progress and result of a run."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from deformable_detr.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+POSITION = ("step", "epoch", "lr", "train_loss")
+"""What a row of the history has beside the metrics."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,17 @@ class TrainResult:
 
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per evaluation: step, epoch, lr, train_loss and the metrics."""
+
+    @classmethod
+    def of(cls, folder: RunFolder, steps: int, history: list[dict[str, Any]], best: dict[str, Any] | None) -> Self:
+        """The result of a finished run, from its files, steps, evaluations, and the one of these with the highest AP."""
+        weights = folder.best_weights if best else folder.last_weights
+        if not weights.is_file():
+            logger.warning("%s is gone, and no evaluation after that was better: the last weights take its place", weights)
+            weights = folder.last_weights
+        rows = (history[-1] if history else {}, best or {})
+        last, most = ({name: value for name, value in row.items() if name not in POSITION} for row in rows)
+        return cls(folder.root, last, most, weights, folder.last_weights, steps, history)
 
 
 @dataclass

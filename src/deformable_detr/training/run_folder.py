@@ -14,6 +14,7 @@ from deformable_detr.config import Metadata, RunConfig
 from deformable_detr.files import atomic_file, write_text
 from deformable_detr.model import DeformableDETR
 from deformable_detr.settings import to_yaml
+from deformable_detr.training.state import latest_state
 from deformable_detr.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,35 @@ class RunFolder:
         ]
         write_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
 
+    def write_weights(self, model: DeformableDETR, metadata: Metadata, *, best: bool, base: str | None, at_end: bool) -> list[Path]:
+        """Write the last weights and, where they are, the best ones; the files that were written.
+
+        Args:
+            model: its weights.
+            metadata: to be stored.
+            best: whether they are the best so far.
+            base: the weights beside which the model's adapters are trained; they alone are written, too, to a folder beside each.
+            at_end: whether these are the last ones of the run; before, what cannot be written is an error line.
+
+        Raises:
+            OSError: at the end the disk is full or cannot be written.
+        """
+        paths = [self.last_weights, *([self.best_weights] if best else [])]
+        for path in paths:
+            try:
+                save_weights(path, model, metadata=metadata)
+                if base is not None:
+                    save_adapter(path.with_name(f"{path.stem}-adapter"), model, metadata, base)
+            except OSError as error:
+                text = f"the weights could not be written to {path} ({error}): is the disk full?"
+                if not at_end:
+                    logger.error("%s The run goes on", text)
+                    return []
+                state = latest_state(self.state)
+                advice = f"{state} is kept: make room, then --resume" if state else "no state could be saved either: make room"
+                raise OSError(f"{text} These are the last ones of the run; {advice}") from error
+        return paths
+
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv: one row per evaluation."""
         columns = list(dict.fromkeys(name for row in history for name in row))
@@ -95,27 +125,6 @@ class RunFolder:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(history)
-
-
-def write_weights(paths: Sequence[Path], model: DeformableDETR, metadata: Metadata, base: str | None = None) -> None:
-    """Write the same weights to one or several files.
-
-    Args:
-        paths: the files.
-        model: its weights.
-        metadata: to be stored.
-        base: the weights beside which the model's adapters are trained; they alone are written, too, to a folder beside each file.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    for path in paths:
-        try:
-            save_weights(path, model, metadata=metadata)
-            if base is not None:
-                save_adapter(path.with_name(f"{path.stem}-adapter"), model, metadata, base)
-        except OSError as error:
-            raise OSError(f"the weights could not be written to {path} ({error}): is the disk full?") from error
 
 
 @contextmanager

@@ -19,9 +19,6 @@ from deformable_detr.version import __version__
 
 logger = logging.getLogger(__name__)
 
-POSITION = ("step", "epoch", "lr", "train_loss")
-"""What a row of the history has beside the metrics."""
-
 SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 
 

@@ -3,6 +3,7 @@
 A file holds tensors and plain values only, so that it is read with `weights_only=True`.
 """
 
+import logging
 import os
 import random
 import re
@@ -21,8 +22,7 @@ PARTS |= {"random", "averages", "history"}
 STATE_FILE = re.compile(r"step-(\d+)\.pt")
 
 
-class StateNotSavedError(OSError):
-    """A state could not be written; the one before it is still there."""
+logger = logging.getLogger(__name__)
 
 
 def random_state() -> dict[str, Any]:
@@ -48,28 +48,33 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
 
 
-def save_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
+def save_state(folder: Path, step: int, state: dict[str, Any]) -> list[Path]:
     """Write a state as `step-<n>.pt`; the earlier ones are removed only when it is complete on disk.
+
+    Where the disk is full or cannot be written, the earlier one stays, and an error line says so.
 
     Args:
         folder: the run's folder of states; made when missing.
         step: finished optimiser steps.
         state: tensors and plain values.
 
-    Raises:
-        StateNotSavedError: the disk is full or cannot be written.
+    Returns:
+        The file that was written, or nothing.
     """
     path = folder / f"step-{step:08d}.pt"
     try:
         with atomic_file(path) as partial:
             torch.save(state, partial)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-        raise StateNotSavedError(f"the state of the run could not be written to {path}: {error}. Is the disk full?") from error
+        kept = f"{there} is where it resumes" if (there := latest_state(folder)) else "all is lost"
+        text = "the state of the run could not be written to %s: %s. Is the disk full? The run goes on; if it ends now, %s"
+        logger.error(text, path, error, kept)
+        return []
     _sync_folder(folder)
     for other in folder.iterdir():
         if other != path and (STATE_FILE.fullmatch(other.name) or other.name.endswith(".partial.pt")):  # of a run that was killed
             other.unlink()
-    return path
+    return [path]
 
 
 def latest_state(folder: Path) -> Path | None:
@@ -78,6 +83,17 @@ def latest_state(folder: Path) -> Path | None:
         return None
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := STATE_FILE.fullmatch(path.name))]
     return max(found)[1] if found else None
+
+
+def load_latest_state(folder: Path) -> dict[str, Any]:
+    """The newest state of a run, as :func:`load_state` reads it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if (path := latest_state(folder)) is None:
+        raise FileNotFoundError(f"no saved state in {folder}: start the run without --resume, in an empty --output")
+    return load_state(path)
 
 
 def load_state(path: Path) -> dict[str, Any]:

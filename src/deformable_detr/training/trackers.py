@@ -12,7 +12,7 @@ from PIL import Image
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.settings import flatten, to_record
 from deformable_detr.training.callbacks import Callback, Run, Step
-from deformable_detr.training.run_log import POSITION
+from deformable_detr.training.result import POSITION
 
 logger = logging.getLogger(__name__)
 

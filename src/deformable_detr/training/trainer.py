@@ -41,9 +41,9 @@ from deformable_detr.training.preparation import (
 )
 from deformable_detr.training.processes import in_any_process, mean_over_processes, refuse_in_starting_process
 from deformable_detr.training.result import Position, TrainResult
-from deformable_detr.training.run_folder import RunFolder, write_weights
-from deformable_detr.training.run_log import POSITION, Averages, RunLog
-from deformable_detr.training.state import StateNotSavedError, latest_state, load_state, random_state, save_state, set_random_state
+from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.run_log import Averages, RunLog
+from deformable_detr.training.state import latest_state, load_latest_state, random_state, save_state, set_random_state
 from deformable_detr.training.time_left import TimeLeft
 from deformable_detr.training.trackers import TrackerLog, check_loggers
 from deformable_detr.training.train_step import Batch
@@ -87,7 +87,9 @@ class Trainer:
         check_train_config(config.train)
         check_loggers(config.train.logger)
         self.folder = RunFolder(config.output_dir)
-        saved = self._saved_state(config)
+        if not config.resume:
+            self.folder.check_unused()
+        saved = load_latest_state(self.folder.state) if config.resume else None
         self.accelerator = build_accelerator(config.train)
         self.data = open_data(config, dataset)
         if dataset is not None:
@@ -133,7 +135,8 @@ class Trainer:
             except BaseException as error:
                 self.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
                 raise
-        return self._result()
+        self.accelerator.wait_for_everyone()
+        return TrainResult.of(self.folder, self.position.step, self.validation.history, self.validation.best)
 
     # ---- what callbacks see, beside the attributes
 
@@ -172,20 +175,20 @@ class Trainer:
 
     # ---- before the first step
 
-    def _saved_state(self, config: RunConfig) -> dict[str, Any] | None:
-        if not config.resume:
-            self.folder.check_unused()
-            return None
-        path = latest_state(self.folder.state)
-        if path is None:
-            raise FileNotFoundError(f"no saved state in {self.folder.state}: start the run without --resume, in an empty --output")
-        return load_state(path)
-
     def _callbacks(self, given: Sequence[Callback], show_progress: bool) -> list[Callback]:
         """The run's own before and after those that were given: samples are drawn before the loggers take them."""
         log = [RunLog(show_progress)] if self.accelerator.is_main_process else []
         patience = self.config.train.patience
         return [*log, *given, *([EarlyStopping(patience)] if patience else []), TrackerLog(self.config.train.logger)]
+
+    def _watch_time(self) -> TimeLeft:
+        train = self.config.train
+        per_step = train.batch_size * train.accumulate * self.accelerator.num_processes
+        return TimeLeft(per_step, len(self.data.val) if self.data.val is not None else 0)
+
+    def _build_pace(self) -> Pace:
+        seconds, most = self.config.train.seconds, max(self.plan.steps, MOST_PASSES * self.steps_per_epoch)
+        return TimedPace(self.plan, seconds, most, self.time_left, self.accelerator) if seconds else Pace()
 
     # ---- the steps of an epoch
 
@@ -241,15 +244,6 @@ class Trainer:
         if self.accelerator.device.type == "cuda":
             means["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         return means
-
-    def _watch_time(self) -> TimeLeft:
-        train = self.config.train
-        per_step = train.batch_size * train.accumulate * self.accelerator.num_processes
-        return TimeLeft(per_step, len(self.data.val) if self.data.val is not None else 0)
-
-    def _build_pace(self) -> Pace:
-        seconds, most = self.config.train.seconds, max(self.plan.steps, MOST_PASSES * self.steps_per_epoch)
-        return TimedPace(self.plan, seconds, most, self.time_left, self.accelerator) if seconds else Pace()
 
     # ---- the end of an epoch
 
@@ -312,40 +306,8 @@ class Trainer:
         thresholds = metrics.thresholds if metrics is not None else None  # those of other weights would not fit
         metadata = replace(self.network.metadata, training=source, thresholds=thresholds)
         best = metrics is not None and self.validation.best is self.validation.history[-1]
-        paths = [self.folder.last_weights, *([self.folder.best_weights] if best else [])]
-        try:
-            write_weights(paths, self.learner.averaged, metadata, self.config.weights if self.config.optimizer.lora else None)
-        except OSError as error:
-            if not self._at_end():
-                logger.error("%s The run goes on", error)
-                return []
-            state = latest_state(self.folder.state)
-            kept = (
-                f"{state} is kept: make room, then --resume"
-                if state
-                else "no state could be saved either: make room, then train anew"
-            )
-            raise OSError(f"{error} These are the last ones of the run; {kept}") from error
-        return paths
-
-    def _result(self) -> TrainResult:
-        self.accelerator.wait_for_everyone()
-        history = self.validation.history
-        weights = self.folder.best_weights if self.validation.best else self.folder.last_weights
-        if not weights.is_file():
-            logger.warning("%s is gone, and no evaluation after that was better: the last weights take its place", weights)
-            weights = self.folder.last_weights
-        rows = (history[-1] if history else {}, self.validation.best or {})
-        last, best = ({name: value for name, value in row.items() if name not in POSITION} for row in rows)
-        return TrainResult(
-            output_dir=self.folder.root,
-            metrics=last,
-            best_metrics=best,
-            best_weights=weights,
-            last_weights=self.folder.last_weights,
-            steps=self.position.step,
-            history=history,
-        )
+        base = self.config.weights if self.config.optimizer.lora else None
+        return self.folder.write_weights(self.learner.averaged, metadata, best=best, base=base, at_end=self._at_end())
 
     # ---- stopping and going on
 
@@ -379,13 +341,7 @@ class Trainer:
                 "history": self.validation.history,
                 "pace": self.pace.state_dict(),
             }
-            try:
-                weights = [*weights, save_state(self.folder.state, self.position.step, state)]
-            except StateNotSavedError as error:
-                kept = latest_state(self.folder.state)
-                logger.error(
-                    "%s The run goes on; if it ends now, %s", error, f"{kept} is where it resumes" if kept else "all is lost"
-                )
+            weights = [*weights, *save_state(self.folder.state, self.position.step, state)]
         self.accelerator.wait_for_everyone()
         for callback in self.callbacks:
             callback.on_checkpoint(self, list(weights))
