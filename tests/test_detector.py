@@ -13,7 +13,7 @@ from deformable_detr.config import OptimizerConfig, RunConfig
 from deformable_detr.detector import Detector
 from deformable_detr.evaluation import Metrics
 from deformable_detr.presets import model_preset
-from deformable_detr.settings import GROUPS, run_config
+from deformable_detr.settings import GROUPS, asked_settings, build_config
 from deformable_detr.visualize import look_inside
 
 NAMES = {3: "circle", 8: "square"}
@@ -156,19 +156,21 @@ def test_a_run_is_not_overwritten(trained, dataset):
 
 
 def test_settings_by_name_group_and_dotted_name():
-    config = run_config(
-        {
-            "dataset": "data",
-            "preset": "tiny",
-            "epochs": 3,
-            "lr": 1e-3,
-            "num_queries": 7,
-            "model": {"dropout": 0.2},
-            "train": {"batch_size": 4},
-            "optimizer.warmup_steps": 5,
-            "data.train_short_sides": [64, 96],
-            "weights": "start.safetensors",
-        },
+    config = build_config(
+        asked_settings(
+            {
+                "dataset": "data",
+                "preset": "tiny",
+                "epochs": 3,
+                "lr": 1e-3,
+                "num_queries": 7,
+                "model": {"dropout": 0.2},
+                "train": {"batch_size": 4},
+                "optimizer.warmup_steps": 5,
+                "data.train_short_sides": [64, 96],
+                "weights": "start.safetensors",
+            },
+        )
     )
     assert isinstance(config, RunConfig)
     assert (config.train.epochs, config.train.batch_size) == (3, 4)
@@ -177,8 +179,8 @@ def test_settings_by_name_group_and_dotted_name():
     assert config.model.hidden_dim == model_preset("tiny").hidden_dim
     assert config.data.train_short_sides == (64, 96)
     assert config.weights == "start.safetensors"
-    assert run_config({"dataset": "data", "output_dir": Path("runs/x")}) == RunConfig("data", output_dir="runs/x")
-    whole = run_config({"dataset": "data", "optimizer": OptimizerConfig(lr=0.5)})
+    assert build_config(asked_settings({"dataset": "data", "output_dir": Path("runs/x")})) == RunConfig("data", output_dir="runs/x")
+    whole = build_config(asked_settings({"dataset": "data", "optimizer": OptimizerConfig(lr=0.5)}))
     assert whole.optimizer == OptimizerConfig(lr=0.5)
 
 
@@ -196,7 +198,7 @@ def test_settings_by_name_group_and_dotted_name():
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        run_config({"dataset": "data", **settings})
+        build_config(asked_settings({"dataset": "data", **settings}))
 
 
 def test_an_unknown_preset():

@@ -18,7 +18,7 @@ from deformable_detr import Detector
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.data.dataset import open_dataset
 from deformable_detr.model import build_model
-from deformable_detr.settings import run_config
+from deformable_detr.settings import asked_settings, build_config
 
 PAGE = (Path(__file__).parents[1] / "docs" / "integrations.md").read_text(encoding="utf-8")
 
@@ -60,7 +60,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def train(dataset, callbacks=(), **settings):
         asked.append({"dataset": dataset, **settings})
-        config = run_config({"dataset": dataset, **settings})
+        config = build_config(asked_settings({"dataset": dataset, **settings}))
         metrics = SimpleNamespace(ap=1 - abs(np.log10(config.optimizer.lr / 2e-4)))
         for callback in callbacks:
             callback.on_evaluation(SimpleNamespace(position=SimpleNamespace(epoch=0)), metrics)

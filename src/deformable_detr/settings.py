@@ -30,14 +30,6 @@ _ALIASES = {"model.weights": "weights"}
 """The weights belong to the run, but are looked for beside the network."""
 
 
-def run_config(options: Mapping[str, Any], file: str | Path | None = None) -> RunConfig:
-    """The configuration that was asked for; a run also has what its recipe and budget choose (`training/recipe.py:plan_run`).
-
-    Args and errors are those of :func:`asked_settings`.
-    """
-    return build_config(asked_settings(options, file))
-
-
 def asked_settings(options: Mapping[str, Any], file: str | Path | None = None) -> dict[str, Any]:
     """What was asked for of a run, by full names.
 

@@ -9,7 +9,7 @@ import pytest
 
 from deformable_detr.config import RunConfig, TrainConfig
 from deformable_detr.data.scenes import generate_scenes
-from deformable_detr.settings import by_full_name, run_config
+from deformable_detr.settings import asked_settings, build_config, by_full_name
 from deformable_detr.training.budget import MOST_PASSES, START, Speed, fit, fit_run, measure_speed, parse_budget
 from deformable_detr.training.recipe import plan_run
 
@@ -122,7 +122,7 @@ def test_real_steps_are_timed(dataset: Path) -> None:
         **{"dataset": dataset, "preset": "tiny", "ema_decay": 0.9, "num_workers": 0, "device": "cpu", "eval_short_side": 64},
         **{"train_short_sides": [64], "crop_short_sides": [], "max_long_side": 64},
     }
-    speed = measure_speed(run_config(by_full_name(options)), clock=lambda: float(next(ticks)))
+    speed = measure_speed(build_config(asked_settings(by_full_name(options))), clock=lambda: float(next(ticks)))
     assert speed.step == 1.0
     assert speed.evaluation > 0
     assert speed.steps_per_epoch == 6

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
-from deformable_detr.settings import run_config
+from deformable_detr.settings import asked_settings, build_config
 from deformable_detr.training import trainer
 from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.interruption import TrainingInterrupted
@@ -164,6 +164,6 @@ def test_a_resumed_run_goes_on_with_its_plan(timed, stop_at) -> None:
 def test_steps_that_are_asked_for_are_not_held_to_a_time(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("dataset: data\ntrain: {steps: 100, seconds: 60.0}\n")
-    assert run_config({}, file).train.seconds == 60
-    assert run_config({"steps": 50}, file).train.seconds is None
-    assert run_config({"epochs": 2}, file).train.seconds is None
+    assert build_config(asked_settings({}, file)).train.seconds == 60
+    assert build_config(asked_settings({"steps": 50}, file)).train.seconds is None
+    assert build_config(asked_settings({"epochs": 2}, file)).train.seconds is None

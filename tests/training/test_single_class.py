@@ -9,7 +9,7 @@ import torch
 from deformable_detr import Detector
 from deformable_detr.config import RunConfig
 from deformable_detr.evaluation import CocoEvaluator
-from deformable_detr.settings import run_config, to_yaml
+from deformable_detr.settings import asked_settings, build_config, to_yaml
 from deformable_detr.training.preparation import build_network, open_data
 
 
@@ -47,4 +47,4 @@ def test_all_classes_are_one(config: RunConfig, dataset: Path, tmp_path: Path, c
     assert set(found.data["class_name"]) == {"object"}
     kept = tmp_path / "config.yaml"
     kept.write_text(to_yaml(config))
-    assert run_config({}, kept).data.single_class
+    assert build_config(asked_settings({}, kept)).data.single_class

@@ -31,12 +31,12 @@ class Report:
     notes: list[str] = field(default_factory=list)
     """What is to be done to use the result, and assumptions that were made."""
 
-    def lines(self, limit: int = 6) -> list[str]:
-        """One line per kind, with the first `limit` names of each."""
+    def lines(self) -> list[str]:
+        """One line per kind, with the first names of each."""
         lines = [f"{self.source_format} → {self.target_format}", f"mapped    {self.mapped} tensors"]
         for kind in ("reshaped", "dropped", "missing"):
             names: list[str] = getattr(self, kind)
-            lines.append(f"{kind:9} {len(names)}" + (f": {shorten(names, limit)}" if names else ""))
+            lines.append(f"{kind:9} {len(names)}" + (f": {shorten(names)}" if names else ""))
         lines.append(f"lossy     {len(self.lossy) or 'no'}" + "".join(f"\n  - {text}" for text in self.lossy))
         return lines + [f"note: {text}" for text in self.notes]
 

@@ -67,7 +67,7 @@ def progress(label: str, *, unit: str = "images", hidden: bool = False) -> "Prog
     return Progress(*columns, console=_console(stderr=True), transient=True, disable=hidden)
 
 
-def log_to_screen(level: int = logging.INFO) -> None:
+def log_to_screen() -> None:
     """Show log lines on standard error, coloured on a terminal; of several processes that train together, the first one's."""
     from rich.logging import RichHandler
 
@@ -76,8 +76,7 @@ def log_to_screen(level: int = logging.INFO) -> None:
         if sys.stderr.isatty()
         else logging.StreamHandler(sys.stderr)
     )
-    if os.environ.get("RANK", "0") != "0":
-        level = logging.ERROR
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, handlers=[handler], format="%(message)s")
 
 

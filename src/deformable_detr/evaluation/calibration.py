@@ -48,16 +48,10 @@ class Calibration:
         return float(np.nansum(gaps * self.counts) / total) if total else float("nan")
 
 
-def calibrate(curve: ScoreCurve, *, least: float = LEAST_SCORE, width: float = 0.1) -> Calibration:
-    """Sort detections into bins by their score.
-
-    Args:
-        curve: the detections, such as those of all classes.
-        least: lower limit of the first bin.
-        width: of the bins.
-    """
-    edges = np.linspace(least, 1, round((1 - least) / width) + 1)
-    kept = curve.scores >= least
+def calibrate(curve: ScoreCurve) -> Calibration:
+    """Sort detections, such as those of all classes, into bins of a tenth by their score."""
+    edges = np.linspace(LEAST_SCORE, 1, round((1 - LEAST_SCORE) / 0.1) + 1)
+    kept = curve.scores >= LEAST_SCORE
     scores, true_positive = curve.scores[kept], curve.true_positive[kept]
     bins = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, len(edges) - 2)
     counts, sums, found = (np.bincount(bins, weights, minlength=len(edges) - 1) for weights in (None, scores, true_positive))

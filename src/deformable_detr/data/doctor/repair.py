@@ -156,8 +156,8 @@ class _Plan:
         right, bottom = (left + width) * x_scale, (top + height) * y_scale
         limit_y, limit_x = self.size(position)
         left, top = max(left * x_scale, 0.0), max(top * y_scale, 0.0)
-        box = [round(v, 3) for v in (left, top, min(right, limit_x) - left, min(bottom, limit_y) - top)]
-        return box if box[2] > 0 and box[3] > 0 else None
+        kept = [round(v, 3) for v in (left, top, min(right, limit_x) - left, min(bottom, limit_y) - top)]
+        return kept if kept[2] > 0 and kept[3] > 0 else None
 
     def _resize(self, image: int, size: tuple[int, int]) -> None:
         """Give an image its true size.

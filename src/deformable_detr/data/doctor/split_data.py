@@ -105,11 +105,11 @@ class SplitData:
         name = self.file_name(image)
         return Item(f"{name}{': ' if text else ''}{text}", image, None, name, self.image_ids[image], None, value)
 
-    def box_item(self, index: int, text: str, value: Any = None) -> Item:
+    def box_item(self, index: int, text: str) -> Item:
         """A case about a box, by its index in the arrays."""
         image, row = int(self.images[index]), int(self.rows[index])
         annotation_id, name = self.annotation_ids[index], self.file_name(image)
-        return Item(f"{name}, annotation {annotation_id}: {text}", image, row, name, self.image_ids[image], annotation_id, value)
+        return Item(f"{name}, annotation {annotation_id}: {text}", image, row, name, self.image_ids[image], annotation_id)
 
     def usable_images(self) -> list[int]:
         """Positions of the images."""
