@@ -70,7 +70,7 @@ def test_groups_do_not_see_each_other() -> None:
     noise = draw_noise(2 * 3 * 3, 3, 0.5, 1.0)
     mask = queries_of(ContrastiveDenoising(3, 8), two_images(), noise).attn_mask
     assert mask is not None
-    expected = [[i // 4 != j // 4 for j in range(12)] for i in range(12)]
+    expected = [[-math.inf if i // 4 != j // 4 else 0.0 for j in range(12)] for i in range(12)]
     assert mask.tolist() == expected
 
 

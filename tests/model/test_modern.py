@@ -220,12 +220,12 @@ def test_relations_of_two_boxes_by_hand():
 def test_relation_bias_is_added_from_the_second_layer_on_and_keeps_the_mask():
     relation = PositionRelation(num_heads=3)
     before, boxes = torch.rand(2, 4, 4), torch.rand(2, 5, 4)
-    mask = torch.zeros(4, 5, dtype=torch.bool)
-    mask[1, 2] = True
+    mask = torch.zeros(4, 5)
+    mask[1, 2] = -math.inf
     assert relation(0, before, boxes, mask) is mask
     bias = relation(1, before, boxes, mask)
-    assert bias.shape == (2 * 3, 4, 5)
-    assert (bias[:, 1, 2] == -math.inf).all() and bias.masked_fill(mask, 0).min() == 0  # behind a ReLU
+    assert bias.shape == (2, 3, 4, 5)
+    assert (bias[:, :, 1, 2] == -math.inf).all() and bias.masked_fill(mask == -math.inf, 0).min() == 0  # behind a ReLU
     # image 1, head 2, pair (3, 0), written out
     encoded = []
     for value in box_relations(before, boxes)[1, 3, 0].tolist():
@@ -234,7 +234,7 @@ def test_relation_bias_is_added_from_the_second_layer_on_and_keeps_the_mask():
             encoded += [math.sin(angle), math.cos(angle)]
     weight, shift = relation.proj.weight[2].tolist(), relation.proj.bias[2].item()
     expected = max(0.0, sum(w * x for w, x in zip(weight, encoded, strict=True)) + shift)
-    assert bias[1 * 3 + 2, 3, 0].item() == pytest.approx(expected, abs=1e-3)
+    assert bias[1, 2, 3, 0].item() == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("preset", ["r50-dino", "r50-hdetr"])

@@ -34,6 +34,7 @@ from deformable_detr.model.position_mlp import PositionMLP
 from deformable_detr.model.queries import AnchoredProposals, EncoderProposals, LearnedQueries, MixedProposals
 from deformable_detr.model.rebuild import Form, rebuilt
 from deformable_detr.model.relation import PositionRelation
+from deformable_detr.model.self_attention import SelfAttention
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ ENCODER_PARTS = (
 DECODER_PARTS = (
     *ENCODER_PARTS,
     DecoderLayer,
-    nn.MultiheadAttention,
+    SelfAttention,
     NonDynamicallyQuantizableLinear,
     nn.Identity,
     MLP,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deformable_detr.model.encoder import LayerStack
 from deformable_detr.model.heads import apply_box_delta
 from deformable_detr.model.queries import Queries
+from deformable_detr.model.self_attention import SelfAttention
 from deformable_detr.structures import FlatFeatures
 
 
@@ -41,7 +42,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, cross_attn: nn.Module, ffn: nn.Module, hidden_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout=dropout, batch_first=True)
+        self.self_attn = SelfAttention(hidden_dim, num_heads, dropout)
         self.self_attn_norm = nn.LayerNorm(hidden_dim)
         self.cross_attn = cross_attn
         self.cross_attn_norm = nn.LayerNorm(hidden_dim)
@@ -76,7 +77,7 @@ class DecoderLayer(nn.Module):
         """
         place = query + query_pos
         keys, values = (place, query) if seen is None else (torch.cat((place, seen.place), 1), torch.cat((query, seen.content), 1))
-        talked, _ = self.self_attn(place, keys, values, need_weights=False, attn_mask=attn_mask)
+        talked, _ = self.self_attn(place, keys, values, attn_mask)
         query = self.self_attn_norm(query + self.dropout(talked))
         attended = self.cross_attn(query + query_pos, reference_points, memory, flat.spatial_shapes, flat.padding_mask)
         query = self.cross_attn_norm(query + self.dropout(attended))
@@ -203,23 +204,18 @@ class DeformableDecoder(LayerStack):
         """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other, and what its self-attention compared."""
         query, boxes = queries.query, queries.reference_points
         before, reference = boxes, Reference(boxes, boxes)
-        for index, (layer, other) in enumerate(zip(self.layers, others or [None] * len(self.layers), strict=True)):
+        others = others or [None] * len(self.layers)
+        mask = _with_seen(queries.attn_mask, others[0])
+        for index, (layer, other) in enumerate(zip(self.layers, others, strict=True)):
             query_pos = self.position_mlp(queries, reference.attended, flat)
             places = on_padded_levels(reference.attended, flat.valid_ratios)
             seen = Seen(query, query + query_pos, boxes)
-            mask = self._mask(index, queries.attn_mask, before, boxes, other)
-            query = self.run(layer, query, query_pos, places, memory, flat, mask, other)
+            bias = self.relation(index, before, boxes if other is None else _beside(boxes, other.boxes), mask)
+            query = self.run(layer, query, query_pos, places, memory, flat, bias, other)
             hidden, before = self.norm(query), boxes
             box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
             boxes, reference = self.update_boxes(box_head, query, hidden, reference)
             yield hidden, boxes, seen
-
-    def _mask(self, layer: int, mask: Tensor | None, before: Tensor, boxes: Tensor, other: Seen | None) -> Tensor | None:
-        """The mask of a layer's self-attention; all queries of `other`, if any, are seen."""
-        if other is not None:
-            mask = None if mask is None else F.pad(mask, (0, other.content.shape[1]))
-            boxes = torch.cat((boxes, other.boxes), dim=1) if boxes.shape[-1] == other.boxes.shape[-1] else boxes
-        return self.relation(layer, before, boxes, mask)
 
 
 class LastLayer(nn.Module):
@@ -242,3 +238,13 @@ class LastLayer(nn.Module):
 def on_padded_levels(reference: Tensor, valid_ratios: Tensor) -> Tensor:
     """References in the frame of the image, `[B, Q, 2 | 4]`, in the frame of each padded level: `[B, Q, L, 2 | 4]`."""
     return reference[:, :, None] * valid_ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
+
+
+def _with_seen(mask: Tensor | None, seen: Seen | None) -> Tensor | None:
+    """The mask of the self-attention where all of `seen` is seen, too."""
+    return mask if mask is None or seen is None else F.pad(mask, (0, seen.content.shape[1]))
+
+
+def _beside(boxes: Tensor, others: Tensor) -> Tensor:
+    """Boxes `[B, Q, 4]` and, in the same form, those of the queries that are seen; references of the first layer may be points."""
+    return torch.cat((boxes, others), dim=1) if boxes.shape[-1] == others.shape[-1] else boxes

@@ -5,6 +5,7 @@ wrong. A positive query has to find its object again, a negative one has to say 
 the decoder learns to correct boxes from the first step on.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -185,6 +186,6 @@ def _places(counts: Sequence[int], most: int, copies: int, device: torch.device)
 
 
 def _other_groups(groups: int, size: int, device: torch.device) -> Tensor:
-    """`[G, G]` bool: True where a query and another one belong to different groups."""
+    """`[G, G]` float: minus infinity where a query and another one belong to different groups, else 0."""
     group = torch.arange(groups, dtype=torch.int64, device=device).repeat_interleave(size)
-    return group[:, None] != group
+    return torch.zeros(len(group), len(group), dtype=torch.float32, device=device).masked_fill(group[:, None] != group, -math.inf)

@@ -42,8 +42,8 @@ class Queries:
     """`[B, Q, 2]` (x, y) or `[B, Q, 4]` (cx, cy, w, h), in [0, 1] of each image; float32."""
 
     attn_mask: Tensor | None = None
-    """Of the self-attention: bool, True where row i may not see column j, or float, added to its logits; `[Q, Q]` or
-    `[B * M, Q, Q]`. None: all see all."""
+    """`[Q, Q]` float, added to the logits of the self-attention: minus infinity where row i may not see column j. None: all see
+    all."""
 
     encoder_logits: Tensor | None = None
     """`[B, S, K]`, see `Predictions`."""

@@ -28,16 +28,16 @@ class PositionRelation(nn.Module):
             layer: its number; the first one has no bias.
             before: `[B, Q, 4]` cxcywh, the boxes that the layer before started from; the rows.
             boxes: `[B, V, 4]`, what it made of them; the columns.
-            mask: `[Q, V]` bool, True where a row may not see a column.
+            mask: `[Q, V]`, minus infinity where a row may not see a column, else 0.
 
         Returns:
-            `[B * M, Q, V]` float, minus infinity where masked.
+            `[B, M, Q, V]`, minus infinity where masked.
         """
         if layer == 0:
             return mask
         encoded = sine_embedding(box_relations(before.detach(), boxes.detach()) * SCALE, FEATURES)  # [B, Q, V, 64]
-        bias = self.proj(encoded.to(self.proj.weight.dtype)).relu().movedim(-1, 1).flatten(0, 1)
-        return bias if mask is None else bias.masked_fill(mask, float("-inf"))
+        bias = self.proj(encoded.to(self.proj.weight.dtype)).relu().movedim(-1, 1)
+        return bias if mask is None else bias + mask
 
 
 def box_relations(rows: Tensor, columns: Tensor) -> Tensor:
