@@ -40,8 +40,8 @@ def plain(kind, p, positive, u):
 @pytest.mark.parametrize("u", [0.0, 0.3, 0.85, 1.0])
 def test_value_is_the_formula_of_the_paper(kind, positive, u):
     for x in (-3.0, -0.4, 0.0, 2.5):
-        logit, quality = torch.tensor([x], dtype=torch.float64), torch.tensor([u], dtype=torch.float64)
-        got = loss_of(kind)(logit, torch.tensor([positive]), quality).item()
+        logit, quality = torch.tensor([x], dtype=torch.float64), torch.tensor([u] * positive, dtype=torch.float64)
+        got = loss_of(kind)(logit, (torch.tensor([positive]),), quality).item()
         assert got == pytest.approx(plain(kind, 1 / (1 + math.exp(-x)), positive, u), rel=1e-9)
 
 
@@ -59,7 +59,7 @@ def test_value_is_the_formula_of_the_paper(kind, positive, u):
 )
 def test_slope_shows_what_is_held_constant(kind, positive, slope):
     logit = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-    loss_of(kind)(logit, torch.tensor([positive]), torch.tensor([0.6], dtype=torch.float64)).sum().backward()
+    loss_of(kind)(logit, (torch.tensor([positive]),), torch.tensor([0.6] * positive, dtype=torch.float64)).sum().backward()
     assert logit.grad is not None
     assert logit.grad.item() == pytest.approx(slope(1 / (1 + math.exp(-0.7)), 0.6), rel=1e-9)
 

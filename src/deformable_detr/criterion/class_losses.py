@@ -10,13 +10,10 @@ for the gradient) and BCE(p, t) = -t log p - (1 - t) log(1 - p), a matched class
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-ClassLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits `[...]`, positive `[...]` bool, quality `[...]` in [0, 1], read where positive) → the loss of each element, `[...]`."""
 
 IA_BCE_SHARE = 0.25
 """Align-DETR's alpha: the exponent of the probability in the goal; the IoU has the rest."""
@@ -28,66 +25,74 @@ VARIFOCAL_ALPHA = 0.75
 """Weight of what is not matched."""
 
 
-def sigmoid_focal_loss(logits: Tensor, positive: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of independent binary classifications (Lin et al. 2017, equation 5), element by element.
+@dataclass(frozen=True)
+class ClassLoss:
+    """A loss as its two formulas; the few elements that are matched are computed apart from all others.
 
-    As 1 - sigmoid(x) = sigmoid(-x), positives and negatives share one formula of the logit with its sign flipped at the
-    positives, and no probability is ever rounded to 0 or 1 inside a logarithm.
+    As -log(1 - sigmoid(x)) = softplus(x), no probability is ever rounded to 0 or 1 inside a logarithm.
+    """
+
+    matched: Callable[[Tensor, Tensor], Tensor]
+    """Logits `[P]` of matched classes and the quality of their boxes, `[P]` in [0, 1] → `[P]`."""
+
+    others: Callable[[Tensor], Tensor]
+    """Logits `[...]` of other classes → `[...]`."""
+
+    def __call__(self, logits: Tensor, at: tuple[Tensor, ...], quality: Tensor) -> Tensor:
+        """The loss of each element.
+
+        Args:
+            logits: `[...]`.
+            at: the index of P elements, the classes of matched queries; none twice.
+            quality: `[P]` in [0, 1], of their boxes.
+
+        Returns:
+            `[...]`, at least 0.
+        """
+        return self.others(logits).index_put(at, self.matched(logits[at], quality))
+
+
+def focal_loss(alpha: float = 0.25, gamma: float = 2.0) -> ClassLoss:
+    """Focal loss of independent binary classifications (Lin et al. 2017, equation 5).
 
     Args:
-        logits: `[...]`.
-        positive: `[...]` bool, True for the positive class.
         alpha: weight of the positives; the negatives have 1 - alpha.
         gamma: how strongly easy examples are played down.
-
-    Returns:
-        `[...]`, at least 0.
     """
-    wrongness = torch.where(positive, -logits, logits)
-    weight = (1 - alpha) + (2 * alpha - 1) * positive.to(logits.dtype)
-    return weight * wrongness.sigmoid() ** gamma * -F.logsigmoid(-wrongness)
+    return ClassLoss(
+        matched=lambda logits, quality: alpha * (-logits).sigmoid() ** gamma * F.softplus(-logits),
+        others=lambda logits: (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits),
+    )
 
 
-def ia_bce_loss(logits: Tensor, positive: Tensor, quality: Tensor) -> Tensor:
-    """IoU-aware binary cross entropy (Cai et al. 2023, Align-DETR, section 3.2), element by element.
+def ia_bce_loss() -> ClassLoss:
+    """IoU-aware binary cross entropy (Cai et al. 2023, Align-DETR, section 3.2)."""
+
+    def matched(logits: Tensor, quality: Tensor) -> Tensor:
+        goal = logits.detach().sigmoid() ** IA_BCE_SHARE * quality ** (1 - IA_BCE_SHARE)
+        return _cross_entropy(logits, goal.clamp(min=IA_BCE_LEAST))
+
+    return ClassLoss(matched, others=lambda logits: logits.sigmoid() ** 2 * F.softplus(logits))
+
+
+def varifocal_loss() -> ClassLoss:
+    """Varifocal loss (Zhang et al. 2021, equation 2)."""
+    return ClassLoss(
+        matched=lambda logits, quality: quality * _cross_entropy(logits, quality),
+        others=lambda logits: VARIFOCAL_ALPHA * logits.detach().sigmoid() ** 2 * F.softplus(logits),
+    )
+
+
+def matchability_aware_loss(gamma: float = 1.5) -> ClassLoss:
+    """Matchability-aware loss (Huang et al. 2025, DEIM, section 3.2).
 
     Args:
-        logits: `[...]`.
-        positive: `[...]` bool, True at the class of a matched query.
-        quality: `[...]` in [0, 1], the IoU of a matched query's box.
-
-    Returns:
-        `[...]`, at least 0.
-    """
-    probability = logits.sigmoid()
-    wanted = probability.detach() ** IA_BCE_SHARE * quality ** (1 - IA_BCE_SHARE)
-    target = torch.where(positive, wanted.clamp(min=IA_BCE_LEAST), 0.0)
-    weight = torch.where(positive, 1.0, probability**2)
-    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-
-
-def varifocal_loss(logits: Tensor, positive: Tensor, quality: Tensor) -> Tensor:
-    """Varifocal loss (Zhang et al. 2021, equation 2), element by element; arguments as of :func:`ia_bce_loss`."""
-    target = torch.where(positive, quality, 0.0)
-    weight = torch.where(positive, quality, VARIFOCAL_ALPHA * logits.detach().sigmoid() ** 2)
-    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-
-
-def matchability_aware_loss(logits: Tensor, positive: Tensor, quality: Tensor, gamma: float = 1.5) -> Tensor:
-    """Matchability-aware loss (Huang et al. 2025, DEIM, section 3.2), element by element.
-
-    Args:
-        logits: `[...]`.
-        positive: `[...]` bool, True at the class of a matched query.
-        quality: `[...]` in [0, 1], the IoU of a matched query's box.
         gamma: exponent of the goal and of the weight of what is not matched.
-
-    Returns:
-        `[...]`, at least 0.
     """
-    target = torch.where(positive, quality**gamma, 0.0)
-    weight = torch.where(positive, 1.0, logits.detach().sigmoid() ** gamma)
-    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return ClassLoss(
+        matched=lambda logits, quality: _cross_entropy(logits, quality**gamma),
+        others=lambda logits: logits.detach().sigmoid() ** gamma * F.softplus(logits),
+    )
 
 
 def class_loss_function(kind: str, *, focal_alpha: float, focal_gamma: float, mal_gamma: float) -> ClassLoss:
@@ -95,19 +100,23 @@ def class_loss_function(kind: str, *, focal_alpha: float, focal_gamma: float, ma
 
     Args:
         kind: `focal`, `ia-bce`, `varifocal` or `mal`.
-        focal_alpha: see :func:`sigmoid_focal_loss`.
-        focal_gamma: see :func:`sigmoid_focal_loss`.
+        focal_alpha: see :func:`focal_loss`.
+        focal_gamma: see :func:`focal_loss`.
         mal_gamma: see :func:`matchability_aware_loss`.
 
     Raises:
         ValueError: another name.
     """
-    functions: dict[str, ClassLoss] = {
-        "focal": lambda logits, positive, quality: sigmoid_focal_loss(logits, positive, focal_alpha, focal_gamma),
+    functions: dict[str, Callable[[], ClassLoss]] = {
+        "focal": lambda: focal_loss(focal_alpha, focal_gamma),
         "ia-bce": ia_bce_loss,
         "varifocal": varifocal_loss,
-        "mal": lambda logits, positive, quality: matchability_aware_loss(logits, positive, quality, mal_gamma),
+        "mal": lambda: matchability_aware_loss(mal_gamma),
     }
     if kind not in functions:
         raise ValueError(f"unknown class loss {kind!r}; known are {', '.join(functions)}")
-    return functions[kind]
+    return functions[kind]()
+
+
+def _cross_entropy(logits: Tensor, goal: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, goal, reduction="none")

@@ -253,11 +253,7 @@ class SetCriterion(nn.Module):
         corners = cxcywh_to_xyxy(rows.matched), cxcywh_to_xyxy(rows.wanted)
         with torch.no_grad():
             overlap = elementwise_iou(*corners)
-        positive = torch.zeros(rows.logits.shape, dtype=torch.bool, device=rows.logits.device)
-        positive[rows.queries, rows.labels] = True
-        quality = torch.zeros_like(rows.logits)
-        quality[rows.queries, rows.labels] = overlap.to(quality.dtype)
-        class_loss = self.class_loss(rows.logits, positive, quality)
+        class_loss = self.class_loss(rows.logits, (rows.queries, rows.labels), overlap.to(rows.logits.dtype))
         class_loss = class_loss if class_scale is None else class_loss * class_scale
         return {
             "loss_class": _sums(class_loss, rows.queries_of_layer),

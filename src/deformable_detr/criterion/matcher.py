@@ -63,7 +63,7 @@ class HungarianMatcher(nn.Module):
             class_cost: of the focal cost of saying yes rather than no to the object's class.
             bbox_cost: of the L1 distance of the boxes (cxcywh).
             giou_cost: of the negative generalised IoU.
-            focal_alpha: see :func:`~deformable_detr.criterion.class_losses.sigmoid_focal_loss`.
+            focal_alpha: see :func:`~deformable_detr.criterion.class_losses.focal_loss`.
             focal_gamma: see there.
             giou_eps: see :func:`~deformable_detr.criterion.losses.elementwise_giou`.
             copies: how many queries each object is matched with.
