@@ -60,6 +60,7 @@ class DecoderLayer(nn.Module):
         flat: FlatFeatures,
         attn_mask: Tensor | None = None,
         seen: Seen | None = None,
+        value: Tensor | None = None,
     ) -> Tensor:
         """Update the queries.
 
@@ -71,6 +72,7 @@ class DecoderLayer(nn.Module):
             flat: the sequence that `memory` belongs to.
             attn_mask: of the self-attention, see `Queries`; with `seen`, columns of those follow.
             seen: V further queries that these see in the self-attention, and which do not see these.
+            value: of the cross-attention, where it has been computed.
 
         Returns:
             `[B, Q, C]`.
@@ -79,7 +81,7 @@ class DecoderLayer(nn.Module):
         keys, values = (place, query) if seen is None else (torch.cat((place, seen.place), 1), torch.cat((query, seen.content), 1))
         talked, _ = self.self_attn(place, keys, values, attn_mask)
         query = self.self_attn_norm(query + self.dropout(talked))
-        attended = self.cross_attn(query + query_pos, reference_points, memory, flat.spatial_shapes, flat.padding_mask)
+        attended = self.cross_attn(query + query_pos, reference_points, memory, flat.spatial_shapes, flat.padding_mask, value)
         query = self.cross_attn_norm(query + self.dropout(attended))
         return self.ffn_norm(query + self.dropout(self.ffn(query)))
 
@@ -155,6 +157,9 @@ class Decoded(NamedTuple):
     seen: tuple[Seen, ...] = ()
     """The queries in each layer's self-attention, for queries that exist in training alone; empty outside training."""
 
+    values: tuple[Tensor | None, ...] = ()
+    """What each layer's cross-attention sampled, for the same queries."""
+
 
 class DeformableDecoder(LayerStack):
     """A stack of decoder layers with their box heads.
@@ -186,32 +191,56 @@ class DeformableDecoder(LayerStack):
         self.position_mlp = position_mlp
         self.relation = relation
 
-    def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures, others: Sequence[Seen | None] | None = None) -> Decoded:
+    def forward(
+        self,
+        queries: Queries,
+        memory: Tensor,
+        flat: FlatFeatures,
+        others: Sequence[Seen] = (),
+        values: Sequence[Tensor | None] = (),
+    ) -> Decoded:
         """Run all layers.
 
         Args:
             queries: what goes in.
             memory: `[B, S, C]`.
             flat: the sequence that `memory` belongs to.
-            others: for each layer the queries that these see beside themselves.
+            others: for each layer the queries that these see beside themselves. Empty: none.
+            values: `Decoded.values` of another pass over the same memory. Empty: they are computed.
         """
-        hidden, boxes, seen = zip(*self.steps(queries, memory, flat, others), strict=True)
-        return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else ())
+        values = values or self.values(memory, flat)
+        hidden, boxes, seen = zip(*self.steps(queries, memory, flat, others, values), strict=True)
+        return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else (), tuple(values))
+
+    def values(self, memory: Tensor, flat: FlatFeatures) -> list[Tensor | None]:
+        """What each layer's cross-attention samples, `[B, S, C]`, for all passes of a training step.
+
+        None where a layer computes it itself: outside training nobody else needs it, and gradient checkpointing keeps nothing that
+        can be computed again.
+        """
+        if not self.training or self.gradient_checkpointing:
+            return [None] * len(self.layers)
+        return [layer.cross_attn.value(memory, flat.padding_mask) for layer in self.layers]  # type: ignore[operator, union-attr]
 
     def steps(
-        self, queries: Queries, memory: Tensor, flat: FlatFeatures, others: Sequence[Seen | None] | None = None
+        self,
+        queries: Queries,
+        memory: Tensor,
+        flat: FlatFeatures,
+        others: Sequence[Seen] = (),
+        values: Sequence[Tensor | None] = (),
     ) -> Iterator[tuple[Tensor, Tensor, Seen]]:
         """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other, and what its self-attention compared."""
         query, boxes = queries.query, queries.reference_points
         before, reference = boxes, Reference(boxes, boxes)
-        others = others or [None] * len(self.layers)
-        mask = _with_seen(queries.attn_mask, others[0])
-        for index, (layer, other) in enumerate(zip(self.layers, others, strict=True)):
+        none = [None] * len(self.layers)
+        mask = _with_columns(queries.attn_mask, others)
+        for index, (layer, other, value) in enumerate(zip(self.layers, others or none, values or none, strict=True)):
             query_pos = self.position_mlp(queries, reference.attended, flat)
             places = on_padded_levels(reference.attended, flat.valid_ratios)
             seen = Seen(query, query + query_pos, boxes)
             bias = self.relation(index, before, boxes if other is None else _beside(boxes, other.boxes), mask)
-            query = self.run(layer, query, query_pos, places, memory, flat, bias, other)
+            query = self.run(layer, query, query_pos, places, memory, flat, bias, other, value)
             hidden, before = self.norm(query), boxes
             box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
             boxes, reference = self.update_boxes(box_head, query, hidden, reference)
@@ -240,9 +269,9 @@ def on_padded_levels(reference: Tensor, valid_ratios: Tensor) -> Tensor:
     return reference[:, :, None] * valid_ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
 
 
-def _with_seen(mask: Tensor | None, seen: Seen | None) -> Tensor | None:
-    """The mask of the self-attention where all of `seen` is seen, too."""
-    return mask if mask is None or seen is None else F.pad(mask, (0, seen.content.shape[1]))
+def _with_columns(mask: Tensor | None, others: Sequence[Seen]) -> Tensor | None:
+    """The mask of the self-attention where all of the others are seen, too."""
+    return F.pad(mask, (0, others[0].content.shape[1])) if mask is not None and others else mask
 
 
 def _beside(boxes: Tensor, others: Tensor) -> Tensor:

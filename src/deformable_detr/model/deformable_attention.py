@@ -42,7 +42,13 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, query: Tensor, reference_points: Tensor, memory: Tensor, spatial_shapes: SpatialShapes, padding_mask: Tensor | None
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        spatial_shapes: SpatialShapes,
+        padding_mask: Tensor | None,
+        value: Tensor | None = None,
     ) -> Tensor:
         """Gather from `memory` for every query.
 
@@ -52,13 +58,12 @@ class MultiScaleDeformableAttention(nn.Module):
             memory: `[B, S, C]`, the sequence of all levels.
             spatial_shapes: (h, w) of the L levels.
             padding_mask: `[B, S]` bool, True where nothing is to be seen.
+            value: what :meth:`value` made of them, where several calls share it. None: it is computed here.
 
         Returns:
             `[B, Q, C]`.
         """
-        value = self.value_proj(memory)  # [B, S, C]
-        if padding_mask is not None:
-            value = value.masked_fill(padding_mask[..., None], 0.0)
+        value = self.value(memory, padding_mask) if value is None else value
         offsets, logits = self.offsets_and_logits(query)
         output = ms_deform_attn_fused(
             value.unflatten(-1, (self.num_heads, -1)),
@@ -68,6 +73,11 @@ class MultiScaleDeformableAttention(nn.Module):
             logits,
         )
         return self.output_proj(output)
+
+    def value(self, memory: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """`[B, S, C]` → what is sampled, `[B, S, C]`: 0 in the padding, `[B, S]` bool."""
+        value = self.value_proj(memory)
+        return value if padding_mask is None else value.masked_fill(padding_mask[..., None], 0.0)
 
     def offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, Q, C]` → sampling offsets `[B, Q, M, L, P, 2]` and attention logits `[B, Q, M, L, P]` (softmax over L · P)."""

@@ -23,7 +23,7 @@ class DeformableDETR(nn.Module):
         flatten: `FeaturePyramid` → `FlatFeatures`.
         encoder: `FlatFeatures` → memory `[B, S, C]`.
         query_source: memory, `FlatFeatures` → `Queries`; it alone decides their number, content, position and who sees whom.
-        decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, and what denoising queries see.
+        decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, and what those of training need.
         class_heads: hidden → logits `[N, B, Q, K]`.
         suppressor: makes the last of them one-to-one where the others are one-to-many: `MaskedSuppressor` or `NoSuppressor`.
         denoising: makes further queries from the targets in training: `ContrastiveDenoising` or `NoDenoising`.
@@ -87,8 +87,8 @@ class DeformableDETR(nn.Module):
         predictions = queries.predictions(self.class_heads(decoded.hidden), decoded.boxes)
         predictions = self.suppressor(predictions, decoded.hidden)
         denoising = self.denoising(self.query_source, memory, targets, noise)
-        for branch, further, others in (("one_to_many", queries.one_to_many, None), ("denoising", denoising, decoded.seen)):
+        for branch, further, others in (("one_to_many", queries.one_to_many, ()), ("denoising", denoising, decoded.seen)):
             if further is not None:
-                hidden, boxes, _ = self.decoder(further, memory, flat, others)
+                hidden, boxes, *_ = self.decoder(further, memory, flat, others, decoded.values)
                 predictions = replace(predictions, **{f"{branch}_logits": self.class_heads(hidden), f"{branch}_boxes": boxes})
         return predictions

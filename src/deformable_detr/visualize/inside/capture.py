@@ -72,7 +72,7 @@ def sampling_of_call(attention: MultiScaleDeformableAttention, call: Call) -> Sa
 
     Call it in the same autocast context as the module, so that the linear layers round in the same way.
     """
-    query, reference_points, _, spatial_shapes, _ = call.args
+    query, reference_points, _, spatial_shapes, *_ = call.args
     offsets, logits = (value.to(reference_points.dtype) for value in attention.offsets_and_logits(query))
     weights = logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
     return Sampling(reference_points, offsets, sampling_locations_from_offsets(reference_points, offsets, spatial_shapes), weights)
