@@ -115,8 +115,12 @@ def refine_boxes(
     box_head: nn.Module, query: Tensor, hidden: Tensor, reference: Reference, *, eps: float, output_eps: float
 ) -> tuple[Tensor, Reference]:
     """Iterative box refinement (paper, app. A.4): each layer corrects the boxes of the one before; no gradient goes back there."""
-    boxes, following = look_forward_twice(box_head, query, hidden, reference, eps=eps, output_eps=output_eps)
-    return boxes, Reference(following.attended, following.attended)
+    boxes = apply_box_delta(box_head(hidden), reference.base, output_eps)
+    following = boxes.detach()
+    if query is not hidden or eps != output_eps:  # what the next layer starts from is not what is given out
+        with torch.no_grad():
+            following = apply_box_delta(box_head(query), reference.attended, eps)
+    return boxes, Reference(following, following)
 
 
 def look_forward_twice(
