@@ -16,6 +16,7 @@ from deformable_detr.model.denoising import draw_noise
 from deformable_detr.model.position_encoding import SinePositionEncoding
 from deformable_detr.model.relation import PositionRelation, box_relations
 from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.training.memory import set_gradient_checkpointing
 
 SMALL = {
     "num_classes": 5,
@@ -107,6 +108,26 @@ def test_answers_are_bit_equal_with_and_without_the_queries_of_training(preset, 
     assert without.denoising_logits is None and without.one_to_many_logits is None
     model.eval()
     assert model(images).denoising_logits is None and model(images).one_to_many_logits is None
+
+
+@pytest.mark.parametrize(("preset", "settings"), MODELS[:3])
+def test_the_memory_is_projected_once_for_all_queries_of_training_and_anew_with_checkpointing(preset, settings):
+    images, targets = batch()
+    model = built(preset, settings)
+    noise = noise_for(model, targets, 2) if settings.get("denoising_queries") else None
+    called = []
+    for layer in model.decoder.layers:
+        layer.cross_attn.value_proj.register_forward_hook(lambda module, *_: called.append(module))
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        set_gradient_checkpointing(model, checkpointing)
+        predictions = model(images, targets, noise)
+        if not checkpointing:
+            assert called == [layer.cross_attn.value_proj for layer in model.decoder.layers]
+        sum(value.sum() for value in vars(predictions).values() if value is not None).backward()
+        gradients.append([layer.cross_attn.value_proj.weight.grad.clone() for layer in model.decoder.layers])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
 def reached(box_heads):
