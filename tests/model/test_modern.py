@@ -125,7 +125,7 @@ def test_the_memory_is_projected_once_for_all_queries_of_training_and_anew_with_
         predictions = model(images, targets, noise)
         if not checkpointing:
             assert called == [layer.cross_attn.value_proj for layer in model.decoder.layers]
-        sum(value.sum() for value in vars(predictions).values() if value is not None).backward()
+        torch.stack([value.sum() for value in vars(predictions).values() if value is not None]).sum().backward()
         gradients.append([layer.cross_attn.value_proj.weight.grad.clone() for layer in model.decoder.layers])
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
