@@ -17,7 +17,7 @@ from deformable_detr.structures import FlatFeatures
 
 @dataclass(frozen=True)
 class Seen:
-    """Queries as the self-attention of one layer compared them: what further queries may look at."""
+    """What one layer looked at, for further queries that look there, too: the queries as its self-attention compared them."""
 
     content: Tensor
     """`[B, V, C]`"""
@@ -27,6 +27,9 @@ class Seen:
 
     boxes: Tensor
     """`[B, V, 4]` boxes of the layer before; in the first layer the references, which may be `[B, V, 2]`."""
+
+    value: Tensor | None
+    """`[B, S, C]` what its cross-attention sampled; None where that is computed anew, see `DeformableDecoder.values`."""
 
 
 class DecoderLayer(nn.Module):
@@ -161,8 +164,10 @@ class Decoded(NamedTuple):
     seen: tuple[Seen, ...] = ()
     """The queries in each layer's self-attention, for queries that exist in training alone; empty outside training."""
 
-    values: tuple[Tensor | None, ...] = ()
-    """What each layer's cross-attention sampled, for the same queries."""
+    @property
+    def values(self) -> tuple[Tensor | None, ...]:
+        """What the cross-attention of each layer sampled, for the same queries."""
+        return tuple(seen.value for seen in self.seen)
 
 
 class DeformableDecoder(LayerStack):
@@ -214,7 +219,7 @@ class DeformableDecoder(LayerStack):
         """
         values = values or self.values(memory, flat)
         hidden, boxes, seen = zip(*self.steps(queries, memory, flat, others, values), strict=True)
-        return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else (), tuple(values))
+        return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else ())
 
     def values(self, memory: Tensor, flat: FlatFeatures) -> list[Tensor | None]:
         """What each layer's cross-attention samples, `[B, S, C]`, for all passes of a training step.
@@ -242,7 +247,7 @@ class DeformableDecoder(LayerStack):
         for index, (layer, other, value) in enumerate(zip(self.layers, others or none, values or none, strict=True)):
             query_pos = self.position_mlp(queries, reference.attended, flat)
             places = on_padded_levels(reference.attended, flat.valid_ratios)
-            seen = Seen(query, query + query_pos, boxes)
+            seen = Seen(query, query + query_pos, boxes, value)
             bias = self.relation(index, before, boxes if other is None else _beside(boxes, other.boxes), mask)
             query = self.run(layer, query, query_pos, places, memory, flat, bias, other, value)
             hidden, before = self.norm(query), boxes
