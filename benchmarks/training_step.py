@@ -1,7 +1,7 @@
 """What a training step of small networks costs, and where the time goes: presets interleaved in one process, generated images.
 
 OMP_NUM_THREADS=1 python benchmarks/training_step.py demo demo-fast --steps 40 --model num_classes=4
-OMP_NUM_THREADS=1 python benchmarks/training_step.py r18-two-stage r18-fast --steps 10 --size 256 --batch_size 2 \
+OMP_NUM_THREADS=1 python benchmarks/training_step.py r18-two-stage r18-fast --steps 10 --size 256 --batch-size 2 \
     --model num_classes=3 hidden_dim=128 num_encoder_layers=2 num_decoder_layers=3 num_queries=100
 
 The first is the demo, the second a network of the recipe small-data.
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("presets", nargs="+", help="the first one is what the others are compared with")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--size", type=int, default=128, help="of the images, pixels")
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--model", nargs="*", default=[], metavar="SETTING=NUMBER", help="settings that are not the presets'")
     options = parser.parse_args()
     model = {name: int(number) for name, _, number in (setting.partition("=") for setting in options.model)}
