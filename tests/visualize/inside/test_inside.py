@@ -53,7 +53,7 @@ def test_first_layers_by_hand_in_float64(one_stage, photo):
     layer = deepcopy(one_stage.decoder.layers[0]).double()
     position, content = (part.double() for part in one_stage.query_source.query_embed.weight.detach().chunk(2, dim=1))
     with torch.no_grad():
-        talk = layer.self_attn((content + position)[None], (content + position)[None], content[None], need_weights=False)[0][0]
+        talk = layer.self_attn((content + position)[None], (content + position)[None], content[None])[0][0]
         query = (layer.self_attn_norm(content + talk) + position).numpy()
     linear = one_stage.query_source.reference_points
     points = 1 / (
