@@ -12,6 +12,7 @@ from deformable_detr.data.cache import FOLDER, derived_folder
 from deformable_detr.data.dataset import open_dataset
 from deformable_detr.data.doctor.examine import examine
 from deformable_detr.data.splits import split_sizes
+from deformable_detr.data.yolo import YoloLayout
 
 XML = "<annotation><filename>{name}</filename><object><name>cat</name><bndbox><xmin>6</xmin><ymin>7</ymin><xmax>25</xmax>\
 <ymax>21</ymax></bndbox></object></annotation>"
@@ -233,7 +234,9 @@ def test_class_names_as_their_author_wrote_them(written, tmp_path):
 )
 def test_numbers_in_front_of_class_names(lines, names, tmp_path):
     lay(tmp_path, "images/1.png", "labels/1.txt", text={"classes.txt": lines})
-    assert open_dataset(tmp_path).layout.names == names
+    layout = open_dataset(tmp_path).layout
+    assert isinstance(layout, YoloLayout)
+    assert layout.names == names
     assert ("names-numbered" in codes(tmp_path)) == (names[0] not in lines.splitlines())
 
 

@@ -86,7 +86,7 @@ def test_a_tensor_is_resized_like_an_array():
     """To a width of one pixel, which PyTorch's resize of 8 bits gets wrong on tensors that lie channel after channel."""
     array = np.random.default_rng(0).integers(0, 256, (60, 2, 3), dtype=np.uint8)
     tensor = torch.from_numpy(array).permute(2, 0, 1).contiguous()
-    transform = eval_transform(1, 30, (0.0,) * 3, (1.0,) * 3)
+    transform = eval_transform(1, 30, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     resized = [transform(next(open_source(source)).read())[0] for source in (tensor, array)]
     assert resized[0].shape == (3, 30, 1)
     assert torch.equal(*resized)
