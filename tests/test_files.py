@@ -3,10 +3,11 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
-from deformable_detr.files import atomic_file, atomic_folder, write_json, write_text
+from deformable_detr.files import atomic_file, atomic_folder, check_place, write_json, write_text
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -70,3 +71,14 @@ def test_folders(tmp_path):
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "other"):
         raise RuntimeError
     assert [item.name for item in tmp_path.iterdir()] == ["data"]
+
+
+def test_places_where_nothing_can_be_written_are_noticed(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "new" / "folder", tmp_path, tmp_path / "file", Path("/dev/null")):
+        check_place(place)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(NotADirectoryError, match=r"cannot be written here.*file/a.txt"):
+        check_place(tmp_path / "file" / "a.txt")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        check_place(tmp_path, folder=False)

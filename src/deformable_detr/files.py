@@ -90,6 +90,31 @@ def atomic_folder(path: str | Path, *, merge: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_place(path: str | Path, *, folder: bool = True) -> None:
+    """Find out, before long work begins, whether its result can be written. Nothing is left at the place.
+
+    Args:
+        path: a file or folder that is to be written; missing folders above it would be made.
+        folder: whether it may be a folder.
+
+    Raises:
+        OSError: it cannot; names `path`, and why.
+    """
+    path = _target(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # /dev/null, a pipe
+        return
+    if path.is_dir() and not folder:
+        raise IsADirectoryError(f"{path}: is a folder; name a file")
+    place = path.absolute() if path.is_dir() else path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix="."):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written here: {error.strerror}", str(path)) from None
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file whole, as UTF-8.
 

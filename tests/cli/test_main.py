@@ -88,6 +88,32 @@ def test_the_traceback_is_shown_when_asked_for(by: str, monkeypatch: pytest.Monk
     assert text.endswith("error: not so\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["label", "weights", "images", "--output"],
+        ["doctor", "data", "--fix"],
+        ["doctor", "data", "--json"],
+        ["predict", "weights", "images", "--output"],
+        ["predict", "weights", "images", "--no-draw", "--json"],
+        ["evaluate", "weights", "data", "--report"],
+        ["evaluate", "weights", "data", "--results"],
+        ["export", "weights"],
+        ["convert", "weights"],
+    ],
+)
+def test_an_output_that_cannot_be_made_is_noticed_before_the_inputs_are_looked_for(arguments, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main([*arguments, str(tmp_path / "file" / "out.onnx")]) == 2
+    assert "cannot be written here: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["examples", "num_queries"])
+def test_numbers_of_doctor(name, capsys) -> None:
+    assert cli.main(["doctor", "nowhere", f"--{name}", "-1"]) == 2
+    assert f"{name} must be at least" in capsys.readouterr().err
+
+
 def test_a_defect_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     raises(KeyError("oops"), monkeypatch)
     with pytest.raises(KeyError):

@@ -47,6 +47,17 @@ def test_first_tokens_that_do_not_fit(arguments, starts, message):
         MSDeformAttnFunction.apply(value, shapes, starts, *rest)
 
 
+def test_lists_of_shapes_and_first_tokens(arguments):
+    value, shapes, starts, *rest = arguments
+    expected = MSDeformAttnFunction.apply(*arguments)
+    assert torch.equal(MSDeformAttnFunction.apply(value, shapes.tolist(), tuple(starts.tolist()), *rest), expected)
+    for wrong in (None, [[1.0, 2.0]], [(1, 2), (3,)], "shapes", []):
+        with pytest.raises(ValueError, match="spatial_shapes: expected integers"):
+            MSDeformAttnFunction.apply(value, wrong, starts, *rest)
+    with pytest.raises(ValueError, match="level_start_index: expected integers"):
+        MSDeformAttnFunction.apply(value, shapes, [0.5] * 4, *rest)
+
+
 def test_one_node_of_a_compiled_program(arguments):
     """Shapes and first tokens are arguments, or known from outside; what does not fit is found when the program runs."""
     value, shapes, starts, locations, weights, step = arguments

@@ -88,6 +88,8 @@ def test_images_are_upright_and_of_any_kind(client, predictor):
     (image,) = client.post("/detect?threshold=0&top_k=5", **raw(encoded(pixels, exif=exif))).json()["images"]
     assert (image["width"], image["height"]) == (40, 60)
     assert_found(image["detections"], predictor.predict(np.ascontiguousarray(np.rot90(pixels, -1)), 0.0, top_k=5))
+    for kind in ("*/*", "application/x-www-form-urlencoded"):  # of clients that say nothing, and of curl --data-binary
+        assert client.post("/detect?threshold=0&top_k=5", **raw(encoded(pixels), kind)).status_code == 200
     grey = pixels[:, :, 0]
     as_rgb = predictor.predict(np.repeat(grey[:, :, None], 3, axis=2), 0.0, top_k=5)
     for content in (encoded(grey), encoded(grey.astype(np.uint16) * 256 + 99), encoded(grey, "TIFF"), encoded(grey, "BMP")):
@@ -179,7 +181,14 @@ def test_metrics(client, images):
 
 @pytest.mark.parametrize(
     ("accept", "kind"),
-    [("image/*", "jpeg"), ("image/png;q=0", None), ("image/webp, */*;q=0.1", "jpeg"), ("image/jpeg;q=0, */*", "png"), ("", None)],
+    [
+        ("image/*", "jpeg"),
+        ("image/png;q=0", None),
+        ("image/webp, */*;q=0.1", "jpeg"),
+        ("image/jpeg;q=0, */*", "png"),
+        ("", "jpeg"),
+        ("x/y", None),
+    ],
 )
 def test_drawing_format(accept, kind):
     assert drawing_format(accept) == kind

@@ -75,7 +75,9 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.write(f"deformable-detr {__version__}\n")
         return 0
     command = find_command(arguments[0])
-    return command.run(command.parse(arguments[1:])) or 0
+    options = command.parse(arguments[1:])
+    command.check_places(options)
+    return command.run(options) or 0
 
 
 def print_error(message: str, heading: str = "error") -> None:

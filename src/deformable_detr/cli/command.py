@@ -19,6 +19,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from deformable_detr.config import RunConfig
+from deformable_detr.files import check_place
 from deformable_detr.schema import Entry, alternatives, convert, entries, from_text, help_texts
 from deformable_detr.settings import GROUPS, SETTINGS, to_yaml
 
@@ -33,6 +34,13 @@ ALIASES = {"output-dir": "output", "model.weights": "weights"}
 
 POSITIONAL = {"positional": True}
 """Metadata of a positional field with a default, which may be left out."""
+
+
+WRITTEN_FILES = ("json", "html", "results", "curves", "figure")
+"""Options that name a file to write, in every command."""
+
+WRITTEN = (*WRITTEN_FILES, "report", "output", "fix", "convert")
+"""These, and those that may name a folder."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,18 @@ class Command(Generic[Options]):
             elif name in given:
                 values[name] = _value(given[name], entry.hint, name.upper() if _is_positional(entry) else f"--{_hyphenated(name)}")
         return self.options(**values)
+
+    def check_places(self, options: Options) -> None:
+        """Refuse what cannot be written before the work, not after it.
+
+        Raises:
+            OSError: see :func:`check_place`.
+        """
+        places = {name: place for name in WRITTEN if (place := getattr(options, name, None)) is not None}
+        if "json" in places and not getattr(options, "draw", True):
+            places.pop("output", None)  # nothing goes there
+        for name, place in places.items():
+            check_place(place, folder=name not in WRITTEN_FILES)
 
     def parser(self) -> argparse.ArgumentParser:
         """The options as argparse knows them; their values are words, and what is not given is left out."""

@@ -72,6 +72,9 @@ def run(options: DoctorOptions) -> int:
     from deformable_detr.files import write_json
     from deformable_detr.visualize.pages.doctor import write_doctor_page
 
+    for name, least in (("num_queries", 1), ("examples", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, not {getattr(options, name)}")
     log_to_screen()
     if options.convert:
         show(*convert_dataset(options.dataset, options.convert), f"written: {options.convert}")

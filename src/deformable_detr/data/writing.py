@@ -12,7 +12,7 @@ import torch
 
 from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.categories import Categories
-from deformable_detr.files import atomic_folder, write_json, write_text
+from deformable_detr.files import atomic_folder, check_place, write_json, write_text
 
 __all__ = ["FORMATS", "LabelledImage", "check_names", "check_new", "place_image", "write_dataset"]
 
@@ -91,9 +91,11 @@ def check_new(folder: Path) -> None:
 
     Raises:
         FileExistsError: there is something in it, or it is a file.
+        OSError: nothing can be written there.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: not an empty folder; name a new one, so that nothing is overwritten")
+    check_place(folder)
 
 
 def place_image(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ class MSDeformAttnFunction:
     @staticmethod
     def apply(
         value: Tensor,
-        value_spatial_shapes: Tensor,
-        value_level_start_index: Tensor,
+        value_spatial_shapes: Tensor | Sequence[tuple[int, int]],
+        value_level_start_index: Tensor | Sequence[int],
         sampling_locations: Tensor,
         attention_weights: Tensor,
         im2col_step: int = 64,
@@ -43,7 +44,7 @@ class MSDeformAttnFunction:
 
         Args:
             value: `[B, S, M, D]`.
-            value_spatial_shapes: `[L, 2]`, (h, w).
+            value_spatial_shapes: `[L, 2]`, (h, w); this and the next may be lists.
             value_level_start_index: `[L]`, the first token of each level; must be that of levels one after the other.
             sampling_locations: `[B, Q, M, L, P, 2]`, (x, y) in [0, 1].
             attention_weights: `[B, Q, M, L, P]`.
@@ -52,20 +53,34 @@ class MSDeformAttnFunction:
         Raises:
             ValueError: see `ms_deform_attn`; or first tokens that do not fit the shapes.
         """
-        table = _with_starts(value_spatial_shapes, value_level_start_index)
+        table = _with_starts(value_spatial_shapes, value_level_start_index, value.device)
         return ms_deform_attn(value, table, sampling_locations, attention_weights)
 
 
 MultiScaleDeformableAttnFunction = MSDeformAttnFunction
 
 
-def _with_starts(shapes: Tensor, starts: Tensor) -> Tensor:
+def _with_starts(shapes: Tensor | Sequence, starts: Tensor | Sequence, device: torch.device) -> Tensor:
     """`[L, 3]`: one tensor, so that a GPU is waited for once."""
+    shapes, starts = _integers("spatial_shapes", shapes, device), _integers("level_start_index", starts, device)
     check_table(shapes)
     if starts.shape != shapes.shape[:1] or starts.is_floating_point():
         expected = f"expected {shapes.shape[0]} integers, one per level"
         raise ValueError(f"level_start_index: {expected}, got {list(starts.shape)} {starts.dtype}")
     return torch.cat([shapes[:, :2], starts[:, None].to(shapes)], dim=1)
+
+
+def _integers(name: str, given: Tensor | Sequence, device: torch.device) -> Tensor:
+    """A tensor as it is; a list as a tensor."""
+    if isinstance(given, Tensor):
+        return given
+    try:
+        numbers = [number for item in given for number in (item if isinstance(item, Sequence) else [item])]
+        if all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers):
+            return torch.tensor(given, dtype=torch.int64, device=device)
+    except (TypeError, ValueError):  # no sequence, or rows of different lengths
+        pass
+    raise ValueError(f"{name}: expected integers, got {given!r}")
 
 
 def _transformers_forward(
@@ -79,7 +94,7 @@ def _transformers_forward(
     im2col_step: int,
 ) -> Tensor:
     if level_start_index.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
-        pairs = pairs_of_table(_with_starts(value_spatial_shapes, level_start_index))
+        pairs = pairs_of_table(_with_starts(value_spatial_shapes, level_start_index, value.device))
         if [(int(h), int(w)) for h, w in value_spatial_shapes_list or pairs] != pairs:
             raise ValueError(f"value_spatial_shapes_list: {value_spatial_shapes_list}, but value_spatial_shapes holds {pairs}")
     return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)

@@ -191,7 +191,7 @@ def _error(status: int, reason: str, headers: dict[str, str] | None = None) -> J
 def drawing_format(accept: str) -> Any:
     """`jpeg` or `png`, whichever an Accept header prefers, JPEG where it does not care; None where it allows neither."""
     quality: dict[str, float] = {}
-    for entry in accept.lower().split(","):
+    for entry in (accept.strip() or "*/*").lower().split(","):
         kind, *parameters = (part.strip() for part in entry.split(";"))
         weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
         try:

@@ -95,5 +95,9 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
+UNKNOWING = ("application/octet-stream", "binary/octet-stream", "*/*", "application/x-www-form-urlencoded")
+"""Types of clients that do not know what they send; curl --data-binary and Python's urllib name the last one."""
+
+
 def _can_be_image(kind: str) -> bool:
-    return kind.startswith("image/") or kind in ("application/octet-stream", "binary/octet-stream")
+    return kind.startswith("image/") or kind in UNKNOWING

@@ -11,7 +11,7 @@ from typing import Any
 from deformable_detr.checkpoints.adapters import save_adapter
 from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.config import Metadata, RunConfig
-from deformable_detr.files import atomic_file, write_text
+from deformable_detr.files import atomic_file, check_place, write_text
 from deformable_detr.model import DeformableDETR
 from deformable_detr.settings import to_yaml
 from deformable_detr.training.state import latest_state
@@ -48,12 +48,14 @@ class RunFolder:
         Raises:
             FileExistsError: the folder holds something already.
             NotADirectoryError: it is a file.
+            OSError: nothing can be written there.
         """
         if self.root.exists() and not self.root.is_dir():
             raise NotADirectoryError(f"output_dir {self.root} is a file; choose a folder")
         if self.root.is_dir() and any(self.root.iterdir()):
             what = "a run already" if self.config.is_file() else "files already"
             raise FileExistsError(f"output_dir {self.root} holds {what}; continue it with --resume, or choose another --output")
+        check_place(self.root)
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml: every setting as used, to be read again with `--config`."""
