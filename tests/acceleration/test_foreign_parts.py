@@ -193,8 +193,14 @@ def test_classes_of_all_models_run_as_written():
     assert [kind for model in models for kind in {type(module) for module in model.modules()} if not runs_as_written(kind)] == []
 
 
+def test_other_layers_in_the_parts_that_look_at_pairs_of_boxes():
+    model, images = build(suppressor=True, relation_bias=True), sample_images((64, 80))
+    wrap(model)
+    assert_same(InferenceModel(model)(images), plain(model, images))
+
+
 def test_dynamic_int8():
-    model, images = build(), sample_images((64, 80))
+    model, images = build(suppressor=True, relation_bias=True), sample_images((64, 80))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)

@@ -36,7 +36,7 @@ class PositionRelation(nn.Module):
         if layer == 0:
             return mask
         encoded = sine_embedding(box_relations(before.detach(), boxes.detach()) * SCALE, FEATURES)  # [B, Q, V, 64]
-        bias = self.proj(encoded.to(self.proj.weight.dtype)).relu().movedim(-1, 1)
+        bias = self.proj(encoded.to(next(self.parameters(), encoded).dtype)).relu().movedim(-1, 1)
         return bias if mask is None else bias + mask
 
 

@@ -131,7 +131,7 @@ class MaskedSuppressor(nn.Module):
             `[B, M, Q, Q + NUM_TOKENS]`
         """
         encoded = sine_embedding(box_relations(boxes, boxes), RELATION_FEATURES)  # [B, Q, Q, 128]
-        pairs = self.relation(encoded.to(self.score_head.weight.dtype)).movedim(-1, 1)  # [B, M, Q, Q]
+        pairs = self.relation(encoded.to(self.tokens.dtype)).movedim(-1, 1)  # [B, M, Q, Q]
         pairs = (pairs + pairs.transpose(2, 3)) / 2
         pairs = pairs.masked_fill(unseen[:, None], float("-inf"))
         tokens = self.token_bias[:, None, None].expand(len(boxes), -1, boxes.shape[1], NUM_TOKENS)
