@@ -277,3 +277,15 @@ def test_outputs_in_another_order_and_of_another_type(prepared, images, tmp_path
     cut = edited(prepared[1], tmp_path / "cut.onnx", lambda model: model.graph.output.pop())
     with pytest.raises(ValueError, match="where its record says scores, labels, boxes: it was changed"):
         ExportedNetwork(cut)
+
+
+def test_shapes_that_the_record_does_not_say(prepared, images):
+    """A record of other classes, names that were swapped, a .pt2 with another number of outputs."""
+    network, image = ExportedNetwork(prepared[1]), torch.from_numpy(images[1])
+    with pytest.raises(ValueError, match=r"prepared\.onnx does not take what its record says"):
+        network._run([image.numpy()])  # no batch
+    outputs = network._run([image[None].numpy()])
+    for wrong in (outputs[:2], outputs[::-1]):
+        network._run = lambda arrays, wrong=wrong: wrong
+        with pytest.raises(ValueError, match=r"prepared\.onnx gives .* where its record says scores, labels, boxes of 3 classes"):
+            network._detect(image.permute(2, 0, 1)[None].float())

@@ -90,8 +90,17 @@ class ExportedNetwork(nn.Module):
         return Predictions(torch.stack(logits)[None], torch.stack(boxes)[None])
 
     def _detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of one size, `[B, 3, h, w]` → logits and boxes."""
+        """Images of one size, `[B, 3, h, w]` → logits and boxes.
+
+        Raises:
+            ValueError: the file gives something else than its record says.
+        """
         outputs = self._run(self.arrays(images))
+        found, classes = [output.shape for output in outputs], self.metadata.model.num_classes
+        rows = found[0][:2]
+        if found != ([(*rows, classes), (*rows, 4)] if self.form.top_k is None else [rows, rows, (*rows, 4)]):
+            wanted = f"{', '.join(self.form.outputs)} of {classes} classes"
+            raise ValueError(f"{self.path.name} gives {found} where its record says {wanted}: it was changed after its export")
         return self._as_predictions(*(torch.from_numpy(output[: len(images)]) for output in outputs))
 
     def arrays(self, images: Tensor) -> list[np.ndarray]:

@@ -25,6 +25,7 @@ def open_onnxruntime(path: Path) -> tuple[ExportForm, Session]:
     """
     try:
         import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
     except ImportError as error:
         raise ImportError('the runtime onnx needs onnxruntime: pip install "deformable-detr[onnx]"') from error
     options = onnxruntime.SessionOptions()
@@ -45,7 +46,10 @@ def open_onnxruntime(path: Path) -> tuple[ExportForm, Session]:
 
     def run(arrays: Arrays) -> Arrays:
         given = {item.name: np.asarray(array, kind) for item, array, kind in zip(inputs, arrays, types, strict=True)}
-        return [_single(np.asarray(output)) for output in session.run(outputs, given)]
+        try:
+            return [_single(np.asarray(output)) for output in session.run(outputs, given)]
+        except InvalidArgument as error:
+            raise ValueError(f"{path} does not take what its record says: {error}") from error
 
     return form, run
 
