@@ -45,7 +45,7 @@ def test_what_the_tensors_cannot_say(make_model, tmp_path, capsys):
         (["SOURCE", "SOURCE"], "exists"),
         (["SOURCE", "FOLDER", "--to", "mmdet"], "is a folder"),
         (["SOURCE", "new.safetensors", "--to", "official"], "a pickle, which programs do not read under this name"),
-        (["SOURCE", "/proc/new.safetensors"], "cannot be written to"),
+        (["SOURCE", "/proc/new.safetensors"], "cannot be written here"),
         (["SOURCE", "SOURCE", "--to", "huggingface"], "is a file"),
         (["SOURCE", "TARGET", "--classes", "coco80"], "does not have COCO's classes"),
     ],
