@@ -15,7 +15,7 @@ OLD_PROCESSOR := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default DEFORMABLE
 ASAN := build/asan
 ASAN_TESTS := tests/ops/test_cpu.py tests/ops/test_winograd.py tests/ops/test_ms_deform_attn.py tests/ops/test_defaults.py
 
-.PHONY: owner install demo test test-isa test-asan test-trackers lint format bench-op notebook docs live coverage wheel clean
+.PHONY: owner install demo test test-isa test-asan test-others lint format bench-op notebook docs live coverage wheel clean
 
 install: $(STAMP)
 
@@ -40,13 +40,16 @@ test-asan: $(STAMP)
 	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	$(BIN)/python -m pytest -q -x -p no:cacheprovider $(ASAN_TESTS)
 
-# Loggers that are no part of .venv, in an environment of their own on top of it (180 MB, from a package registry).
-test-trackers: $(STAMP)
-	$(BIN)/python -m venv build/trackers
+# Libraries that are no part of .venv, in an environment of their own on top of it (200 MB, from a package registry). sahi asks for
+# an OpenCV that would take the place of the one in use.
+test-others: $(STAMP)
+	$(BIN)/python -m venv build/others
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
-		"$$(build/trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
-	build/trackers/bin/python -m pip install -q wandb==0.31.0 mlflow-skinny==3.17.2
-	PYTHONPATH=src OMP_NUM_THREADS=1 build/trackers/bin/python -m pytest -q -p no:cacheprovider tests/training/test_trackers.py
+		"$$(build/others/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	build/others/bin/python -m pip install -q wandb==0.31.0 mlflow-skinny==3.17.2
+	build/others/bin/python -m pip install -q --no-deps sahi==0.12.8 shapely fire termcolor
+	PYTHONPATH=src OMP_NUM_THREADS=1 build/others/bin/python -m pytest -q -p no:cacheprovider tests/training/test_trackers.py \
+		tests/test_integrations.py::test_sahi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

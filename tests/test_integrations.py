@@ -76,7 +76,7 @@ def test_supervision(here: Path) -> None:
 
 
 def test_sahi(here: Path) -> None:
-    pytest.importorskip("sahi", reason="sahi is not installed: pip install --no-deps sahi shapely fire termcolor")
+    pytest.importorskip("sahi", reason="make test-others")
     found = run("sahi")
     whole = found["model"]
     whole.perform_inference(np.array(Image.open("street.jpg")))

@@ -53,9 +53,9 @@ def test_lists_of_shapes_and_first_tokens(arguments):
     assert torch.equal(MSDeformAttnFunction.apply(value, shapes.tolist(), tuple(starts.tolist()), *rest), expected)
     for wrong in (None, [[1.0, 2.0]], [(1, 2), (3,)], "shapes", []):
         with pytest.raises(ValueError, match="spatial_shapes: expected integers"):
-            MSDeformAttnFunction.apply(value, wrong, starts, *rest)
+            MSDeformAttnFunction.apply(value, wrong, starts, *rest)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="level_start_index: expected integers"):
-        MSDeformAttnFunction.apply(value, shapes, [0.5] * 4, *rest)
+        MSDeformAttnFunction.apply(value, shapes, [0.5] * 4, *rest)  # type: ignore[list-item]
 
 
 def test_one_node_of_a_compiled_program(arguments):

@@ -1,4 +1,4 @@
-"""MLflow and W&B without a network, where they are installed: what they kept is read back. `make test-trackers` installs them."""
+"""MLflow and W&B without a network, where they are installed: what they kept is read back. `make test-others` installs them."""
 
 import json
 import struct
@@ -39,7 +39,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
 
 def test_mlflow(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a store in a local folder."""
-    mlflow = pytest.importorskip("mlflow", reason="make test-trackers")
+    mlflow = pytest.importorskip("mlflow", reason="make test-others")
     store = (tmp_path / "mlruns").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -57,7 +57,7 @@ def test_mlflow(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_wandb(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With WANDB_MODE=offline, for `wandb sync` later on."""
-    pytest.importorskip("wandb", reason="make test-trackers")
+    pytest.importorskip("wandb", reason="make test-others")
     monkeypatch.setenv("WANDB_MODE", "offline")
     result = run_with("wandb", config, tmp_path)
     (file,) = (tmp_path / "first").glob("wandb/offline-run-*/run-*.wandb")
