@@ -52,6 +52,22 @@ def test_labelme(images, tmp_path, capsys):
     check(tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["circle", "line", "mask", None])
+def test_shapes_of_labelme_that_have_no_box_are_no_loss_without_a_word(images, tmp_path, kind):
+    (images / "train" / "1.json").write_text(labelme("1.png", RECTANGLE, RECTANGLE | {"shape_type": kind}))
+    with pytest.raises(ValueError, match=rf"1\.json: shapes of the type {kind} are not read"):
+        convert_dataset(images, tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_labels_of_datumaro_that_are_not_there(images, tmp_path, number):
+    """A negative number would count from the end."""
+    name, content = datumaro(["1.png"])
+    (images / "train" / name).write_text(content.replace('"label_id": 1', f'"label_id": {number}'))
+    with pytest.raises(ValueError, match=f"label_id is {number}, of 2 labels"):
+        convert_dataset(images, tmp_path / "out")
+
+
 def test_createml(images, tmp_path):
     box = {"label": "cat", "coordinates": {"x": 15, "y": 11, "width": 20, "height": 10}}
     for split, names in (("train", ("1.png", "2.png")), ("val", ("1.png",))):

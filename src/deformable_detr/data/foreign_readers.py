@@ -106,6 +106,8 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         for one in item["annotations"]:
             if one["type"] in ("bbox", "polygon"):
                 box = from_xywh(one["bbox"]) if one["type"] == "bbox" else around(one["points"][::2], one["points"][1::2])
+                if not 0 <= one["label_id"] < len(names):
+                    raise ValueError(f"label_id is {one['label_id']}, of {len(names)} labels")
                 objects.append(ForeignObject(names[one["label_id"]], box, bool(one.get("attributes", {}).get("is_crowd"))))
             elif one["type"] != "label":
                 raise ValueError(f"annotations of the type {one['type']!r} have no box; export bbox")

@@ -87,6 +87,9 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
 
     import supervision as sv
 
+    shapes = read_json(file)["shapes"] if kind == "LabelMe" else []
+    if left_out := sorted({str(shape.get("shape_type")) for shape in shapes} - {"rectangle", "polygon"}):
+        raise ValueError(f"shapes of the type {', '.join(left_out)} are not read; make rectangles or polygons of them")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(file, folder)
         if kind == "LabelMe":
