@@ -52,6 +52,21 @@ def test_images_share_forward_passes_and_get_what_they_get_alone(batcher, predic
     assert 0 < len(answers[3].detections) < 30
 
 
+def test_suppression_does_not_depend_on_the_neighbours(batcher, predictor, images):
+    predictor.nms_iou = 0.02
+    settings = [
+        {"threshold": 0.0, "top_k": 8},
+        {"threshold": 0.0, "top_k": 30},
+        {"threshold": 0.0, "top_k": 3, "classes": ["bird"]},
+        {"threshold": 0.012, "top_k": 8},
+    ]
+    futures = [batcher.submit(as_tensor(one), **chosen) for one, chosen in zip(images, settings, strict=False)]
+    answers = [future.result(30) for future in futures]
+    assert batcher.sizes == [4]
+    for one, chosen, answer in zip(images, settings, answers, strict=False):
+        assert_same(answer.detections, predictor.predict(one, **chosen))
+
+
 def test_a_lone_image_does_not_wait_for_ever(predictor, images):
     batcher = Batcher(predictor, batch_size=4, max_wait=0.01)
     answer = batcher.submit(as_tensor(images[0]), threshold=0.0, top_k=1).result(30)

@@ -142,6 +142,20 @@ class Batcher:
             job.future.set_result(Outcome(detections, began - job.submitted, self.last_seconds, len(jobs)))
 
     def _detect(self, jobs: list[_Job]) -> list[sv.Detections]:
+        """What each image gets. With NMS, only images with the same settings run together: what it drops depends on them."""
+        if self.predictor.nms_iou is None:
+            return self._detect_together(jobs)
+        found: dict[int, sv.Detections] = {}
+        for top_k, classes in dict.fromkeys((job.top_k, job.classes) for job in jobs):
+            alike = [index for index, job in enumerate(jobs) if (job.top_k, job.classes) == (top_k, classes)]
+            threshold = min(float(self.predictor.score_limits(jobs[index].threshold).min()) for index in alike)
+            results = self.predictor.iterate(
+                [jobs[index].pixels for index in alike], threshold, batch_size=len(alike), top_k=top_k, classes=classes
+            )
+            found |= {index: self._chosen(jobs[index], result.detections) for index, result in zip(alike, results, strict=True)}
+        return [found[index] for index in range(len(jobs))]
+
+    def _detect_together(self, jobs: list[_Job]) -> list[sv.Detections]:
         """One forward pass with the most generous of all settings, cut down to those of each image."""
         top_k = max(job.top_k for job in jobs)
         if any(job.classes is not None for job in jobs):  # the best of one class can have any rank among all classes
