@@ -87,16 +87,17 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
 
     import supervision as sv
 
-    shapes = read_json(file)["shapes"] if kind == "LabelMe" else []
-    if left_out := sorted({str(shape.get("shape_type")) for shape in shapes} - {"rectangle", "polygon"}):
-        raise ValueError(f"shapes of the type {', '.join(left_out)} are not read; make rectangles or polygons of them")
+    named = None
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(file, folder)
         if kind == "LabelMe":
+            record = read_json(file)
+            named = slashed(str(record["imagePath"]))
+            if left_out := sorted({str(shape.get("shape_type")) for shape in record["shapes"]} - {"rectangle", "polygon"}):
+                raise ValueError(f"shapes of the type {', '.join(left_out)} are not read; make rectangles or polygons of them")
             found = sv.DetectionDataset.from_labelme(str(file.parent), folder)
         else:
             found = sv.DetectionDataset.from_createml(str(file.parent), str(Path(folder, file.name)))
-    named = slashed(str(read_json(file)["imagePath"])) if kind == "LabelMe" else None
     for path, detections in found.annotations.items():
         classes = [found.classes[int(number)] for number in ([] if detections.class_id is None else detections.class_id)]
         boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in detections.xyxy.tolist()]

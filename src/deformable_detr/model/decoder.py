@@ -217,7 +217,6 @@ class DeformableDecoder(LayerStack):
             others: for each layer the queries that these see beside themselves. Empty: none.
             values: `Decoded.values` of another pass over the same memory. Empty: they are computed.
         """
-        values = values or self.values(memory, flat)
         hidden, boxes, seen = zip(*self.steps(queries, memory, flat, others, values), strict=True)
         return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else ())
 
@@ -239,12 +238,12 @@ class DeformableDecoder(LayerStack):
         others: Sequence[Seen] = (),
         values: Sequence[Tensor | None] = (),
     ) -> Iterator[tuple[Tensor, Tensor, Seen]]:
-        """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other, and what its self-attention compared."""
+        """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other, and what it saw; arguments as above."""
         query, boxes = queries.query, queries.reference_points
         before, reference = boxes, Reference(boxes, boxes)
-        none = [None] * len(self.layers)
         mask = _with_columns(queries.attn_mask, others)
-        for index, (layer, other, value) in enumerate(zip(self.layers, others or none, values or none, strict=True)):
+        looked_at = zip(self.layers, others or [None] * len(self.layers), values or self.values(memory, flat), strict=True)
+        for index, (layer, other, value) in enumerate(looked_at):
             query_pos = self.position_mlp(queries, reference.attended, flat)
             places = on_padded_levels(reference.attended, flat.valid_ratios)
             seen = Seen(query, query + query_pos, boxes, value)

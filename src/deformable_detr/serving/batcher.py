@@ -142,27 +142,26 @@ class Batcher:
             job.future.set_result(Outcome(detections, began - job.submitted, self.last_seconds, len(jobs)))
 
     def _detect(self, jobs: list[_Job]) -> list[sv.Detections]:
-        """What each image gets. With NMS, only images with the same settings run together: what it drops depends on them."""
-        if self.predictor.nms_iou is None:
-            return self._detect_together(jobs)
-        found: dict[int, sv.Detections] = {}
-        for top_k, classes in dict.fromkeys((job.top_k, job.classes) for job in jobs):
-            alike = [index for index, job in enumerate(jobs) if (job.top_k, job.classes) == (top_k, classes)]
-            threshold = min(float(self.predictor.score_limits(jobs[index].threshold).min()) for index in alike)
-            results = self.predictor.iterate(
-                [jobs[index].pixels for index in alike], threshold, batch_size=len(alike), top_k=top_k, classes=classes
-            )
-            found |= {index: self._chosen(jobs[index], result.detections) for index, result in zip(alike, results, strict=True)}
-        return [found[index] for index in range(len(jobs))]
+        """One forward pass with the most generous of all settings, cut down to those of each image.
 
-    def _detect_together(self, jobs: list[_Job]) -> list[sv.Detections]:
-        """One forward pass with the most generous of all settings, cut down to those of each image."""
+        With NMS, one for all images of the same settings: what it drops depends on how many detections it looks at.
+        """
+        if self.predictor.nms_iou is not None:
+            found: dict[int, sv.Detections] = {}
+            for top_k, classes in dict.fromkeys((job.top_k, job.classes) for job in jobs):
+                alike = [job for job in jobs if (job.top_k, job.classes) == (top_k, classes)]
+                found |= zip(map(id, alike), self._forward(alike, top_k, classes), strict=True)
+            return [found[id(job)] for job in jobs]
         top_k = max(job.top_k for job in jobs)
         if any(job.classes is not None for job in jobs):  # the best of one class can have any rank among all classes
             model = self.predictor.metadata.model
             top_k = max(top_k, model.num_queries * model.num_classes)
+        return self._forward(jobs, top_k, None)
+
+    def _forward(self, jobs: list[_Job], top_k: int, classes: tuple[str, ...] | None) -> list[sv.Detections]:
         threshold = min(float(self.predictor.score_limits(job.threshold).min()) for job in jobs)
-        results = self.predictor.iterate([job.pixels for job in jobs], threshold, batch_size=len(jobs), top_k=top_k)
+        pixels = [job.pixels for job in jobs]
+        results = self.predictor.iterate(pixels, threshold, batch_size=len(jobs), top_k=top_k, classes=classes)
         return [self._chosen(job, result.detections) for job, result in zip(jobs, results, strict=True)]
 
     def _chosen(self, job: _Job, detections: sv.Detections) -> sv.Detections:
