@@ -10,7 +10,7 @@ from PIL import Image
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.class_mapping import map_classes
 from deformable_detr.class_names import match_classes, normalise_name
-from deformable_detr.data.annotation_file import read_annotation_file
+from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.data.annotations import target_annotations
 from deformable_detr.evaluation import CocoEvaluator
 

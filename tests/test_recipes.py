@@ -7,7 +7,7 @@ import pytest
 
 from deformable_detr.cli.train import parse_config
 from deformable_detr.config import RunConfig
-from deformable_detr.data.annotation_file import read_annotation_file
+from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.data.facts import data_facts
 from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
 from deformable_detr.settings import read_config

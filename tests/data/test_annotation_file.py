@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from deformable_detr.cli.train import COMMAND
-from deformable_detr.data import annotation_file, dataset
-from deformable_detr.data.annotation_file import read_annotation_file
+from deformable_detr.data import annotation_reader, dataset
+from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.data.dataset import Split
 from deformable_detr.data.doctor.examine import quick_check
 from deformable_detr.data.file_index import FileIndex
@@ -32,13 +32,13 @@ RECORD = {
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are parsed in a test, in their order."""
     names: list[str] = []
-    original = annotation_file.read_json
+    original = annotation_reader.read_json
 
     def read_json(path: Path) -> dict:
         names.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(annotation_file, "read_json", read_json)
+    monkeypatch.setattr(annotation_reader, "read_json", read_json)
     return names
 
 
@@ -49,7 +49,7 @@ def write(path: Path, record: dict) -> Path:
 
 @pytest.mark.parametrize("large", [False, True])
 def test_everything_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
-    monkeypatch.setattr(annotation_file, "LARGE_FILE", 1 if large else 10**9)
+    monkeypatch.setattr(annotation_reader, "LARGE_FILE", 1 if large else 10**9)
     path = write(tmp_path / "a.json", RECORD)
     for _ in range(2):  # parsed, then from the kept arrays
         found = read_annotation_file(path)
@@ -72,7 +72,7 @@ def test_ids_that_are_no_numbers_or_missing(tmp_path: Path) -> None:
 
 
 def test_a_large_file_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotation_file, "LARGE_FILE", 1)
+    monkeypatch.setattr(annotation_reader, "LARGE_FILE", 1)
     path = write(tmp_path / "a.json", RECORD)
     assert len(read_annotation_file(path).boxes) == 2
     write(path, RECORD | {"annotations": []})
@@ -108,7 +108,7 @@ def test_a_large_file_is_checked_like_a_small_one(tmp_path: Path, monkeypatch: p
         entries = [{"id": 1 + i // 2, "image_id": 1, "category_id": 2, "bbox": box} for i, box in enumerate(written)]
         path = write(tmp_path / f"{name}.json", {**RECORD, "images": [image], "annotations": entries})
         for large_file in (10**9, 1, 1):
-            monkeypatch.setattr(annotation_file, "LARGE_FILE", large_file)
+            monkeypatch.setattr(annotation_reader, "LARGE_FILE", large_file)
             findings = quick_check([Split.of_file(path, tmp_path, "train")], num_queries=100)
             found.setdefault(name, []).append([finding.to_dict() for finding in findings])
     for name, codes in {

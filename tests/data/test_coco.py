@@ -238,12 +238,12 @@ def test_find_split_errors(tmp_path):
 
 def test_the_arrays_of_a_large_file_are_kept(folder, monkeypatch):
     expected = open_record(folder, RECORD)
-    monkeypatch.setattr("deformable_detr.data.annotation_file.LARGE_FILE", 1)
+    monkeypatch.setattr("deformable_detr.data.annotation_reader.LARGE_FILE", 1)
     wanted = Categories(("star", "circle"), (1, 2))
     for categories in (None, wanted):
         first = open_record(folder, RECORD, categories=categories)
         with monkeypatch.context() as without:
-            without.setattr("deformable_detr.data.annotation_file.read_json", None)  # must not be needed again
+            without.setattr("deformable_detr.data.annotation_reader.read_json", None)  # must not be needed again
             again = CocoDataset(Split.of_file(folder / "a.json", folder), keep, categories=categories)
         for dataset in (first, again):
             assert dataset.image_ids == expected.image_ids

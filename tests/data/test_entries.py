@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask
 
-from deformable_detr.data.annotation_file import read_annotation_file
+from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.data.entries import as_box, as_flag, as_id, as_side, box_of_segmentation
 
 

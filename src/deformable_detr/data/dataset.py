@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deformable_detr.data.annotation_file import FOUND, AnnotationFile, Record, parse_record, read_annotation_file
+from deformable_detr.data.annotation_file import AnnotationFile
+from deformable_detr.data.annotation_reader import FOUND, parse_record, read_annotation_file
 from deformable_detr.data.cache import derived_folder, fingerprint
 from deformable_detr.data.coco_layout import CocoLayout
 from deformable_detr.data.file_index import FileIndex, split_role
@@ -16,6 +17,7 @@ from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.foreign import name_format
 from deformable_detr.data.layout import ForeignLayout, Layout, read_sizes
 from deformable_detr.data.splits import MADE_SPLITS, divide, is_divided
+from deformable_detr.data.text import Record
 from deformable_detr.data.unused import unused_files
 from deformable_detr.data.voc import VocLayout
 from deformable_detr.data.yolo import YoloLayout

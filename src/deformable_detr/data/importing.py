@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from deformable_detr.data.annotation_file import Record, read_json
 from deformable_detr.data.doctor.repair import check_output
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
 from deformable_detr.data.foreign import IMPORTABLE, advice, files_of, recognise
@@ -14,6 +13,7 @@ from deformable_detr.data.foreign_platforms import PLATFORM_READERS
 from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
+from deformable_detr.data.text import Record, read_json
 from deformable_detr.files import is_file, write_json
 
 __all__ = ["convert_dataset"]

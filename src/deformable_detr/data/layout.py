@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from deformable_detr.data.annotation_file import Record
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import read_size
+from deformable_detr.data.text import Record
 from deformable_detr.pipeline import ordered_map
 
 __all__ = ["ForeignLayout", "Layout", "add_box", "add_image", "empty_record", "fault", "read_sizes", "relative_name"]

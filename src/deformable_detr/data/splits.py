@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deformable_detr.data.annotation_file import AnnotationFile, read_json
+from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.data.cache import derived_folder
+from deformable_detr.data.text import read_json
 from deformable_detr.files import write_json
 
 __all__ = ["MADE_SPLITS", "divide", "is_divided", "split_sizes", "stratify"]

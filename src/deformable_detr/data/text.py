@@ -1,9 +1,16 @@
-"""Read text files of datasets: UTF-8, or the encoding of the byte order mark; errors name the line with anything else."""
+"""Read text files of datasets: UTF-8, or the encoding of the byte order mark, and JSON; errors name the line with anything else."""
 
 import codecs
+import json
 from pathlib import Path
+from typing import Any
 
-__all__ = ["decode", "read_text"]
+__all__ = ["SECTIONS", "Record", "decode", "kind_of", "read_json", "read_text"]
+
+Record = dict[str, Any]
+
+SECTIONS = ("images", "annotations", "categories")
+"""The lists of a COCO file."""
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -36,3 +43,46 @@ def decode(content: bytes, where: object) -> str:
             f"{where}: not {wanted} text (byte {content[error.start]:#04x} in line {line}); open it in an editor and save it as "
             "UTF-8"
         ) from None
+
+
+def read_json(path: Path) -> Record:
+    """A JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    text = read_text(path)
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
+            "the file may be cut off or empty: write or download it again"
+        ) from None
+    except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
+        raise ValueError(f"{path}: not JSON of a dataset ({error})") from None
+    if any(text.count(f'"{key}"') > 1 for key in SECTIONS):
+        json.loads(text, object_pairs_hook=lambda pairs: _no_key_twice(pairs, path))
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: expected a COCO object with the keys images, annotations, categories; found a {kind_of(record)}")
+    return record
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]], path: Path) -> Record:
+    """An object of JSON, of which Python would take the last of two values without a word."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = ", ".join(sorted({repr(name) for name in names if names.count(name) > 1}))
+        raise ValueError(f"{path}: {twice} stands twice in one object: join both, or remove one")
+    return record
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    return {list: "list", str: "string", int: "number", float: "number", dict: "object", type(None): "null"}.get(
+        type(value), type(value).__name__
+    )

@@ -9,11 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 from xml.etree import ElementTree
 
-from deformable_detr.data.annotation_file import Record
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
-from deformable_detr.data.text import decode, read_text
+from deformable_detr.data.text import Record, decode, read_text
 from deformable_detr.files import is_file
 
 __all__ = ["VocLayout"]

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import yaml
 
-from deformable_detr.data.annotation_file import Record
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role, walk_files
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES
@@ -22,7 +21,7 @@ from deformable_detr.data.layout import (
     read_sizes,
     relative_name,
 )
-from deformable_detr.data.text import read_text
+from deformable_detr.data.text import Record, read_text
 from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
 from deformable_detr.files import is_file, is_there
 from deformable_detr.yaml_keys import AsWritten

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from deformable_detr.categories import Categories
-from deformable_detr.data.annotation_file import AnnotationFile, read_annotation_file
+from deformable_detr.data.annotation_file import AnnotationFile
+from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.structures import ImageId
 
 __all__ = ["GroundTruth"]

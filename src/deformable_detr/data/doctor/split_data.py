@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from deformable_detr.data.annotation_file import Record
 from deformable_detr.data.dataset import Split
 from deformable_detr.data.findings import Found, Item
+from deformable_detr.data.text import Record
 from deformable_detr.structures import ImageId
 
 __all__ = ["SplitData", "check_ids"]
