@@ -73,6 +73,19 @@ def test_folders(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["data"]
 
 
+def test_an_empty_folder_stays_what_it_is(tmp_path):
+    """It may be a mounted one, or lie where nothing else can be written."""
+    path = tmp_path / "data"
+    path.mkdir(mode=0o711)
+    before = path.stat()
+    with atomic_folder(path) as partial:
+        (partial / "deep").mkdir()
+        write_text(partial / "deep" / "a.txt", "x")
+        assert list(tmp_path.iterdir()) == [path]
+    assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert [item.relative_to(path).as_posix() for item in path.rglob("*")] == ["deep", "deep/a.txt"]
+
+
 def test_places_where_nothing_can_be_written_are_noticed(tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "new" / "folder", tmp_path, tmp_path / "file", Path("/dev/null")):

@@ -1,5 +1,6 @@
 """Writing files: whole or not at all. Every writer of the package goes through here."""
 
+import errno
 import json
 import os
 import shutil
@@ -63,7 +64,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, merge: bool = False) -> Iterator[Path]:
-    """Fill a new folder under another name beside it; it becomes `path` at the end, if nothing was raised.
+    """Fill a new folder under another name; it becomes `path` at the end, if nothing was raised.
+
+    It lies beside, or in `path` where there is such a folder: that one stays what it is (a mounted one, or in a place that cannot
+    be written), and gets the content.
 
     Args:
         path: the folder; without `merge` it must not exist, or be empty, when the block ends.
@@ -77,13 +81,16 @@ def atomic_folder(path: str | Path, *, merge: bool = False) -> Iterator[Path]:
             this one's is left.
     """
     path = _target(path)
-    partial = _beside(path)
+    there = path.is_dir()
+    partial = _beside(path / path.name if there else path)
     partial.mkdir(parents=True)
     try:
         yield partial
-        if merge and path.is_dir():
-            for file in sorted(partial.iterdir()):
-                file.replace(path / file.name)
+        if there:
+            if not merge and any(entry != partial for entry in path.iterdir()):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+            for entry in sorted(partial.iterdir()):
+                entry.replace(path / entry.name)
         else:
             partial.replace(path)
     finally:

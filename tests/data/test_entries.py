@@ -7,7 +7,7 @@ import pytest
 from faster_coco_eval.core import mask
 
 from deformable_detr.data.annotation_reader import read_annotation_file
-from deformable_detr.data.entries import as_box, as_flag, as_id, as_side, box_of_segmentation
+from deformable_detr.data.entries import as_box, as_flag, as_id, as_side, as_whole, box_of_segmentation, read_number
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_boxes_of_outlines():
     assert box_of_segmentation([[5, 6, 25, 6, 25, 21], [40, 1, 41, 2, 40, 3]]) == [5, 1, 36, 20]
     assert box_of_segmentation([5, 6, 25, 6, 25, 21]) == [5, 6, 20, 15]
     assert box_of_segmentation([[[5, 6], [25, 6], [25, 21]]]) == [5, 6, 20, 15]
-    for nothing in ([], [[]], None, "x", [[1, 2]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, "a"]], {}, {"counts": [], "size": [4, 4]}):
+    for nothing in ([], [[]], None, "x", [[1, 2]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, "a"]], {}, {"counts": [16], "size": [4, 4]}):
         assert box_of_segmentation(nothing) is None
 
 
@@ -62,9 +62,50 @@ def test_boxes_of_run_lengths(seed):
     assert box_of_segmentation({"size": list(pixels.shape), "counts": [0, *runs] if flat[0] else runs}) == expected
 
 
-@pytest.mark.parametrize("counts", ["\0", "zzz", "P", "é", [1, -2], [1.5], ["1"], None, [10**6]])
-def test_damaged_run_lengths(counts):
-    assert box_of_segmentation({"size": [4, 4], "counts": counts}) is None
+DAMAGED = ("\0", "zzz", "P", "é", [1, -2], [1.5], ["1"], None, [10**6], [0, 10**30], [2**62, 2**62, 2**62], "o" * 10**5 + "0")
+
+
+@pytest.mark.parametrize("counts", [*DAMAGED, [3, 4], [], [10, 7]])
+def test_damaged_run_lengths(counts, tmp_path):
+    """Numbers of pixels that add up to those of the image: anything else is no error of the machine, but named."""
+    with pytest.raises(ValueError, match="its run lengths "):
+        box_of_segmentation({"size": [4, 4], "counts": counts})
+    (tmp_path / "a.json").write_text(json.dumps(of_run_lengths([4, 4], counts)))
+    with pytest.raises(ValueError, match=r"a\.json: a\.png, annotation 7: bbox is \[0, 0, 0, 0\], and its run lengths "):
+        read_annotation_file(tmp_path / "a.json").check()
+
+
+@pytest.mark.parametrize("size", [[8, 2], [4, 8], [0, 4], [4], None, "4"])
+def test_run_lengths_of_another_image(size, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(of_run_lengths(size, [5, 6, 5])))
+    with pytest.raises(ValueError, match=r"its run lengths are of the size .*, not \[height, width\] of the image"):
+        read_annotation_file(tmp_path / "a.json").check()
+
+
+def of_run_lengths(size, counts):
+    return {
+        "images": [{"id": 1, "file_name": "a.png", "width": 4, "height": 4}],
+        "annotations": [
+            {"id": 7, "image_id": 1, "category_id": 1, "bbox": [0] * 4, "segmentation": {"size": size, "counts": counts}}
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+
+
+NO_NUMBERS = ("1_0", "١٢", "１２", "1e400", "0x10", "inf", "nan", "1,5", "", "1e", ".", "--1", True, None, [1], 10**400)
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_what_is_no_number(text):
+    """Python's own float takes most of the first ones."""
+    with pytest.raises(ValueError, match="is no number"):
+        read_number(text)
+
+
+def test_numbers():
+    assert [read_number(text) for text in ("-1", " 2.50 ", "+.5", "3.", "1E-2", 7, 0.5)] == [-1, 2.5, 0.5, 3, 0.01, 7, 0.5]
+    assert [as_whole(text) for text in ("0", "12", "00", 3, "١٢", "1.0", "-1", "9" * 5000)] == [0, 12, 0, 3, None, None, None, None]
+    assert as_id("1" * 5000) == "1" * 5000
 
 
 def test_unusual_entries_of_a_file(tmp_path):

@@ -127,7 +127,8 @@ def test_outlines_empty_and_missing_labels(small_image, tmp_path):
         ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers; expected"),
         ("cat 0.5 0.5 0.1 0.1", "is not a row of numbers"),
         ("0 20 10 4 4", r"must be shares of the image in \[0, 1\]; they look like pixels"),
-        ("0 0.5 0.5 nan 0.1", "must be shares"),
+        ("0 0.5 0.5 nan 0.1", "is not a row of numbers"),
+        ("0 0.5 0.5 0.1 0_1", "is not a row of numbers"),
     ],
 )
 def test_faults_of_a_label_file(line, message, small_image, tmp_path):
@@ -322,6 +323,6 @@ def test_a_turned_box_counts_with_its_bounding_box(small_image, tmp_path):
     text = f"<annotation><object><name>x</name><robndbox>{box}</robndbox></object></annotation>"
     (tmp_path / "a.xml").write_text(text)
     assert open_dataset(tmp_path).own("all").check().annotations.boxes.tolist() == [[5, 6, 20, 10]]
-    (tmp_path / "a.xml").write_text(text.replace("<w>10</w>", "<w>nan</w>"))
-    with pytest.raises(ValueError, match=r"a\.xml, object 1: 'x': robndbox of nan x 20"):
+    (tmp_path / "a.xml").write_text(text.replace("<w>10</w>", "<w>-10</w>"))
+    with pytest.raises(ValueError, match=r"a\.xml, object 1: 'x': robndbox of -10 x 20"):
         open_dataset(tmp_path).own("all").check()

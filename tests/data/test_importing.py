@@ -10,6 +10,8 @@ from PIL import Image
 
 from deformable_detr.cli.__main__ import main
 from deformable_detr.data.dataset import open_dataset
+from deformable_detr.data.doctor.examine import examine
+from deformable_detr.data.doctor.repair import repair
 from deformable_detr.data.images import read_size
 from deformable_detr.data.importing import convert_dataset
 
@@ -209,7 +211,7 @@ def test_other_formats(images, tmp_path, write):
         name, text = write(names)
         (images / split / name).write_text(text)
     (images / "class-descriptions.csv").write_text("/m/0k4j,car\n/m/01g317,Person\n")
-    lines = convert_dataset(images, tmp_path / "out")
+    lines = [line for line in convert_dataset(images, tmp_path / "out") if "without a box" not in line]
     rows = write in (open_images, tensorflow)  # one per box, so that an image without boxes is in none
     assert lines[1:] == ["val: 2 images, 2 boxes", *(["left out: 1 images that no annotation speaks of"] if rows else [])]
     dataset = open_dataset(tmp_path / "out")
@@ -240,7 +242,7 @@ def test_supervisely(tmp_path):
 def test_dota(tmp_path):
     for split, text in (
         ("train", "imagesource:GoogleEarth\ngsd:0.1\n5 6 25 6 25 16 5 16 car 0\n9 9 12 9 12 12 9 12 car 1\n"),
-        ("val", "5.5 6 25 6 25 16 5 16 large-vehicle 0\n"),
+        ("val", "5.5 6 25 6 25 16 5 16 large vehicle\n5 6 25 6 25 16 5 16 large vehicle 1\n"),
     ):
         for folder in ("images", "labelTxt"):
             (tmp_path / "set" / split / folder).mkdir(parents=True)
@@ -250,7 +252,11 @@ def test_dota(tmp_path):
     found = open_dataset(tmp_path / "out").split("train").check().annotations
     assert found.boxes.tolist() == [CAR, [9, 9, 3, 3]]
     assert found.crowd.tolist() == [False, True]
-    assert found.categories.names == ("car", "large-vehicle")
+    assert found.categories.names == ("car", "large vehicle")
+    assert open_dataset(tmp_path / "out").split("val").check().annotations.crowd.tolist() == [False, True]
+    (tmp_path / "set" / "val" / "labelTxt" / "P0001.txt").write_text("5 6 25 6 25 16 5 16 car 0\n5 6 25 6 25 16 5 16 car 7\n")
+    with pytest.raises(ValueError, match=r"P0001\.txt: a line of DOTA has eight numbers, a class and 0 or 1"):
+        convert_dataset(tmp_path / "set", tmp_path / "other")
 
 
 def test_kitti(tmp_path):
@@ -266,6 +272,7 @@ def test_kitti(tmp_path):
     (root / "training/label_2/000001.txt").write_text("")
     assert convert_dataset(root, tmp_path / "out") == [
         "train: 2 images, 1 boxes",
+        "left out, without a box: 1 DontCare",
         "left out: 4 images that no annotation speaks of",
     ]
     found = open_dataset(tmp_path / "out").split("train").check()
@@ -273,9 +280,15 @@ def test_kitti(tmp_path):
     assert found.annotations.categories.names == ("Car",)
     with Image.open(found.paths[0]) as image:
         assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
-    (root / "training/label_2/000001.txt").write_text("Car 0.00 0 1.85 5.00")
-    with pytest.raises(ValueError, match=r"000001\.txt: a line of KITTI has 15 words"):
-        convert_dataset(root, tmp_path / "other")
+    faults = {"Car 0.00 0 1.85 5.00": "not 5", f"Car 0 0 0 5 6 25 16 {rest} 0.93": "a 16th is the score of a prediction"}
+    for line, what in faults.items():
+        (root / "training/label_2/000001.txt").write_text(line)
+        with pytest.raises(ValueError, match=rf"000001\.txt: a line of KITTI has 15 words, .*{what}"):
+            convert_dataset(root, tmp_path / "other")
+
+
+TABLE = "filename,width,height,class,xmin,ymin,xmax,ymax"
+RECT = {"name": "rect", "x": 5, "y": 6, "width": 20, "height": 10}
 
 
 def test_what_the_readers_do_not_guess(images, tmp_path):
@@ -295,11 +308,19 @@ def test_what_the_readers_do_not_guess(images, tmp_path):
     )
     fails("via.json", region({"name": "rect"}, a="x", b="y"), "which of the attributes a, b is the class")
     fails("via.json", region({"name": "rect"}, label=""), "names no class")
+    shapes = [{"shape_attributes": RECT, "region_attributes": named} for named in ({}, {"class": "car"})]
+    some = json.dumps({"1.png": {"filename": "1.png", "regions": shapes}})
+    fails("via.json", some, r"1\.png: its object at \(5.*\) has no class; name it")
+    fails("t.csv", f"{TABLE}\n1.png,40,20,,5,6,25,16\n2.png,40,20,car,5,6,25,16", r"1\.png: its object at .* has no class")
+    fails("t.csv", f"{TABLE}\n1.png,40,20,car,5,6,2_5,16", "'2_5' is no number")
+    scored = fiftyone(["1.png"])[1].replace('"label"', '"confidence": 0.9, "label"')
+    fails("samples.json", scored, r"1\.png: boxes of 'ground_truth' have a confidence, as predictions have")
+    fails("samples.json", scored.replace("ground_truth", "model"), "as predictions have: no ground truth")
+    tags = fiftyone(["1.png"])[1].replace('"filepath"', '"tags": ["train", "x", "val"], "filepath"')
+    fails("samples.json", tags, "which of the tags train, val is its split")
     fails("via.json", region({"name": "rect", "x": 1}, label="car"), r"via\.json: the entry 'y' is missing")
-    fails(
-        "t.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,car,5,6,nan,16", r"1\.png: a box of 'car' is no box"
-    )
-    fails("t.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,car,5", r"t\.csv: ")
+    fails("t.csv", TABLE + "\n1.png,40,20,car,5,6,nan,16", r"t\.csv: 'nan' is no number")
+    fails("t.csv", TABLE + "\n1.png,40,20,car,5", r"t\.csv: ")
     fails(
         "a.xml", '<annotations><track id="0" label="car"><box frame="0"/></track></annotations>', "tracks of a video name no images"
     )
@@ -313,3 +334,141 @@ def test_what_the_readers_do_not_guess(images, tmp_path):
     task["annotations"] = [{"result": [{"value": {**STUDIO, "rectanglelabels": ["car", "red"]}}]}]
     fails("p.json", json.dumps([task]), "several labels: car, red")
     assert not (tmp_path / "out").exists()
+
+
+def sized_labelme(size):
+    text = labelme("1.png", RECTANGLE | {"points": [[10, 12], [50, 32]]}).replace('"imageWidth": 40', f'"imageWidth": {size[1]}')
+    return "1.json", text.replace('"imageHeight": 20', f'"imageHeight": {size[0]}')
+
+
+def sized_table(size):
+    return "t.csv", f"{TABLE}\n1.png,{size[1]},{size[0]},cat,10,12,50,32"
+
+
+def sized_cvat(size):
+    box = '<box label="cat" xtl="10" ytl="12" xbr="50" ybr="32"/>'
+    return "a.xml", f'<annotations><image id="0" name="1.png" width="{size[1]}" height="{size[0]}">{box}</image></annotations>'
+
+
+def sized_datumaro(size):
+    name, text = datumaro(["1.png"])
+    boxes = text.replace("[5, 6, 20, 10]", "[10, 12, 40, 20]").replace('"path": "1.png"', f'"path": "1.png", "size": {list(size)}')
+    return name, boxes
+
+
+def sized_bdd(size):
+    box = {"category": "cat", "box2d": {"x1": 10, "y1": 12, "x2": 50, "y2": 32}}
+    return "l.json", json.dumps([{"name": "1.png", "size": {"width": size[1], "height": size[0]}, "labels": [box]}])
+
+
+def sized_panoptic(size):
+    record = json.loads(panoptic(["1.png"])[1])
+    record["images"][0] |= {"height": size[0], "width": size[1]}
+    record["annotations"][0]["segments_info"][0]["bbox"] = [10, 12, 40, 20]
+    return "panoptic.json", json.dumps(record)
+
+
+def sized_supervisely(size):
+    corners = {"exterior": [[10, 12], [50, 32]], "interior": []}
+    thing = {"classTitle": "cat", "geometryType": "rectangle", "points": corners}
+    return "ann/1.png.json", json.dumps({"size": {"height": size[0], "width": size[1]}, "tags": [], "objects": [thing]})
+
+
+SIZED = (sized_labelme, sized_table, sized_cvat, sized_datumaro, sized_bdd, sized_panoptic, sized_supervisely)
+
+
+@pytest.mark.parametrize("write", of_tools(*SIZED))
+def test_images_that_were_scaled_after_their_annotation(tmp_path, write):
+    """The record keeps the size that the boxes belong to; it is said, and doctor --fix scales them."""
+    name, text = write((40, 80))
+    for folder in ("img", "ann"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(tmp_path / "set" / ("img" if "ann" in name else ".") / "1.png")
+    (tmp_path / "set" / name).write_text(text)
+    lines = convert_dataset(tmp_path / "set", tmp_path / "out")
+    assert "of another size than annotated: 1 images" in lines[-1] and "1.png is 40 x 20, annotated as 80 x 40" in lines[-1]
+    examination = examine(tmp_path / "out")
+    assert "image-size" in {finding.code for finding in examination.findings}
+    repair(examination, tmp_path / "fixed")
+    assert open_dataset(tmp_path / "fixed").own("all").check().annotations.boxes.tolist() == [CAR]
+    (tmp_path / "set" / name).write_text(write((20, 40))[1])
+    assert len(convert_dataset(tmp_path / "set", tmp_path / "same")) == 1
+
+
+def test_shares_of_an_image_that_was_only_scaled_are_right_as_they_are(images, tmp_path):
+    sizes = {"original_width": 400, "original_height": 200}
+    regions = [{"value": STUDIO, "to_name": "image", **sizes}]
+    task = {"id": 1, "data": {"image": "train/1.png"}, "annotations": [{"result": regions}]}
+    (images / "p.json").write_text(json.dumps([task]))
+    assert convert_dataset(images, tmp_path / "out")[0] == "train: 1 images, 1 boxes"
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.boxes.tolist() == [CAR]
+    sizes["original_width"] = 200  # it was cut or turned
+    regions[0] |= sizes
+    (images / "p.json").write_text(json.dumps([task]))
+    assert "annotated as 200 x 200" in convert_dataset(images, tmp_path / "other")[-1]
+    regions.append({"value": STUDIO, "to_name": "image", "original_width": 9, "original_height": 9})
+    (images / "p.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match=r"p\.json: the task 1 has regions on images of several sizes"):
+        convert_dataset(images, tmp_path / "third")
+
+
+CONFIG = '<View><Image name="left" value="$a"/><Image name="right" value="$b"/><RectangleLabels name="l" toName="right"/></View>'
+
+
+@pytest.mark.parametrize(
+    ("fields", "to_name", "config", "expected"),
+    [
+        (("thumb", "image"), "image", None, "image"),
+        (("thumb", "image"), "img", None, "image"),
+        (("thumb", "image"), "thumb", None, "thumb"),
+        (("image", "b"), "right", CONFIG, "b"),
+        (("a", "b"), "left", CONFIG, "a"),
+        (("a", "b"), "img", None, None),
+        (("image", "b"), "right", '<View><Image name="right" value="$c"/></View>', None),
+    ],
+)
+def test_label_studio_tasks_with_two_images(images, tmp_path, fields, to_name, config, expected):
+    region = {"value": STUDIO, "to_name": to_name, **PIXELS}
+    data = dict(zip(fields, ("train/1.png", "train/2.png"), strict=True))
+    (images / "p.json").write_text(json.dumps([{"id": 7, "data": data, "annotations": [{"result": [region]}]}]))
+    if config:
+        (images / "config.xml").write_text(config)
+    if expected is None:
+        with pytest.raises(ValueError, match=r"p\.json: the task 7 has several images, .*put it beside"):
+            convert_dataset(images, tmp_path / "out")
+    else:
+        convert_dataset(images, tmp_path / "out")
+        found = open_dataset(tmp_path / "out").own("train").check().annotations
+        assert found.file_names.tolist() == [data[expected].partition("/")[2]] and found.boxes.tolist() == [CAR]
+
+
+def test_label_studio_tasks_whose_images_are_both_annotated(images, tmp_path):
+    (images / "config.xml").write_text(CONFIG)
+    regions = [{"value": value, "to_name": name, **PIXELS} for name, value in (("left", STUDIO), ("right", STUDIO | {"x": 0}))]
+    task = {"id": 1, "data": {"a": "train/1.png", "b": "train/2.png"}, "annotations": [{"result": regions}]}
+    (images / "p.json").write_text(json.dumps([task]))
+    convert_dataset(images, tmp_path / "out")
+    found = open_dataset(tmp_path / "out").own("train").check().annotations
+    assert (found.file_names.tolist(), found.boxes.tolist()) == (["1.png", "2.png"], [CAR, [0, 6, 20, 10]])
+
+
+def test_outlines_of_bdd(images, tmp_path):
+    def outline(category, **more):
+        return {"category": category, "poly2d": [{"vertices": [[5, 6], [25, 6], [9, 16]], "types": "LLL", "closed": True} | more]}
+
+    labels = [outline("car"), outline("lane/road curb", closed=False), outline("area/drivable"), {"category": "bus", "box3d": {}}]
+    (images / "l.json").write_text(json.dumps([{"name": "train/1.png", "labels": labels}]))
+    lines = convert_dataset(images, tmp_path / "out")
+    assert lines[:2] == [
+        "train: 1 images, 1 boxes",
+        "left out, without a box: 1 lane/road curb, 1 area/drivable, 1 bus",
+    ]
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.boxes.tolist() == [CAR]
+
+
+def test_tags_of_fiftyone_that_are_no_splits(images, tmp_path):
+    samples = json.loads(fiftyone(["1.png"])[1])
+    samples["samples"][0] |= {"filepath": "train/1.png", "tags": ["reviewed", "validation"], "predictions": {"_cls": "Detections"}}
+    samples["samples"].append({"filepath": "train/2.png", "predictions": {"_cls": "Detections", "detections": [{}]}})
+    (images / "samples.json").write_text(json.dumps(samples))
+    assert convert_dataset(images, tmp_path / "out")[:2] == ["val: 1 images, 1 boxes", "train: 1 images, 0 boxes"]

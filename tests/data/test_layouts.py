@@ -224,6 +224,20 @@ def test_class_names_as_their_author_wrote_them(written, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("{0: cat, 00: dog}", "`names` has a class twice: 0, 00"),
+        ("{٠: cat}", "`names` must be a list"),
+        (f"{{{'1' * 900}: cat}}", "`names` must be a list"),
+    ],
+)
+def test_numbers_of_classes_that_cannot_be_meant(names, message, tmp_path):
+    lay(tmp_path, "images/1.png", text={"data.yaml": f"train: images\nnames: {names}\n"})
+    with pytest.raises(ValueError, match=rf"data\.yaml: {message}"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("lines", "names"),
     [
         ("0 big cat\n1 dog\n", {0: "big cat", 1: "dog"}),
@@ -271,6 +285,8 @@ def test_lines_of_more_numbers(shape, lines, expected, tmp_path):
         ("", "0 0.5 0.5 0.5 0.5 0.9\n", "score of a prediction"),
         ("kpt_shape: [3, 2]\n", SQUARE, r"9 numbers; with kpt_shape \[3, 2\] a line has 5 or 11"),
         ("kpt_shape: [3]\n", POSE, "kpt_shape is .*; expected"),
+        (f"kpt_shape: [{'9' * 5000}, 3]\n", POSE, r"data\.yaml: kpt_shape is .*; expected"),
+        ("kpt_shape: [١٧, 3]\n", POSE, r"data\.yaml: kpt_shape is .*; expected"),
     ],
 )
 def test_lines_that_could_be_something_else(shape, line, message, tmp_path):

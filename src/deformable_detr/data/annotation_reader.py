@@ -13,7 +13,7 @@ import numpy as np
 from deformable_detr.categories import Categories
 from deformable_detr.data.annotation_file import PER_BOX, AnnotationFile
 from deformable_detr.data.cache import derived_folder, fingerprint
-from deformable_detr.data.entries import as_box, as_flag, as_id, as_number, as_side, box_of_segmentation
+from deformable_detr.data.entries import as_box, as_flag, as_id, as_number, as_side, box_of_segmentation, short
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.text import SECTIONS, Record, kind_of, read_json
 from deformable_detr.files import atomic_file
@@ -125,7 +125,7 @@ def _read_categories(entries: list[Any], found: Found) -> tuple[dict[int | str, 
     for position, entry in enumerate(entries):
         key, name = (as_id(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if key is None or isinstance(name, (bool, list, dict, type(None))):
-            text = f"categories[{position}] is {_short(entry)}: needs an `id` and a `name`"
+            text = f"categories[{position}] is {short(entry)}: needs an `id` and a `name`"
             found.add("entry-malformed", Item(text))
         elif key in names:
             found.add("category-id-twice", Item(f"two categories have the id {key!r}: {names[key]!r} and {name!r}"))
@@ -168,11 +168,11 @@ class _Images:
 
     def _add(self, entry: Any, row: int, found: Found) -> None:
         if not isinstance(entry, dict) or (key := as_id(entry.get("id"))) is None:
-            found.add("entry-malformed", Item(f"images[{row}] is {_short(entry)}: needs an `id`"))
+            found.add("entry-malformed", Item(f"images[{row}] is {short(entry)}: needs an `id`"))
             return
         image_id, name = entry["id"], entry.get("file_name")
         if not _is_name(name):
-            found.add("file-name-missing", Item(f"images[{row}] is {_short(entry)}: needs a `file_name`", len(self.ids)))
+            found.add("file-name-missing", Item(f"images[{row}] is {short(entry)}: needs a `file_name`", len(self.ids)))
             name = ""
         image_id = int(image_id) if isinstance(image_id, float) and image_id.is_integer() else image_id
         if isinstance(image_id, float):
@@ -248,7 +248,7 @@ class _Boxes:
     def _read(self, entry: Any, row: int) -> None:
         """Make sense of an annotation that is written unusually, or note what is wrong with it."""
         if not isinstance(entry, dict):
-            self._found.add("entry-malformed", Item(f"annotations[{row}] is {_short(entry)}, not an object", None, row))
+            self._found.add("entry-malformed", Item(f"annotations[{row}] is {short(entry)}, not an object", None, row))
             return
         annotation_id = entry.get("id", f"number {row}")
         key = as_id(entry.get("image_id"))
@@ -263,25 +263,30 @@ class _Boxes:
         label = None if category is None else self._labels.get(category)
         crowd, box = as_flag(_crowd_of(entry)), as_box(entry.get("bbox"))
         if image is None:
-            note("image-unknown", f"image_id is {_short(entry.get('image_id'))}, which is not among 'images'")
+            note("image-unknown", f"image_id is {short(entry.get('image_id'))}, which is not among 'images'")
         elif label is None:
             known = ", ".join(map(str, list(self._labels)[:20]))
-            note("category-unknown", f"category_id is {_short(entry.get('category_id'))}; known are {known}")
+            note("category-unknown", f"category_id is {short(entry.get('category_id'))}; known are {known}")
         elif crowd is None:
-            note("entry-malformed", f"iscrowd is {_short(_crowd_of(entry))}, neither 0 nor 1")
+            note("entry-malformed", f"iscrowd is {short(_crowd_of(entry))}, neither 0 nor 1")
         else:
             lacking = not entry.get("bbox") if not box else not any(box[2:])
-            if lacking and (computed := box_of_segmentation(entry.get("segmentation"))):
+            try:
+                computed = box_of_segmentation(entry.get("segmentation"), self._images.sizes[image]) if lacking else None
+            except ValueError as error:
+                note("box-malformed", f"bbox is {short(entry.get('bbox'))}, and {error}")
+                return
+            if computed:
                 box = computed
                 note("box-computed", f"bbox {[round(value, 2) for value in box]} of its outline")
             if not box:
-                note("box-malformed", f"bbox is {_short(entry.get('bbox'))}: not [left, top, width, height] in pixels")
+                note("box-malformed", f"bbox is {short(entry.get('bbox'))}: not [left, top, width, height] in pixels")
                 return
             if (mode := entry.get("bbox_mode")) not in XYWH_MODES:
-                note("box-malformed", f"bbox_mode is {_short(mode)}: boxes must be [left, top, width, height] in pixels (mode 1)")
+                note("box-malformed", f"bbox_mode is {short(mode)}: boxes must be [left, top, width, height] in pixels (mode 1)")
                 return
             if entry.get("score") is not None:
-                note("scores", f"score {_short(entry['score'])}")
+                note("scores", f"score {short(entry['score'])}")
             self._append(entry, row, image, label, box, crowd)
 
 
@@ -308,11 +313,6 @@ def _is_box(box: Any) -> bool:
         return math.isfinite(left) and math.isfinite(top) and 0 <= width < math.inf and 0 <= height < math.inf
     except OverflowError:  # a whole number beyond floats
         return False
-
-
-def _short(value: Any, most: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= most else text[:most] + "…"
 
 
 def _id_array(ids: list[Any]) -> np.ndarray:

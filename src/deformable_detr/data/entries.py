@@ -1,15 +1,22 @@
 """Parse the values of annotation files in the forms that people write: ids, flags, numbers, boxes, outlines."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-__all__ = ["as_box", "as_flag", "as_id", "as_side", "box_of_segmentation"]
+__all__ = ["as_box", "as_flag", "as_id", "as_number", "as_side", "as_whole", "box_of_segmentation", "read_number", "short"]
 
 LARGEST_SIDE = 1_000_000
 """Pixels above which a width or height cannot be meant."""
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""What all programs take for the same number; Python alone reads `1_0`, digits of other scripts and `nan`."""
+
+LONGEST_RUN = 12
+"""Letters of a compressed run length, 5 bits each, from which on it cannot be meant."""
 
 TRUE, FALSE = ("1", "true", "yes"), ("", "0", "false", "no", "none", "null")
 
@@ -25,7 +32,7 @@ def as_id(value: Any) -> int | str | None:
     if isinstance(value, str):
         text = value.strip()
         digits = text.removeprefix("-")
-        return int(text) if digits.isascii() and digits.isdecimal() and str(int(digits)) == digits and len(digits) < 4000 else value
+        return int(text) if len(digits) < 4000 and digits.isascii() and digits.isdecimal() and str(int(digits)) == digits else value
     return None
 
 
@@ -37,15 +44,41 @@ def as_flag(value: Any) -> bool | None:
     return True if word in TRUE else False if word in FALSE else None
 
 
-def as_number(value: Any) -> float | None:
-    """A finite number, also one in quotes; else None."""
-    if isinstance(value, bool):
-        return None
+def read_number(value: Any) -> float:
+    """A finite number, also one in quotes.
+
+    Raises:
+        ValueError: anything else; says what.
+    """
+    plain = NUMBER.fullmatch(value.strip()) if isinstance(value, str) else type(value) in (int, float)
+    if not plain:
+        raise ValueError(f"{short(value)} is no number")
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{short(value)} is no number that can be meant")
+    return number
+
+
+def as_number(value: Any) -> float | None:
+    """The same; None in place of the error."""
+    try:
+        return read_number(value)
+    except ValueError:
         return None
-    return number if math.isfinite(number) else None
+
+
+def as_whole(text: Any) -> int | None:
+    """A whole number from 0 on, written in digits, as classes and counts are; else None."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", str(text)) else None
+
+
+def short(value: Any, most: int = 80) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def as_side(value: Any) -> int:
@@ -62,10 +95,18 @@ def as_box(value: Any) -> list[float] | None:
     return box if len(box) == 4 and box[2] >= 0 and box[3] >= 0 else None
 
 
-def box_of_segmentation(segmentation: Any) -> list[float] | None:
-    """The bounding box (left, top, width, height) of COCO's outlines or run lengths; None where there is nothing to bound."""
-    if isinstance(segmentation, dict):
-        return _box_of_runs(segmentation)
+def box_of_segmentation(segmentation: Any, image_size: tuple[int, int] = (0, 0)) -> list[float] | None:
+    """The bounding box (left, top, width, height) of COCO's outlines or run lengths; None where there is nothing to bound.
+
+    Args:
+        segmentation: as annotated.
+        image_size: (height, width) of the image, which run lengths must have, too; 0 where it is not known.
+
+    Raises:
+        ValueError: run lengths that cannot be those of the image; says why.
+    """
+    if isinstance(segmentation, dict) and segmentation:
+        return _box_of_runs(_run_lengths(segmentation, image_size), int(segmentation["size"][0]))
     numbers = list(_flatten(segmentation))
     points = [as_number(value) for value in numbers]
     if len(points) < 6 or len(points) % 2 or None in points:
@@ -83,15 +124,22 @@ def _flatten(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _box_of_runs(segmentation: dict[str, Any]) -> list[float] | None:
-    """Of run lengths, column by column, background first; compressed ones are text."""
+def _run_lengths(segmentation: dict[str, Any], image_size: tuple[int, int]) -> list[int]:
+    """Of all columns, background first. They must cover the image, no more and no less; compressed ones are text."""
     counts, size = segmentation.get("counts"), segmentation.get("size")
-    if isinstance(counts, str):
-        counts = _decompress(counts)
-    height = as_side(size[0]) if isinstance(size, list) and len(size) == 2 else 0
-    if not height or not isinstance(counts, list) or any(type(run) is not int or run < 0 for run in counts):
-        return None
-    ends = np.cumsum(counts, dtype=np.int64)
+    height, width = map(as_side, size) if isinstance(size, list) and len(size) == 2 else (0, 0)
+    if not height or not width or (all(image_size) and image_size != (height, width)):
+        raise ValueError(f"its run lengths are of the size {short(size)}, not [height, width] of the image")
+    runs = _decompress(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(type(run) is int and 0 <= run <= height * width for run in runs):
+        raise ValueError(f"its run lengths are {short(counts)}: not numbers of pixels from 0 to {height} x {width}")
+    if sum(runs) != height * width:
+        raise ValueError(f"its run lengths add up to {sum(runs)} pixels, not to {height} x {width}")
+    return runs
+
+
+def _box_of_runs(runs: list[int], height: int) -> list[float] | None:
+    ends = np.cumsum(runs, dtype=np.int64)
     first, last = ends[0::2][: len(ends) // 2], ends[1::2] - 1  # of each run of the object
     first, last = first[first <= last], last[first <= last]
     if not len(first):
@@ -110,7 +158,7 @@ def _decompress(text: str) -> list[int] | None:
     value = shift = 0
     for letter in text:
         bits = ord(letter) - 48
-        if not 0 <= bits < 64:
+        if not 0 <= bits < 64 or shift > 5 * LONGEST_RUN:
             return None
         value |= (bits & 31) << shift
         shift += 5

@@ -33,7 +33,7 @@ CSV_COLUMNS = {
     "VoTT CSV": {"image", "xmin", "ymin", "xmax", "ymax", "label"},
 }
 LINES = {
-    "DOTA": re.compile(r"^(imagesource:|gsd:|(-?[\d.]+\s+){8}[^\d\s]\S*(\s+[012])?\s*$)"),
+    "DOTA": re.compile(r"^(imagesource:|gsd:|(-?[\d.]+\s+){8}[^\d\s]\S*(\s+[^\d\s]\S*)*(\s+[012])?\s*$)"),
     "KITTI": re.compile(r"^\S*[A-Za-z]\S* [-\d.]+ -?\d [-\d.]+( [-\d.eE+]+){11,12}\s*$"),
 }
 """The first line of a text file with the objects of one image."""

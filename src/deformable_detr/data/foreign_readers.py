@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deformable_detr.data.file_index import FileIndex
+from deformable_detr.data.entries import as_side, read_number
+from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.text import read_text
 
-__all__ = ["READERS", "Box", "ForeignImage", "ForeignObject", "Reader", "around", "ellipse_extent", "from_xywh"]
+__all__ = ["READERS", "Box", "ForeignImage", "ForeignObject", "Reader", "around", "ellipse_extent", "from_xywh", "image_size"]
 
-UNNAMED = "object"
-"""The class of regions that were drawn without one."""
 CLASS_ATTRIBUTES = ("class", "label", "name", "category", "type", "object")
 
 
@@ -26,33 +25,49 @@ Box = tuple[float, float, float, float]
 class ForeignObject(NamedTuple):
     """One annotated object: left, top, right, bottom in pixels, or in shares of the image."""
 
-    name: str
+    name: str | None
+    """Of the class; None where it was drawn without one."""
+
     box: Box
     crowd: bool = False
     normalised: bool = False
 
 
 class ForeignImage(NamedTuple):
-    """An image by its annotated name, and what is on it; `split`: where the file says so."""
+    """An image by its annotated name, and what is on it."""
 
     name: str
     objects: list[ForeignObject]
     split: str | None = None
+    """Where the file says so."""
+
+    size: tuple[int, int] | None = None
+    """(height, width) of the image that the boxes were drawn on, where the file says so."""
+
+    left_out: tuple[str, ...] = ()
+    """What has no box, a word for each."""
 
 
 Reader = Callable[[Path, FileIndex], Iterator[ForeignImage]]
 """Raises KeyError, TypeError, ValueError, IndexError or AttributeError at what cannot be understood."""
 
 
-def from_xywh(box: Sequence[float]) -> Box:
+def image_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """The size that a file says; None where it says none that can be meant."""
+    size = as_side(height), as_side(width)
+    return size if all(size) else None
+
+
+def from_xywh(box: Sequence[Any]) -> Box:
     """Left, top, width, height → left, top, right, bottom."""
-    left, top, width, height = (float(number) for number in box)
+    left, top, width, height = map(read_number, box)
     return left, top, left + width, top + height
 
 
-def around(xs: Sequence[float], ys: Sequence[float]) -> Box:
+def around(xs: Sequence[Any], ys: Sequence[Any]) -> Box:
     """The bounding box of points."""
-    return float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))
+    xs, ys = list(map(read_number, xs)), list(map(read_number, ys))
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _read_via(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
@@ -65,12 +80,14 @@ def _read_via(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         yield ForeignImage(image["filename"], objects)
 
 
-def _via_class(attributes: dict[str, Any]) -> str:
+def _via_class(attributes: dict[str, Any]) -> str | None:
     """The attribute that is called like a class, or the only one; of a checkbox the one that is ticked."""
     keys = [key for key in attributes if key.lower() in CLASS_ATTRIBUTES] or list(attributes)
+    if not keys:
+        return None
     if len(keys) > 1:
         raise ValueError(f"which of the attributes {', '.join(keys)} is the class? Call that one `class`")
-    value = attributes[keys[0]] if keys else UNNAMED
+    value = attributes[keys[0]]
     if isinstance(value, dict):
         value = ", ".join(name for name, ticked in value.items() if ticked)
     if not value or "," in str(value):
@@ -106,26 +123,39 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         for one in item["annotations"]:
             if one["type"] in ("bbox", "polygon"):
                 box = from_xywh(one["bbox"]) if one["type"] == "bbox" else around(one["points"][::2], one["points"][1::2])
-                if not 0 <= one["label_id"] < len(names):
+                if type(one["label_id"]) is not int or not 0 <= one["label_id"] < len(names):
                     raise ValueError(f"label_id is {one['label_id']}, of {len(names)} labels")
                 objects.append(ForeignObject(names[one["label_id"]], box, bool(one.get("attributes", {}).get("is_crowd"))))
             elif one["type"] != "label":
                 raise ValueError(f"annotations of the type {one['type']!r} have no box; export bbox")
-        yield ForeignImage((item.get("image") or item.get("media") or {}).get("path") or item["id"], objects)
+        image = item.get("image") or item.get("media") or {}
+        yield ForeignImage(image.get("path") or item["id"], objects, size=image_size(*(image.get("size") or (None, None))))
 
 
 def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """A FiftyOneDataset's samples.json; tags such as `train` are splits."""
-    for sample in json.loads(read_text(file))["samples"]:
-        fields = {name: value for name, value in sample.items() if isinstance(value, dict) and value.get("_cls") == "Detections"}
-        if len(fields) > 1 and "ground_truth" not in fields:
-            raise ValueError(f"which of the fields {', '.join(fields)} is the ground truth? Call that one `ground_truth`")
-        found = fields.get("ground_truth") or next(iter(fields.values()), {})
+    samples = json.loads(read_text(file))["samples"]
+    fields = sorted({name for sample in samples for name, value in sample.items() if _is_detections(value)})
+    if len(fields) > 1 and "ground_truth" not in fields:
+        raise ValueError(f"which of the fields {', '.join(fields)} is the ground truth? Call that one `ground_truth`")
+    field = "ground_truth" if "ground_truth" in fields else "".join(fields)
+    for sample in samples:
+        found = sample.get(field) or {}
         objects = [
             ForeignObject(one["label"], from_xywh(one["bounding_box"]), bool(one.get("iscrowd")), normalised=True)
             for one in found.get("detections", ())
         ]
-        yield ForeignImage(sample["filepath"], objects, next(iter(sample.get("tags") or ()), None))
+        if any(one.get("confidence") is not None for one in found.get("detections", ())):
+            raise ValueError(f"{sample['filepath']}: boxes of {field!r} have a confidence, as predictions have: no ground truth")
+        splits = [tag for tag in sample.get("tags") or () if split_role(tag)]
+        if len({split_role(tag) for tag in splits}) > 1:
+            raise ValueError(f"{sample['filepath']}: which of the tags {', '.join(splits)} is its split?")
+        seen = sample.get("metadata") or {}
+        yield ForeignImage(sample["filepath"], objects, next(iter(splits), None), image_size(seen.get("height"), seen.get("width")))
+
+
+def _is_detections(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("_cls") == "Detections"
 
 
 def _read_kitti(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
@@ -133,16 +163,19 @@ def _read_kitti(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
 
     Its image has its name, in `image_2` for `label_2`. Regions `DontCare` have no class, and are left out.
     """
-    objects = []
+    objects, left_out = [], []
     for line in read_text(file).splitlines():
         if not (words := line.split()):
             continue
-        if len(words) not in (15, 16):
-            raise ValueError(f"a line of KITTI has 15 words (16 with a score), not {len(words)}: {line[:60]!r}")
-        left, top, right, bottom = (float(word) for word in words[4:8])
-        if words[0] != "DontCare":
+        if len(words) != 15:
+            what = "; a 16th is the score of a prediction, which is no ground truth" if len(words) == 16 else ""
+            raise ValueError(f"a line of KITTI has 15 words, not {len(words)}{what}: {line[:60]!r}")
+        left, top, right, bottom = map(read_number, words[4:8])
+        if words[0] == "DontCare":
+            left_out.append(words[0])
+        else:
             objects.append(ForeignObject(words[0], (left, top, right, bottom)))
-    yield ForeignImage(f"{file.parent.name.replace('label', 'image')}/{file.stem}", objects)
+    yield ForeignImage(f"{file.parent.name.replace('label', 'image')}/{file.stem}", objects, left_out=tuple(left_out))
 
 
 def _read_table(
@@ -158,29 +191,25 @@ def _read_table(
     def read(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         rows = csv.DictReader(read_text(file).splitlines())
         names = names_of(index) if names_of else {}
-        found: dict[str, list[ForeignObject]] = {}
         for given in rows:
             row = {key.strip().lower(): value.strip() for key, value in given.items()}
-            box = (float(row["xmin"]), float(row["ymin"]), float(row["xmax"]), float(row["ymax"]))
-            thing = ForeignObject(names.get(row[name], row[name]), box, row.get(crowd) == "1", normalised)
-            found.setdefault(row[image], []).append(thing)
-        for key, objects in found.items():
-            yield ForeignImage(key, objects)
+            left, top, right, bottom = (read_number(row[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
+            thing = ForeignObject(names.get(row[name], row[name]), (left, top, right, bottom), row.get(crowd) == "1", normalised)
+            yield ForeignImage(row[image], [thing], size=image_size(row.get("height"), row.get("width")))
 
     return read
 
 
 def _read_retinanet(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """Rows `path,x1,y1,x2,y2,class` without a head; an image without objects has a row of empty columns."""
-    found: dict[str, list[ForeignObject]] = {}
     for row in csv.reader(read_text(file).splitlines()):
         if row:
-            path, left, top, right, bottom, name = (cell.strip() for cell in row)
-            objects = found.setdefault(path, [])
-            if name:
-                objects.append(ForeignObject(name, (float(left), float(top), float(right), float(bottom))))
-    for path, objects in found.items():
-        yield ForeignImage(path, objects)
+            path, *corners, name = (cell.strip() for cell in row)
+            objects = []
+            if name or any(corners):
+                left, top, right, bottom = map(read_number, corners)
+                objects.append(ForeignObject(name, (left, top, right, bottom)))
+            yield ForeignImage(path, objects)
 
 
 def _open_images_names(index: FileIndex) -> dict[str, str]:

@@ -1,25 +1,54 @@
 """`doctor --convert`: a COCO dataset made of another format. LabelMe and CreateML are read by supervision, the others here."""
 
 import math
-import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from deformable_detr.data.doctor.repair import check_output
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
 from deformable_detr.data.foreign import IMPORTABLE, advice, files_of, recognise
 from deformable_detr.data.foreign_platforms import PLATFORM_READERS
-from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject
+from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject, image_size
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.data.text import Record, read_json
-from deformable_detr.files import is_file, write_json
+from deformable_detr.data.writing import place_image
+from deformable_detr.files import atomic_folder, is_file, write_json
 
 __all__ = ["convert_dataset"]
 
-Loaded = dict[str, list[ForeignObject]]
-"""Image file → its objects."""
+UNNAMED = "object"
+"""The class of a dataset whose objects were all drawn without one."""
+
+SAME_ASPECT = 0.02
+"""Largest relative difference of two aspect ratios that count as one."""
+
+
+@dataclass
+class Annotated:
+    """What the files say of one image."""
+
+    objects: list[ForeignObject] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    """(height, width) of the image that the boxes were drawn on; None where no file says it."""
+
+    def add(self, image: ForeignImage) -> None:
+        """More of the same image.
+
+        Raises:
+            ValueError: of another size.
+        """
+        self.objects += image.objects
+        if self.size is not None and image.size is not None and self.size != image.size:
+            raise ValueError(f"{image.name} is {_shown(self.size)} as well as {_shown(image.size)}: give one size")
+        self.size = self.size or image.size
+
+
+Part = dict[str, Annotated]
+"""Image file → what is on it."""
 
 
 def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
@@ -32,7 +61,8 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
         output_dir: a folder that is empty or not there yet, outside the dataset.
 
     Returns:
-        What was written, a sentence per split, and how many images no annotation speaks of.
+        What was written, a sentence per split; what was left out; and images of another size than annotated, whose boxes
+        `doctor --fix` scales.
 
     Raises:
         FileExistsError: the output folder has something in it.
@@ -48,21 +78,54 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
     if kind not in IMPORTABLE:
         what = f"annotations in the format {kind}: {advice(kind, root)}" if kind else "no known format"
         raise ValueError(f"{root}: {what} (COCO, YOLO and Pascal VOC are read as they are, without --convert)")
-    parts: dict[str, Loaded] = {}
-    for file in files_of(kind, index):
-        for image in _read(kind, file, index):
-            own = path_role(index.relative(file)) or split_role(file.stem)
-            path = _locate(image, file, index, own)
-            split = (image.split and split_role(image.split)) or own or path_role(index.relative(path)) or "all"
-            parts.setdefault(split, {}).setdefault(path, []).extend(image.objects)
-    names = sorted({one.name for loaded in parts.values() for objects in loaded.values() for one in objects})
-    records = {split: _record(loaded, names) for split, loaded in parts.items()}
-    unused = len(set(index.images).difference(*parts.values()))
-    for split, record in records.items():
-        _place(record, out / split)
-        write_json(out / "annotations" / f"instances_{split}.json", record)
+    parts, left_out = _read_parts(kind, index)
+    names = _name_classes(parts)
+    resized: list[str] = []
+    records = {split: _record(part, names, resized) for split, part in parts.items()}
+    with atomic_folder(out) as partial:
+        for split, record in records.items():
+            _place(record, partial / split)
+            write_json(partial / "annotations" / f"instances_{split}.json", record)
     lines = [f"{split}: {len(record['images'])} images, {len(record['annotations'])} boxes" for split, record in records.items()]
-    return [*lines, f"left out: {unused} images that no annotation speaks of"] if unused else lines
+    if left_out:
+        lines.append("left out, without a box: " + ", ".join(f"{number} {name}" for name, number in left_out.most_common()))
+    if unused := len(set(index.images).difference(*parts.values())):
+        lines.append(f"left out: {unused} images that no annotation speaks of")
+    if resized:
+        lines.append(f"of another size than annotated: {len(resized)} images ({resized[0]}); doctor --fix scales their boxes")
+    return lines
+
+
+def _read_parts(kind: str, index: FileIndex) -> tuple[dict[str, Part], Counter[str]]:
+    """What is on the images of each split, and what the files have beyond boxes."""
+    parts: dict[str, Part] = {}
+    left_out: Counter[str] = Counter()
+    for file in files_of(kind, index):
+        own, places = path_role(index.relative(file)) or split_role(file.stem), {}
+        for image in _read(kind, file, index):
+            path = places[image.name] = places.get(image.name) or _locate(image, file, index, own)
+            split = (image.split and split_role(image.split)) or own or path_role(index.relative(path)) or "all"
+            try:
+                parts.setdefault(split, {}).setdefault(path, Annotated()).add(image)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from None
+            left_out.update(image.left_out)
+    return parts, left_out
+
+
+def _name_classes(parts: Mapping[str, Part]) -> list[str]:
+    """The names of all classes, sorted; the objects get theirs as text.
+
+    Raises:
+        ValueError: an object without a class, where others have one.
+    """
+    every = [(path, one) for part in parts.values() for path, image in part.items() for one in image.objects]
+    if every and all(one.name is None for _, one in every):
+        return [UNNAMED]
+    for path, one in every:
+        if one.name is None or not str(one.name).strip():
+            raise ValueError(f"{path}: its object at {tuple(round(side, 3) for side in one.box)} has no class; name it")
+    return sorted({str(one.name) for _, one in every})
 
 
 def _read(kind: str, file: Path, index: FileIndex) -> Iterator[ForeignImage]:
@@ -87,12 +150,12 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
 
     import supervision as sv
 
-    named = None
+    named = size = None
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(file, folder)
         if kind == "LabelMe":
             record = read_json(file)
-            named = slashed(str(record["imagePath"]))
+            named, size = slashed(str(record["imagePath"])), image_size(record.get("imageHeight"), record.get("imageWidth"))
             if left_out := sorted({str(shape.get("shape_type")) for shape in record["shapes"]} - {"rectangle", "polygon"}):
                 raise ValueError(f"shapes of the type {', '.join(left_out)} are not read; make rectangles or polygons of them")
             found = sv.DetectionDataset.from_labelme(str(file.parent), folder)
@@ -102,33 +165,50 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
         classes = [found.classes[int(number)] for number in ([] if detections.class_id is None else detections.class_id)]
         boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in detections.xyxy.tolist()]
         objects = [ForeignObject(*one) for one in zip(classes, boxes, strict=True)]
-        yield ForeignImage(named or PurePosixPath(slashed(path)).name, objects)
+        yield ForeignImage(named or PurePosixPath(slashed(path)).name, objects, size=size)
 
 
-def _record(loaded: Loaded, names: list[str]) -> Record:
+def _record(part: Part, names: list[str], resized: list[str]) -> Record:
+    """The COCO record of a split; `resized` gets a word on each image of another size than annotated."""
     record = empty_record(dict(enumerate(names)))
-    for path, objects in loaded.items():
-        height, width = read_size(path)
+    for path, image in part.items():
+        height, width = _annotated_size(path, image, resized)
         add_image(record, path, (height, width))
-        for one in objects:
+        for one in image.objects:
             scale = (width, height, width, height) if one.normalised else (1, 1, 1, 1)
             left, top, right, bottom = (number * factor for number, factor in zip(one.box, scale, strict=True))
             if not all(map(math.isfinite, (left, top, right, bottom))):
                 raise ValueError(f"{path}: a box of {one.name!r} is no box: {one.box}")
-            add_box(record, names.index(one.name), (left, top, right, bottom), one.crowd)
+            add_box(record, names.index(UNNAMED if one.name is None else str(one.name)), (left, top, right, bottom), one.crowd)
     return record
+
+
+def _annotated_size(path: str, image: Annotated, resized: list[str]) -> tuple[int, int]:
+    """(height, width) that the boxes of an image belong to. Where the file has another one, doctor says so and --fix scales.
+
+    Shares of an image that was only scaled are right as they are.
+    """
+    actual, size = read_size(path), image.size
+    if size is None:
+        return actual
+    scaled = abs(actual[1] / actual[0] / (size[1] / size[0]) - 1) <= SAME_ASPECT
+    if scaled and all(one.normalised for one in image.objects):
+        return actual
+    if size not in (actual, read_size(path, upright=False)):
+        resized.append(f"{path} is {_shown(actual)}, annotated as {_shown(size)}")
+    return size
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"
 
 
 def _place(record: Record, folder: Path) -> None:
     """Link or copy the images, under names of their own."""
-    folder.mkdir(parents=True)
     taken: set[str] = set()
     for image in record["images"]:
         source = Path(image["file_name"])
         name = source.name if source.name not in taken else f"{image['id']}_{source.name}"
         taken.add(name)
         image["file_name"] = name
-        try:
-            os.link(source.resolve(), folder / name)
-        except OSError:  # another disk, or one without hard links
-            shutil.copy2(source, folder / name)
+        place_image(source, folder / name)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 from xml.etree import ElementTree
 
+from deformable_detr.data.entries import as_side, read_number
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
@@ -198,11 +199,8 @@ def _parse(file: Path) -> ElementTree.Element:
 
 def _annotated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
     """(height, width) as the file says; None where it does not."""
-    try:
-        height, width = (int(float(tree.findtext(f"size/{key}", "0"))) for key in ("height", "width"))
-    except (ValueError, OverflowError):
-        return None
-    return (height, width) if height > 0 and width > 0 else None
+    height, width = (as_side(tree.findtext(f"size/{key}")) for key in ("height", "width"))
+    return (height, width) if height and width else None
 
 
 def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
@@ -220,10 +218,10 @@ def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
     if element.find("robndbox") is not None and element.find("bndbox") is None:  # roLabelImg
         return name, _around_turned(name, element), _is_difficult(element)
     try:
-        xmin, ymin, xmax, ymax = (float(element.findtext(f"bndbox/{key}", "")) for key in corners)
+        xmin, ymin, xmax, ymax = (read_number(element.findtext(f"bndbox/{key}")) for key in corners)
     except ValueError:
         raise ValueError(f"{name!r} has no bndbox of four numbers xmin, ymin, xmax, ymax") from None
-    if not (-math.inf < xmin <= xmax < math.inf and -math.inf < ymin <= ymax < math.inf):  # false for NaN, too
+    if xmin > xmax or ymin > ymax:
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) ends before it begins")
     if max(xmax, ymax) <= 1 and not (xmin, ymin, xmax, ymax) == tuple(map(round, (xmin, ymin, xmax, ymax))):
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) in shares of the image; VOC has pixels")
@@ -237,11 +235,11 @@ def _is_difficult(element: ElementTree.Element) -> bool:
 def _around_turned(name: str, element: ElementTree.Element) -> Box:
     """The bounding box of a box that is turned around its centre (radians)."""
     try:
-        cx, cy, w, h, angle = (float(element.findtext(f"robndbox/{key}", "")) for key in ("cx", "cy", "w", "h", "angle"))
+        cx, cy, w, h, angle = (read_number(element.findtext(f"robndbox/{key}")) for key in ("cx", "cy", "w", "h", "angle"))
     except ValueError:
         raise ValueError(f"{name!r} has no robndbox of five numbers cx, cy, w, h, angle") from None
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
     half_w, half_h = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
-    if not (0 <= half_w < float("inf") and 0 <= half_h < float("inf")):  # false for NaN, too
+    if not (0 <= half_w < math.inf and 0 <= half_h < math.inf):
         raise ValueError(f"{name!r}: robndbox of {w:g} x {h:g} turned by {angle:g} is no box")
     return cx - half_w, cy - half_h, cx + half_w, cy + half_h

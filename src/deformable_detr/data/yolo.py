@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import yaml
 
+from deformable_detr.data.entries import as_whole, short
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role, walk_files
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES
@@ -294,9 +295,12 @@ def _class_names(names: Any, file: Path, found: Found) -> dict[int, str]:
         path = _find_tail(slashed(names), (file.parent,))
         names = _listed_names(path, found) if path else None
     entries = list(names.items()) if isinstance(names, dict) else []
-    if not entries or not all(str(key).isdecimal() and isinstance(name, str) for key, name in entries):
+    known = {number: name for key, name in entries if (number := as_whole(key)) is not None and isinstance(name, str)}
+    if not entries or not all(as_whole(key) in known and isinstance(name, str) for key, name in entries):
         raise ValueError(f"{file}: `names` must be a list of class names, or name them by their numbers from 0")
-    return {int(key): name for key, name in entries}
+    if len(known) < len(entries):
+        raise ValueError(f"{file}: `names` has a class twice: {', '.join(str(key) for key, _ in entries)}")
+    return known
 
 
 def _listed_names(file: Path, found: Found | None = None) -> dict[int, str]:
@@ -325,9 +329,9 @@ def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
         return None
     if shape in EMPTY:
         return 0, 0
-    numbers = [int(value) for value in shape if str(value).isdecimal()] if isinstance(shape, list) else []
+    numbers = [number for value in shape if (number := as_whole(value)) is not None] if isinstance(shape, list) else []
     if len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
-        raise ValueError(f"{file}: kpt_shape is {shape}; expected [number of keypoints, 2 or 3 numbers for each]")
+        raise ValueError(f"{file}: kpt_shape is {short(shape)}; expected [number of keypoints, 2 or 3 numbers for each]")
     return numbers[0], numbers[1]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deformable_detr.data.entries import read_number
 from deformable_detr.data.findings import Item
 from deformable_detr.data.layout import fault
 from deformable_detr.data.text import read_text
@@ -49,7 +50,7 @@ def read_lines(file: Path, names: Mapping[int, str]) -> tuple[list[LabelLine], l
         if not words:
             continue
         try:
-            values = [float(word) for word in words]
+            values = [read_number(word) for word in words]
         except ValueError:
             faults.append(fault(where, f"{line.strip()[:80]!r} is not a row of numbers"))
             continue

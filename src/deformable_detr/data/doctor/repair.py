@@ -17,7 +17,7 @@ from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.entries import box_of_segmentation
 from deformable_detr.data.findings import Finding
 from deformable_detr.data.writing import check_new, place_image
-from deformable_detr.files import write_json
+from deformable_detr.files import atomic_folder, write_json
 
 __all__ = ["check_output", "repair"]
 
@@ -50,12 +50,13 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
         if finding.code == "file-damaged":
             raise ValueError(f"cannot be repaired: {finding.items[0].text}")
     changes: dict[str, list[str]] = {}
-    for data in examination.splits:
-        record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name])
-        _place_images(data, record, out / data.name)
-        write_json(out / "annotations" / f"instances_{data.name}.json", record)
-        changes[data.name] = noted
-    write_json(out / "changes.json", changes, indent=1)
+    with atomic_folder(out) as partial:
+        for data in examination.splits:
+            record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name])
+            _place_images(data, record, partial / data.name)
+            write_json(partial / "annotations" / f"instances_{data.name}.json", record)
+            changes[data.name] = noted
+        write_json(partial / "changes.json", changes, indent=1)
     return [f"{name}: {text}" for name, noted in changes.items() for text in _summary(noted)]
 
 
