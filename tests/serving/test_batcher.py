@@ -29,6 +29,11 @@ def batcher(predictor):
     batcher.close()
 
 
+def submit(batcher, pixels, **settings):
+    (future,) = batcher.submit([pixels], **settings)
+    return future
+
+
 def assert_same(found, expected):
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-2)
     np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
@@ -42,7 +47,7 @@ def test_images_share_forward_passes_and_get_what_they_get_alone(batcher, predic
         {"threshold": 0.0, "top_k": 2, "classes": ["dog", "cat"]},
         {"threshold": 0.012, "top_k": None},
     ] * 2
-    futures = [batcher.submit(as_tensor(one), **chosen) for one, chosen in zip(images, settings, strict=False)]
+    futures = [submit(batcher, as_tensor(one), **chosen) for one, chosen in zip(images, settings, strict=False)]
     answers = [future.result(30) for future in futures]
     assert predictor.batches == [4, 4] == batcher.sizes
     assert [answer.batch_size for answer in answers] == [4] * 8
@@ -60,7 +65,7 @@ def test_suppression_does_not_depend_on_the_neighbours(batcher, predictor, image
         {"threshold": 0.0, "top_k": 3, "classes": ["bird"]},
         {"threshold": 0.012, "top_k": 8},
     ]
-    futures = [batcher.submit(as_tensor(one), **chosen) for one, chosen in zip(images, settings, strict=False)]
+    futures = [submit(batcher, as_tensor(one), **chosen) for one, chosen in zip(images, settings, strict=False)]
     answers = [future.result(30) for future in futures]
     assert batcher.sizes == [4]
     for one, chosen, answer in zip(images, settings, answers, strict=False):
@@ -69,15 +74,22 @@ def test_suppression_does_not_depend_on_the_neighbours(batcher, predictor, image
 
 def test_a_lone_image_does_not_wait_for_ever(predictor, images):
     batcher = Batcher(predictor, batch_size=4, max_wait=0.01)
-    answer = batcher.submit(as_tensor(images[0]), threshold=0.0, top_k=1).result(30)
+    answer = submit(batcher, as_tensor(images[0]), threshold=0.0, top_k=1).result(30)
     assert answer.batch_size == 1
     assert answer.wait_seconds >= 0.01
     batcher.close()
 
 
+def test_nobody_waits_for_company_that_is_not_expected(predictor, images):
+    batcher = Batcher(predictor, batch_size=4, max_wait=3600.0)
+    futures = batcher.submit([as_tensor(one) for one in images[:3]], threshold=0.0, top_k=1, wait=False)
+    assert [future.result(30).batch_size for future in futures] == [3, 3, 3]
+    batcher.close()
+
+
 def test_one_failing_image_leaves_its_neighbours_alone(batcher, predictor, images):
     broken = torch.zeros(3, 0, 5, dtype=torch.uint8)
-    futures = [batcher.submit(one, threshold=0.0, top_k=3) for one in (as_tensor(images[0]), broken, *map(as_tensor, images[1:3]))]
+    futures = [submit(batcher, one, threshold=0.0, top_k=3) for one in (as_tensor(images[0]), broken, *map(as_tensor, images[1:3]))]
     with pytest.raises(ValueError, match="shape"):
         futures[1].result(30)
     for index, future in zip((0, 1, 2), (futures[0], *futures[2:]), strict=True):
@@ -86,8 +98,8 @@ def test_one_failing_image_leaves_its_neighbours_alone(batcher, predictor, image
 
 def test_cancelled_images_are_not_run(batcher, predictor, images):
     predictor.gate.clear()
-    first = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in images[:4]]
-    later = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in images[4:8]]
+    first = [submit(batcher, as_tensor(one), threshold=0.0, top_k=3) for one in images[:4]]
+    later = [submit(batcher, as_tensor(one), threshold=0.0, top_k=3) for one in images[4:8]]
     assert all(future.cancel() for future in later[:3])
     predictor.gate.set()
     assert later[3].result(30).batch_size == 1
@@ -100,7 +112,7 @@ def test_cancelled_images_are_not_run(batcher, predictor, images):
 def test_closing_finishes_what_waits(predictor, images):
     batcher = Batcher(predictor, batch_size=2, max_wait=60.0)
     predictor.gate.clear()
-    futures = [batcher.submit(as_tensor(one), threshold=0.0, top_k=3) for one in images[:5]]
+    futures = [submit(batcher, as_tensor(one), threshold=0.0, top_k=3) for one in images[:5]]
     closing = threading.Thread(target=batcher.close)
     closing.start()
     predictor.gate.set()
@@ -108,7 +120,7 @@ def test_closing_finishes_what_waits(predictor, images):
     assert not closing.is_alive()
     assert [future.result(0).batch_size for future in futures] == [2, 2, 2, 2, 1]
     with pytest.raises(RuntimeError, match="shutting down"):
-        batcher.submit(as_tensor(images[0]), threshold=0.0, top_k=3)
+        submit(batcher, as_tensor(images[0]), threshold=0.0, top_k=3)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_wait": -1.0}])
@@ -124,7 +136,7 @@ def test_thresholds_of_the_model_where_none_is_asked_for(batcher, predictor, ima
     try:
         predictor.model.metadata = replace(metadata, thresholds=(middle, 1.0, 0.0))
         settings = [{"threshold": None, "top_k": 100}, {"threshold": middle, "top_k": 100}]
-        futures = [batcher.submit(as_tensor(images[0]), **chosen) for chosen in settings]
+        futures = [submit(batcher, as_tensor(images[0]), **chosen) for chosen in settings]
         answers = [future.result(30).detections for future in futures]
         for answer, chosen in zip(answers, settings, strict=True):
             assert_same(answer, predictor.predict(images[0], **chosen))

@@ -1,5 +1,6 @@
 """The command in a process of its own, on a loopback port, ended by SIGTERM while it works."""
 
+import http.client
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import closing
 
 import pytest
 
@@ -20,7 +22,7 @@ from .conftest import encoded, wait_until
 @pytest.fixture
 def server(tiny, tmp_path):
     weights = save_weights(tmp_path / "tiny.safetensors", tiny)
-    command = [sys.executable, "-m", "deformable_detr", "serve", str(weights), "--port", "0", "--max_wait_ms", "1500"]
+    command = [sys.executable, "-m", "deformable_detr", "serve", str(weights), "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     errors = process.stderr
@@ -46,22 +48,20 @@ def test_a_request_under_way_is_finished(server, images):
     found = re.search(r"http://127\.0\.0\.1:(\d+)", "".join(lines))
     assert found
     port = int(found[1])
-    address = f"http://127.0.0.1:{port}"
-    answers = []
-
-    def ask():
-        request = urllib.request.Request(f"{address}/detect", encoded(images[0]), {"Content-Type": "image/png"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            answers.append((answer.status, answer.read()))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    wait_until(lambda: b"inside_images 1.0" in urllib.request.urlopen(f"{address}/metrics", timeout=30).read())
+    content = encoded(images[0])
+    under_way = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    under_way.putrequest("POST", "/detect")
+    under_way.putheader("Content-Type", "image/png")
+    under_way.putheader("Content-Length", str(len(content)))
+    under_way.endheaders(content[:100])
+    metrics = f"http://127.0.0.1:{port}/metrics"
+    wait_until(lambda: b"inside_images 1.0" in urllib.request.urlopen(metrics, timeout=30).read())
     process.send_signal(signal.SIGTERM)
-    assert not answers  # the image still waits for company
-    asking.join(60)
-    assert answers[0][0] == 200
-    assert b'"images":[{"name":"image 0"' in answers[0][1]
+    wait_until(lambda: "Shutting down" in "".join(lines))
+    under_way.send(content[100:])
+    with closing(under_way), under_way.getresponse() as answer:
+        assert answer.status == 200
+        assert b'"images":[{"name":"image 0"' in answer.read()
     assert process.wait(60) == -signal.SIGTERM  # ended as it was asked to, after all was done
     wait_until(lambda: "Application shutdown complete." in "".join(lines))
     with pytest.raises(ConnectionRefusedError):

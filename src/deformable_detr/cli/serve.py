@@ -40,7 +40,7 @@ class ServeOptions(DetectorOptions):
     """At most this many images, of all requests, per forward pass. The results are the same for any."""
 
     max_wait_ms: float = 5.0
-    """Milliseconds that an image waits for others to share its forward pass, at most."""
+    """Milliseconds that an image waits for others to share its forward pass, at most; not at all where none are on their way."""
 
     host: str = "127.0.0.1"
     """Address to listen on. The default is reachable from this machine only."""

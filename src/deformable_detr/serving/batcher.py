@@ -37,6 +37,7 @@ class _Job:
     threshold: float | None
     top_k: int
     classes: tuple[str, ...] | None
+    patience: float
     future: Future[Outcome] = field(default_factory=Future)
     submitted: float = field(default_factory=time.perf_counter)
 
@@ -44,8 +45,8 @@ class _Job:
 class Batcher:
     """Gathers images and detects on them in batches.
 
-    A batch begins when `batch_size` images wait, or when the oldest has waited `max_wait` seconds. Images of different settings
-    share a batch; each gets exactly what it would get alone.
+    A batch begins when `batch_size` images wait, or when the oldest has waited `max_wait` seconds, or at once if nobody else is
+    expected. Images of different settings share a batch; each gets exactly what it would get alone.
 
     Args:
         predictor: the detector; only the worker thread calls it.
@@ -76,27 +77,35 @@ class Batcher:
         self._worker.start()
 
     def submit(
-        self, pixels: Tensor, *, threshold: float | None, top_k: int | None, classes: Sequence[str] | None = None
-    ) -> Future[Outcome]:
-        """Put an image in the queue; cancel the future to take it out again.
+        self,
+        images: Sequence[Tensor],
+        *,
+        threshold: float | None,
+        top_k: int | None,
+        classes: Sequence[str] | None = None,
+        wait: bool = True,
+    ) -> list[Future[Outcome]]:
+        """Put images in the queue, all at once; cancel a future to take its image out again.
 
         Args:
-            pixels: `[3, H, W]` uint8 RGB.
+            images: each `[3, H, W]` uint8 RGB.
             threshold: as for :meth:`~deformable_detr.inference.predictor.Predictor.predict`.
             top_k: as there.
             classes: as there; they must be known to the detector.
+            wait: False where no others are expected, so that waiting for company would be in vain.
 
         Raises:
             RuntimeError: the batcher is closed.
         """
         top_k = self.predictor.metadata.model.max_detections if top_k is None else top_k
-        job = _Job(pixels, threshold, top_k, None if classes is None else tuple(classes))
+        chosen = None if classes is None else tuple(classes)
+        jobs = [_Job(pixels, threshold, top_k, chosen, self.max_wait if wait else 0.0) for pixels in images]
         with self._changed:
             if self._closing:
                 raise RuntimeError("the server is shutting down")
-            self._waiting.append(job)
+            self._waiting += jobs
             self._changed.notify()
-        return job.future
+        return [job.future for job in jobs]
 
     @property
     def num_waiting(self) -> int:
@@ -121,7 +130,7 @@ class Batcher:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             if self._waiting:
-                patience = self._waiting[0].submitted + self.max_wait - time.perf_counter()
+                patience = self._waiting[0].submitted + self._waiting[0].patience - time.perf_counter()
                 self._changed.wait_for(lambda: len(self._waiting) >= self.batch_size or self._closing, max(0.0, patience))
             return [self._waiting.popleft() for _ in range(min(self.batch_size, len(self._waiting)))]
 

@@ -156,10 +156,11 @@ class DetectionService:
         batcher = self._batcher
         if batcher is None:
             raise RefusedError(503, "the server is shutting down", {"Retry-After": "5"})
-        futures = [
-            batcher.submit(pixels, threshold=settings.threshold, top_k=settings.top_k, classes=settings.classes)
-            for pixels, _ in decoded
-        ]
+        others = self.places.num_images > len(decoded) + batcher.num_waiting
+        futures = batcher.submit(
+            [pixels for pixels, _ in decoded],
+            threshold=settings.threshold, top_k=settings.top_k, classes=settings.classes, wait=others,
+        )  # fmt: skip
         try:
             outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except ValueError as error:  # such as a size that an exported file does not take
