@@ -138,3 +138,10 @@ def test_a_broken_gradient_stops_before_the_weights_are_changed(model: Deformabl
 def test_devices_that_are_not_there(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_accelerator(replace(TrainConfig(), **settings))
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_model_in_pieces_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=f"accelerate is set to {name}.*torchrun"):
+        build_accelerator(TrainConfig(device="cpu"))

@@ -81,12 +81,23 @@ def check_train_config(config: TrainConfig) -> None:
         raise ValueError(f"unknown train.precision {config.precision!r}; known are {', '.join(MIXED_PRECISION)}")
 
 
+_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""What `accelerate config` may have asked for, as `ACCELERATE_USE_…`, and what the trainer is not made for: EMA weights,
+checkpoints and the groups of the optimiser take it that every process has the whole model."""
+
+
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes, as started by `accelerate launch`, torchrun, or alone.
 
     Raises:
-        ValueError: a device that is not there, or fp16 without a GPU.
+        ValueError: a device that is not there, fp16 without a GPU, or a model that is to be shared out over processes.
     """
+    sharded = [name for name in _SHARDED if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes", "on")]
+    if sharded:
+        raise ValueError(
+            f"accelerate is set to {sharded[0]} (ACCELERATE_USE_{sharded[0]}), but here every process holds the whole model, which "
+            "is small (tens of millions of parameters): choose data parallelism in `accelerate config`, or start with torchrun"
+        )
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if config.device != "auto" and not available.get(config.device, False):
         present = ", ".join(name for name, there in available.items() if there)
