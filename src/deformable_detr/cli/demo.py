@@ -28,7 +28,7 @@ class DemoOptions:
     output: str = "demo"
     """Gets data/ (the images) and run/ (weights, curves, drawings); both are replaced."""
 
-    steps: int = 800
+    steps: int = 900
     """Optimiser steps, each on 4 images."""
 
     seed: int = 0
