@@ -100,6 +100,14 @@ def is_cut(client):
     return True
 
 
+def test_the_body_of_a_response_does_not_wait_for_its_head(serve):
+    served = serve()
+    served.connect()
+    wait_until(lambda: served.server.server_state.connections)
+    (connection,) = served.server.server_state.connections
+    assert connection.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_heads_that_do_not_end(serve):
     served = serve(timeout=1.0)
     clients = [served.connect(b"POST /detect HTTP/1.1\r\nHost: x\r\n") for _ in range(100)]
