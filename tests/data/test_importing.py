@@ -6,9 +6,10 @@ import json
 import zlib
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from deformable_detr.cli.__main__ import main
+from deformable_detr.data.annotation_reader import parse_record
 from deformable_detr.data.dataset import open_dataset
 from deformable_detr.data.doctor.examine import examine
 from deformable_detr.data.doctor.repair import repair
@@ -211,7 +212,7 @@ def test_other_formats(images, tmp_path, write):
         name, text = write(names)
         (images / split / name).write_text(text)
     (images / "class-descriptions.csv").write_text("/m/0k4j,car\n/m/01g317,Person\n")
-    lines = [line for line in convert_dataset(images, tmp_path / "out") if "without a box" not in line]
+    lines = [line for line in convert_dataset(images, tmp_path / "out") if not line.startswith(("left out, without", "not used"))]
     rows = write in (open_images, tensorflow)  # one per box, so that an image without boxes is in none
     assert lines[1:] == ["val: 2 images, 2 boxes", *(["left out: 1 images that no annotation speaks of"] if rows else [])]
     dataset = open_dataset(tmp_path / "out")
@@ -235,7 +236,8 @@ def test_supervisely(tmp_path):
         record = {"size": {"height": 20, "width": 40}, "tags": [], "objects": [{"classTitle": "car", **things[number]}]}
         (tmp_path / "set" / split / "ann" / f"{number}.png.json").write_text(json.dumps(record))
     (tmp_path / "set" / "meta.json").write_text('{"classes": [], "tags": []}')
-    assert convert_dataset(tmp_path / "set", tmp_path / "out") == ["train: 2 images, 2 boxes", "val: 1 images, 1 boxes"]
+    lines = ["train: 2 images, 2 boxes", "val: 1 images, 1 boxes", "not used: 1 files of other formats (meta.json)"]
+    assert convert_dataset(tmp_path / "set", tmp_path / "out") == lines
     assert open_dataset(tmp_path / "out").split("train").check().annotations.boxes.tolist() == [CAR, CAR]
 
 
@@ -472,3 +474,112 @@ def test_tags_of_fiftyone_that_are_no_splits(images, tmp_path):
     samples["samples"].append({"filepath": "train/2.png", "predictions": {"_cls": "Detections", "detections": [{}]}})
     (images / "samples.json").write_text(json.dumps(samples))
     assert convert_dataset(images, tmp_path / "out")[:2] == ["val: 1 images, 1 boxes", "train: 1 images, 0 boxes"]
+
+
+@pytest.mark.parametrize("kind", ["labelme", "dota"])
+def test_names_of_images_are_no_splits(tmp_path, kind):
+    """Where every image has a file, which is called like it."""
+    for name in ("test_1", "train station", "x"):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"{name}.png")
+        text = labelme(f"{name}.png", RECTANGLE) if kind == "labelme" else "5 6 25 6 25 16 5 16 cat 0\n"
+        (tmp_path / f"{name}.{'json' if kind == 'labelme' else 'txt'}").write_text(text)
+    assert convert_dataset(tmp_path, tmp_path.parent / f"{tmp_path.name}-out") == ["all: 3 images, 3 boxes"]
+
+
+@pytest.mark.parametrize("rows", [("a/1.png", "b/1.png"), ("train/1.png", "c/2.png", "d/2.png")])
+def test_two_names_are_not_one_image(images, tmp_path, rows):
+    (images / "val" / "1.png").unlink()
+    (images / "t.csv").write_text("\n".join([TABLE, *(f"{name},40,20,cat,5,6,25,16" for name in rows)]))
+    with pytest.raises(FileNotFoundError, match=r"could be .*, but so could another one"):
+        convert_dataset(images, tmp_path / "out")
+
+
+def test_two_files_are_not_of_one_image(images, tmp_path):
+    (images / "val" / "1.png").unlink()
+    for folder in ("train", "other"):
+        (images / folder).mkdir(exist_ok=True)
+        (images / folder / "a.json").write_text(labelme("1.png", RECTANGLE))
+    with pytest.raises(ValueError, match=r"a\.json: its image 1\.png may be train/1\.png, but so may .*: give the paths of both"):
+        convert_dataset(images, tmp_path / "out")
+
+
+def test_a_dot_in_a_name_is_no_suffix(tmp_path):
+    """`a.1` is not `a.png`."""
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "set" / "a.png")
+    (tmp_path / "set" / "a.1.txt").write_text("5 6 25 6 25 16 5 16 cat 0\n")
+    with pytest.raises(FileNotFoundError, match=r"a\.1\.txt: its image a\.1 is not there"):
+        convert_dataset(tmp_path / "set", tmp_path / "out")
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "set" / "a.1.png")
+    convert_dataset(tmp_path / "set", tmp_path / "out")
+    assert open_dataset(tmp_path / "out").own("all").annotations.file_names.tolist() == ["a.1.png"]
+
+
+def test_images_of_createml_in_folders(images, tmp_path):
+    box = {"label": "cat", "coordinates": {"x": 15, "y": 11, "width": 20, "height": 10}}
+    (images / "a.json").write_text(json.dumps([{"image": f"{split}/1.png", "annotations": [box]} for split in ("train", "val")]))
+    assert convert_dataset(images, tmp_path / "out")[:2] == ["train: 1 images, 1 boxes", "val: 1 images, 1 boxes"]
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:60], lambda text: text.encode("utf-16-le")])
+def test_a_damaged_file_among_others_is_no_loss_without_a_word(images, tmp_path, damage):
+    (images / "train" / "1.json").write_text(labelme("1.png", RECTANGLE))
+    (images / "train" / "2.json").write_bytes(
+        content if isinstance(content := damage(labelme("2.png")), bytes) else content.encode()
+    )
+    (images / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"2\.json: "):
+        convert_dataset(images, tmp_path / "out")
+    (images / "train" / "2.json").unlink()
+    assert "not used: 1 files of other formats (other.json)" in convert_dataset(images, tmp_path / "out")
+
+
+@pytest.mark.parametrize("fix", [False, True])
+def test_copies_never_overwrite_images(tmp_path, fix):
+    """Copies are links to the originals, and their names may meet: 1.png, 1-2.png, and 1.png once more."""
+    names, colours = ["a/1-2.png", "a/1.png", "b/1.png", "b/1-2.png"], ["red", "lime", "blue", "white"]
+    for name, colour in zip(names, colours, strict=True):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20), colour).save(tmp_path / "set" / name)
+    if fix:
+        images = [{"id": i, "file_name": f"../set/{name}", "width": 40, "height": 20} for i, name in enumerate(names)]
+        boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": CAR} for i in range(4)]
+        record = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+        (tmp_path / "set" / "l.json").write_text(json.dumps(record))
+        repair(examine(tmp_path / "set"), tmp_path / "out")
+    else:
+        (tmp_path / "set" / "t.csv").write_text("\n".join([TABLE, *(f"{name},40,20,cat,5,6,25,16" for name in names)]))
+        convert_dataset(tmp_path / "set", tmp_path / "out")
+
+    def corner(path):
+        with Image.open(path) as image:
+            return image.getpixel((0, 0))
+
+    assert [corner(tmp_path / "set" / name) for name in names] == [ImageColor.getrgb(colour) for colour in colours]
+    assert (
+        len({corner(path) for path in open_dataset(tmp_path / "out").own(open_dataset(tmp_path / "out").own_splits[0]).paths}) == 4
+    )
+
+
+def test_turned_boxes(images, tmp_path):
+    """CVAT's exports have the box as it was before it was turned, and an angle beside it."""
+    name, text = datumaro(["1.png"])
+    turned = text.replace("[5, 6, 20, 10]", "[10, 1, 10, 20]").replace(
+        '"label_id": 1', '"label_id": 1, "attributes": {"rotation": 90}'
+    )
+    (images / "train" / name).write_text(turned)
+    convert_dataset(images, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.boxes.round(3).tolist() == [CAR]
+    angle = {"attributes": {"occluded": False, "rotation": 90.0}}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 1, 10, 20]}
+    record = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [box | angle], "categories": [{"id": 1, "name": "cat"}]}
+    assert list(parse_record(record, tmp_path).found.items) == ["size-missing", "box-turned"]
+    record["annotations"] = [box | {"attributes": {"rotation": 0.0}}]
+    assert list(parse_record(record, tmp_path).found.items) == ["size-missing"]
+    attribute = "<attributes><attribute><name>rotation</name><value>45.0</value></attribute></attributes>"
+    corners = "<bndbox><xmin>6</xmin><ymin>7</ymin><xmax>25</xmax><ymax>16</ymax></bndbox>"
+    (tmp_path / "voc").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "voc" / "1.png")
+    for text, expected in ((attribute, {"box-turned"}), (attribute.replace("45", "0"), set())):
+        (tmp_path / "voc" / "1.xml").write_text(f"<annotation><object><name>cat</name>{corners}{text}</object></annotation>")
+        assert set(open_dataset(tmp_path / "voc").own("all").check().annotations.found.items) == expected

@@ -13,7 +13,7 @@ import numpy as np
 from deformable_detr.categories import Categories
 from deformable_detr.data.annotation_file import PER_BOX, AnnotationFile
 from deformable_detr.data.cache import derived_folder, fingerprint
-from deformable_detr.data.entries import as_box, as_flag, as_id, as_number, as_side, box_of_segmentation, short
+from deformable_detr.data.entries import angle_of, as_box, as_flag, as_id, as_number, as_side, box_of_segmentation, crowd_of, short
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.text import SECTIONS, Record, kind_of, read_json
 from deformable_detr.files import atomic_file
@@ -209,7 +209,12 @@ class _Boxes:
             # the fast way for what is as COCO has it, which is nearly everything
             if type(entry) is dict and type(image_id := entry.get("image_id")) is int and _is_box(box := entry.get("bbox")):
                 image, label = images.position_of.get(image_id), labels.get(_hashable(entry.get("category_id")))
-                plain = (crowd := _crowd_of(entry)) in (0, 1) and "score" not in entry and "bbox_mode" not in entry
+                plain = (
+                    (crowd := crowd_of(entry)) in (0, 1)
+                    and "score" not in entry
+                    and "bbox_mode" not in entry
+                    and not angle_of(entry)
+                )
                 box = cast(list[float], box)
                 if plain and image is not None and label is not None and (box[2] or box[3]):
                     self._append(entry, row, image, label, box, bool(crowd))
@@ -261,14 +266,14 @@ class _Boxes:
 
         category = as_id(entry.get("category_id"))
         label = None if category is None else self._labels.get(category)
-        crowd, box = as_flag(_crowd_of(entry)), as_box(entry.get("bbox"))
+        crowd, box = as_flag(crowd_of(entry)), as_box(entry.get("bbox"))
         if image is None:
             note("image-unknown", f"image_id is {short(entry.get('image_id'))}, which is not among 'images'")
         elif label is None:
             known = ", ".join(map(str, list(self._labels)[:20]))
             note("category-unknown", f"category_id is {short(entry.get('category_id'))}; known are {known}")
         elif crowd is None:
-            note("entry-malformed", f"iscrowd is {short(_crowd_of(entry))}, neither 0 nor 1")
+            note("entry-malformed", f"iscrowd is {short(crowd_of(entry))}, neither 0 nor 1")
         else:
             lacking = not entry.get("bbox") if not box else not any(box[2:])
             try:
@@ -285,16 +290,11 @@ class _Boxes:
             if (mode := entry.get("bbox_mode")) not in XYWH_MODES:
                 note("box-malformed", f"bbox_mode is {short(mode)}: boxes must be [left, top, width, height] in pixels (mode 1)")
                 return
+            if (angle := angle_of(entry)) and box is not computed:
+                note("box-turned", f"bbox {[round(value, 2) for value in box]}, turned by {angle:g} degrees")
             if entry.get("score") is not None:
                 note("scores", f"score {short(entry['score'])}")
             self._append(entry, row, image, label, box, crowd)
-
-
-def _crowd_of(entry: Record) -> Any:
-    """`iscrowd` of an annotation, also by the names `isCrowd` and `is_crowd`; 0 where there is none."""
-    if "iscrowd" in entry:
-        return entry["iscrowd"]
-    return next((value for key, value in entry.items() if key.replace("_", "").lower() == "iscrowd"), 0)
 
 
 def _is_name(value: Any) -> bool:

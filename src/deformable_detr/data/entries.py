@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_box", "as_flag", "as_id", "as_number", "as_side", "as_whole", "box_of_segmentation", "read_number", "short"]
+__all__ = [
+    "angle_of",
+    "as_box",
+    "as_flag",
+    "as_id",
+    "as_number",
+    "as_side",
+    "as_whole",
+    "box_of_segmentation",
+    "crowd_of",
+    "read_number",
+    "short",
+]
 
 LARGEST_SIDE = 1_000_000
 """Pixels above which a width or height cannot be meant."""
@@ -93,6 +105,19 @@ def as_box(value: Any) -> list[float] | None:
         return None
     box = [number for entry in value if (number := as_number(entry)) is not None]
     return box if len(box) == 4 and box[2] >= 0 and box[3] >= 0 else None
+
+
+def crowd_of(entry: dict[str, Any]) -> Any:
+    """`iscrowd` of an annotation, also by the names `isCrowd` and `is_crowd`; 0 where there is none."""
+    if "iscrowd" in entry:
+        return entry["iscrowd"]
+    return next((value for key, value in entry.items() if key.replace("_", "").lower() == "iscrowd"), 0)
+
+
+def angle_of(entry: dict[str, Any]) -> float | None:
+    """Degrees, as CVAT writes them beside the box of a turned rectangle."""
+    attributes = entry.get("attributes")
+    return as_number(attributes.get("rotation")) if isinstance(attributes, dict) else None
 
 
 def box_of_segmentation(segmentation: Any, image_size: tuple[int, int] = (0, 0)) -> list[float] | None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from deformable_detr.data.images import IMAGE_SUFFIXES
+from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 
 __all__ = ["FileIndex", "fold_name", "path_role", "slashed", "split_role", "walk_files"]
 
@@ -180,7 +180,9 @@ class FileIndex:
 
 
 def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name
+    """Without the suffix of an image: `frame.12` is a name as it is."""
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and f".{suffix}" in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES else name
 
 
 def _most_alike(name: str, paths: list[str]) -> list[str]:

@@ -83,6 +83,9 @@ KINDS: dict[str, Kind] = {
     "box-elsewhere": Kind(
         "warning", "boxes that lie elsewhere than their outlines", "check which are right: one of both may be of another image size"
     ),
+    "box-turned": Kind(
+        "warning", "boxes with an angle, which are taken unturned", "export outlines, or the boxes around the objects"
+    ),
     "image-split": Kind("warning", "images that name the split they belong to, which is not read", "write one file for each split"),
     "box-tiny": Kind(
         "warning", "boxes of less than a pixel", "check whether some are shares of the image, as when two datasets were merged"

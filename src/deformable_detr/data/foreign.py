@@ -8,9 +8,10 @@ from pathlib import Path
 from deformable_detr.data.coco_layout import json_kind
 from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.images import IMAGE_SUFFIXES
+from deformable_detr.data.text import read_text
 from deformable_detr.data.yolo import looks_like_labels
 
-__all__ = ["IMPORTABLE", "advice", "files_of", "name_format", "recognise"]
+__all__ = ["IMPORTABLE", "PER_IMAGE", "advice", "files_of", "name_format", "recognise"]
 
 IMPORTABLE = (
     *("LabelMe", "CreateML", "VIA", "Datumaro", "FiftyOne", "KITTI"),
@@ -32,6 +33,9 @@ CSV_COLUMNS = {
     "TensorFlow CSV": {"filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"},
     "VoTT CSV": {"image", "xmin", "ymin", "xmax", "ymax", "label"},
 }
+PER_IMAGE = ("LabelMe", "Supervisely", "KITTI", "DOTA")
+"""What has a file for each image, whose name is the image's."""
+
 LINES = {
     "DOTA": re.compile(r"^(imagesource:|gsd:|(-?[\d.]+\s+){8}[^\d\s]\S*(\s+[^\d\s]\S*)*(\s+[012])?\s*$)"),
     "KITTI": re.compile(r"^\S*[A-Za-z]\S* [-\d.]+ -?\d [-\d.]+( [-\d.eE+]+){11,12}\s*$"),
@@ -39,6 +43,7 @@ LINES = {
 """The first line of a text file with the objects of one image."""
 CVAT = re.compile(rb"<annotations>.*<(image|track|version)\b", re.DOTALL)
 MOST_FILES = 50
+DAMAGED = "damaged"
 
 
 def name_format(index: FileIndex) -> str | None:
@@ -60,7 +65,7 @@ def recognise(index: FileIndex) -> str | None:
     """`LabelMe`, `VIA`, `KITTI` and others, by looking into a few files; None where nothing is known."""
     for suffix in (".json", ".csv", ".xml"):
         for path in index.select(suffix)[:MOST_FILES]:
-            if kind := _file_format(path):
+            if (kind := _file_format(path)) and kind != DAMAGED:
                 return kind
     for kind in LINES:
         if any(_begins_as(kind, path) for path in index.select(".txt")[:MOST_FILES]):
@@ -73,11 +78,13 @@ def recognise(index: FileIndex) -> str | None:
 
 
 def files_of(kind: str, index: FileIndex) -> list[Path]:
-    """The annotation files of a format that is imported; of KITTI and DOTA all of a folder, those without objects, too."""
+    """The annotation files of a format that is imported, and damaged ones that may be; of KITTI and DOTA all of a folder."""
     if kind in LINES:
         folders = {path.parent for path in index.select(".txt") if _begins_as(kind, path)}
         return [path for path in index.select(".txt") if path.parent in folders]
-    return [path for path in index.select(".json", ".csv", ".xml") if _file_format(path) == kind]
+    files = [(path, _file_format(path)) for path in index.select(".json", ".csv", ".xml")]
+    suffixes = {path.suffix.lower() for path, found in files if found == kind}
+    return [path for path, found in files if found == kind or (found == DAMAGED and path.suffix.lower() in suffixes)]
 
 
 def _file_format(path: Path) -> str | None:
@@ -93,9 +100,9 @@ def _begins_as(kind: str, path: Path) -> bool:
 def _json_format(path: Path) -> str | None:
     """The format of one JSON file; None for COCO and what is not known."""
     try:
-        record = json.loads(path.read_bytes().decode("utf-8-sig"))
+        record = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
-        return None
+        return DAMAGED
     if isinstance(record, list):
         first = record[0] if record and isinstance(record[0], dict) else {}
         if {"image", "annotations"} <= first.keys():

@@ -24,18 +24,12 @@ from deformable_detr.data.foreign_readers import (
     ellipse_extent,
     from_xywh,
     image_size,
+    turned,
 )
 from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.data.text import read_text
 
 __all__ = ["PLATFORM_READERS"]
-
-
-def _turned(box: Box, degrees: float, center: tuple[float, float]) -> Box:
-    """The bounding box of a box that is turned clockwise around a point."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    corners = [(x - center[0], y - center[1]) for x in box[::2] for y in box[1::2]]
-    return around([center[0] + x * cos - y * sin for x, y in corners], [center[1] + x * sin + y * cos for x, y in corners])
 
 
 def _read_cvat(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
@@ -59,7 +53,7 @@ def _cvat_box(shape: ElementTree.Element) -> Box:
     degrees = read_number(shape.get("rotation") or 0)
     if shape.tag == "box":
         left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
-        return _turned((left, top, right, bottom), degrees, ((left + right) / 2, (top + bottom) / 2))
+        return turned((left, top, right, bottom), degrees, ((left + right) / 2, (top + bottom) / 2))
     if shape.tag in ("polygon", "polyline"):
         points = [point.split(",") for point in shape.attrib["points"].split(";")]
         return around([point[0] for point in points], [point[1] for point in points])
@@ -171,7 +165,7 @@ def _label_studio_objects(region: dict[str, Any]) -> Iterator[ForeignObject]:
         left, top, right, bottom = from_xywh(
             [region["x"] * scale[0], region["y"] * scale[1], region["width"] * scale[0], region["height"] * scale[1]]
         )
-        left, top, right, bottom = _turned((left, top, right, bottom), degrees, (left, top))  # around its upper left corner
+        left, top, right, bottom = turned((left, top, right, bottom), degrees, (left, top))  # around its upper left corner
         box = left / scale[0], top / scale[1], right / scale[0], bottom / scale[1]
     else:
         raise ValueError(f"a region of the kind {key!r} has no box")
@@ -193,6 +187,8 @@ def _supervisely_box(thing: dict[str, Any]) -> Box:
         with Image.open(io.BytesIO(zlib.decompress(base64.b64decode(thing["bitmap"]["data"])))) as mask:
             left, top = thing["bitmap"]["origin"]
             return from_xywh([left, top, *mask.size])
+    if thing.get("angle"):
+        raise ValueError("an object of the type oriented_bbox is turned; make a polygon of it")
     points = thing.get("points", {}).get("exterior") or []
     if len(points) < 2:
         raise ValueError(f"an object of the type {thing.get('geometryType')!r} has no box")

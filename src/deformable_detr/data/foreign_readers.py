@@ -14,7 +14,18 @@ from deformable_detr.data.entries import as_side, read_number
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.text import read_text
 
-__all__ = ["READERS", "Box", "ForeignImage", "ForeignObject", "Reader", "around", "ellipse_extent", "from_xywh", "image_size"]
+__all__ = [
+    "READERS",
+    "Box",
+    "ForeignImage",
+    "ForeignObject",
+    "Reader",
+    "around",
+    "ellipse_extent",
+    "from_xywh",
+    "image_size",
+    "turned",
+]
 
 CLASS_ATTRIBUTES = ("class", "label", "name", "category", "type", "object")
 
@@ -70,6 +81,13 @@ def around(xs: Sequence[Any], ys: Sequence[Any]) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
+def turned(box: Box, degrees: float, center: tuple[float, float]) -> Box:
+    """The bounding box of a box that is turned clockwise around a point."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = [(x - center[0], y - center[1]) for x in box[::2] for y in box[1::2]]
+    return around([center[0] + x * cos - y * sin for x, y in corners], [center[1] + x * sin + y * cos for x, y in corners])
+
+
 def _read_via(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """VGG Image Annotator 1 and 2, project or export."""
     record = json.loads(read_text(file))
@@ -122,7 +140,7 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         objects = []
         for one in item["annotations"]:
             if one["type"] in ("bbox", "polygon"):
-                box = from_xywh(one["bbox"]) if one["type"] == "bbox" else around(one["points"][::2], one["points"][1::2])
+                box = _datumaro_box(one)
                 if type(one["label_id"]) is not int or not 0 <= one["label_id"] < len(names):
                     raise ValueError(f"label_id is {one['label_id']}, of {len(names)} labels")
                 objects.append(ForeignObject(names[one["label_id"]], box, bool(one.get("attributes", {}).get("is_crowd"))))
@@ -130,6 +148,14 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
                 raise ValueError(f"annotations of the type {one['type']!r} have no box; export bbox")
         image = item.get("image") or item.get("media") or {}
         yield ForeignImage(image.get("path") or item["id"], objects, size=image_size(*(image.get("size") or (None, None))))
+
+
+def _datumaro_box(thing: dict[str, Any]) -> Box:
+    if thing["type"] == "polygon":
+        return around(thing["points"][::2], thing["points"][1::2])
+    left, top, right, bottom = from_xywh(thing["bbox"])
+    degrees = read_number(thing.get("attributes", {}).get("rotation") or 0)
+    return turned((left, top, right, bottom), degrees, ((left + right) / 2, (top + bottom) / 2))
 
 
 def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:

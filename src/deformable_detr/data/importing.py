@@ -1,21 +1,22 @@
 """`doctor --convert`: a COCO dataset made of another format. LabelMe and CreateML are read by supervision, the others here."""
 
 import math
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from deformable_detr.data.doctor.repair import check_output
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
-from deformable_detr.data.foreign import IMPORTABLE, advice, files_of, recognise
+from deformable_detr.data.foreign import IMPORTABLE, PER_IMAGE, advice, files_of, recognise
 from deformable_detr.data.foreign_platforms import PLATFORM_READERS
 from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject, image_size
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.data.text import Record, read_json
-from deformable_detr.data.writing import place_image
+from deformable_detr.data.writing import free_name, place_image
 from deformable_detr.files import atomic_folder, is_file, write_json
 
 __all__ = ["convert_dataset"]
@@ -78,7 +79,8 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
     if kind not in IMPORTABLE:
         what = f"annotations in the format {kind}: {advice(kind, root)}" if kind else "no known format"
         raise ValueError(f"{root}: {what} (COCO, YOLO and Pascal VOC are read as they are, without --convert)")
-    parts, left_out = _read_parts(kind, index)
+    files = files_of(kind, index)
+    parts, left_out = _read_parts(kind, files, index)
     names = _name_classes(parts)
     resized: list[str] = []
     records = {split: _record(part, names, resized) for split, part in parts.items()}
@@ -89,6 +91,8 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
     lines = [f"{split}: {len(record['images'])} images, {len(record['annotations'])} boxes" for split, record in records.items()]
     if left_out:
         lines.append("left out, without a box: " + ", ".join(f"{number} {name}" for name, number in left_out.most_common()))
+    if others := [index.relative(path) for path in index.select(".json", ".csv", ".xml") if path not in files]:
+        lines.append(f"not used: {len(others)} files of other formats ({', '.join(others[:3])}{', …' if others[3:] else ''})")
     if unused := len(set(index.images).difference(*parts.values())):
         lines.append(f"left out: {unused} images that no annotation speaks of")
     if resized:
@@ -96,14 +100,17 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
     return lines
 
 
-def _read_parts(kind: str, index: FileIndex) -> tuple[dict[str, Part], Counter[str]]:
+def _read_parts(kind: str, files: Sequence[Path], index: FileIndex) -> tuple[dict[str, Part], Counter[str]]:
     """What is on the images of each split, and what the files have beyond boxes."""
     parts: dict[str, Part] = {}
     left_out: Counter[str] = Counter()
-    for file in files_of(kind, index):
-        own, places = path_role(index.relative(file)) or split_role(file.stem), {}
-        for image in _read(kind, file, index):
-            path = places[image.name] = places.get(image.name) or _locate(image, file, index, own)
+    owners: dict[str, str] = {}
+    for file in files:
+        own = path_role(index.relative(file)) or (None if kind in PER_IMAGE else split_role(file.stem))
+        images = list(_read(kind, file, index))
+        places = _locate([image.name for image in images], file, index, own, owners)
+        for image in images:
+            path = places[image.name]
             split = (image.split and split_role(image.split)) or own or path_role(index.relative(path)) or "all"
             try:
                 parts.setdefault(split, {}).setdefault(path, Annotated()).add(image)
@@ -131,17 +138,36 @@ def _name_classes(parts: Mapping[str, Part]) -> list[str]:
 def _read(kind: str, file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     reader = READERS.get(kind) or PLATFORM_READERS.get(kind)
     try:
-        yield from reader(file, index) if reader else _through_supervision(kind, file)
+        for image in reader(file, index) if reader else _through_supervision(kind, file):
+            if not isinstance(image.name, str) or not image.name.strip():
+                raise ValueError(f"an image is named {image.name!r}")
+            yield image
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         what = f"the entry {error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file}: {what}") from error
 
 
-def _locate(image: ForeignImage, file: Path, index: FileIndex, role: str | None) -> str:
-    places, _, reasons = index.locate_images([image.name], [file.parent, index.root], role)
-    if not is_file(places[0]):
-        raise FileNotFoundError(f"{file}: its image {image.name} {reasons.get(0, 'is not there')}")
-    return places[0]
+def _locate(names: Iterable[str], file: Path, index: FileIndex, role: str | None, owners: dict[str, str]) -> dict[str, str]:
+    """The image file of each name in an annotation file.
+
+    Args:
+        names: as annotated; one may stand there several times.
+        file: the annotation file.
+        index: the dataset's files.
+        role: of the split.
+        owners: of each image that was found so far the place that was annotated: a file that is found elsewhere may be meant by
+            one only. Those of this file are added.
+    """
+    wanted = list(dict.fromkeys(names))
+    paths, elsewhere, reasons = index.locate_images(wanted, [file.parent, index.root], role)
+    for at, (name, path) in enumerate(zip(wanted, paths, strict=True)):
+        if not is_file(path):
+            raise FileNotFoundError(f"{file}: its image {name} {reasons.get(at, 'is not there')}")
+        place = os.path.normpath(file.parent / slashed(name)) if at in elsewhere else path
+        if owners.setdefault(path, place) != place:
+            what = f"may be {index.relative(path)}, but so may {index.relative(owners[path])}: give the paths of both"
+            raise ValueError(f"{file}: its image {name} {what}")
+    return dict(zip(wanted, paths, strict=True))
 
 
 def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
@@ -165,7 +191,7 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
         classes = [found.classes[int(number)] for number in ([] if detections.class_id is None else detections.class_id)]
         boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in detections.xyxy.tolist()]
         objects = [ForeignObject(*one) for one in zip(classes, boxes, strict=True)]
-        yield ForeignImage(named or PurePosixPath(slashed(path)).name, objects, size=size)
+        yield ForeignImage(named or os.path.relpath(path, file.parent.resolve()), objects, size=size)
 
 
 def _record(part: Part, names: list[str], resized: list[str]) -> Record:
@@ -208,7 +234,5 @@ def _place(record: Record, folder: Path) -> None:
     taken: set[str] = set()
     for image in record["images"]:
         source = Path(image["file_name"])
-        name = source.name if source.name not in taken else f"{image['id']}_{source.name}"
-        taken.add(name)
-        image["file_name"] = name
-        place_image(source, folder / name)
+        image["file_name"] = free_name(source.name, taken)
+        place_image(source, folder / image["file_name"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.data.cache import derived_folder
+from deformable_detr.data.file_index import slashed
 from deformable_detr.data.text import read_json
 from deformable_detr.files import write_json
 
@@ -45,10 +46,11 @@ def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, k
     written = derived_folder(root) / WRITTEN
     everything = read_json(written) if written.is_file() else {}
     before = _read_division(everything, source, written)
-    names = whole.file_names.tolist()
+    entries: list[str] = [slashed(name) for name in whole.file_names.tolist()]  # an image may be listed again
+    names = list(dict.fromkeys(entries))
     fixed = {index: before[name] for index, name in enumerate(names) if name in before}
     shares = {name: share for name, share in SHARES.items() if make_test or name != "test"}
-    chosen = stratify(_labels(whole), split_sizes(len(names), shares), seed=SEED, fixed=fixed)
+    chosen = stratify(_labels(whole, entries), split_sizes(len(names), shares), seed=SEED, fixed=fixed)
     if keep and len(fixed) < len(names):
         images = {split: [n for n, c in zip(names, chosen, strict=True) if c == split] for split in ("train", *shares)}
         write_json(written, everything | {source: {"seed": SEED, "images": images}}, indent=1)
@@ -57,7 +59,8 @@ def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, k
         kept = "" if make_test else "; its own test split is for testing only"
         text = "%s: %s: %s (stratified by class, seed %d); written down in %s%s"
         logger.info(text, source, what, counts, SEED, written, kept)
-    return chosen
+    split_of = dict(zip(names, chosen, strict=True))
+    return [split_of[name] for name in entries]
 
 
 def is_divided(root: Path, source: str) -> bool:
@@ -82,15 +85,15 @@ def _read_division(everything: dict, source: str, written: Path) -> dict[str, st
         what = f"unknown split {sorted(unknown)[0]!r}" if unknown else f"image {twice!r} stands in two lists" if twice else None
         if what:
             raise ValueError(f"{written}: {what}; correct the file, or delete it")
-    return division
+    return {slashed(name): split for name, split in division.items()}
 
 
-def _labels(whole: AnnotationFile) -> list[set[int]]:
-    """The classes in each image."""
-    labels: list[set[int]] = [set() for _ in whole.image_ids]
+def _labels(whole: AnnotationFile, entries: list[str]) -> list[set[int]]:
+    """The classes in each image, whose name several entries may have."""
+    labels: dict[str, set[int]] = {name: set() for name in entries}
     for image, label in zip(whole.images.tolist(), whole.labels.tolist(), strict=True):
-        labels[image].add(label)
-    return labels
+        labels[entries[image]].add(label)
+    return list(labels.values())
 
 
 def split_sizes(count: int, shares: Mapping[str, float]) -> dict[str, int]:

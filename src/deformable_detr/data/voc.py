@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 from xml.etree import ElementTree
 
-from deformable_detr.data.entries import as_side, read_number
+from deformable_detr.data.entries import as_number, as_side, read_number
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
@@ -98,6 +98,8 @@ class VocLayout(ForeignLayout):
                 except ValueError as error:
                     found.add("label-fault", fault(f"{file}, object {number}", str(error)))
                     continue
+                if angle := _angle(element):
+                    found.add("box-turned", Item(f"{file}, object {number}: {name!r} turned by {angle:g} degrees", file=str(file)))
                 add_box(record, ids[name], box, crowd=difficult)
         return record, found
 
@@ -226,6 +228,11 @@ def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
     if max(xmax, ymax) <= 1 and not (xmin, ymin, xmax, ymax) == tuple(map(round, (xmin, ymin, xmax, ymax))):
         raise ValueError(f"{name!r}: bndbox ({xmin:g}, {ymin:g}, {xmax:g}, {ymax:g}) in shares of the image; VOC has pixels")
     return name, (max(xmin - 1, 0.0), max(ymin - 1, 0.0), xmax, ymax), _is_difficult(element)
+
+
+def _angle(element: ElementTree.Element) -> float | None:
+    """Degrees, as CVAT writes them among the attributes of a turned rectangle."""
+    return next((as_number(one.findtext("value")) for one in element.iter("attribute") if one.findtext("name") == "rotation"), None)
 
 
 def _is_difficult(element: ElementTree.Element) -> bool:

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +14,7 @@ from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.categories import Categories
 from deformable_detr.files import atomic_folder, check_place, write_json, write_text
 
-__all__ = ["FORMATS", "LabelledImage", "check_names", "check_new", "place_image", "write_dataset"]
+__all__ = ["FORMATS", "LabelledImage", "check_names", "check_new", "free_name", "place_image", "write_dataset"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,26 +99,34 @@ def check_new(folder: Path) -> None:
 
 
 def place_image(source: Path, target: Path) -> None:
-    """Put an image at another path: a hard link where the disk allows it, else a copy. Folders are made."""
+    """Put an image at another path: a hard link where the disk allows it, else a copy. Folders are made.
+
+    Raises:
+        FileExistsError: there is something; it may be a link to another original, so nothing is written into it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
+    except FileExistsError:
+        raise
     except OSError:  # another disk, or one without hard links
         shutil.copy2(source, target)
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """A name, maybe with folders, with a number where it is taken in any case of letters. It is taken then."""
+    path, free, number = PurePosixPath(name), name, 1
+    while free.casefold() in taken:
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}").as_posix()
+    taken.add(free.casefold())
+    return free
 
 
 def _names(images: Sequence[LabelledImage]) -> list[str]:
     """A file name for each image; their stems differ, as YOLO and VOC name the annotations after them."""
     taken: set[str] = set()
-    names = []
-    for image in images:
-        stem, number = image.path.stem, 1
-        while stem.casefold() in taken:
-            number += 1
-            stem = f"{image.path.stem}-{number}"
-        taken.add(stem.casefold())
-        names.append(stem + image.path.suffix)
-    return names
+    return [free_name(image.path.stem, taken) + image.path.suffix for image in images]
 
 
 def _write_coco(root: Path, images: Sequence[LabelledImage], names: Sequence[str], categories: Categories) -> Path:

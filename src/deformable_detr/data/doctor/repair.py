@@ -16,7 +16,7 @@ from deformable_detr.data.doctor.examine import Examination
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.entries import box_of_segmentation
 from deformable_detr.data.findings import Finding
-from deformable_detr.data.writing import check_new, place_image
+from deformable_detr.data.writing import check_new, free_name, place_image
 from deformable_detr.files import atomic_folder, write_json
 
 __all__ = ["check_output", "repair"]
@@ -208,11 +208,8 @@ def _place_images(data: SplitData, record: dict[str, list[dict[str, Any]]], fold
         name = Path(source.name) if image["id"] in renamed else Path(image["file_name"].replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts:
             name = Path(f"{image['id']}_{name.name}")
-        if name.as_posix() in taken:
-            name = name.with_name(f"{image['id']}_{name.name}")
-        taken.add(name.as_posix())
-        image["file_name"] = name.as_posix()
-        place_image(source, folder / name)
+        image["file_name"] = free_name(name.as_posix(), taken)
+        place_image(source, folder / image["file_name"])
 
 
 def _summary(noted: list[str]) -> list[str]:
