@@ -26,6 +26,8 @@ from deformable_detr.evaluation import CocoEvaluator
         ("Straße", "STRASSE", True),
         ("cat", "cats", False),
         ("type 1", "type 2", False),
+        ("-", "_", False),
+        ("-", "", False),
         ("", "", True),
     ],
 )

@@ -52,9 +52,9 @@ _SYNONYMS = {
 
 
 def normalise_name(name: str) -> str:
-    """Lower case, without spaces, hyphens and underscores; composed and decomposed letters are the same."""
+    """Lower case, without spaces, hyphens and underscores if something is left; composed and decomposed letters are the same."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(character for character in folded if character not in "-_" and not character.isspace())
+    return "".join(character for character in folded if character not in "-_" and not character.isspace()) or folded
 
 
 SYNONYMS: dict[str, str] = {

@@ -203,6 +203,29 @@ def test_where_labels_lie(image, label, said, tmp_path):
     assert ("label-renamed" in codes(tmp_path)) == said
 
 
+def test_labels_of_images_below_two_folders_of_such_names(tmp_path):
+    """Where one label is found, the others would be missed without a word."""
+    lay(tmp_path, "images/1.png", "images/imgs/2.png", text={"data.yaml": "train: images\nnames: [cat]\n"})
+    lay(tmp_path, "labels/1.txt", "labels/imgs/2.txt")
+    assert len(open_dataset(tmp_path).own("train").check().annotations.boxes) == 2
+
+
+def test_names_of_a_list_that_would_lead_to_one_image(tmp_path):
+    lay(tmp_path, "1.png", "2.png", text={"data.yaml": "train: train.txt\nnames: [cat]\n", "train.txt": "/old/a/1.png\n2.png\n"})
+    assert "path-replaced" in codes(tmp_path)
+    (tmp_path / "train.txt").write_text("/old/a/1.png\n/old/b/1.png\n")
+    with pytest.raises(ValueError, match=r"old/a/1\.png: no such image"):
+        open_dataset(tmp_path).own("train").check()
+
+
+@pytest.mark.parametrize("name", ["score", "segments_info", "image_id"])
+def test_classes_called_like_keys(name, tmp_path):
+    """A file is recognised by its keys, not by what its classes are called."""
+    lay(tmp_path, "train/1.png", "val/2.png", text={"val.json": coco("2.png")})
+    (tmp_path / "train.json").write_text(coco("1.png").replace('"cat"', f'"{name}"'))
+    assert open_dataset(tmp_path).own("train").check().annotations.categories.names == (name,)
+
+
 def test_darknet_and_cvat(tmp_path):
     data = "classes = 1\ntrain = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
     lists = {"train.txt": "data/obj_train_data/1.png\n", "valid.txt": "data/obj_valid_data/2.png\n"}

@@ -14,6 +14,9 @@ __all__ = ["CocoLayout", "json_kind"]
 ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "labels")
 IMAGE_FOLDERS = ("images", "jpegimages", "data", "imgs")
 OTHER_TASKS = re.compile(r"keypoint|caption|panoptic|stuff|image_info")
+SEGMENTS, SCORE = re.compile(rb'"segments_info"\s*:'), re.compile(rb'"score"\s*:')
+"""Keys: classes may have such names."""
+
 DEEPEST = 4
 """Parts of a path below the root up to which annotation files are looked for."""
 
@@ -101,6 +104,5 @@ def json_kind(file: Path) -> str | None:
         return None
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         if all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"')):
-            kinds = {b'"segments_info"': "panoptic", b'"score"': "predictions"}
-            return next((kind for key, kind in kinds.items() if text.find(key) >= 0), "COCO")
-        return "predictions" if text.find(b'"score"') >= 0 and text.find(b'"image_id"') >= 0 else None
+            return "panoptic" if SEGMENTS.search(text) else "predictions" if SCORE.search(text) else "COCO"
+        return "predictions" if SCORE.search(text) and text.find(b'"image_id"') >= 0 else None

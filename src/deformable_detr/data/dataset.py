@@ -214,7 +214,8 @@ class DetectionDataset:
         if self._made is None:
             whole = self._read(str(self.pool))
             has_test = any(split_role(name) == "test" for name in self.own_splits)
-            chosen = divide(self.root, self._source_name(), whole.annotations, make_test=not has_test, keep=keep)
+            where = self.root, self._source_name()
+            chosen = divide(*where, whole.annotations, whole.paths.tolist(), make_test=not has_test, keep=keep)
             parts = {name: np.flatnonzero(np.array(chosen) == name) for name in dict.fromkeys(chosen)}
             made = {name: whole.take(images, name) for name, images in parts.items()}
             if not keep:

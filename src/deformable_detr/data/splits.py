@@ -24,7 +24,7 @@ SEED = 0
 WRITTEN = "splits.json"
 
 
-def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, keep: bool = True) -> list[str]:
+def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, make_test: bool, keep: bool = True) -> list[str]:
     """Divide the images of a dataset that has no splits.
 
     The division is written to `splits.json` among the derived files, image by image, and holds from then on: images that came
@@ -34,6 +34,7 @@ def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, k
         root: the folder of the dataset.
         source: what is divided, as it is called in splits.json.
         whole: all the images.
+        paths: their files; images of one file, which may be listed again, go together.
         keep: whether a new division is written down.
         make_test: False where the dataset has a test split of its own: then only val is made.
 
@@ -46,21 +47,24 @@ def divide(root: Path, source: str, whole: AnnotationFile, *, make_test: bool, k
     written = derived_folder(root) / WRITTEN
     everything = read_json(written) if written.is_file() else {}
     before = _read_division(everything, source, written)
-    entries: list[str] = [slashed(name) for name in whole.file_names.tolist()]  # an image may be listed again
-    names = list(dict.fromkeys(entries))
-    fixed = {index: before[name] for index, name in enumerate(names) if name in before}
+    names = list(map(slashed, whole.file_names.tolist()))
+    files = list(dict.fromkeys(paths))
+    known = {path: before[name] for path, name in zip(paths, names, strict=True) if name in before}
+    fixed = {index: known[path] for index, path in enumerate(files) if path in known}
     shares = {name: share for name, share in SHARES.items() if make_test or name != "test"}
-    chosen = stratify(_labels(whole, entries), split_sizes(len(names), shares), seed=SEED, fixed=fixed)
-    if keep and len(fixed) < len(names):
-        images = {split: [n for n, c in zip(names, chosen, strict=True) if c == split] for split in ("train", *shares)}
+    stratified = stratify(_labels(whole, paths), split_sizes(len(files), shares), seed=SEED, fixed=fixed)
+    split_of = dict(zip(files, stratified, strict=True))
+    chosen = [split_of[path] for path in paths]
+    if keep and len(fixed) < len(files):
+        of_names = dict(zip(names, chosen, strict=True))
+        images = {split: [name for name, its in of_names.items() if its == split] for split in ("train", *shares)}
         write_json(written, everything | {source: {"seed": SEED, "images": images}}, indent=1)
         counts = ", ".join(f"{len(found)} {split}" for split, found in images.items())
-        what = f"added {len(names) - len(fixed)} new images to the division" if fixed else "has no validation split, so divided"
+        what = f"added {len(files) - len(fixed)} new images to the division" if fixed else "has no validation split, so divided"
         kept = "" if make_test else "; its own test split is for testing only"
         text = "%s: %s: %s (stratified by class, seed %d); written down in %s%s"
         logger.info(text, source, what, counts, SEED, written, kept)
-    split_of = dict(zip(names, chosen, strict=True))
-    return [split_of[name] for name in entries]
+    return chosen
 
 
 def is_divided(root: Path, source: str) -> bool:
@@ -88,11 +92,11 @@ def _read_division(everything: dict, source: str, written: Path) -> dict[str, st
     return {slashed(name): split for name, split in division.items()}
 
 
-def _labels(whole: AnnotationFile, entries: list[str]) -> list[set[int]]:
-    """The classes in each image, whose name several entries may have."""
-    labels: dict[str, set[int]] = {name: set() for name in entries}
+def _labels(whole: AnnotationFile, paths: list[str]) -> list[set[int]]:
+    """The classes in each file, in the order of the files."""
+    labels: dict[str, set[int]] = {path: set() for path in paths}
     for image, label in zip(whole.images.tolist(), whole.labels.tolist(), strict=True):
-        labels[entries[image]].add(label)
+        labels[paths[image]].add(label)
     return list(labels.values())
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -237,12 +238,20 @@ class YoloLayout(ForeignLayout):
         return self._images.setdefault(split, list(found))
 
     def _read_list(self, file: Path) -> list[Path]:
-        """The images of a .txt list, relative to the list or to the dataset; leading folders that are not there are left out."""
-        images = []
-        for line in read_text(file).splitlines():
-            if name := slashed(line):
-                images.append(_find_tail(name, (file.parent, self.root)) or file.parent / name)
-        return images
+        """The images of a .txt list, relative to the list or to the dataset; leading folders that are not there are left out.
+
+        That is said, and not done where several names would lead to one image.
+        """
+        bases = file.parent, self.root
+        found = {name: _find_tail(name, bases) for line in read_text(file).splitlines() if (name := slashed(line))}
+        counts = Counter(found.values())
+        for name, path in found.items():
+            if path is not None and path not in [base / name for base in bases]:
+                if counts[path] > 1:
+                    found[name] = None
+                elif not name.startswith("data/"):  # what CVAT and darknet write
+                    self.found.add("path-replaced", Item(f"{file}: {name} is not there; {path} is taken for it"))
+        return [Path(os.path.normpath(path or file.parent / name)) for name, path in found.items()]
 
     def label_file(self, image: Path) -> tuple[Path | None, bool]:
         """The label file of an image, or None; and whether its name is spelled otherwise (%20, case, form of accents)."""
@@ -268,12 +277,11 @@ class YoloLayout(ForeignLayout):
 
 
 def label_places(image: Path) -> list[Path]:
-    """Candidates for the label file of an image: `labels` in place of the last `images` of its path, and beside it."""
+    """Candidates for the label file of an image: `labels` in place of an `images` of its path, the last first, and beside it."""
     parts, places = list(image.parts), []
     for index in range(len(parts) - 2, -1, -1):
         if parts[index].lower() in IMAGE_FOLDERS:
             places.append(Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt"))
-            break
     return [*places, image.with_suffix(".txt")]
 
 
