@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Processes that run the tests: auto is one for each core.
+WORKERS ?= auto
+
 # Tests whose numbers could depend on the processor, once more with the instructions of an old one.
 ISA_TESTS := tests/ops/test_cpu.py tests/ops/test_ms_deform_attn.py tests/ops/test_winograd.py tests/model/test_parity.py \
 	tests/criterion/test_losses.py tests/acceleration/test_model.py::test_predictor_options \
@@ -28,10 +31,10 @@ demo: $(STAMP)
 	$(BIN)/deformable-detr demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-isa: $(STAMP)
-	$(OLD_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(ISA_TESTS)
+	$(OLD_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ISA_TESTS)
 
 test-asan: $(STAMP)
 	DEFORMABLE_DETR_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib $(ASAN) --build-temp $(ASAN)/objects
@@ -85,7 +88,7 @@ live: $(STAMP)
 	$(BIN)/python website/live.py demo/run
 
 coverage: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-report=html:coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term --cov-report=html:coverage
 
 # The wheel, tried where nothing but it is installed and no compiler is to be found; what it depends on comes from .venv.
 wheel: $(STAMP)

@@ -35,7 +35,10 @@ def randomise_weights(model: nn.Module, seed: int = 0) -> None:
 
 
 def small_model(variant: str, categories: Categories | None = CLASSES, num_classes: int | None = None, thin: bool = True):
-    """ResNet-18 (with a quarter of its channels if thin), width 64, 8 heads, 2 + 2 layers."""
+    """Width 64, 8 heads, 2 + 2 layers.
+
+    Thin: a ResNet-18 with a quarter of its channels; else a small ResNet that timm has under a name, as transformers wants it.
+    """
     return copy.deepcopy(built_model(variant, categories, num_classes, thin))
 
 
@@ -44,8 +47,7 @@ def built_model(variant: str, categories: Categories | None, num_classes: int | 
     num_classes = num_classes or len(categories or CLASSES)
     settings = VARIANTS[variant] | {"num_classes": num_classes, "hidden_dim": 64, "ffn_dim": 48, "num_queries": 12}
     settings |= {"num_encoder_layers": 2, "num_decoder_layers": 2, "pretrained_backbone": False, "dropout": 0.0}
-    if thin:
-        settings |= {"backbone_options": {"channels": [16, 32, 64, 128]}}
+    settings |= {"backbone_options": {"channels": [16, 32, 64, 128]}} if thin else {"backbone": "test_resnet"}
     model = build_model("r18", **settings).eval()
     randomise_weights(model)
     model.metadata = Metadata(model=model.metadata.model, categories=categories)

@@ -9,21 +9,23 @@ from deformable_detr.cli.__main__ import main
 
 @pytest.fixture
 def source(make_model, tmp_path):
-    return save_weights(tmp_path / "ours.safetensors", make_model("two-stage", thin=False))
+    return save_weights(tmp_path / "ours.safetensors", make_model("two-stage"))
 
 
 @pytest.mark.parametrize(
     ("layout", "target"), [("official", "a.pth"), ("mmdet", "b.pth"), ("huggingface", "folder"), ("native", "c.safetensors")]
 )
-def test_there_and_back(layout, target, source, make_model, tmp_path, capsys, assert_same_weights):
+def test_there_and_back(layout, target, make_model, tmp_path, capsys, assert_same_weights):
+    model = make_model("two-stage", thin=layout != "huggingface")
+    source = save_weights(tmp_path / "ours.safetensors", model)
     assert main(["convert", str(source), str(tmp_path / target), "--to", layout]) == 0
     output = capsys.readouterr().out
     assert f"native → {layout}" in output and "lossy     no" in output and "mapped" in output and "missing   0" in output
     assert main(["convert", str(tmp_path / target), str(tmp_path / "back.safetensors")]) == 0
     assert f"{layout} → native" in capsys.readouterr().out
     back = load_pretrained(tmp_path / "back.safetensors")
-    assert_same_weights(make_model("two-stage", thin=False), back)
-    assert back.metadata == make_model("two-stage", thin=False).metadata
+    assert_same_weights(model, back)
+    assert back.metadata == model.metadata
 
 
 def test_what_the_tensors_cannot_say(make_model, tmp_path, capsys):

@@ -30,7 +30,7 @@ def model(variant, make_model):
 
 
 def their_model(variant, randomise, **options):
-    backbone: dict[str, Any] = {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": False}
+    backbone: dict[str, Any] = {"backbone": "test_resnet", "use_timm_backbone": True, "use_pretrained_backbone": False}
     config = DeformableDetrConfig(
         id2label=NAMES,
         label2id={name: label for label, name in NAMES.items()},
@@ -162,7 +162,7 @@ def test_what_transformers_cannot_express(make_model, tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
-TIMM = {"model_type": "timm_backbone", "backbone": "resnet18"}
+TIMM = {"model_type": "timm_backbone", "backbone": "test_resnet"}
 SAID = {
     "another model": ({"model_type": "detr"}, "holds a detr model"),
     "positions": ({"position_embedding_type": "learned"}, "position_embedding_type is 'learned': only 'sine' is known"),
@@ -183,7 +183,7 @@ SAID = {
     "channels": ({"num_channels": 4}, "num_channels is 4"),
     "unknown": ({"look_forward_twice": True}, r"look_forward_twice \(True\) means nothing here"),
     "strides": (
-        {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18", "output_stride": 8}},
+        {"backbone_config": TIMM | {"output_stride": 8}},
         "output_stride is 8",
     ),
     "stages": (
@@ -221,7 +221,7 @@ def test_forms_of_the_backbone(form, randomise, batch, tmp_path):
     theirs = their_model("single-scale-dc5", randomise)
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    record = {"flat": {"backbone_config": None, "dilation": True, "backbone": "resnet18", "use_timm_backbone": True}}
+    record = {"flat": {"backbone_config": None, "dilation": True, "backbone": "test_resnet", "use_timm_backbone": True}}
     record["backbone_kwargs"] = record["flat"] | {"dilation": False, "backbone_kwargs": {"output_stride": 16, "out_indices": [4]}}
     record["backbone_config"] = {}
     (tmp_path / "config.json").write_text(json.dumps(config | record[form]))
@@ -311,7 +311,7 @@ def test_every_normalisation_gives_the_same_pixels(said, randomise, tmp_path):
 
 def test_weights_in_several_files(randomise, batch, tmp_path):
     theirs = their_model("one-stage", randomise)
-    theirs.save_pretrained(tmp_path, max_shard_size="20MB")
+    theirs.save_pretrained(tmp_path, max_shard_size="2MB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1 and not (tmp_path / "model.safetensors").exists()
     for source in (tmp_path, tmp_path / "model.safetensors.index.json", shards[0]):

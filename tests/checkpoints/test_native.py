@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,8 @@ from deformable_detr.checkpoints.convert import convert
 from deformable_detr.checkpoints.native import save_thresholds
 from deformable_detr.config import DataConfig, Metadata, ModelConfig
 from deformable_detr.model import build_model
+
+from ..processes import start
 
 
 def test_everything_comes_back(model, tmp_path, assert_same_weights):
@@ -75,7 +76,7 @@ def test_loaded_weights_can_be_changed_and_saved_over_their_own_file(make_model,
 
 @pytest.mark.parametrize("layout", ["native", "official", "mmdet", "huggingface"])
 def test_files_appear_whole_or_not_at_all(layout, make_model, tmp_path, monkeypatch):
-    source = save_weights(tmp_path / "a.safetensors", make_model("one-stage", thin=False))
+    source = save_weights(tmp_path / "a.safetensors", make_model("one-stage", thin=layout != "huggingface"))
     target = tmp_path / "target"
     if layout == "huggingface":
         target.mkdir()
@@ -107,24 +108,23 @@ def test_header_is_what_others_can_read(make_model, tmp_path):
         assert file.metadata()["format"] == "deformable-detr"
 
 
-MEASURE = """
-import resource, sys
-from deformable_detr.checkpoints import load_pretrained
-load_pretrained(sys.argv[1])  # what the libraries need for themselves
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load_pretrained(sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
+def load_and_measure(small, large, result):
+    import resource  # which Windows has not
+
+    load_pretrained(small)  # what the libraries need for themselves
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    load_pretrained(large)
+    result.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
 def test_loading_makes_no_copy_in_memory(make_model, tmp_path):
     small = save_weights(tmp_path / "small.safetensors", make_model("one-stage"))
     large = save_weights(tmp_path / "large.safetensors", build_model("r50", pretrained_backbone=False))
-    result = subprocess.run([sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True)
-    added, size = int(result.stdout) * 1024, large.stat().st_size
+    start(load_and_measure, small, large, tmp_path / "added").join()
+    added, size = int((tmp_path / "added").read_text()) * 1024, large.stat().st_size
     assert size > 155e6
-    assert added < 1.5 * size  # the check for NaN maps every page once
+    assert 0.9 * size < added < 1.5 * size  # the check for NaN maps every page once
 
 
 THRESHOLDS = (0.1, 0.2, 0.35, 0.4, 0.55)

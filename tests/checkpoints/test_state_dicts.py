@@ -1,9 +1,11 @@
 """Weights under wrappers and prefixes of training code, and EMA weights alone or beside the others."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deformable_detr.checkpoints import load_checkpoint, load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
@@ -12,18 +14,26 @@ from deformable_detr.checkpoints.load import LoadedCheckpoint
 LAYOUTS = ("native", "official", "mmdet", "huggingface")
 
 
-@pytest.fixture(params=LAYOUTS)
-def state_dict(request, make_model, tmp_path):
-    """The names of one layout; transformers' with a folder's config beside them."""
-    save_weights(tmp_path / "a.safetensors", make_model("two-stage", thin=False))
-    if request.param == "native":
-        return make_model("two-stage", thin=False).state_dict()
-    target = tmp_path / ("folder" if request.param == "huggingface" else "a.pth")
-    convert(tmp_path / "a.safetensors", target, request.param, classes="keep")
-    if request.param == "huggingface":
-        from safetensors.torch import load_file
+@pytest.fixture(params=LAYOUTS, scope="module")
+def layout(request):
+    return request.param
 
-        return load_file(target / "model.safetensors")
+
+@pytest.fixture(scope="module")
+def original(layout, make_model):
+    """A detector that the layout can express."""
+    return make_model("two-stage", thin=layout != "huggingface")
+
+
+@pytest.fixture(scope="module")
+def state_dict(layout, original, tmp_path_factory):
+    """The names of one layout."""
+    folder = tmp_path_factory.mktemp(layout)
+    source = save_weights(folder / "a.safetensors", original)
+    target = folder / {"native": "b.safetensors", "huggingface": "folder"}.get(layout, "a.pth")
+    convert(source, target, layout, classes="keep")
+    if layout in ("native", "huggingface"):
+        return load_file(target / "model.safetensors" if target.is_dir() else target)
     content = torch.load(target, weights_only=False)
     return content.get("state_dict") or content["model"]
 
@@ -62,9 +72,10 @@ def _inside(name):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
-def test_prefixes_are_found_by_what_is_under_them(wrapper, state_dict, make_model, tmp_path, assert_same_weights):
-    loaded = load(WRAPPED[wrapper](state_dict), tmp_path)
-    assert_same_weights(make_model("two-stage", thin=False), loaded.model)
+def test_prefixes_are_found_by_what_is_under_them(wrapper, layout, state_dict, original, tmp_path, assert_same_weights):
+    said = {"backbone": "test_resnet"} if layout == "huggingface" else {}  # a config says so there, the tensors cannot
+    loaded = load(WRAPPED[wrapper](state_dict), tmp_path, **said)
+    assert_same_weights(original, loaded.model)
 
 
 def test_what_lies_beside_the_detector_is_said(make_model, tmp_path):
@@ -79,29 +90,44 @@ def shifted(weights, by):
     return {name: tensor + by if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
 
 
-@pytest.mark.parametrize("name", ["model_ema", "ema_model", "ema", "ema_state_dict", "state_dict_ema", "swa_weights", "teacher"])
-@pytest.mark.parametrize("inner", [None, "module", "module."])
-def test_ema_alone_and_beside(name, inner, make_model, tmp_path):
+EMA = ["model_ema", "ema_model", "ema", "ema_state_dict", "state_dict_ema", "swa_weights", "teacher"]
+
+
+INNER = {
+    "bare": lambda weights: weights,
+    "module": lambda weights: {"module": weights},
+    "module.": lambda weights: prefixed(weights, "module."),
+}
+
+
+@pytest.mark.parametrize("name", EMA)
+@pytest.mark.parametrize("inner", INNER)
+def test_ema_alone(name, inner, make_model, tmp_path):
     weights = make_model("one-stage").state_dict()
-    average = shifted(weights, 1.0)
-    wrapped = average if inner is None else {inner: average} if inner == "module" else prefixed(average, inner)
-    level_embed = weights["flatten.level_embed"]
-
-    alone = load({name: wrapped, "epoch": 3}, tmp_path)
-    assert torch.equal(embedding(alone), level_embed + 1)
+    alone = load({name: INNER[inner](shifted(weights, 1.0)), "epoch": 3}, tmp_path)
+    assert torch.equal(embedding(alone), weights["flatten.level_embed"] + 1)
     assert any(note.startswith(f"read: the EMA weights under {name}") for note in alone.report.notes)
-    with pytest.raises(ValueError, match="holds no weights without averaging"):
-        load({name: wrapped}, tmp_path, ema=False)
 
-    both = {name: wrapped, "model": weights}
+
+def test_ema_weights_or_others_that_are_not_there(make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    with pytest.raises(ValueError, match="holds no weights without averaging"):
+        load({"ema": weights}, tmp_path, ema=False)
+    with pytest.raises(ValueError, match="holds no EMA weights"):
+        load({"model": weights}, tmp_path, ema=True)
+
+
+@pytest.mark.parametrize(("name", "inner"), list(zip(EMA, itertools.cycle(INNER), strict=False)))
+def test_ema_beside(name, inner, make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    level_embed = weights["flatten.level_embed"]
+    both = {name: INNER[inner](shifted(weights, 1.0)), "model": weights}
     plain = load(both, tmp_path)
     assert torch.equal(embedding(plain), level_embed)
     assert "read: the weights without averaging under model" in plain.report.notes
     assert any(f"left: the EMA weights under {name}" in note and "ema=True takes them" in note for note in plain.report.notes)
     assert torch.equal(embedding(load(both, tmp_path, ema=True)), level_embed + 1)
     assert torch.equal(embedding(load(both, tmp_path, ema=False)), level_embed)
-    with pytest.raises(ValueError, match="holds no EMA weights"):
-        load({"model": weights}, tmp_path, ema=True)
 
 
 def test_ema_in_the_same_state_dict(make_model, tmp_path):

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,6 +16,8 @@ from deformable_detr.cli.train import parse_config
 from deformable_detr.config import DataConfig, LossConfig, OptimizerConfig, RunConfig, TrainConfig
 from deformable_detr.presets import MODEL_PRESETS
 from deformable_detr.training.run_folder import RunFolder
+
+from ..processes import start
 
 
 def write_yaml(path: Path, **settings) -> str:
@@ -179,27 +180,32 @@ def write_data(root: Path) -> None:
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(record))
 
 
-PROGRAM = [sys.executable, "-m", "deformable_detr", "train"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+def run_alone(arguments: list[str], output: Path) -> None:
+    """The program, as the first of a group of processes, with what it shows in a file."""
+    os.setsid()
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(main(arguments))
 
 
 def stop_in_the_middle(root: Path, number: signal.Signals) -> str:
     """Train with worker processes, send a signal to all processes at once, as a terminal or a cluster does; give the output."""
     write_data(root / "data")
-    arguments = [str(root / "data"), "--preset", "tiny", "--output_dir", str(root / "run"), "--device", "cpu"]
+    arguments = ["train", str(root / "data"), "--preset", "tiny", "--output_dir", str(root / "run"), "--device", "cpu"]
     arguments += ["--train_short_sides", "[48]", "--crop_short_sides", "[]", "--eval_short_side", "48", "--batch_size", "1"]
     arguments += ["--steps", "100000", "--evaluate_every", "0", "--log_every", "1", "--num_workers", "2"]
-    running = subprocess.Popen(
-        [*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, start_new_session=True
-    )
+    running = start(run_alone, arguments, root / "output.txt")
+    assert running.pid is not None
     deadline = time.monotonic() + 240
     while not any(record["kind"] == "train" for record in RunFolder(root / "run").read_log()):
-        assert running.poll() is None, running.communicate()[0]
+        assert running.is_alive(), (root / "output.txt").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
     os.killpg(running.pid, number)
-    output = running.communicate(timeout=120)[0]
-    assert running.returncode == 130, output
+    running.join(120)
+    output = (root / "output.txt").read_text()
+    assert running.exitcode == 130, output
     assert "Traceback" not in output
     return output
 

@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import pytest
@@ -40,5 +41,5 @@ def test_memory_is_measured_in_a_process_of_its_own():
 
 
 def test_a_failing_process_is_an_error():
-    with pytest.raises(RuntimeError, match="measuring the memory of 'nothing' failed"):
-        benchmark._peaks_in_own_process(benchmark.Case("x", **SMALL), "nothing", "cpu", torch.float32)
+    with pytest.raises(RuntimeError, match="measuring the memory of 'nothing' failed: no such thing"):
+        benchmark.measured_elsewhere([sys.executable, "-c", "raise SystemExit('no such thing')"], {"name": "nothing"})

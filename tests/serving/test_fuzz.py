@@ -3,19 +3,12 @@
 from typing import cast
 
 import pytest
-import schemathesis
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
-from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from deformable_detr.data.images import UPLOAD_FORMATS, read_image
 from deformable_detr.serving import Limits, create_app
 
 from .conftest import CountingPredictor
-from .fuzz_images import images
-
-EVERY_CHECK = cast("list[HealthCheck]", list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +20,23 @@ def app(tiny):
 
 @pytest.mark.parametrize(
     ("operation", "mode"),
-    [(f"POST {path}", mode) for path in ("/detect", "/draw") for mode in GenerationMode]
-    + [(f"GET {path}", GenerationMode.POSITIVE) for path in ("/health", "/metrics")],
+    [(f"POST {path}", mode) for path in ("/detect", "/draw") for mode in ("positive", "negative")]
+    + [(f"GET {path}", "positive") for path in ("/health", "/metrics")],
 )
 def test_the_server_keeps_to_its_description(app, operation, mode):
+    import schemathesis  # here: this and hypothesis take seconds to import, which no other test needs
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+    from . import fuzz_images  # noqa: F401  # says what an image is
+
     method, path = operation.split()
     description = schemathesis.openapi.from_asgi("/openapi.json", app)
 
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=EVERY_CHECK)
-    @given(description[path][method].as_strategy(generation_mode=mode))
+    every_check = cast("list[HealthCheck]", list(HealthCheck))
+
+    @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=every_check)
+    @given(description[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def send(case):
         # A damaged image is of the right form, and refused all the same. 413 is a refusal, too, of whatever form.
         response = case.call()
@@ -45,12 +46,19 @@ def test_the_server_keeps_to_its_description(app, operation, mode):
     send()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@given(images())
-def test_a_damaged_image_is_read_or_refused(content):
-    try:
-        pixels = read_image(content, name="sent", formats=UPLOAD_FORMATS, max_pixels=1000)
-    except ValueError as error:
-        assert str(error).startswith("sent: ")
-    else:
-        assert pixels.shape[0] == 3 and 0 < pixels.numel() <= 3000
+def test_a_damaged_image_is_read_or_refused():
+    from hypothesis import given, settings
+
+    from .fuzz_images import images
+
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @given(images())
+    def read(content):
+        try:
+            pixels = read_image(content, name="sent", formats=UPLOAD_FORMATS, max_pixels=1000)
+        except ValueError as error:
+            assert str(error).startswith("sent: ")
+        else:
+            assert pixels.shape[0] == 3 and 0 < pixels.numel() <= 3000
+
+    read()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from deformable_detr.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from deformable_detr.presets import model_preset
+from deformable_detr.training import run_log
 from deformable_detr.training.callbacks import Callback, Run, Step
 
 
@@ -61,6 +62,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(root, "train", 8)
     write_split(root, "val", 4, seed=1)
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the curves of a run takes longer than training it; the one whose folder is looked at (test_trainer.py) has them."""
+    for name in ("draw_loss_curve", "draw_metrics_curve"):
+        monkeypatch.setattr(run_log, name, lambda path, rows: None)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from deformable_detr.cli.__main__ import main
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.structures import Predictions, Target
@@ -20,11 +19,8 @@ from deformable_detr.training.trainer import train
 from ..processes import run_two
 
 
-def run_with_two_processes(*command: str) -> None:
-    """As a user starts it."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command]
-    done = subprocess.run(launch, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def train_as_told(rank: int, file: Path) -> None:
+    assert main(["train", "--config", str(file)]) == 0
 
 
 @pytest.mark.slow
@@ -43,7 +39,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
     folder = RunFolder(tmp_path / "two")
     shared = RunFolder(tmp_path / "config")
     shared.write_config(replace(config, train=replace(config.train, batch_size=2), output_dir=str(folder.root)))
-    run_with_two_processes("-m", "deformable_detr", "train", "--config", str(shared.config))
+    run_two(train_as_told, shared.config)
 
     first, second = load_file(one.last_weights), load_file(folder.last_weights)
     assert first.keys() == second.keys()

@@ -184,11 +184,9 @@ def _weighted_ap(times: np.ndarray, true_positive: np.ndarray, totals: np.ndarra
     detected = np.cumsum(times, axis=1)[:, true_positive]
     precision = found / np.maximum(detected, 1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    envelope = np.concatenate((envelope, np.zeros((len(times), 1))), axis=1)
-    aps = np.full(len(times), np.nan)
-    for row in np.flatnonzero(totals):
-        aps[row] = envelope[row, np.searchsorted(found[row] / totals[row], RECALLS, side="left")].mean()
-    return aps
+    reached = np.searchsorted(RECALLS, found / np.maximum(totals, 1)[:, None], side="right")  # so many of them
+    aps = (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
+    return np.where(totals > 0, aps, np.nan)
 
 
 def _mean(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

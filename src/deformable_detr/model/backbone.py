@@ -77,7 +77,7 @@ class Backbone(nn.Module):
 
 
 def _create_timm_model(name: str, pretrained: bool | str, keywords: dict[str, Any]) -> nn.Module:
-    if name.split(".")[0] not in timm.list_models():
+    if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:8]
         raise ValueError(f"unknown backbone {name!r}: it must be a timm model (near in name: {', '.join(near) or 'none'})")
     if isinstance(pretrained, str):
