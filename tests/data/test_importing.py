@@ -335,6 +335,9 @@ def test_what_the_readers_do_not_guess(images, tmp_path):
     fails("p.json", json.dumps([task]), "a turned region without original_width")
     task["annotations"] = [{"result": [{"value": {**STUDIO, "rectanglelabels": ["car", "red"]}}]}]
     fails("p.json", json.dumps([task]), "several labels: car, red")
+    task["annotations"] = [{"result": [{"original_width": 0, "original_height": 0, "value": {**STUDIO, "rotation": 5}}]}]
+    fails("p.json", json.dumps([task]), "a turned region without original_width")
+    fails("t.csv", f"{TABLE}\n1.png,40,20,car,5,6,25,16,9", r"t\.csv: a row has not as many cells as the head")
     assert not (tmp_path / "out").exists()
 
 

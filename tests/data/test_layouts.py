@@ -1,6 +1,7 @@
 """Datasets as tools and people lay them out: every label reaches its image, and what is not used is named."""
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -545,3 +546,16 @@ def test_damaged_labels_lists_and_settings(kind, tmp_path):
         file.write_bytes(before)
     assert ValueError in outcomes
     assert outcomes <= {0, 1, 2, ValueError, FileNotFoundError}
+
+
+def test_names_of_files_that_are_no_text(tmp_path):
+    """As disks of other systems have them."""
+    lay(tmp_path, "images/1.png", "labels/1.txt", text={"data.yaml": "train: images\nnames: [cat]\n"})
+    try:
+        for folder, suffix in (("images", ".png"), ("labels", ".txt")):
+            path = tmp_path / folder / f"1{suffix}"
+            path.rename(path.with_name(os.fsdecode(b"\xe9" + suffix.encode())))
+    except OSError:  # a disk without such names
+        return
+    for _ in range(2):  # converted, then from the kept file
+        assert len(open_dataset(tmp_path).own("train").check().annotations.boxes) == 1

@@ -64,7 +64,7 @@ def derived_folder(root: Path) -> Path:
     if root.is_dir() and _writable(folder):
         return folder
     name = str(root.resolve())
-    part = f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    part = f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
     user = getattr(os, "getuid", lambda: 0)()
     places = (user_cache() / "data", Path(tempfile.gettempdir()) / f"deformable-detr-{user}")  # containers have no home
     for place in places:
@@ -85,5 +85,5 @@ def fingerprint(files: Iterable[Path], *more: object) -> str:
     digest = hashlib.sha256(repr(more).encode())
     for path in sorted(files):
         state = path.stat()
-        digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n"))
     return digest.hexdigest()[:12]

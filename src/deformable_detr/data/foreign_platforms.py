@@ -151,9 +151,10 @@ def _label_studio_objects(region: dict[str, Any]) -> Iterator[ForeignObject]:
         return
     if region.get("item_index") is not None:
         raise ValueError("a region of one of several images that are one task; export each image as a task of its own")
-    scale = region.get("original_width", 1) / 100, region.get("original_height", 1) / 100
+    size = image_size(region.get("original_height"), region.get("original_width"))
+    scale = (size[1] / 100, size[0] / 100) if size else (0.01, 0.01)
     degrees = read_number(region.get("rotation") or 0)
-    if degrees and "original_width" not in region:
+    if degrees and not size:
         raise ValueError("a turned region without original_width and original_height")
     if "points" in region:
         box = around([point[0] for point in region["points"]], [point[1] for point in region["points"]])

@@ -218,6 +218,8 @@ def _read_table(
         rows = csv.DictReader(read_text(file).splitlines())
         names = names_of(index) if names_of else {}
         for given in rows:
+            if None in (*given, *given.values()):
+                raise ValueError(f"a row has not as many cells as the head: {list(given.values())}")
             row = {key.strip().lower(): value.strip() for key, value in given.items()}
             left, top, right, bottom = (read_number(row[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
             thing = ForeignObject(names.get(row[name], row[name]), (left, top, right, bottom), row.get(crowd) == "1", normalised)
