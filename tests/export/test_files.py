@@ -105,24 +105,29 @@ def test_onnx_without_grid_sample_in_two_runtimes(small_model, tmp_path, images)
 
 @pytest.mark.slow
 def test_any_batch_and_size_as_program_and_onnx(small_model, tmp_path, images, monkeypatch):
-    """Both are written from one trace, which takes as long as all that is done with it; reading a program does, too."""
+    """Both are written from one trace, which takes as long as all that is done with it; reading a program does, too: the file that
+    the export has checked is not read again."""
     model = small_model("one-stage", num_feature_levels=2)  # several levels: pieces of one tensor, whose sizes are symbols
     traced: dict = {}
     loaded: list[torch.export.ExportedProgram] = []
+    records: dict[str, str] = {}
 
     def trace_once(*given):
         return traced.get("program") or traced.setdefault("program", trace(*given))
 
-    def keep(*given, load=torch.export.load, **options):
-        loaded.append(load(*given, **options))
-        return loaded[-1]
+    def load_once(file, extra_files, load=torch.export.load):
+        if not loaded:
+            loaded.append(load(file, extra_files=extra_files))
+            records.update(extra_files)
+        extra_files.update(records)
+        return loaded[0]
 
     monkeypatch.setattr(files, "trace", trace_once)
-    monkeypatch.setattr(torch.export, "load", keep)
+    monkeypatch.setattr(torch.export, "load", load_once)
     for name in ("detector.pt2", "detector.onnx"):
         export_model(model, tmp_path / name)
         assert_same_detections(tmp_path / name, model, images)
-    weights = loaded[-1].state_dict
+    weights = loaded[0].state_dict
     assert sum(tensor.numel() for tensor in weights.values()) == number_of_weights(model) + 2 * batch_norm_channels(model)
     assert_no_dead_weight(tmp_path / "detector.onnx", model)
     graph = onnx.load(tmp_path / "detector.onnx")
