@@ -62,6 +62,20 @@ def test_shapes_of_labelme_that_have_no_box_are_no_loss_without_a_word(images, t
         convert_dataset(images, tmp_path / "out")
 
 
+def test_numbers_as_all_programs_read_them(images, tmp_path):
+    """supervision takes what Python's float takes."""
+    box = {"label": "cat", "coordinates": {"x": "1_5", "y": 11, "width": 20, "height": 10}}
+    wide = labelme("1.png", RECTANGLE | {"shape_type": "polygon"}).replace('"imageWidth": 40', '"imageWidth": 1e400')
+    for text in (
+        labelme("1.png", RECTANGLE | {"points": [["1_0", 6], [25, 16]]}),
+        json.dumps([{"image": "1.png", "annotations": [box]}]),
+        wide,
+    ):
+        (images / "train" / "1.json").write_text(text)
+        with pytest.raises(ValueError, match=r"1\.json: "):
+            convert_dataset(images, tmp_path / "out")
+
+
 @pytest.mark.parametrize("number", [-1, 2])
 def test_labels_of_datumaro_that_are_not_there(images, tmp_path, number):
     """A negative number would count from the end."""

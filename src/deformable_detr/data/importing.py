@@ -1,5 +1,6 @@
 """`doctor --convert`: a COCO dataset made of another format. LabelMe and CreateML are read by supervision, the others here."""
 
+import json
 import math
 import os
 import shutil
@@ -9,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deformable_detr.data.doctor.repair import check_output
+from deformable_detr.data.entries import read_number
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
 from deformable_detr.data.foreign import IMPORTABLE, PER_IMAGE, advice, files_of, recognise
 from deformable_detr.data.foreign_platforms import PLATFORM_READERS
-from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject, image_size
+from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject, from_xywh, image_size
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
-from deformable_detr.data.text import Record, read_json
+from deformable_detr.data.text import Record, read_json, read_text
 from deformable_detr.data.writing import free_name, place_image
 from deformable_detr.files import atomic_folder, is_file, write_json
 
@@ -142,7 +144,7 @@ def _read(kind: str, file: Path, index: FileIndex) -> Iterator[ForeignImage]:
             if not isinstance(image.name, str) or not image.name.strip():
                 raise ValueError(f"an image is named {image.name!r}")
             yield image
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         what = f"the entry {error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{file}: {what}") from error
 
@@ -184,8 +186,13 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
             named, size = slashed(str(record["imagePath"])), image_size(record.get("imageHeight"), record.get("imageWidth"))
             if left_out := sorted({str(shape.get("shape_type")) for shape in record["shapes"]} - {"rectangle", "polygon"}):
                 raise ValueError(f"shapes of the type {', '.join(left_out)} are not read; make rectangles or polygons of them")
+            for number in (number for shape in record["shapes"] for point in shape["points"] for number in point):
+                read_number(number)  # as all programs do: supervision takes what Python's float takes
             found = sv.DetectionDataset.from_labelme(str(file.parent), folder)
         else:
+            for entry in json.loads(read_text(file)):
+                for box in entry["annotations"]:
+                    from_xywh([box["coordinates"][key] for key in ("x", "y", "width", "height")])
             found = sv.DetectionDataset.from_createml(str(file.parent), str(Path(folder, file.name)))
     for path, detections in found.annotations.items():
         classes = [found.classes[int(number)] for number in ([] if detections.class_id is None else detections.class_id)]
