@@ -1,6 +1,7 @@
 """Weights under wrappers and prefixes of training code, and EMA weights alone or beside the others."""
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -128,6 +129,40 @@ def test_ema_beside(name, inner, make_model, tmp_path):
     assert any(f"left: the EMA weights under {name}" in note and "ema=True takes them" in note for note in plain.report.notes)
     assert torch.equal(embedding(load(both, tmp_path, ema=True)), level_embed + 1)
     assert torch.equal(embedding(load(both, tmp_path, ema=False)), level_embed)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_wrapped_and_plain_names_in_one_dict(wrapper, make_model, tmp_path):
+    """The plain ones are the model, whichever come first; that others are left is said, copies need no word."""
+    weights = make_model("one-stage").state_dict()
+    other = prefixed(shifted(weights, 1.0), wrapper)
+    for content in (weights | other, other | weights):
+        loaded = load(content, tmp_path)
+        assert torch.equal(embedding(loaded), weights["flatten.level_embed"])
+        assert f"left: the weights under {wrapper[:-1]}" in loaded.report.notes
+        one = wrapper + "class_heads.0.bias"
+        with pytest.raises(ValueError, match=one):
+            load({name: tensor for name, tensor in content.items() if name in weights or name == one}, tmp_path)
+    for content in (weights | prefixed(weights, wrapper), prefixed(weights, wrapper) | weights):
+        assert not load(content, tmp_path).report.notes
+
+
+def test_means_of_gradients_are_no_weights(make_model, tmp_path):
+    weights = make_model("one-stage").state_dict()
+    content = {"optimizer": {"exp_avg": shifted(weights, 1.0), "exp_avg_sq": weights}, "model": weights}
+    assert torch.equal(embedding(load(content, tmp_path)), weights["flatten.level_embed"])
+    with pytest.raises(ValueError, match="holds no EMA weights"):
+        load(content, tmp_path, ema=True)
+
+
+def test_several_files_of_weights_in_one_folder(make_model, tmp_path):
+    save_weights(tmp_path / "model.safetensors", make_model("one-stage"))
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    note = "read: model.safetensors; left: model.safetensors.index.json, pytorch_model.bin beside it"
+    assert note in load_checkpoint(tmp_path).report.notes
+    assert note not in load_checkpoint(tmp_path / "model.safetensors").report.notes
 
 
 def test_ema_in_the_same_state_dict(make_model, tmp_path):

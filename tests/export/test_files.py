@@ -1,6 +1,7 @@
 import json
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,12 @@ def test_openvino_with_the_best_inside(small_model, tmp_path, images):
     export_model(model, tmp_path / "detector.xml", size=CANVAS, batch_size=2, top_k=8, padding_mask=False)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["detector.bin", "detector.xml"]
     assert_same_detections(tmp_path / "detector.xml", model, images[:1])
+    together = load_exported(tmp_path / "detector.xml")  # in several threads each gets its own image's
+    shades = [np.full((*CANVAS, 3), shade, np.uint8) for shade in (0, 90, 250)]
+    alone = [together.predict(shade, 0.0).xyxy.tolist() for shade in shades]
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda index: together.predict(shades[index % 3], 0.0).xyxy.tolist(), range(12)))
+    assert found == alone * 4
     constants = [op for op in openvino.Core().read_model(tmp_path / "detector.xml").get_ops() if isinstance(op, Constant)]
     floats = sum(math.prod(op.shape) for op in constants if op.get_element_type() == openvino.Type.f32)
     weights = number_of_weights(model) - batch_norm_channels(model) + changed_by_what_follows_from_the_queries(model, batch=2)
@@ -172,13 +179,21 @@ def test_preparation_inside(prepared, images):
         load_exported(path)
 
 
-def test_weights_from_a_file(small_model, tmp_path, images):
+def test_weights_from_a_file(small_model, tmp_path, images, caplog):
     model = small_model("single-scale-dc5")
     save_weights(tmp_path / "weights.safetensors", model)
     Detector(load_pretrained(tmp_path / "weights.safetensors"), device="cpu").export(
-        tmp_path / "detector.pt2", size=CANVAS, batch_size=1
+        tmp_path / "detector.pt2",
+        size=(np.int64(CANVAS[0]), np.int64(CANVAS[1])),
+        batch_size=np.int64(1),  # its record is JSON
     )
     assert_same_detections(tmp_path / "detector.pt2", model, images[:1])
+    assert not caplog.messages  # its record is its own
+
+
+def test_numbers_of_another_kind(small_model, tmp_path):
+    with pytest.raises(TypeError, match=r"side 0 of size must be a whole number, not 80\.0"):
+        export_model(small_model("single-scale"), tmp_path / "detector.pt2", size=(80.0, 112))  # type: ignore[arg-type]
 
 
 def test_a_file_that_computes_something_else_is_not_kept(small_model, tmp_path, monkeypatch):
@@ -264,6 +279,21 @@ def edit_record(**changes):
 def test_a_record_that_was_changed_is_refused(prepared, tmp_path, changes, message):
     with pytest.raises(ValueError, match=rf"e\.onnx: its record of the detector cannot be read .*{message}"):
         ExportedNetwork(edited(prepared[1], tmp_path / "e.onnx", edit_record(**changes)))
+
+
+def test_a_record_of_another_network_is_said(prepared, small_model, tmp_path, caplog):
+    """Of a file of the same form: with other weights, its classes and image sizes are those of another detector."""
+    ExportedNetwork(prepared[1])
+    assert not caplog.messages
+
+    def change(model):
+        bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [3])
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+
+    path = edited(prepared[1], tmp_path / "e.onnx", change)
+    for runtime in ("onnx", "openvino"):
+        ExportedNetwork(path, runtime)
+    assert ["e.onnx: its network is not the one that its record" in message for message in caplog.messages] == [True, True]
 
 
 def test_outputs_in_another_order_and_of_another_type(prepared, images, tmp_path):

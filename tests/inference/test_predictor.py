@@ -2,6 +2,7 @@ import logging
 import re
 import threading
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,22 @@ def test_a_stream_is_read_only_a_little_ahead_and_its_threads_end(finder):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
 
 
+def test_results_keep_their_own_pixels(finder):
+    """The caller fills one array again and again; the rectangle moves by ten pixels."""
+    frame = np.zeros((48, 64, 3), np.uint8)
+
+    def frames():
+        for left in (0, 10, 20, 30):
+            frame[:] = rectangle_image(64, 48, (left, 10, left + 20, 30))
+            yield frame
+
+    results = list(finder.iterate(frames(), batch_size=2))
+    frame[:] = 0
+    for left, result in zip((0, 10, 20, 30), results, strict=True):
+        np.testing.assert_allclose(result.detections.xyxy, [[left, 10, left + 20, 30]], atol=1)
+        np.testing.assert_array_equal(result.image, rectangle_image(64, 48, (left, 10, left + 20, 30)))
+
+
 def test_the_network_is_in_evaluation_mode_and_records_no_gradients(tiny):
     tiny.model.train()
     image = sample_images(1)[0]
@@ -309,6 +326,10 @@ def test_suppression_for_one_call(finder):
 def test_classes_and_device(finder):
     image = rectangle_image(80, 60, (0, 0, 20, 20))
     assert finder.classes == ("cat", "dog", "bird")
+    for tiles in (None, 100):
+        names = (name for name in ("dog", "bird"))
+        found = [len(one) for one in finder.predict([image, image], 0.0, classes=names, tiles=tiles)]
+        assert found == [len(one) for one in finder.predict([image, image], 0.0, classes=["dog", "bird"], tiles=tiles)]
     before = finder.predict(image)
     assert finder.to("cpu") is finder
     np.testing.assert_array_equal(finder.predict(image).xyxy, before.xyxy)
@@ -330,6 +351,9 @@ def test_settings_of_the_wrong_kind(finder):
         "tile_overlap": "0",
         "bit_depth": "9",
     }
+    assert len(finder.predict(image, Fraction(1, 2), nms_iou=Fraction(1, 2), tiles=np.int64(64), top_k=np.int8(5))) == 1
+    large = rectangle_image(300, 200, (0, 0, 300, 200))  # a side of 300 does not go into 8 bits
+    assert len(finder.predict(large, 0.5, tiles=np.int8(100))) == len(finder.predict(large, 0.5, tiles=100))
     for name, value in wrong.items():
         with pytest.raises(TypeError, match=rf"{name} must be a (whole )?number.*, not {re.escape(repr(value))}"):
             finder.predict(image, **{name: value})

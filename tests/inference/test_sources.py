@@ -1,9 +1,10 @@
+import io
 import re
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.sources import InputImage, is_single, list_images, open_single, open_source
@@ -70,6 +71,65 @@ def test_an_endless_stream_is_read_lazily():
     stream = open_source(frames())
     assert next(stream).name == "image 0"
     assert next(stream).name == "image 1"
+
+
+def shades_of(frames):
+    """Of images that are read only after all have been given, as the threads of a prediction may do."""
+    return [image.read().unique().tolist() for image in list(open_source(frames))]
+
+
+def test_what_an_iterator_gives_may_be_used_again(tmp_path):
+    """One array for all frames of a camera, an image that a `with` closes, the frames of an animation, which are one object."""
+    shades = [10, 20, 30]
+    expected = [[shade] for shade in shades]
+
+    def one(image, fill):
+        for shade in shades:
+            fill(image, shade)
+            yield image
+
+    def files():
+        for shade in shades:
+            with Image.open(save(tmp_path / "a.png", (shade,) * 3)) as image:
+                yield image
+
+    def content(shade):
+        return save(tmp_path / "a.png", (shade,) * 3, size=(8, 6)).read_bytes()
+
+    array = np.zeros((4, 5, 3), np.uint8)
+    assert shades_of(one(array, lambda image, shade: image.fill(shade))) == expected
+    assert shades_of(one(array[:, ::2], lambda image, shade: image.fill(shade))) == expected
+    assert shades_of(one(torch.zeros(3, 4, 5, dtype=torch.uint8), lambda image, shade: image.fill_(shade))) == expected
+    assert shades_of(one(Image.new("L", (5, 4)), lambda image, shade: image.paste(shade, (0, 0, 5, 4)))) == expected
+    assert shades_of(one(bytearray(content(0)), lambda image, shade: image.__setitem__(slice(None), content(shade)))) == expected
+    assert shades_of(files()) == expected
+    pages = [Image.new("L", (5, 4), shade) for shade in shades]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    with Image.open(tmp_path / "a.tiff") as image:
+        assert shades_of(ImageSequence.Iterator(image)) == expected
+
+
+def test_open_files(tmp_path):
+    path = save(tmp_path / "a.png", (7, 7, 7))
+    for opened in (path.open("rb"), io.BytesIO(path.read_bytes())):
+        with opened:
+            assert is_single(opened)
+            assert next(open_source(opened)).read().unique().tolist() == [7]
+            for source in (opened, [opened]):
+                with pytest.raises(ValueError, match=r"image( 0)?: nothing to read in this open file; was it read to its end"):
+                    next(open_source(source)).read()
+    with path.open(encoding="latin-1") as text, pytest.raises(TypeError, match=r"image 0 is a TextIOWrapper that reads str"):
+        next(open_source([text]))
+
+
+def test_a_damaged_pil_image_fails_in_its_turn(tmp_path):
+    path = save(tmp_path / "a.png", size=(64, 64))
+    path.write_bytes(path.read_bytes()[:60])
+    with Image.open(path) as damaged:
+        first, second = open_source([damaged, Image.new("RGB", (5, 4))])
+    with pytest.raises(ValueError, match="image 0: the image is damaged or truncated"):
+        first.read()
+    assert second.read().shape == (3, 4, 5)
 
 
 def test_every_kind_gives_the_same_upright_rgb_pixels(tmp_path):

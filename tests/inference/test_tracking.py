@@ -102,6 +102,17 @@ def test_another_class_is_another_object():
     assert numbers(tracker.update(found(box_at(50, 50, label=1)))) == [2]
 
 
-def test_wrong_threshold():
+def test_thresholds_per_class_without_classes():
+    """One class then, whose threshold is the first."""
+    boxes = sv.Detections(xyxy=np.array([[0.0, 0, 9, 9], [20, 20, 29, 29]]), confidence=np.array([0.4, 0.9]))
+    assert numbers(Tracker([0.5, 0.95]).update(boxes)) == [1]
+    with pytest.raises(ValueError, match="class 2 has no threshold: there are 2, one per class"):
+        Tracker([0.5, 0.95]).update(found(box_at(50, 50, label=2)))
+
+
+def test_values_out_of_range():
     with pytest.raises(ValueError, match="threshold"):
         Tracker(2)
+    for wrong in ({"min_iou": 0}, {"min_iou_doubtful": float("nan")}):
+        with pytest.raises(ValueError, match=r"min_iou and min_iou_doubtful must lie in \(0, 1\]"):
+            Tracker(**wrong)  # type: ignore[arg-type]

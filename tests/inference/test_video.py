@@ -46,7 +46,8 @@ class ColourDetector:
 
     def iterate(self, source, threshold, **options):
         self.options.append({"threshold": threshold, **options})
-        for number, image in enumerate(source):
+        for number, frame in enumerate(source):
+            image = frame.read().permute(1, 2, 0).numpy()
             boxes, labels = [], []
             for label, channel in enumerate((0, 1)):
                 bright = (image[..., channel] > 128).astype(np.uint8)

@@ -99,7 +99,8 @@ def test_a_run(config: RunConfig, tmp_path: Path) -> None:
     stopped = replace(config, output_dir=str(tmp_path / "stopped"))
     with pytest.raises(TrainingInterrupted):
         train(stopped, callbacks=[Stop()], show_progress=False)
-    again = train(replace(stopped, resume=True), show_progress=False)
+    other = stopped.model.replace(num_queries=7)  # the network is that of the weights, in a resumed run, too
+    again = train(replace(stopped, model=other, resume=True), show_progress=False)
     once, twice = (load_file(run.last_weights) for run in (whole, again))
     assert all(torch.equal(twice[name], tensor) for name, tensor in once.items())
 
@@ -123,6 +124,11 @@ def test_a_run(config: RunConfig, tmp_path: Path) -> None:
     assert_same(alone.model.eval()(BATCH), loaded.eval()(BATCH))
 
     base.rename(tmp_path / "moved.safetensors")
+    torch.manual_seed(1)
+    save_weights(base, build_model(config.model.replace(num_classes=5, pretrained_backbone=False)))
+    with pytest.raises(ValueError, match=r"last-adapter was trained beside other weights than those .*base\.safetensors now"):
+        load_pretrained(folder)
+    base.unlink()
     with pytest.raises(FileNotFoundError, match=r"last-adapter is an adapter of '.*base\.safetensors'"):
         load_pretrained(whole.last_weights.with_name("last-adapter"))
     with pytest.raises(ValueError, match=r"optimizer\.lora trains beside fixed weights"):

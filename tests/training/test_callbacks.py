@@ -18,17 +18,20 @@ from deformable_detr.training.run_folder import RunFolder
 
 
 class Diary(Callback):
-    """Writes down what it is told, and disturbs the random generators at every evaluation."""
+    """Writes down what it is told, disturbs the random generators, and leaves the network as a prediction with it would."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def on_train_start(self, run: Run) -> None:
+        torch.rand(3)
         self.lines.append(f"start at {run.position.step} of {run.total_steps}")
 
     def on_step(self, run: Run, step: Step) -> None:
         self.lines.append(f"step {step.step}{' with means' if step.means else ''}")
         assert step.losses["loss"] > 0
+        run.result.eval()
+        torch.rand(3)
 
     def on_evaluation_step(self, run: Run, done: int, total: int) -> None:
         assert run.state == "evaluating"
@@ -40,6 +43,7 @@ class Diary(Callback):
 
     def on_checkpoint(self, run: Run, paths: Sequence[Path]) -> None:
         assert all(path.is_file() for path in paths)
+        torch.rand(3)
         self.lines.append(f"saved {' '.join(path.stem for path in paths)}")
 
     def on_train_end(self, run: Run) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
+from deformable_detr.settings import to_record
 from deformable_detr.training.interruption import TrainingInterrupted
+from deformable_detr.training.preparation import check_same_run, contents_of, describe_data, open_data
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
 from deformable_detr.training.trainer import train
@@ -57,10 +60,44 @@ def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path
     assert without_time[0] == without_time[1]
     final, expected = (newest_state(path) for path in (folder, uninterrupted))
     assert (final["position"], final["history"]) == (expected["position"], expected["history"])
+    assert final["contents"] == expected["contents"]
     for key in ("network", "ema"):
         torch.testing.assert_close(final[key], expected[key], rtol=0, atol=0)
     torch.testing.assert_close(final["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
     assert torch.equal(final["random"][0]["torch"], expected["random"][0]["torch"])
+
+
+def test_what_has_changed_in_the_dataset_is_said(config: RunConfig, dataset: Path, tmp_path: Path, caplog) -> None:
+    """Labels that were exchanged and images in another order make other steps, though the settings are the same."""
+    data = tmp_path / "set"
+    shutil.copytree(dataset, data)
+    run = same_run(config, tmp_path / "run", dataset=str(data))
+    opened = open_data(run)
+    saved = {"config": to_record(run), "processes": 1, "dataset": describe_data(opened), "contents": contents_of(opened)}
+
+    def told(split: str, change) -> list[str]:
+        path = data / "annotations" / f"instances_{split}.json"
+        before = path.read_text()
+        record = json.loads(before)
+        change(record)
+        path.write_text(json.dumps(record))
+        caplog.clear()
+        check_same_run(run, saved, open_data(run), 1)
+        path.write_text(before)
+        return [record.message.rpartition(": ")[2] for record in caplog.records if "has changed" in record.message]
+
+    assert told("train", lambda record: None) == []
+    assert told("train", lambda record: record["annotations"].reverse()) == []
+    assert told("train", lambda record: record["images"].reverse()) == ["training order of the images"]
+    assert told("train", lambda record: record["annotations"][3].update(category_id=7, bbox=[1, 1, 9, 9])) == [
+        "training boxes or their classes"
+    ]
+    assert told("val", lambda record: record["annotations"].pop()) == ["validation boxes or their classes"]
+    assert told("val", lambda record: record["images"].pop() and record["annotations"].__delitem__(slice(-2, None))) == [
+        "validation images"
+    ]
+    del saved["contents"]  # of an older version
+    assert told("train", lambda record: record["images"].reverse()) == []
 
 
 def test_a_run_that_has_made_more_steps_than_are_asked_for_is_refused(

@@ -8,6 +8,7 @@ from deformable_detr.config import TrainConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.training.memory import set_gradient_checkpointing
 from deformable_detr.training.preparation import build_accelerator
 from deformable_detr.training.train_step import NonFiniteLossError, train_step
 
@@ -87,6 +88,21 @@ def test_the_losses_are_those_of_the_criterion_and_the_gradient_is_clipped(model
     moved = torch.cat([(new.detach() - old).flatten() for new, old in zip(model.parameters(), before, strict=True)])
     assert losses["grad_norm"] > 0.25
     assert moved.norm().item() == pytest.approx(0.25, rel=1e-4)  # learning rate 1: the step is the clipped gradient
+
+
+def test_recomputed_activations_count_once_in_batch_norms(accelerator: Accelerator) -> None:
+    """Gradient checkpointing runs the backbone once more in the backward pass: 0.19 of the new batch would count, not 0.1."""
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = build_model("tiny", num_classes=3, num_encoder_layers=1, num_decoder_layers=1).double()
+        set_gradient_checkpointing(model, checkpointing)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        train_step(model.train(), SetCriterion(num_classes=3), optimizer, [make_batch([1, 2])], accelerator)
+        found.append({name: value for name, value in model.named_buffers() if "bn1" in name})
+    assert found[0]["backbone.body.bn1.num_batches_tracked"] == 1
+    for name in found[0]:
+        assert torch.equal(found[0][name], found[1][name]), name
 
 
 def test_clipping_can_be_switched_off(model: DeformableDETR, accelerator: Accelerator) -> None:

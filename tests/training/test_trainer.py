@@ -2,6 +2,8 @@ import csv
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +122,15 @@ def test_resuming_with_other_settings_is_refused(run: tuple[TrainResult, list[Pa
     base = replace(config, output_dir=str(run[0].output_dir), resume=True)
     with pytest.raises(ValueError, match=r"optimizer\.lr was 0\.001, is 0\.002; train\.batch_size was 2, is 4"):
         train(replace(base, optimizer=replace(config.optimizer, lr=2e-3), train=replace(config.train, batch_size=4)))
+    other = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    lock = run[0].output_dir / "state" / "lock"
+    with subprocess.Popen([sys.executable, "-c", other, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(FileExistsError, match=r"a run goes on in .*, in another process"):
+            train(base)
+        process.communicate()
+    lock.unlink()
     with pytest.raises(FileNotFoundError, match=r"no saved state in .*start the run without --resume"):
         train(replace(base, output_dir=str(tmp_path / "nothing")))
     broken = tmp_path / "broken" / "state"

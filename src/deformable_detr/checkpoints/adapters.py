@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 from deformable_detr.checkpoints.native import write_tensors
 from deformable_detr.checkpoints.report import Report, shorten
@@ -17,6 +18,9 @@ from deformable_detr.model.adapters import heads_of, merged
 ADAPTER_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 """What peft puts before the name of every tensor."""
+
+BASE_ENTRY = "base_crc"
+"""What is kept of the weights that the adapters were trained beside: another detector may take the place of their file."""
 
 
 def save_adapter(folder: Path, model: DeformableDETR, metadata: Metadata, base: str) -> Path:
@@ -41,8 +45,19 @@ def save_adapter(folder: Path, model: DeformableDETR, metadata: Metadata, base: 
     }
     config.save_pretrained(folder)
     with atomic_file(folder / ADAPTER_NAME) as partial:
-        write_tensors(partial, tensors, {"format": "pt", "metadata": json.dumps(metadata.to_dict())})
+        record = {"metadata": json.dumps(metadata.to_dict()), BASE_ENTRY: str(_base_crc(model))}
+        write_tensors(partial, tensors, {"format": "pt"} | record)
     return folder
+
+
+def _base_crc(model: DeformableDETR) -> int:
+    """CRC-32 of the weights that adapters are trained beside: all but the adapters and the heads."""
+    added, crc = tuple(f"{head}." for head in heads_of(model)), 0
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    for name, tensor in sorted(tensors.items()):
+        if not name.startswith(added):
+            crc = crc32(tensor.cpu().float().flatten().numpy(), crc)
+    return crc
 
 
 def read_adapter(path: Path, load: Callable[..., DeformableDETR]) -> Weights:
@@ -79,6 +94,8 @@ def read_adapter(path: Path, load: Callable[..., DeformableDETR]) -> Weights:
     except (FileNotFoundError, ConnectionError) as error:
         named = f"{path.parent} is an adapter of {base!r}, as base_model_name_or_path in {config} says"
         raise type(error)(f"{named}: {error}") from error
+    if file.header.get(BASE_ENTRY) not in (None, str(_base_crc(model))):
+        raise ValueError(f"{path.parent} was trained beside other weights than those that are in {base} now; put those back there")
     try:
         adapted = PeftModel.from_pretrained(model, str(path.parent))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

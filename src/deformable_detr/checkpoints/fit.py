@@ -1,4 +1,4 @@
-"""Checks that tensors fit a model, and puts them there without a copy."""
+"""Checks that tensors fit a model, and puts them there."""
 
 import logging
 from pathlib import Path
@@ -121,7 +121,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _in_precision_of(tensor: Tensor, expected: Tensor, weights: Weights, name: str) -> Tensor:
+    """A copy: the tensor itself may be a window on the file, which somebody may write over while the network is in use."""
     if tensor.dtype == expected.dtype:
-        return tensor
+        return tensor.clone()
     weights.report.reshaped.append(f"{weights.named(name)} ({_name(tensor.dtype)} → float32)")
     return tensor.to(expected.dtype)

@@ -25,7 +25,7 @@ from deformable_detr.checkpoints.published import PUBLISHED, fetch, settings_of
 from deformable_detr.checkpoints.report import Report, shorten
 from deformable_detr.checkpoints.side_records import read_side_records
 from deformable_detr.checkpoints.state_dicts import select_state_dict
-from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors
+from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors, shard_names
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
 from deformable_detr.model import DeformableDETR
@@ -118,6 +118,9 @@ def load_checkpoint(
     weights = read_adapter(path, load_pretrained) if path.name == ADAPTER_NAME else read_weights(read_tensors(path), ema)
     metadata = describe(weights, settings, origin=path.name if Path(source).exists() else f"{source}, {path.parent.name}")
     _refuse(weights, path, strict)
+    if Path(source).is_dir() and (others := _others_beside(path)):
+        weights.report.notes.append(f"read: {path.name}; left: {', '.join(others)} beside it")
+        logger.info("%s: %s", path.parent, weights.report.notes[-1])
     wanted = _wanted_classes(classes, num_classes, metadata)
     mapping = None
     if wanted is not None:
@@ -161,6 +164,13 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
     if found is None:
         raise FileNotFoundError(f"no weights in the folder {path}: {_what_folder(path)}")
     return found
+
+
+def _others_beside(path: Path) -> list[str]:
+    """Further weights of a folder from which one file was chosen; not those of a run, of which the best are meant."""
+    present = [path.parent / name for name in _FOLDER_NAMES if "/" not in name and name not in (path.name, ADAPTER_NAME)]
+    present = [other for other in present if other.is_file()]
+    return [other.name for other in present if other.suffix != ".json" or path.name not in shard_names(other)]
 
 
 def _what_folder(folder: Path) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deformable_detr.checkpoints.report import shorten
 from deformable_detr.checkpoints.tensor_files import TensorFile
+from deformable_detr.checkpoints.weights import same
 
 MARKS: dict[str, tuple[str, ...]] = {
     "native": ("decoder.layers.0.cross_attn.sampling_offsets.", "neck.projections.", "query_source."),
@@ -26,6 +27,9 @@ _REPLACED = re.compile(r"\.modules_to_save\.\w+\.")
 """Layers that an adapter has trained as a whole; the old ones are kept beside them as `original_module`."""
 
 _AVERAGE = re.compile(r"(?<![a-z])(?:ema|avg|averaged?|swa|shadow|teacher|moving_average)(?![a-z])", re.IGNORECASE)
+_OPTIMISER = re.compile(r"(?<![^./])(?:optim(?:izer)?s?(?:_states?)?(?:_dict)?|exp_avg\w*|\w*momentum_buffer|square_avg)[./]")
+"""Where means of gradients are kept, by the names of the weights that they belong to."""
+
 _USUAL = ("", "model/", "state_dict/", "model_state_dict/", "module/", "network/", "net/", "student.")
 
 
@@ -97,10 +101,13 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             f"the weights hold LoRA adapters beside the layers they change ({shorten(adapters, 2)}): join them first "
             "(merge_and_unload() of peft), and save the result"
         )
-    for name, tensor in tensors.items():
-        if ".original_module." not in name:
-            short = _REPLACED.sub(".", _WRAPPERS.sub("", name))
-            cleaned[name if short in cleaned else short] = tensor
+    short_of = {name: _REPLACED.sub(".", _WRAPPERS.sub("", name)) for name in tensors if ".original_module." not in name}
+    for name in sorted(short_of, key=lambda name: (short_of[name] != name, name)):  # whatever stands first in the file
+        short, tensor = short_of[name], tensors[name]
+        if short not in cleaned:
+            cleaned[short] = tensor
+        elif not same(cleaned[short], tensor):
+            cleaned[name] = tensor
     return cleaned
 
 
@@ -109,7 +116,8 @@ def _find(tensors: dict[str, Tensor], file: TensorFile) -> list[StateDict]:
     found: dict[str, StateDict] = {}
     for layout, (first, *others) in MARKS.items():
         pattern = re.compile(r"(?<![^./])" + re.escape(first))
-        for prefix in dict.fromkeys(name[: match.start()] for name in tensors if (match := pattern.search(name))):
+        prefixes = dict.fromkeys(name[: match.start()] for name in tensors if (match := pattern.search(name)))
+        for prefix in (prefix for prefix in prefixes if not _OPTIMISER.search(prefix)):
             if prefix not in found and all(any(name.startswith(prefix + mark) for name in tensors) for mark in others):
                 found[prefix] = StateDict(prefix, layout, _is_average(prefix, file))
     return sorted(found.values(), key=lambda item: (bool(_AVERAGE.search(item.prefix)), _rank(item.prefix), len(item.prefix)))

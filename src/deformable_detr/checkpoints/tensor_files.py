@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deformable_detr.checkpoints.bookkeeping import SAFE_TYPES
 from deformable_detr.checkpoints.foreign_files import AGAIN, describe_foreign_file, is_safetensors
+from deformable_detr.checkpoints.weights import same
 
 INDEX_SUFFIX = ".index.json"
 """Ending of the file that says which tensor is in which of several files."""
@@ -99,18 +100,11 @@ def _read_shards(index: Path) -> TensorFile:
             raise ValueError(f"{path} is {foreign}")
         shard = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
         for key in whole.tensors.keys() & shard.tensors.keys():
-            if _differ(whole.tensors[key], shard.tensors[key]):
+            if not same(whole.tensors[key], shard.tensors[key]):
                 raise ValueError(f"{key} has other values in {path} than in the files before it: are they of one model? {AGAIN}")
         whole.tensors |= shard.tensors
         whole.header |= shard.header
     return whole
-
-
-def _differ(first: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one name are not the same; both sparse or without content, they are refused later and by name."""
-    if (first.dtype, first.layout, first.device) != (other.dtype, other.layout, other.device):
-        return True
-    return first.layout == torch.strided and not first.is_meta and not torch.equal(first, other)
 
 
 def _read_safetensors(path: Path) -> TensorFile:

@@ -94,9 +94,12 @@ def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report) -> Weigh
 
 
 def same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors hold the same values; shared memory is not read."""
-    if first.shape != second.shape or first.dtype != second.dtype:
+    """Whether two tensors hold the same values; shared memory is not read, nor are sparse ones, which are refused by name later."""
+    kinds = [(tensor.shape, tensor.dtype, tensor.layout, tensor.device) for tensor in (first, second)]
+    if kinds[0] != kinds[1]:
         return False
+    if first.layout != torch.strided or first.is_meta:
+        return True
     if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
         return True
     return torch.equal(first, second) or bool(((first == second) | (first.isnan() & second.isnan())).all())

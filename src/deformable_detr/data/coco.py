@@ -125,6 +125,10 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         """`[A, 4]` all boxes, xyxy in pixels, image by image."""
         return self._annotations.boxes
 
+    def labels(self) -> np.ndarray:
+        """`[A]` their labels."""
+        return self._annotations.labels
+
     def target(self, index: int) -> Target:
         """The ground truth of an image, before any transform."""
         found = self._annotations

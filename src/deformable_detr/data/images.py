@@ -111,7 +111,8 @@ def read_image(
             raise ImageTooLargeError(f"{name}: {size} are more than the {max_pixels} allowed; shrink the image first")
         if bit_depth < 16 and isinstance(content, (str, Path)):
             content = Path(content).read_bytes()
-        _say_pages(image, name)
+        if image is not source:  # a PIL image is at the page that its owner chose
+            _say_pages(image, name)
         encoded = content if isinstance(content, bytes) else None
         return of_pil(image, name, upright=upright, bit_depth=bit_depth, content=encoded)
 

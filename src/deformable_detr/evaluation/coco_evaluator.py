@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, distributed
 
 from deformable_detr.boxes import xyxy_to_xywh
@@ -81,7 +82,8 @@ class CocoEvaluator:
             results: for each image `scores` `[D]`, `labels` `[D]` and `boxes` `[D, 4]` (xyxy, pixels of the original image).
 
         Raises:
-            ValueError: an image without id or unknown to the annotation file, or labels beyond the classes.
+            ValueError: an image without id or unknown to the annotation file, labels beyond the classes, or not one score,
+                label and box for each detection.
             FloatingPointError: scores or boxes with NaN or infinity.
         """
         ids = [image.image_id if isinstance(image, Target) else image for image in images]
@@ -158,15 +160,22 @@ class CocoEvaluator:
         return replace(metrics, per_class=per_class, thresholds=of_labels)
 
     def _detections_of(self, image_id: ImageId, result: Mapping[str, Tensor]) -> ImageDetections:
-        labels = result["labels"].cpu().numpy()
+        found = {name: torch.as_tensor(result[name]).detach().cpu() for name in ("scores", "labels", "boxes")}
+        shapes = {name: list(tensor.shape) for name, tensor in found.items()}
+        count = shapes["scores"][:1]
+        if shapes != {"scores": count, "labels": count, "boxes": [*count, 4]}:
+            raise ValueError(f"image {image_id!r}: scores [D], labels [D] and boxes [D, 4] are wanted, not of the shapes {shapes}")
+        labels = found["labels"].numpy()
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"image {image_id!r}: labels are whole numbers, not {labels.dtype}")
         if len(labels) and (labels.min() < 0 or labels.max() >= len(self.categories)):
             raise ValueError(
                 f"image {image_id!r}: detections have labels from {labels.min()} to {labels.max()}, but there are "
                 f"{len(self.categories)} classes; are these the categories of this model?"
             )
         kept = self._fits[labels]
-        scores = result["scores"].cpu().double().numpy()[kept]
-        boxes = xyxy_to_xywh(result["boxes"].cpu().double()).numpy()[kept]
+        scores = found["scores"].double().numpy()[kept]
+        boxes = xyxy_to_xywh(found["boxes"].double()).numpy()[kept]
         if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
             raise FloatingPointError(f"image {image_id!r}: detections have NaN or infinite scores or boxes; is the model broken?")
         order = np.argsort(-scores, kind="stable")

@@ -1,10 +1,13 @@
 """`torch.export`: the model as a .pt2 file, for PyTorch without this package (and for AOTInductor and other compilers)."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -13,6 +16,8 @@ from torch.export import Dim, ExportedProgram
 from deformable_detr.export.form import METADATA_KEY, ExportForm
 from deformable_detr.ops import use_backend
 from deformable_detr.structures import ImageBatch
+
+_ALONE = threading.RLock()
 
 LARGEST_SIDE, LARGEST_BATCH = 16384, 4096
 
@@ -27,7 +32,7 @@ def trace(network: nn.Module, form: ExportForm, batch: ImageBatch) -> ExportedPr
     """
     tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
     inputs = tuple(tensors[name] for name in form.inputs)
-    with torch.no_grad(), use_backend("reference" if form.grid_sample else "gather"), quiet():
+    with quiet(), torch.no_grad(), use_backend("reference" if form.grid_sample else "gather"):
         program = torch.export.export(
             network,
             inputs,
@@ -40,8 +45,17 @@ def trace(network: nn.Module, form: ExportForm, batch: ImageBatch) -> ExportedPr
 
 def save_program(path: Path, program: ExportedProgram, form: ExportForm) -> None:
     """Write a .pt2 with the record of the detector in it."""
+    record = replace(form, weights_crc=weights_crc(program)).to_json()
     with quiet(), path.open("wb") as file:
-        torch.export.save(program, file, extra_files={METADATA_KEY: form.to_json()})  # type: ignore[arg-type]
+        torch.export.save(program, file, extra_files={METADATA_KEY: record})  # type: ignore[arg-type]
+
+
+def weights_crc(program: ExportedProgram) -> int:
+    """CRC-32 of the weights, in the order of their names."""
+    crc = 0
+    for _, tensor in sorted(program.state_dict.items()):
+        crc = crc32(tensor.detach().flatten().view(torch.uint8).numpy(), crc)
+    return crc
 
 
 def _dynamic_shapes(form: ExportForm) -> tuple[dict[int, Dim], ...] | None:
@@ -67,12 +81,16 @@ def _drop_inequalities(program: ExportedProgram) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the tracers' own log lines and warnings, which name nothing that a user could change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    """Without the tracers' own log lines and warnings, which name nothing that a user could change.
+
+    One thread at a time: what is switched off here, and what the tracers change, is the whole process's.
+    """
+    with _ALONE:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from deformable_detr.export.openvino import save_openvino
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
 from deformable_detr.export.preprocessing import assert_preparation, put_in_front
 from deformable_detr.export.sessions import SESSIONS, SUFFIXES, Session
+from deformable_detr.inference.predictor import plain_numbers
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch
 
@@ -57,10 +59,15 @@ def export_model(
     Raises:
         ImportError: a package that writes or runs the format is missing.
         ParityError: the file computed something else; it is not kept.
+        TypeError: a number of another kind.
         ValueError: an unknown suffix, or a size that the model cannot take.
     """
     path, suffix = Path(path), Path(path).suffix.lower()
     smallest = smallest_side(model.metadata.model)
+    batch_size, top_k, opset = plain_numbers("a whole number", Integral, int, batch_size=batch_size, top_k=top_k, opset=opset)
+    if size is not None:
+        sides = {f"side {index} of size": side for index, side in enumerate(size)}
+        size = tuple(plain_numbers("a whole number", Integral, int, **sides))
     _check(path, size, batch_size, top_k, smallest)
     if opset not in OPSETS or (opset != 20 and suffix != ".onnx"):
         raise ValueError(f"opset is for .onnx, from {OPSETS[0]} to {OPSETS[-1]}, not {opset}")

@@ -1,12 +1,15 @@
 """What an exported file takes and gives: written into the file at export, read from it when it is run."""
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.schema import convert, entries
+
+logger = logging.getLogger(__name__)
 
 METADATA_KEY = "deformable_detr"
 """Name of the JSON in ONNX's metadata_props, OpenVINO's rt_info and the extra files of a .pt2."""
@@ -50,7 +53,8 @@ class ExportForm:
     """Height and width of the model's input must be at least this (pixels)."""
 
     weights_crc: int | None = None
-    """CRC-32 of the .bin beside an .xml, which one of another export would fit, too. None: not known."""
+    """CRC-32 of the network that this record was written for, as those of another export would fit, too: of the .bin beside an
+    .xml, of the graph in an .onnx, of the weights in a .pt2. None: not known."""
 
     details: dict[str, Any] = field(default_factory=dict)
     """How an int8 file was made and what that cost. For people."""
@@ -70,6 +74,17 @@ class ExportForm:
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
         return ("logits", "boxes") if self.top_k is None else ("scores", "labels", "boxes")
+
+    def check_network(self, crc: int, path: Path) -> None:
+        """Warn of a file whose network is not the one that this record was written for.
+
+        Args:
+            crc: of the network that is there, as for `weights_crc`.
+            path: of the file.
+        """
+        if self.weights_crc not in (None, crc):
+            text = "%s: its network is not the one that its record (classes, image sizes) was written with: either another tool "
+            logger.warning(text + "has changed it, or they are of two exports; compare it with the detector before use", path)
 
     def to_json(self) -> str:
         """The inverse of :meth:`from_json`."""

@@ -1,8 +1,11 @@
 """ONNX: the model as a graph that onnxruntime, OpenVINO, TensorRT and others run."""
 
+import mmap
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import torch
 from torch.export import ExportedProgram
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 OPSETS = range(17, 24)
 """The versions of the operators that can be written. 20 is the first whose GridSample the operator needs nothing beside."""
+
+GRAPH = 7 << 3 | 2
+"""Key of the field of a .onnx that holds its graph: number 7, of bytes."""
 
 FIRST_TRANSLATED = 18
 """The translator writes no older one."""
@@ -100,11 +106,34 @@ def save_onnx(path: Path, proto: "onnx.ModelProto", form: ExportForm) -> None:
     import onnx
 
     categories = form.metadata.categories
-    entries = {METADATA_KEY: form.to_json()}
+    entries = {METADATA_KEY: replace(form, weights_crc=crc32(proto.graph.SerializeToString())).to_json()}
     if categories is not None:
         entries["names"] = str(dict(enumerate(categories.names)))
     onnx.helper.set_model_props(proto, entries)
     onnx.save_model(proto, path)
+
+
+def graph_crc(path: Path) -> int:
+    """CRC-32 of the graph in a .onnx, weights included, as it stands in the file: without the package onnx."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory, memoryview(memory) as content:
+        position = 0
+        while position < len(content):
+            key, position = _varint(content, position)
+            number, position = _varint(content, position)  # of a field: its value, or its length in bytes
+            if key == GRAPH:
+                with content[position : position + number] as graph:
+                    return crc32(graph)
+            position += number if key & 7 == 2 else 0
+    return 0
+
+
+def _varint(content: memoryview, position: int) -> tuple[int, int]:
+    """A number as protocol buffers store it, seven bits in each byte, and where it ends."""
+    number = shift = 0
+    while content[position] & 0x80:
+        number |= (content[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+    return number | content[position] << shift, position + 1
 
 
 def _forget_sources(proto: "onnx.ModelProto") -> None:

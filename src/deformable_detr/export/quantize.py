@@ -71,10 +71,12 @@ def quantize_onnx(path: str | Path, dataset: str | Path, *, num_images: int = 64
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         partial = Path(folder) / path.name
         write_int8(path, partial, [network.arrays(batch.images) for batch, _ in images])
+        form = replace(network.form, int8=True)
+        _write_record(partial, form)
         before, count = _average_precision(network, dataset)
         after, _ = _average_precision(ExportedNetwork(partial, "onnx"), dataset)
         result = Quantised(before, after, count)
-        _write_record(partial, replace(network.form, int8=True, details={"ap_before": before, "ap_after": after, "images": count}))
+        _write_record(partial, replace(form, details={"ap_before": before, "ap_after": after, "images": count}))
         partial.replace(path)
     return result
 

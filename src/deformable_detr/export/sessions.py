@@ -1,5 +1,6 @@
 """The programs that run exported files: each opens a file and gives its record and a function of arrays."""
 
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from deformable_detr.export.exported_program import weights_crc
 from deformable_detr.export.form import METADATA_KEY, ExportForm
+from deformable_detr.export.onnx import graph_crc
 
 Arrays = list[np.ndarray]
 Session = Callable[[Arrays], Arrays]
@@ -38,6 +41,7 @@ def open_onnxruntime(path: Path) -> tuple[ExportForm, Session]:
     except Exception as error:
         raise ValueError(f"onnxruntime cannot read {path}: {error}") from error
     form = ExportForm.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+    form.check_network(graph_crc(path), path)
     inputs = _in_order([({item.name}, item) for item in session.get_inputs()], form.inputs, path)
     outputs = [
         item.name for item in _in_order([({item.name}, item) for item in session.get_outputs()], form.outputs, path, spare=True)
@@ -67,6 +71,7 @@ def open_openvino(path: Path) -> tuple[ExportForm, Session]:
         raise ImportError('the runtime openvino needs OpenVINO: pip install "deformable-detr[openvino]"') from error
     core = openvino.Core()
     core.set_property({"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"})
+    core.set_property({"ENABLE_MMAP": False})  # weights stay what they were when the file was read
     try:
         model = core.read_model(str(path))
         compiled = core.compile_model(model, "CPU")
@@ -75,17 +80,24 @@ def open_openvino(path: Path) -> tuple[ExportForm, Session]:
     where = [METADATA_KEY] if model.has_rt_info([METADATA_KEY]) else ["framework", METADATA_KEY]
     text = str(model.get_rt_info(where).value) if model.has_rt_info(where) else None
     form = ExportForm.from_json(text, path)
-    weights = path.with_suffix(".bin")
-    if form.weights_crc not in (None, crc32(weights.read_bytes()) if path.suffix == ".xml" else None):
-        raise ValueError(f"{weights} is not what {path.name} was written with: copy both files of one export")
+    if path.suffix.lower() == ".onnx":
+        form.check_network(graph_crc(path), path)
+    elif where == [METADATA_KEY]:  # other programs that convert a .onnx keep its record further inside
+        weights = path.with_suffix(".bin")
+        if form.weights_crc not in (None, crc32(weights.read_bytes())):
+            raise ValueError(f"{weights} is not what {path.name} was written with: copy both files of one export")
     places = range(len(model.inputs)), range(len(model.outputs))
     inputs = _in_order([(port.get_names(), place) for place, port in zip(places[0], model.inputs, strict=True)], form.inputs, path)
     outputs = _in_order(
         [(port.get_names(), place) for place, port in zip(places[1], model.outputs, strict=True)], form.outputs, path
     )
 
+    requests = threading.local()  # one would hand a thread the inputs and outputs of another
+
     def run(arrays: Arrays) -> Arrays:
-        found = compiled([arrays[inputs.index(place)] for place in places[0]]).to_tuple()
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        found = requests.own.infer([arrays[inputs.index(place)] for place in places[0]]).to_tuple()
         return [np.array(found[place]) for place in outputs]
 
     return form, run
@@ -103,11 +115,18 @@ def open_program(path: Path) -> tuple[ExportForm, Session]:
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            program = torch.export.load(file, extra_files=extra).module()  # type: ignore[arg-type]
+            program = torch.export.load(file, extra_files=extra)  # type: ignore[arg-type]
+            network = program.module()
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a .pt2 that this PyTorch ({torch.__version__}) can read: {error}") from error
     form = ExportForm.from_json(extra[METADATA_KEY], path)
-    return form, lambda arrays: [output.numpy() for output in program(*map(torch.from_numpy, arrays))]
+    form.check_network(weights_crc(program), path)
+
+    def run(arrays: Arrays) -> Arrays:
+        with torch.autocast("cpu", enabled=False):  # its types are written into it
+            return [output.numpy() for output in network(*map(torch.from_numpy, arrays))]
+
+    return form, run
 
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, BinaryIO, Literal, Self, Unpack, overload
 
 import numpy as np
 import supervision as sv
@@ -45,7 +45,7 @@ class Result:
     """The path, or `image 3` for the fourth image of a list."""
 
     pixels: Tensor
-    """`[3, H, W]` uint8 RGB, upright: the pixels that the boxes refer to."""
+    """`[3, H, W]` uint8 RGB, upright: the pixels that the boxes refer to; a copy of an array that was given."""
 
     detections: sv.Detections
     """Highest score first; see :meth:`Predictor.predict`."""
@@ -187,9 +187,9 @@ class Predictor:
         self, source: str | Path, threshold: float | None = None, **options: Unpack[PredictionOptions]
     ) -> Any: ...  # whether a path is one image or a folder is known when it is read
     @overload
-    def predict(
+    def predict(  # pyright: ignore[reportOverlappingOverload]  (an open file gives bytes one after the other, too)
         self,
-        source: bytes | Image.Image | np.ndarray | Tensor,
+        source: bytes | BinaryIO | Image.Image | np.ndarray | Tensor,
         threshold: float | None = None,
         **options: Unpack[PredictionOptions],
     ) -> sv.Detections: ...
@@ -201,8 +201,9 @@ class Predictor:
         """Detect objects in one image or in many.
 
         Args:
-            source: a file, a PIL image, a numpy array (uint8 `[H, W, 3]`, **RGB**: for OpenCV's BGR pass `image[..., ::-1]`) or a
-                torch tensor (uint8 `[3, H, W]`, RGB) for one image; a folder, a glob pattern or an iterable for many.
+            source: a file (its path, its content as bytes, or opened in binary form), a PIL image, a numpy array (uint8
+                `[H, W, 3]`, **RGB**: for OpenCV's BGR pass `image[..., ::-1]`) or a torch tensor (uint8 `[3, H, W]`, RGB) for one
+                image; a folder, a glob pattern or an iterable for many.
             threshold: keep detections whose score is at least this, in [0, 1]. None: the thresholds that are stored with the
                 weights, one per class (`metadata.thresholds`), else 0.5.
             options: `batch_size`, `top_k`, `classes`, `nms_iou`, `on_error`, `num_threads`, `tiles`, `tile_overlap`, `bit_depth`;
@@ -244,36 +245,39 @@ class Predictor:
     ) -> Generator[Result, None, None]:
         """Like :meth:`predict`, one :class:`Result` after the other: for very many images, or an endless stream.
 
-        The next images are read and resized by threads while the model works; only a few are in memory at a time.
+        The next images are read and resized by threads while the model works; only a few are in memory at a time. What an iterator
+        gives may be used again once the next item is asked for (one array for all frames of a camera): arrays and tensors are
+        copied, PIL images and open files read at once. Files that are given by their path are read later.
         """
         limits = self.score_limits(threshold)
         top_k = self.metadata.model.max_detections if top_k is None else top_k
         bit_depth = self.metadata.bit_depth if bit_depth is None else bit_depth
         whole = {"batch_size": batch_size, "top_k": top_k, "num_threads": num_threads, "bit_depth": bit_depth, "tiles": tiles}
-        check_numbers("a whole number", Integral, **whole)
-        check_numbers("a number", Real, nms_iou=nms_iou, tile_overlap=tile_overlap)
-        for name, number in (("batch_size", batch_size), ("top_k", top_k), ("num_threads", num_threads)):
+        batch_size, most, num_threads, depth, tiles = plain_numbers("a whole number", Integral, int, **whole)
+        nms_iou, tile_overlap = plain_numbers("a number", Real, float, nms_iou=nms_iou, tile_overlap=tile_overlap)
+        classes = classes if classes is None or isinstance(classes, str) else list(classes)
+        for name, number in (("batch_size", batch_size), ("top_k", most), ("num_threads", num_threads)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         if nms_iou is not None and not 0 < nms_iou <= 1:
             raise ValueError(f"nms_iou must lie in (0, 1], not {nms_iou}")
-        if not 8 <= bit_depth <= 16:
-            raise ValueError(f"bit_depth must lie in [8, 16], not {bit_depth}")
+        if not 8 <= depth <= 16:
+            raise ValueError(f"bit_depth must lie in [8, 16], not {depth}")
         labels = self._labels_of(classes)
-        images = open_source(source, bit_depth=bit_depth)
+        images = open_source(source, bit_depth=depth)
         if tiles is not None:
             settings = PredictionOptions(
-                batch_size=batch_size, top_k=top_k, classes=classes, nms_iou=nms_iou, num_threads=num_threads
+                batch_size=batch_size, top_k=most, classes=classes, nms_iou=nms_iou, num_threads=num_threads
             )
 
             def plain(views: Iterator[Tensor]) -> Generator[Result, None, None]:
-                return self.iterate(views, threshold, **settings)
+                return self.iterate((InputImage("a tile", view) for view in views), threshold, **settings)
 
-            return iterate_tiled(plain, images, Tiling(tiles, tile_overlap), on_error=on_error, top_k=top_k)
+            return iterate_tiled(plain, images, Tiling(tiles, tile_overlap), on_error=on_error, top_k=most)
         prepared = self._prepare(images, on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
-        return self._run(prepared, batch_size, limits, partial(self._detect, top_k=top_k, labels=labels, nms_iou=nms_iou))
+        return self._run(prepared, batch_size, limits, partial(self._detect, top_k=most, labels=labels, nms_iou=nms_iou))
 
     def score_limits(self, threshold: float | None = None) -> Tensor:
         """`[K]` the score from which on a detection of each label is kept.
@@ -285,7 +289,7 @@ class Predictor:
             ValueError: it is not in [0, 1].
             TypeError: it is not a number.
         """
-        check_numbers("a number in [0, 1]", Real, threshold=threshold)
+        (threshold,) = plain_numbers("a number in [0, 1]", Real, float, threshold=threshold)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
         if threshold is None and self.metadata.thresholds is not None:
@@ -384,8 +388,17 @@ class _Prepared:
     image: Tensor  # [3, h, w] float, resized and normalised
 
 
-def check_numbers(expected: str, kind: type, **options: Any) -> None:
+def plain_numbers(expected: str, kind: type, plain: type, **options: Any) -> list[Any]:
     """See that options have the type that their names say.
+
+    Args:
+        expected: what they should be, for the message.
+        kind: `Integral` or `Real`.
+        plain: Python's own type of it. NumPy's numbers overflow where sums of them go on, and a Fraction is no number to torch.
+        options: by name.
+
+    Returns:
+        Their values as `plain`, None where they are None.
 
     Raises:
         TypeError: one that is not None is of another type; True is no number here.
@@ -393,6 +406,7 @@ def check_numbers(expected: str, kind: type, **options: Any) -> None:
     for name, value in options.items():
         if value is not None and (isinstance(value, (bool, np.bool_)) or not isinstance(value, kind)):
             raise TypeError(f"{name} must be {expected}, not {value!r}")
+    return [None if value is None else plain(value) for value in options.values()]
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

@@ -10,21 +10,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageSource, is_address, read_image
+from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageError, ImageSource, is_address, read_image
 
 __all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_images", "natural_key", "open_single", "open_source"]
 
 logger = logging.getLogger(__name__)
 
-ImageLike = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray | Tensor
-Source = ImageLike | Iterable[ImageLike]
-DECODED = (bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
-"""Single images that are no paths."""
+ImageLike = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
+Source = ImageLike | Iterable[ImageLike] | Iterable["InputImage"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +33,8 @@ class InputImage:
     name: str
     """Its name in messages: the path or address, or `image 3` for the fourth of a list."""
 
-    content: ImageSource
-    """Where its pixels come from."""
+    content: ImageSource | Exception
+    """Where its pixels come from, or why they could not be had."""
 
     bit_depth: int = 16
     """How many bits of 16-bit values are used, see :func:`~deformable_detr.data.images.read_image`."""
@@ -52,6 +51,8 @@ class InputImage:
             FileNotFoundError: the file is not there (any more).
             ImageError: it cannot be fetched or decoded, or the array or tensor is not an image; the message names it.
         """
+        if isinstance(self.content, Exception):
+            raise self.content
         if self.path is not None:
             _check_exists(self.path)
         return read_image(self.content, name=self.name, bit_depth=self.bit_depth)
@@ -61,17 +62,20 @@ def is_single(source: Source) -> bool:
     """Whether `source` is one image (and not a folder, a pattern or several images)."""
     if isinstance(source, (str, Path)):
         return is_address(source) or (not Path(source).is_dir() and not _is_pattern(source))
-    return isinstance(source, DECODED)
+    return _is_in_memory(source)
 
 
 def open_source(source: Source, *, bit_depth: int = 16) -> Iterator[InputImage]:
-    """The images of `source`, one after the other; nothing is read yet.
+    """The images of `source`, one after the other. Files are not read yet; what is in memory is copied.
+
+    A camera may fill one array again and again, and a `with` closes its image: so before the next item of an iterator is asked for,
+    the one before is the library's own. That is a copy of an array or tensor, and decoding for a PIL image or an open file.
 
     Args:
         source: a file, an address (`https://…`), a folder (the images directly in it, in natural order: 2 before 10), a glob
-            pattern (`**` goes into subfolders), the content of a file as bytes, a PIL image, a numpy array (`[H, W, 3]` RGB, or
-            `[H, W]` grey), a torch tensor (`[3, H, W]` RGB), or any iterable of these. An iterator is consumed lazily, so it may
-            be endless.
+            pattern (`**` goes into subfolders), the content of a file as bytes, a file opened in binary form, a PIL image, a numpy
+            array (`[H, W, 3]` RGB, or `[H, W]` grey), a torch tensor (`[3, H, W]` RGB), or any iterable of these. An iterator is
+            consumed lazily, so it may be endless. An :class:`InputImage` in it is taken as it is.
         bit_depth: how many bits of 16-bit values are used.
 
     Raises:
@@ -82,12 +86,14 @@ def open_source(source: Source, *, bit_depth: int = 16) -> Iterator[InputImage]:
         yield InputImage(str(source), str(source), bit_depth)
     elif isinstance(source, (str, Path)):
         yield from (InputImage(str(path), path, bit_depth) for path in list_images(source))
-    elif isinstance(source, DECODED):
-        yield InputImage("the image", source, bit_depth)  # pyright: ignore[reportArgumentType]
+    elif _is_in_memory(source):
+        yield _own(source, "the image", bit_depth)
     elif isinstance(source, Iterable) and not isinstance(source, dict):
         for index, item in enumerate(source):
-            if isinstance(item, DECODED):
-                yield InputImage(f"image {index}", item, bit_depth)
+            if isinstance(item, InputImage):
+                yield item
+            elif _is_in_memory(item):
+                yield _own(item, f"image {index}", bit_depth)
             elif isinstance(item, (str, Path)):
                 yield from open_source(item, bit_depth=bit_depth)
             else:
@@ -148,9 +154,40 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 
 _EXPECTED = (
-    "expected a file, an address, a folder, a glob pattern, the bytes of a file, a PIL image, a numpy array [H, W, 3] (RGB), "
-    "a torch tensor [3, H, W] (RGB), or a list of these"
+    "expected a file, an address, a folder, a glob pattern, the bytes of a file, a file opened in binary form, a PIL image, "
+    "a numpy array [H, W, 3] (RGB), a torch tensor [3, H, W] (RGB), or a list of these"
 )
+
+
+def _is_in_memory(source: object) -> bool:
+    """Whether it is a single image that is no path."""
+    return isinstance(source, (bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)) or hasattr(source, "read")
+
+
+def _own(item: Any, name: str, bit_depth: int) -> InputImage:
+    """An image in the caller's memory, who may change or close it, as one of our own."""
+    try:
+        if isinstance(item, np.ndarray):
+            item = np.array(item, order="C")
+        elif isinstance(item, Tensor):
+            item = item.detach().to("cpu", copy=True)
+        elif isinstance(item, Image.Image):  # in this thread: one that is decoded in another cannot be closed meanwhile
+            item = read_image(item, name=name, bit_depth=bit_depth)
+        elif not isinstance(item, bytes):
+            item = bytes(item) if isinstance(item, (bytearray, memoryview)) else _content_of(item, name)
+    except (OSError, ValueError) as error:  # raised when it is read, in its turn
+        item = error
+    return InputImage(name, item, bit_depth)
+
+
+def _content_of(file: Any, name: str) -> bytes:
+    content = file.read()
+    if not isinstance(content, bytes):
+        kinds = [type(item).__name__ for item in (file, content)]
+        raise TypeError(f"{name} is a {kinds[0]} that reads {kinds[1]}, not bytes: open files in binary form, open(path, 'rb')")
+    if not content:
+        raise ImageError(f"{name}: nothing to read in this open file; was it read to its end? seek(0) goes back to its beginning")
+    return content
 
 
 def _is_pattern(source: str | Path) -> bool:

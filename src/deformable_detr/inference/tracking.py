@@ -36,6 +36,9 @@ class Tracker:
         lost_frames: number of frames that a track waits for its object to appear again.
         min_iou: least IoU of a confident detection with the predicted box of a track.
         min_iou_doubtful: the same for detections with a score below `threshold`.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Tracker:
         self.threshold, self.lost_frames = np.asarray(threshold, dtype=float), lost_frames
         if not ((self.threshold >= 0) & (self.threshold <= 1)).all():
             raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
+        if not (0 < min_iou <= 1 and 0 < min_iou_doubtful <= 1):  # at 0, boxes that do not touch would be one object
+            raise ValueError(f"min_iou and min_iou_doubtful must lie in (0, 1], not {min_iou} and {min_iou_doubtful}")
         self.min_iou, self.min_iou_doubtful = min_iou, min_iou_doubtful
         self._motion = BoxMotion(np.zeros((0, 4)))
         self._ids, self._labels, self._unseen = np.zeros((3, 0), dtype=int)  # [T] each; frames since it was last seen
@@ -67,10 +72,16 @@ class Tracker:
 
         Returns:
             Some of them, in their order, with `tracker_id`.
+
+        Raises:
+            ValueError: a class without a threshold, where each has its own.
         """
         self._motion.predict(lost=self._unseen > 0)
         scores = detections.confidence if detections.confidence is not None else np.ones(len(detections))
-        sure = scores >= (self.threshold if self.threshold.ndim == 0 else self.threshold[detections.class_id])
+        labels = _labels_of(detections)
+        if self.threshold.ndim and labels.max(initial=0) >= len(self.threshold):
+            raise ValueError(f"class {labels.max()} has no threshold: there are {len(self.threshold)}, one per class")
+        sure = scores >= (self.threshold if self.threshold.ndim == 0 else self.threshold[labels])
         ids = np.zeros(len(detections), dtype=int)
         tracks = np.arange(len(self._ids))
         tracks = self._match(tracks, np.flatnonzero(sure), self.min_iou, detections, ids)

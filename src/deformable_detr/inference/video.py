@@ -17,7 +17,8 @@ import numpy as np
 import supervision as sv
 
 from deformable_detr.data.images import IMAGE_SUFFIXES
-from deformable_detr.inference.predictor import Predictor, check_numbers
+from deformable_detr.inference.predictor import Predictor, plain_numbers
+from deformable_detr.inference.sources import InputImage
 from deformable_detr.inference.tracking import Tracker
 from deformable_detr.inference.video_readers import CameraReader, FileReader, Reader, is_address
 
@@ -128,7 +129,7 @@ def iterate_video(
         FileNotFoundError: no such file.
         ValueError: the video cannot be decoded, or an option is out of range.
     """
-    check_numbers("a whole number", Integral, every=every)
+    (every,) = plain_numbers("a whole number", Integral, int, every=every)
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
     if not isinstance(video, Video):
@@ -140,10 +141,10 @@ def iterate_video(
     following = tracker or None
     waiting: deque[tuple[int, float]] = deque()
 
-    def images() -> Iterator[np.ndarray]:
+    def images() -> Iterator[InputImage]:
         for index, seconds, image in ahead:
             waiting.append((index, seconds))
-            yield image
+            yield InputImage(f"frame {index}", image)
 
     lowest = threshold if following is None else following.lowest_score
     with closing(read_ahead(video.frames(every), newest=video.live)) as ahead:

@@ -12,6 +12,7 @@ import supervision as sv
 from torch import Tensor
 
 from deformable_detr.inference.predictor import Predictor
+from deformable_detr.inference.sources import InputImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ class Batcher:
         """Put images in the queue, all at once; cancel a future to take its image out again.
 
         Args:
-            images: each `[3, H, W]` uint8 RGB.
+            images: each `[3, H, W]` uint8 RGB; not copied, so they must stay as they are until their futures are done.
             threshold: as for :meth:`~deformable_detr.inference.predictor.Predictor.predict`.
             top_k: as there.
             classes: as there; they must be known to the detector.
@@ -169,8 +170,8 @@ class Batcher:
 
     def _forward(self, jobs: list[_Job], top_k: int, classes: tuple[str, ...] | None) -> list[sv.Detections]:
         threshold = min(float(self.predictor.score_limits(job.threshold).min()) for job in jobs)
-        pixels = [job.pixels for job in jobs]
-        results = self.predictor.iterate(pixels, threshold, batch_size=len(jobs), top_k=top_k, classes=classes)
+        images = [InputImage(f"image {index}", job.pixels) for index, job in enumerate(jobs)]
+        results = self.predictor.iterate(images, threshold, batch_size=len(jobs), top_k=top_k, classes=classes)
         return [self._chosen(job, result.detections) for job, result in zip(jobs, results, strict=True)]
 
     def _chosen(self, job: _Job, detections: sv.Detections) -> sv.Detections:

@@ -186,6 +186,7 @@ def measure_speed(
     """
     began = clock()
     accelerator = build_accelerator(config.train)
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # what there is to say about data and weights is said when the run itself begins
     try:
         data = open_data(config, dataset)
@@ -202,7 +203,7 @@ def measure_speed(
             step = _seconds_of_step(learner, train_loader, config.train.accumulate, clock)
         evaluation = 0.0 if val_loader is None else _seconds_of_evaluation(learner, val_loader, config, clock)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     gc.collect()  # the inference model's folded weights
     means = mean_over_processes({"step": step, "evaluation": evaluation, "took": clock() - began}, accelerator)
     return Speed(means["step"], means["evaluation"], steps_per_epoch, means["took"])

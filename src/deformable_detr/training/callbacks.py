@@ -103,7 +103,8 @@ class Run(Protocol):
 class Callback:
     """Hooks that do nothing: a callback overrides those it needs, and `train(config, callbacks=[...])` takes it.
 
-    All are called in every process of the run, in the order of the list; `on_train_end` in the reverse order.
+    All are called in every process of the run, in the order of the list; `on_train_end` in the reverse order. They do not
+    change the run: random numbers go on as without them, and steps are made in training mode whatever a callback sets.
     """
 
     def on_train_start(self, run: Run) -> None:
@@ -116,7 +117,7 @@ class Callback:
         """After every batch of an evaluation: images done and in all, of this process."""
 
     def on_evaluation(self, run: Run, metrics: Metrics) -> None:
-        """After an evaluation; `run.history[-1]` is its row. Random numbers that are drawn here do not change the run."""
+        """After an evaluation; `run.history[-1]` is its row."""
 
     def on_checkpoint(self, run: Run, paths: Sequence[Path]) -> None:
         """After the state was saved; at the end of an epoch the weights are among the files, too."""

@@ -77,6 +77,8 @@ class Learner:
 
     def step(self, batches: Sequence[Batch], step: int) -> dict[str, float] | None:
         """One optimiser step, and the average moved after it; arguments and result as in :class:`GuardedStep`."""
+        if not self.network.training:  # a callback has predicted with it
+            self.train()
         set_learning_rates(self.optimizer, self.schedule(step))
         losses = self.guarded_step(batches, step)
         if losses is not None and self.ema is not None:

@@ -164,7 +164,7 @@ def build_schedule(
         raise ValueError(f"the training must have at least 1 step, not {total_steps}")
     if not 0 <= drop_at <= 1:
         raise ValueError(f"optimizer.drop_at is a share of the training and must be in [0, 1], not {drop_at}")
-    if drop_factor < 0 or warmup_steps < 0:
+    if not 0 <= drop_factor < math.inf or warmup_steps < 0:
         raise ValueError(f"optimizer.drop_factor ({drop_factor}) and warmup_steps ({warmup_steps}) must be at least 0")
     drop_step = round(drop_at * total_steps)
 

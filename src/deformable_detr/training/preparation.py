@@ -5,7 +5,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
+from zlib import crc32
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -238,6 +240,9 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
         ValueError: the message names what differs.
     """
     differing = changed_settings(saved["config"], to_record(config))
+    if changed := changed_contents(saved.get("contents", {}), contents_of(data)):
+        text = "%s has changed since the state of the run was saved, and the steps to come go by what is there now: %s"
+        logger.warning(text, config.dataset, "; ".join(changed))
     if saved["processes"] != processes:
         differing.append(f"the number of processes was {saved['processes']}, is {processes}")
     if saved["dataset"] != describe_data(data):
@@ -261,6 +266,39 @@ def changed_settings(
         and name not in free
         and not (new["weights"] is not None and name.startswith("model."))  # the weights file decided about the model
     ]
+
+
+def contents_of(data: RunData) -> dict[str, dict[str, int]]:
+    """Checksums of the splits: of what a resumed run may find changed without being another one. Files are not read."""
+    splits = {"training": data.train, "validation": data.val}
+    return {name: _checksums(split) for name, split in splits.items() if split is not None}
+
+
+def changed_contents(before: Mapping[str, Mapping[str, int]], now: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What differs between two results of :func:`contents_of`, in words; splits that are new or gone are left out."""
+    changed = []
+    for name in before.keys() & now.keys():
+        other = [what for what, checksum in now[name].items() if before[name].get(what, checksum) != checksum]
+        changed += [f"{name} {what}" for what in (["images"] if "images" in other else other)]
+    return sorted(changed)
+
+
+def _checksums(split: CocoDataset) -> dict[str, int]:
+    names = np.array([crc32(split.image_path(index).name.encode("utf-8", "surrogateescape")) for index in range(len(split))])
+    images = _mixed(np.column_stack((names, split.image_sizes())))
+    owners = np.repeat(images, split.objects_per_image())
+    objects = _mixed(np.column_stack((owners, split.labels(), split.boxes().view(np.uint32))))
+    return {
+        "images": crc32(np.sort(images).tobytes()),
+        "order of the images": crc32(images.tobytes()),
+        "boxes or their classes": crc32(np.sort(objects).tobytes()),
+    }
+
+
+def _mixed(rows: np.ndarray) -> np.ndarray:
+    """`[N, C]` whole numbers → `[N]`: one for each row, other ones for other rows."""
+    factors = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], dtype=np.uint64) | np.uint64(1)
+    return (rows.astype(np.uint64) * factors).sum(axis=1, dtype=np.uint64)
 
 
 def describe_data(data: RunData) -> dict[str, Any]:

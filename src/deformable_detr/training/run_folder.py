@@ -17,6 +17,11 @@ from deformable_detr.settings import to_yaml
 from deformable_detr.training.state import latest_state
 from deformable_detr.version import __version__
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +61,32 @@ class RunFolder:
             what = "a run already" if self.config.is_file() else "files already"
             raise FileExistsError(f"output_dir {self.root} holds {what}; continue it with --resume, or choose another --output")
         check_place(self.root)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from training here while the block lasts: a run that is resumed while it goes on loses both.
+
+        A lock of the system, which ends with this process. Where there is none (Windows, some network folders) nobody is kept off.
+
+        Raises:
+            FileExistsError: another process is at it.
+        """
+        if fcntl is None:
+            yield
+            return
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "lock").open("a") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise FileExistsError(f"a run goes on in {self.root}, in another process: end it first, or wait for it") from None
+            except OSError as error:
+                logger.debug("no lock on %s: %s", self.root, error)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    Path(file.name).unlink()
 
     def write_config(self, config: RunConfig) -> None:
         """Write config.yaml: every setting as used, to be read again with `--config`."""

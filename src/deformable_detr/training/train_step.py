@@ -5,13 +5,14 @@ one larger batch exactly.
 """
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -78,7 +79,8 @@ def train_step(
             moved = [target.to(accelerator.device, non_blocking=True) for target in targets]
             predictions = model(images.to(accelerator.device, non_blocking=True), moved)
             losses = _losses(criterion, predictions, moved, accelerator, divisor)
-            accelerator.backward(losses["loss"])
+            with _statistics_counted(model):
+                accelerator.backward(losses["loss"])
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach()
     accelerator.unscale_gradients(optimizer)
@@ -92,6 +94,22 @@ def train_step(
     optimizer.step()
     names = list(totals)
     return dict(zip(names, torch.stack([totals[name].float() for name in names]).tolist(), strict=True))
+
+
+@contextmanager
+def _statistics_counted(model: nn.Module) -> Iterator[None]:
+    """Batch norms leave their statistics alone: those of activations that are recomputed for their gradients would count twice."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # that keep any
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def _boxes_of_step(targets: Sequence[Sequence[Target]], accelerator: Accelerator) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ A run that was stopped at any of these points goes on with exactly the numbers t
 """
 
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, set_seed
 
-from deformable_detr.config import RunConfig
+from deformable_detr.config import ModelConfig, RunConfig
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
@@ -36,6 +37,7 @@ from deformable_detr.training.preparation import (
     build_network,
     check_same_run,
     check_train_config,
+    contents_of,
     describe_data,
     open_data,
 )
@@ -65,7 +67,7 @@ def train(
         show_progress: a live bar on a terminal, log lines elsewhere.
 
     Raises:
-        FileExistsError: `output_dir` holds a run and `resume` is not set.
+        FileExistsError: `output_dir` holds a run and `resume` is not set, or a run that goes on in another process.
         FileNotFoundError: dataset, weights, or the state to resume from are missing.
         ImportError: an experiment logger is not installed.
         ValueError: settings that make no sense or do not fit the run that is resumed.
@@ -73,7 +75,15 @@ def train(
         OutOfMemoryError: a step does not fit into memory.
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM, the state is saved.
     """
-    return Trainer(config, dataset, callbacks, show_progress).run()
+    folder = RunFolder(config.output_dir)
+    main = int(os.environ.get("RANK", "0")) == 0
+    with ExitStack() as stack:
+        if main and config.resume and latest_state(folder.state):
+            stack.enter_context(folder.claimed())  # before the state is read
+        trainer = Trainer(config, dataset, callbacks, show_progress)
+        if main and not config.resume:
+            stack.enter_context(folder.claimed())
+        return trainer.run()
 
 
 class Trainer:
@@ -94,8 +104,11 @@ class Trainer:
         self.data = open_data(config, dataset)
         if dataset is not None:
             dataset.forget()
+        if saved and config.weights is not None:  # their network, whatever the settings say
+            config = replace(config, model=ModelConfig.from_dict(saved["config"]["model"]))
         if saved:
             check_same_run(config, saved, self.data, self.accelerator.num_processes)
+        self.contents = contents_of(self.data)
         set_seed(config.train.seed)
         self.network = build_network(config, self.data.train.categories, resumed=saved is not None)
         self.network.to(self.accelerator.device).to(memory_format=torch.channels_last)  # the convolutions' faster layout
@@ -121,9 +134,12 @@ class Trainer:
         """Train to the end, evaluating in between."""
         self.accelerator.wait_for_everyone()  # every process has seen the folder before one writes to it
         with ExitStack() as ends, StopRequest() as self.signal:
-            for callback in self.callbacks:
+
+            def begin(callback: Callback) -> None:
                 callback.on_train_start(self)
                 ends.callback(callback.on_train_end, self)
+
+            self._tell(begin)
             self._clock = (time.monotonic(), 0)
             try:
                 if self.position.epoch_done:
@@ -235,8 +251,15 @@ class Trainer:
         speed = count / max(1e-9, time.monotonic() - began)
         if means is not None:
             self._clock = (time.monotonic(), 0)
+        done = Step(self.position.step, self.position.epoch + 1, losses, means, lr, speed)
+        self._tell(lambda callback: callback.on_step(self, done))
+
+    def _tell(self, hook: Callable[[Callback], object]) -> None:
+        """Call a hook of all callbacks. Random numbers go on as without: what they draw would be missing in a resumed run."""
+        kept = random_state()
         for callback in self.callbacks:
-            callback.on_step(self, Step(self.position.step, self.position.epoch + 1, losses, means, lr, speed))
+            hook(callback)
+        set_random_state(kept)
 
     def _means(self) -> dict[str, float]:
         """Of the losses since the last call, over all processes."""
@@ -334,6 +357,7 @@ class Trainer:
                 "position": vars(self.position),
                 "processes": self.accelerator.num_processes,
                 "dataset": describe_data(self.data),
+                "contents": self.contents,
                 "config": to_record(self.config),
                 **self.learner.state_dict(),
                 "random": randoms,
@@ -343,8 +367,7 @@ class Trainer:
             }
             weights = [*weights, *save_state(self.folder.state, self.position.step, state)]
         self.accelerator.wait_for_everyone()
-        for callback in self.callbacks:
-            callback.on_checkpoint(self, list(weights))
+        self._tell(lambda callback: callback.on_checkpoint(self, list(weights)))
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.learner.load_state_dict(saved)

@@ -1,6 +1,7 @@
 """What is captured, against the operator's real arguments and against a recomputation by hand in float64."""
 
 import importlib
+import threading
 from copy import deepcopy
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.ops import use_backend
 from deformable_detr.structures import Predictions
 from deformable_detr.visualize import look_inside
+from deformable_detr.visualize.inside.capture import capture_calls
+from deformable_detr.visualize.inside.look import parts_of
 
 OPERATOR = importlib.import_module("deformable_detr.ops.plain")
 
@@ -35,6 +38,23 @@ def test_places_and_weights_are_those_that_the_operator_gets(kind, photo, reques
     for (locations, weights), sampling in zip(received, captured, strict=True):
         torch.testing.assert_close(sampling.sampling_locations, locations, rtol=0, atol=1e-6)
         torch.testing.assert_close(sampling.attention_weights, weights, rtol=0, atol=1e-6)
+
+
+def test_calls_of_other_threads_are_not_captured(one_stage, photo):
+    """A prediction, or a second look, of another image at the same time."""
+    modules = parts_of(one_stage)
+    with capture_calls(modules) as calls:
+        thread = threading.Thread(target=look_inside, args=(one_stage, photo))
+        thread.start()
+        thread.join()
+        assert not calls
+        look_inside(one_stage, photo)
+    assert calls.keys() == set(modules)
+
+
+def test_a_network_without_layers_is_named(photo):
+    with pytest.raises(TypeError, match="no layers to look into in a Identity: take the detector that it was made from"):
+        look_inside(torch.nn.Identity(), photo)  # type: ignore[arg-type]
 
 
 def test_the_same_with_the_fused_operator(two_stage, photo):

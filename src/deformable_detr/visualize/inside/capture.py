@@ -7,6 +7,7 @@ of the attention module (paper, section 4.1, equation 3).
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from threading import get_ident
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -41,11 +42,16 @@ class Sampling(NamedTuple):
 
 @contextmanager
 def capture_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Call]]:
-    """Keep the last call of every module; the hooks are removed when the block ends, also by an error."""
+    """Keep the last call of every module in this thread; the hooks are removed when the block ends, also by an error.
+
+    Other threads may use the model meanwhile: hooks see their calls, too, which are of other images.
+    """
     calls: dict[nn.Module, Call] = {}
+    thread = get_ident()
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
-        calls[module] = Call(args, output)
+        if get_ident() == thread:
+            calls[module] = Call(args, output)
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -91,16 +92,41 @@ def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -
     batch = batch_of(model, image)
     modules = [module for module in model.modules() if not list(module.children()) or _is_part(module)]
     with evaluating(model), _without_gradients(model):
-        with capture_calls(modules) as calls, FlopCounterMode(display=False) as counter:
+        with capture_calls(modules) as calls, _operations(model) as flops:
             predictions = model(batch)
         inside = inside_of_calls(model, calls, image, batch, predictions)
     return Description(
         steps=tuple(_steps(model, calls, batch, predictions)),
         rows=tuple(_rows(model, calls, image, batch, predictions)),
-        costs=tuple(_costs(model, calls, counter)),
+        costs=tuple(_costs(model, calls, flops)),
         detections=tuple(_follow(inside, found) for found in inside.detections(top_k=num_detections)),
         inside=inside,
     )
+
+
+@contextmanager
+def _operations(model: DeformableDETR) -> Iterator[dict[str, int]]:
+    """Operations of each part in this thread; the counter's own sums by module also go to modules that run in other threads."""
+    flops: dict[str, int] = dict.fromkeys(PARTS, 0)
+    begun: dict[nn.Module, int] = {}
+    names, thread = {model.get_submodule(part): part for part in PARTS}, get_ident()
+
+    def begin(module: nn.Module, args: tuple) -> None:
+        if get_ident() == thread:
+            begun[module] = counter.get_total_flops()
+
+    def end(module: nn.Module, args: tuple, output: Any) -> None:
+        if get_ident() == thread:
+            flops[names[module]] += counter.get_total_flops() - begun[module]
+
+    handles = [module.register_forward_pre_hook(begin) for module in names]
+    handles += [module.register_forward_hook(end) for module in names]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield flops
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -199,8 +225,7 @@ def _attention_rows(part: str, calls: dict[nn.Module, Call], attention: MultiSca
     yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the image, where features are zero")
 
 
-def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCounterMode) -> Iterator[PartCost]:
-    counts = counter.get_flop_counts()
+def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], flops: dict[str, int]) -> Iterator[PartCost]:
     for part in PARTS:
         module = model.get_submodule(part)
         sizes = {True: 0, False: 0}
@@ -208,8 +233,7 @@ def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], counter: FlopCou
             sizes[parameter.requires_grad] += parameter.numel()
         if part == "suppressor" and not sum(sizes.values()):
             continue
-        name = f"{type(model).__name__}.{part}"
-        macs = sum(counts.get(name, {}).values()) / 2
+        macs = flops[part] / 2
         attentions = [item for item in module.modules() if isinstance(item, MultiScaleDeformableAttention)]
         macs += sum(_operator_macs(item, calls[item]) for item in attentions)
         yield PartCost(part, sizes[True], sizes[False], macs / 1e9)

@@ -41,9 +41,12 @@ def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not an image.
+        TypeError: a network without the layers of this one, such as that of an exported file.
     """
     precision = model.precision if isinstance(model, Predictor) else "fp32"
     network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
+    if not hasattr(network, "query_source"):
+        raise TypeError(f"there are no layers to look into in a {type(network).__name__}: take the detector that it was made from")
     pixels = open_single(image, bit_depth=model.metadata.bit_depth if model.metadata else 16).read()
     batch = batch_of(network, pixels)
     with evaluating(network), autocast(precision, batch.images.device):
