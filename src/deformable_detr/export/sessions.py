@@ -1,7 +1,6 @@
 """The programs that run exported files: each opens a file and gives its record and a function of arrays."""
 
 import threading
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from deformable_detr.export.exported_program import weights_crc
+from deformable_detr.export.exported_program import quiet, weights_crc
 from deformable_detr.export.form import METADATA_KEY, ExportForm
 from deformable_detr.export.onnx import graph_crc
 
@@ -113,8 +112,7 @@ def open_program(path: Path) -> tuple[ExportForm, Session]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a .pt2, or it was cut off")
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")
+        with quiet(), path.open("rb") as file:  # one thread at a time, too
             program = torch.export.load(file, extra_files=extra)  # type: ignore[arg-type]
             network = program.module()
     except (RuntimeError, ValueError, KeyError) as error:
