@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -183,6 +184,7 @@ def write_data(root: Path) -> None:
 def run_alone(arguments: list[str], output: Path) -> None:
     """The program, as the first of a group of processes, with what it shows in a file."""
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # workers start as they do below a program that a person starts
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -4,7 +4,6 @@ import json
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -171,7 +170,7 @@ def test_model_of_other_classes_is_matched_by_name(tmp_path):
         ([None], [detections()], "image 0 of the batch has no image_id"),
         (["a"], [detections((0.5, 2, CAT_A))], "image 'a': detections have labels from 2 to 2, but there are 2 classes"),
         (["a"], [detections((0.5, 0, CAT_A)) | {"scores": torch.ones(3)}], r"image 'a': .*not of the shapes .*\[3\].*\[1, 4\]"),
-        (["a"], [detections((0.5, 0, CAT_A)) | {"labels": np.zeros(1)}], "image 'a': labels are whole numbers, not float64"),
+        (["a"], [detections((0.5, 0, CAT_A)) | {"labels": torch.zeros(1)}], "image 'a': labels are whole numbers, not float32"),
         (["a"], [detections((0.5, 0, CAT_A)) | {"boxes": torch.ones(1, 5)}], r"image 'a': .*not of the shapes .*\[1, 5\]"),
     ],
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, distributed
 
 from deformable_detr.boxes import xyxy_to_xywh
@@ -160,7 +159,7 @@ class CocoEvaluator:
         return replace(metrics, per_class=per_class, thresholds=of_labels)
 
     def _detections_of(self, image_id: ImageId, result: Mapping[str, Tensor]) -> ImageDetections:
-        found = {name: torch.as_tensor(result[name]).detach().cpu() for name in ("scores", "labels", "boxes")}
+        found = {name: result[name].detach().cpu() for name in ("scores", "labels", "boxes")}
         shapes = {name: list(tensor.shape) for name, tensor in found.items()}
         count = shapes["scores"][:1]
         if shapes != {"scores": count, "labels": count, "boxes": [*count, 4]}:
