@@ -60,6 +60,7 @@ def test_boxes_of_run_lengths(seed):
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.array([0, *edges, flat.size])).tolist()
     assert box_of_segmentation({"size": list(pixels.shape), "counts": [0, *runs] if flat[0] else runs}) == expected
+    assert box_of_segmentation({"size": [f"{side}.0" for side in pixels.shape], "counts": text}) == expected
 
 
 DAMAGED = ("\0", "zzz", "P", "é", [1, -2], [1.5], ["1"], None, [10**6], [0, 10**30], [2**62, 2**62, 2**62], "o" * 10**5 + "0")

@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from zlib import crc32
 
 from deformable_detr.checkpoints.native import write_tensors
 from deformable_detr.checkpoints.report import Report, shorten
 from deformable_detr.checkpoints.tensor_files import read_tensors
-from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.checkpoints.weights import Weights, tensors_crc
 from deformable_detr.config import Metadata
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
@@ -52,12 +51,9 @@ def save_adapter(folder: Path, model: DeformableDETR, metadata: Metadata, base: 
 
 def _base_crc(model: DeformableDETR) -> int:
     """CRC-32 of the weights that adapters are trained beside: all but the adapters and the heads."""
-    added, crc = tuple(f"{head}." for head in heads_of(model)), 0
+    added = tuple(f"{head}." for head in heads_of(model))
     tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
-    for name, tensor in sorted(tensors.items()):
-        if not name.startswith(added):
-            crc = crc32(tensor.cpu().float().flatten().numpy(), crc)
-    return crc
+    return tensors_crc({name: tensor.float() for name, tensor in tensors.items() if not name.startswith(added)})
 
 
 def read_adapter(path: Path, load: Callable[..., DeformableDETR]) -> Weights:

@@ -1,9 +1,10 @@
 """A checkpoint on its way: tensors under our names, what the file says beside them, and what became of each."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -91,6 +92,14 @@ def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report) -> Weigh
                 f"{report.source_format} checkpoint: {weights.origin[ours]} and {name} must be copies of each other, but differ"
             )
     return weights
+
+
+def tensors_crc(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the values on the CPU, in the order of their names."""
+    crc = 0
+    for _, tensor in sorted(tensors.items()):
+        crc = crc32(tensor.detach().cpu().flatten().view(torch.uint8).numpy(), crc)  # pyright: ignore[reportArgumentType]
+    return crc
 
 
 def same(first: Tensor, second: Tensor) -> bool:

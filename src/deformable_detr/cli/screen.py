@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from deformable_detr.process import is_first_process
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
@@ -76,7 +78,7 @@ def log_to_screen() -> None:
         if sys.stderr.isatty()
         else logging.StreamHandler(sys.stderr)
     )
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    level = logging.INFO if is_first_process() else logging.ERROR
     logging.basicConfig(level=level, handlers=[handler], format="%(message)s")
 
 

@@ -1,6 +1,5 @@
 """`deformable-detr train`: settings from a preset, a YAML file and the command line, then a training run."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from deformable_detr.cli.command import Command, PlannedRun
 from deformable_detr.cli.screen import log_to_screen, show
 from deformable_detr.config import RunConfig
 from deformable_detr.presets import MODEL_PRESETS
+from deformable_detr.process import is_first_process
 
 if TYPE_CHECKING:
     from deformable_detr.training import TrainResult
@@ -71,11 +71,11 @@ def run(options: TrainOptions) -> int:
     from deformable_detr.training import Samples, train, train_seeds
     from deformable_detr.visualize.drawing.samples import draw_samples
 
-    first_process = os.environ.get("RANK", "0") == "0"
+    first = is_first_process()
     if options.seeds is not None and options.dashboard:
         raise ValueError("the dashboard is that of one run: with --seeds open `deformable-detr dashboard OUTPUT/seed-N` beside it")
     log_to_screen()
-    watchers = [Samples(draw_samples), *([ServedDashboard()] if options.dashboard and first_process else [])]
+    watchers = [Samples(draw_samples), *([ServedDashboard()] if options.dashboard and first else [])]
     if options.seeds is None:
         result = train(options.run.config, options.run.dataset, callbacks=watchers)
         parts = _result_lines(result)
@@ -84,7 +84,7 @@ def run(options: TrainOptions) -> int:
         parts = [results.table(), f"Runs and seeds.json: {results.output_dir}"]
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    if first_process:
+    if first:
         show(*parts)
     return 0
 

@@ -131,7 +131,7 @@ def box_of_segmentation(segmentation: Any, image_size: tuple[int, int] = (0, 0))
         ValueError: run lengths that cannot be those of the image; says why.
     """
     if isinstance(segmentation, dict) and segmentation:
-        return _box_of_runs(_run_lengths(segmentation, image_size), int(segmentation["size"][0]))
+        return _box_of_runs(_run_lengths(segmentation, image_size), as_side(segmentation["size"][0]))
     numbers = list(_flatten(segmentation))
     points = [as_number(value) for value in numbers]
     if len(points) < 6 or len(points) % 2 or None in points:

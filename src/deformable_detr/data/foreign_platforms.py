@@ -53,7 +53,7 @@ def _cvat_box(shape: ElementTree.Element) -> Box:
     degrees = read_number(shape.get("rotation") or 0)
     if shape.tag == "box":
         left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
-        return turned((left, top, right, bottom), degrees, ((left + right) / 2, (top + bottom) / 2))
+        return turned((left, top, right, bottom), degrees)
     if shape.tag in ("polygon", "polyline"):
         points = [point.split(",") for point in shape.attrib["points"].split(";")]
         return around([point[0] for point in points], [point[1] for point in points])

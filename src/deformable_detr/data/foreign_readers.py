@@ -81,8 +81,9 @@ def around(xs: Sequence[Any], ys: Sequence[Any]) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def turned(box: Box, degrees: float, center: tuple[float, float]) -> Box:
-    """The bounding box of a box that is turned clockwise around a point."""
+def turned(box: Box, degrees: float, center: tuple[float, float] | None = None) -> Box:
+    """The bounding box of a box that is turned clockwise around a point; None: its middle."""
+    center = center or ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = [(x - center[0], y - center[1]) for x in box[::2] for y in box[1::2]]
     return around([center[0] + x * cos - y * sin for x, y in corners], [center[1] + x * sin + y * cos for x, y in corners])
@@ -153,9 +154,7 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
 def _datumaro_box(thing: dict[str, Any]) -> Box:
     if thing["type"] == "polygon":
         return around(thing["points"][::2], thing["points"][1::2])
-    left, top, right, bottom = from_xywh(thing["bbox"])
-    degrees = read_number(thing.get("attributes", {}).get("rotation") or 0)
-    return turned((left, top, right, bottom), degrees, ((left + right) / 2, (top + bottom) / 2))
+    return turned(from_xywh(thing["bbox"]), read_number(thing.get("attributes", {}).get("rotation") or 0))
 
 
 def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:

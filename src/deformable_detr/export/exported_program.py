@@ -1,20 +1,20 @@
 """`torch.export`: the model as a .pt2 file, for PyTorch without this package (and for AOTInductor and other compilers)."""
 
-import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from zlib import crc32
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from deformable_detr.checkpoints.weights import tensors_crc
 from deformable_detr.export.form import METADATA_KEY, ExportForm
 from deformable_detr.ops import use_backend
+from deformable_detr.process import without_warnings
 from deformable_detr.structures import ImageBatch
 
 _ALONE = threading.RLock()
@@ -51,11 +51,8 @@ def save_program(path: Path, program: ExportedProgram, form: ExportForm) -> None
 
 
 def weights_crc(program: ExportedProgram) -> int:
-    """CRC-32 of the weights, in the order of their names."""
-    crc = 0
-    for _, tensor in sorted(program.state_dict.items()):
-        crc = crc32(tensor.detach().flatten().view(torch.uint8).numpy(), crc)
-    return crc
+    """CRC-32 of the weights."""
+    return tensors_crc(program.state_dict)
 
 
 def _dynamic_shapes(form: ExportForm) -> tuple[dict[int, Dim], ...] | None:
@@ -85,12 +82,6 @@ def quiet() -> Iterator[None]:
 
     One thread at a time: what is switched off here, and what the tracers change, is the whole process's.
     """
-    with _ALONE:
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            logging.disable(before)
+    with _ALONE, without_warnings(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -21,6 +21,7 @@ from accelerate.utils import set_seed
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.config import RunConfig
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.process import without_warnings
 from deformable_detr.recipes import EVALUATIONS, on_grid
 from deformable_detr.training.batches import step_batches
 from deformable_detr.training.learner import Learner
@@ -186,9 +187,7 @@ def measure_speed(
     """
     began = clock()
     accelerator = build_accelerator(config.train)
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # what there is to say about data and weights is said when the run itself begins
-    try:
+    with without_warnings():  # what there is to say about data and weights is said when the run itself begins
         data = open_data(config, dataset)
         set_seed(config.train.seed)
         network = build_network(config, data.train.categories, resumed=config.weights is None)
@@ -202,8 +201,6 @@ def measure_speed(
             learner.train()
             step = _seconds_of_step(learner, train_loader, config.train.accumulate, clock)
         evaluation = 0.0 if val_loader is None else _seconds_of_evaluation(learner, val_loader, config, clock)
-    finally:
-        logging.disable(disabled)
     gc.collect()  # the inference model's folded weights
     means = mean_over_processes({"step": step, "evaluation": evaluation, "took": clock() - began}, accelerator)
     return Speed(means["step"], means["evaluation"], steps_per_epoch, means["took"])

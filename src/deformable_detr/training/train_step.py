@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch, Predictions, Target
 from deformable_detr.training.processes import in_any_process
 
@@ -72,6 +73,7 @@ def train_step(
     """
     divisor = _boxes_of_step([targets for _, targets in batches], accelerator)
     totals: dict[str, Tensor] = {}
+    recomputed = cast(DeformableDETR, accelerator.unwrap_model(model)).encoder.gradient_checkpointing
     optimizer.zero_grad()
     for index, (images, targets) in enumerate(batches):
         last = index == len(batches) - 1
@@ -79,7 +81,7 @@ def train_step(
             moved = [target.to(accelerator.device, non_blocking=True) for target in targets]
             predictions = model(images.to(accelerator.device, non_blocking=True), moved)
             losses = _losses(criterion, predictions, moved, accelerator, divisor)
-            with _statistics_counted(model):
+            with _statistics_counted(model) if recomputed else nullcontext():
                 accelerator.backward(losses["loss"])
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach()

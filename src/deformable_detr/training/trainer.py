@@ -9,7 +9,6 @@ A run that was stopped at any of these points goes on with exactly the numbers t
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -24,6 +23,7 @@ from deformable_detr.config import ModelConfig, RunConfig
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
+from deformable_detr.process import is_first_process
 from deformable_detr.settings import to_record
 from deformable_detr.training.batches import step_batches
 from deformable_detr.training.callbacks import Callback, EarlyStopping, Step
@@ -76,12 +76,12 @@ def train(
         TrainingInterrupted: stopped by Ctrl-C or SIGTERM, the state is saved.
     """
     folder = RunFolder(config.output_dir)
-    main = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_process()
     with ExitStack() as stack:
-        if main and config.resume and latest_state(folder.state):
+        if first and config.resume and latest_state(folder.state):
             stack.enter_context(folder.claimed())  # before the state is read
         trainer = Trainer(config, dataset, callbacks, show_progress)
-        if main and not config.resume:
+        if first and not config.resume:
             stack.enter_context(folder.claimed())
         return trainer.run()
 
