@@ -38,6 +38,15 @@ def test_fewer_candidates_than_asked_for():
     assert len(result["scores"]) == len(result["labels"]) == len(result["boxes"]) == 6
 
 
+def test_a_pair_without_a_score_is_none():
+    none = float("-inf")  # as exported files that choose the best have them
+    predictions = Predictions(torch.tensor([[[[none, 2.0], [0.0, none]], [[none, none], [none, none]]]]), torch.rand(1, 2, 2, 4))
+    for nms_iou in (None, 0.9):
+        first, second = postprocess(predictions, [(9, 9), (9, 9)], nms_iou=nms_iou)
+        assert first["scores"].tolist() == pytest.approx([1 / (1 + math.exp(-2)), 0.5]) and first["labels"].tolist() == [1, 0]
+        assert second["scores"].shape == second["labels"].shape == (0,) and second["boxes"].shape == (0, 4)
+
+
 def test_every_image_has_its_own_size():
     predictions = Predictions(torch.zeros(1, 2, 1, 1), torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(1, 2, 1, 4))
     results = postprocess(predictions, [(30, 40), (50, 20)])

@@ -22,7 +22,8 @@ def postprocess(
 ) -> list[dict[str, Tensor]]:
     """The `top_k` best of the Q * K (query, class) pairs of the last layer, for each image.
 
-    Every class of a query is decided on its own, so one query can give two detections with the same box. There is no
+    Every class of a query is decided on its own, so one query can give two detections with the same box. A pair with the logit -inf
+    is none: exported files that choose the best by themselves say nothing of the others. There is no
     threshold, and by default no non-maximum suppression: one-to-one matching teaches queries to detect each object once. A model
     that was trained for few steps has not learned that fully yet; `nms_iou` removes the duplicate detections.
 
@@ -36,7 +37,7 @@ def postprocess(
 
     Returns:
         For each image `scores` `[top_k]` in [0, 1], best first, `labels` `[top_k]` in [0, K) and `boxes` `[top_k, 4]`, xyxy in
-        pixels; with `nms_iou` fewer. Scores and boxes in float32 (or float64), on the device of the predictions.
+        pixels; fewer with `nms_iou`, and where pairs are none. Scores and boxes in float32 (or float64), on the device of the predictions.
 
     Raises:
         ValueError: not one size per image, top_k below 1, or an IoU out of range.
@@ -53,12 +54,16 @@ def postprocess(
     num_classes = logits.shape[-1]
     scores, places = logits.flatten(1).sigmoid().topk(min(top_k, logits[0].numel()))  # [B, top_k]
     queries, labels = places // num_classes, places % num_classes
+    there = logits.flatten(1).gather(1, places) != float("-inf")
     sizes = torch.tensor([(width, height) for height, width in image_sizes], dtype=boxes.dtype, device=boxes.device)
     limits = sizes.repeat(1, 2)[:, None]  # [B, 1, 4]: width, height, width, height
     boxes = cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4))) * limits
     if clip:
         boxes = boxes.clamp(min=0).minimum(limits)
-    found = [{"scores": s, "labels": k, "boxes": b} for s, k, b in zip(scores, labels, boxes, strict=True)]
+    found = [
+        {"scores": s[there], "labels": k[there], "boxes": b[there]}
+        for s, k, b, there in zip(scores, labels, boxes, there, strict=True)
+    ]
     return found if nms_iou is None else [_without_duplicates(one, nms_iou) for one in found]
 
 

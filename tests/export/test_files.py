@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,6 +158,10 @@ def test_openvino_with_the_best_inside(small_model, tmp_path, images):
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda index: together.predict(shades[index % 3], 0.0).xyxy.tolist(), range(12)))
     assert found == alone * 4
+    assert pickle.loads(pickle.dumps(together)).predict(shades[1], 0.0).xyxy.tolist() == alone[1]
+    every = together.predict(images[0], 0.0, top_k=20)  # there are eight in it, of whatever is asked for
+    of_class = [together.predict(images[0], 0.0, top_k=20, classes=name).data["class_name"] for name in together.classes]
+    assert sorted(every.data["class_name"]) == sorted(np.concatenate(of_class)) and len(every) == 8
     constants = [op for op in openvino.Core().read_model(tmp_path / "detector.xml").get_ops() if isinstance(op, Constant)]
     floats = sum(math.prod(op.shape) for op in constants if op.get_element_type() == openvino.Type.f32)
     weights = number_of_weights(model) - batch_norm_channels(model) + changed_by_what_follows_from_the_queries(model, batch=2)

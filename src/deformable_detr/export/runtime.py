@@ -147,6 +147,10 @@ class ExportedNetwork(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "ExportedNetwork":
         return self  # a session holds no state of its own
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, which open the file themselves."""
+        return type(self), (self.path, self.runtime)
+
 
 def _sizes_of(padding_mask: Tensor) -> tuple[tuple[int, int], ...]:
     inside = ~padding_mask
