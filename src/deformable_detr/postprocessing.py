@@ -37,7 +37,8 @@ def postprocess(
 
     Returns:
         For each image `scores` `[top_k]` in [0, 1], best first, `labels` `[top_k]` in [0, K) and `boxes` `[top_k, 4]`, xyxy in
-        pixels; fewer with `nms_iou`, and where pairs are none. Scores and boxes in float32 (or float64), on the device of the predictions.
+        pixels; fewer with `nms_iou`, and where pairs are none. Scores and boxes in float32 (or float64), on the device of the
+        predictions.
 
     Raises:
         ValueError: not one size per image, top_k below 1, or an IoU out of range.
