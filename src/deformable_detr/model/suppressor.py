@@ -17,7 +17,7 @@ from deformable_detr.model.relation import box_relations
 from deformable_detr.structures import Predictions
 
 NUM_TOKENS = 10
-RELATION_FEATURES = 32
+RELATION_FEATURES = 8
 OVERLAP_SLOPE, OVERLAP_START, STRENGTH = 20.0, 0.6, 5.0
 """The initial values of what a better query that overlaps costs: half the strength at an IoU of .6, nearly all of it at .8."""
 
@@ -130,7 +130,7 @@ class MaskedSuppressor(nn.Module):
         Returns:
             `[B, M, Q, Q + NUM_TOKENS]`
         """
-        encoded = sine_embedding(box_relations(boxes, boxes), RELATION_FEATURES)  # [B, Q, Q, 128]
+        encoded = sine_embedding(box_relations(boxes, boxes), RELATION_FEATURES)  # [B, Q, Q, 32]
         pairs = self.relation(encoded.to(self.tokens.dtype)).movedim(-1, 1)  # [B, M, Q, Q]
         pairs = (pairs + pairs.transpose(2, 3)) / 2
         pairs = pairs.masked_fill(unseen[:, None], float("-inf"))
