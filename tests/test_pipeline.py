@@ -38,6 +38,14 @@ def test_one_failing_item_does_not_end_the_others():
     assert [type(error) for error in found] == [type(None), ZeroDivisionError, type(None)]
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_lone_item_needs_no_thread_of_its_own_where_that_can_be_known(limit):
+    ((item, future),) = ordered_map(lambda x: threading.current_thread(), ["item"], num_threads=2, limit=limit)
+    assert (item, future.result() is threading.current_thread()) == ("item", limit > 1)
+    ((_, failed),) = ordered_map(lambda x: 1 / x, [0], num_threads=2, limit=limit)
+    assert isinstance(failed.exception(), ZeroDivisionError)
+
+
 def test_nothing_to_do():
     assert list(ordered_map(str, [], num_threads=2, limit=2)) == []
 

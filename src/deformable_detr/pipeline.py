@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -76,10 +77,10 @@ def ordered_map(
     name: str = "map",
     initializer: Callable[[], object] | None = None,
 ) -> Generator[tuple[Item, Future[Result]], None, None]:
-    """Apply a function in threads, at most `limit` items ahead of the consumer.
+    """Apply a function in threads, at most `limit` items ahead of the consumer; to a lone item at once, as threads cost milliseconds.
 
     Args:
-        function: of one item; it runs in a thread.
+        function: of one item; it runs in a thread, or in the caller's where there is no second item.
         items: taken one after the other in the caller's thread, so they may come from an endless generator.
         num_threads: how many run at the same time.
         limit: how many items may be under way or finished and not yet taken.
@@ -90,9 +91,14 @@ def ordered_map(
         Each item with its finished future, in order: `future.result()` gives the result or raises what the function raised, so that
         one failing item need not end the others.
     """
+    remaining = iter(items)
+    first = list(islice(remaining, 2)) if limit > 1 else []
+    if len(first) == 1:
+        yield first[0], _done(function, first[0])
+        return
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=initializer)
     pending: deque[tuple[Item, Future[Result]]] = deque()
-    remaining = iter(items)
+    remaining = chain(first, remaining)
     try:
         while True:
             for item in remaining:
@@ -106,3 +112,13 @@ def ordered_map(
             yield item, future
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _done(function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """The finished future of a function that has run here."""
+    future: Future[Result] = Future()
+    try:
+        future.set_result(function(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future
