@@ -36,7 +36,7 @@ def features(row, column):
     """Sines and cosines of how one box lies to another, as the paper's relation has them."""
     values = [math.log(abs(row[axis] - column[axis]) / (row[axis + 2] + 1e-5) + 1) for axis in (0, 1)]
     values += [math.log((row[axis] + 1e-5) / (column[axis] + 1e-5)) for axis in (2, 3)]
-    angles = [value * 10000 ** (-k / 16) for value in values for k in range(16)]
+    angles = [value * 10000 ** (-k / 4) for value in values for k in range(4)]
     return torch.tensor([wave(angle) for angle in angles for wave in (math.sin, math.cos)], dtype=torch.float64)
 
 

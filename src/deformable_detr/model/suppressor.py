@@ -18,6 +18,8 @@ from deformable_detr.structures import Predictions
 
 NUM_TOKENS = 10
 RELATION_FEATURES = 8
+"""Of each of the four relations of a pair. With 32, 300 queries took five times as long, and nothing was learned better for it."""
+
 OVERLAP_SLOPE, OVERLAP_START, STRENGTH = 20.0, 0.6, 5.0
 """The initial values of what a better query that overlaps costs: half the strength at an IoU of .6, nearly all of it at .8."""
 
