@@ -77,7 +77,7 @@ def ordered_map(
     name: str = "map",
     initializer: Callable[[], object] | None = None,
 ) -> Generator[tuple[Item, Future[Result]], None, None]:
-    """Apply a function in threads, at most `limit` items ahead of the consumer; to a lone item at once, as threads cost milliseconds.
+    """Apply a function in threads, at most `limit` items ahead of the consumer; to a lone item here, as threads take milliseconds.
 
     Args:
         function: of one item; it runs in a thread, or in the caller's where there is no second item.

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.data.doctor.images import read_facts
 from deformable_detr.data.images import UPLOAD_FORMATS, ImageError, ImageTooLargeError, open_image, read_image, read_size
+from deformable_detr.inference.large_images import PillowImage
 from deformable_detr.inference.sources import InputImage, is_single, list_images, open_source
 
 GREY = np.array([[0, 100, 200], [10, 20, 255]], dtype=np.uint8)
@@ -211,6 +213,84 @@ def test_bit_depth(tmp_path, suffix):
     np.testing.assert_array_equal(as_hwc(read_image(colour, bit_depth=12))[:, :, 0], expected)
     eight = as_bytes(Image.fromarray(COLOUR))
     assert torch.equal(read_image(eight, bit_depth=10), read_image(eight))  # 8 bits stay
+
+
+def tiff(values, *, photometric, planes=1):
+    """An uncompressed TIFF of uint16 `[H, W, C]`, little-endian, written by hand: Pillow writes neither of the two forms."""
+    height, width, channels = values.shape
+    strips = [values.tobytes()] if planes == 1 else [plane.tobytes() for plane in np.ascontiguousarray(values.transpose(2, 0, 1))]
+    after = 8 + 2 + 9 * 12 + 4
+    lists = struct.pack(f"<{channels}H", *[16] * channels) if channels > 2 else b""
+    starts = [after + len(lists) + 8 * len(strips) + sum(len(strip) for strip in strips[:index]) for index in range(len(strips))]
+    sizes = [len(strip) for strip in strips]
+    whole = {256: width, 257: height, 258: after if lists else 16, 262: photometric, 277: channels, 278: height, 284: planes}
+    whole[273], whole[279] = (starts[0], sizes[0]) if len(strips) == 1 else (after + len(lists), after + len(lists) + 12)
+    counts = {258: channels, 273: len(strips), 279: len(strips)}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (256, 257, 273, 278, 279) else 3, counts.get(tag, 1), whole[tag])
+        for tag in sorted(whole)
+    )
+    pointers = struct.pack(f"<{2 * len(strips)}I", *starts, *sizes) if len(strips) > 1 else bytes(8)
+    return b"II*\0" + struct.pack("<IH", 8, len(whole)) + entries + bytes(4) + lists + pointers + b"".join(strips)
+
+
+def test_sixteen_bit_grey_tiff_whose_zero_is_white(tmp_path):
+    values = np.array([[[0], [4095], [16]]], dtype=np.uint16)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, photometric=0))
+    assert read_image(path, bit_depth=12)[0].tolist() == [[255, 0, 254]]
+    assert read_image(path)[0].tolist() == [[255, 240, 255]]  # 4095 is a sixteenth of the range
+    with pytest.raises(ImageError, match=r"a\.tif: 16 bits in this form are read by windows after pip install"):
+        PillowImage(path, 16)
+
+
+def test_sixteen_bit_tiff_with_its_channels_one_after_the_other(tmp_path):
+    """Pillow and OpenCV take wrong places of such files for the channels."""
+    values = np.arange(24, dtype=np.uint16).reshape(2, 4, 3) * 2000
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, photometric=2))
+    np.testing.assert_array_equal(as_hwc(read_image(path)), values >> 8)
+    path.write_bytes(tiff(values, photometric=2, planes=2))
+    for read in (read_image, lambda path: PillowImage(path, 16)):
+        with pytest.raises(ImageError, match=r"a\.tif: a TIFF with 16 bits whose channels .* save it with interleaved channels"):
+            read(path)
+    assert "save it with interleaved channels" in str(read_facts(path).problem)
+
+
+@pytest.mark.parametrize("maximum", [1023, 65535])
+def test_sixteen_bit_ppm_and_pgm(tmp_path, maximum):
+    """A file that says its range keeps it; one of 65535 may hold fewer bits."""
+    values = np.array([[[0, 16, 1023], [512, 1023, 256]]], dtype=np.uint16)
+    for kind, stored in (("P6", values), ("P5", values[:, :, 0])):
+        path = tmp_path / f"{kind}.ppm"
+        path.write_bytes(f"{kind} 2 1 {maximum}\n".encode() + stored.astype(">u2").tobytes())
+        found = as_hwc(read_image(path, bit_depth=10)).astype(int)
+        assert abs(found - stored.reshape(1, 2, -1) / 1023 * 255).max() <= 1
+
+
+def test_a_pil_image_of_sixteen_bit_colour(tmp_path, caplog):
+    """Until it is loaded, its file is at hand; afterwards Pillow has kept 8 bits, which is said once."""
+    cv2 = pytest.importorskip("cv2")
+    values = np.array([[[0, 2048, 4095]]], dtype=np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), values)
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            assert as_hwc(read_image(image, bit_depth=12)).tolist() == [[[255, 128, 0]]]
+            assert not caplog.records
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        read_image(image, bit_depth=12)
+        read_image(image, bit_depth=12)
+    assert [record.message.partition(":")[2] for record in caplog.records] == [
+        " PIL has loaded it with 8 bits per channel; if its file has 16, give the path instead"
+    ]
+
+
+def test_arrays_of_the_other_byte_order():
+    values = np.array([[0, 256, 65535]], dtype=">u2")
+    assert read_image(values)[0].tolist() == [[0, 1, 255]]
+    with pytest.raises(ImageError, match="an array of uint32"):
+        read_image(values.astype(np.uint32))
 
 
 def png_chunk(kind, data):

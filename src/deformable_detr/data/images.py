@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from deformable_detr.data.pixels import (
+    COLOUR_MODES,
     ImageError,
     ImageTooLargeError,
     left_to_turn,
@@ -86,7 +87,8 @@ def read_image(
             `[3, H, W]` RGB, both uint8 or uint16.
         name: of the image in messages; None takes the path or address.
         upright: turn files and PIL images as their EXIF orientation says; False gives the pixels as they are stored.
-        bit_depth: how many bits of 16-bit values are used, 8 … 16: with 12, as many cameras have, 4095 becomes 255.
+        bit_depth: how many bits of 16-bit values are used, 8 … 16: with 12, as many cameras have, 4095 becomes 255. Files that
+            say their range (PGM and PPM) keep it. Of a PIL image of 16-bit colour that is loaded already, 8 bits are left.
         formats: Pillow's names of the formats that are accepted; None accepts all.
         max_pixels: images of more pixels (height x width) are refused before they are decoded.
 
@@ -113,6 +115,8 @@ def read_image(
             content = Path(content).read_bytes()
         if image is not source:  # a PIL image is at the page that its owner chose
             _say_pages(image, name)
+        elif bit_depth < 16 and image.format in ("PNG", "PPM", "TIFF") and image.mode in COLOUR_MODES and not image.tile:
+            _say_once("PIL", "%s: PIL has loaded it with 8 bits per channel; if its file has 16, give the path instead", name)
         encoded = content if isinstance(content, bytes) else None
         return of_pil(image, name, upright=upright, bit_depth=bit_depth, content=encoded)
 
@@ -199,7 +203,13 @@ def _opened(source: str | Path | bytes, formats: tuple[str, ...] | None) -> Imag
 
 
 _SAID: set[str] = set()
-"""Names of the TIFFs of several images that a warning told of."""
+"""What warnings told of: names of TIFFs of several images, and `PIL`."""
+
+
+def _say_once(what: str, message: str, *arguments: object) -> None:
+    if what not in _SAID:
+        _SAID.add(what)
+        logger.warning(message, *arguments)
 
 
 def _say_pages(image: Image.Image, name: str) -> None:
@@ -210,8 +220,7 @@ def _say_pages(image: Image.Image, name: str) -> None:
     with suppress(Exception):  # damaged after the first
         pages = getattr(image, "n_frames", 1)  # reads the heads of all
     if pages > 1:
-        _SAID.add(name)
-        logger.warning("%s: the first of %d images (pages, channels or smaller copies) in this file is read", name, pages)
+        _say_once(name, "%s: the first of %d images (pages, channels or smaller copies) in this file is read", name, pages)
 
 
 def _name_of(source: ImageSource) -> str:

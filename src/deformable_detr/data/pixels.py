@@ -1,6 +1,7 @@
 """Decoded images of any kind → upright 8-bit RGB: PIL images of every mode, arrays, tensors."""
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,9 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 __all__ = [
+    "COLOUR_MODES",
     "ImageError",
     "ImageTooLargeError",
+    "check_planes",
     "left_to_turn",
+    "needs_file",
     "of_array",
     "of_pil",
     "of_tensor",
@@ -26,6 +30,12 @@ ORIENTATION_TAG = 0x0112
 
 STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}
 """Pillow's modes whose colours are multiplied by alpha → what they are converted to on the way to RGB, as there is no other."""
+
+COLOUR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "LA", "La")
+"""Pillow's modes of files that OpenCV reads with 16 bits in the same colours."""
+
+BITS_TAG, PHOTOMETRIC_TAG, PLANES_TAG = 258, 262, 284
+"""Of TIFF."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,18 +65,25 @@ def of_pil(image: Image.Image, name: str, *, upright: bool = True, bit_depth: in
         name: of the image, in messages.
         upright: turn it as its EXIF orientation says.
         bit_depth: see :func:`scale_to_8_bits`.
-        content: the file that it comes from, for 16-bit colour, of which Pillow keeps 8 bits.
+        content: the file that it comes from, for 16-bit colour, of which Pillow keeps 8 bits. None: it is read again from the
+            file that the image holds open; a PIL image whose pixels are loaded already has lost the others.
 
     Returns:
         `[3, H, W]` uint8, RGB, in memory of its own. Stored channels-last, which the 8-bit resize is fastest on.
 
     Raises:
-        ImageError: a pixel type without a natural 8-bit form.
+        ImageError: a pixel type without a natural 8-bit form, or 16 bits in a form that is not read correctly.
         Exception: whatever Pillow's decoder raises on damaged data.
     """
+    check_planes(image, name, bit_depth)
+    if (_range_of_ppm(image) or 65535) < 65535:
+        bit_depth = 16  # Pillow scales by what the file says
     wide = wide_pixels(image, name, content) if bit_depth < 16 or image.mode.startswith("I") else None
+    if wide is None and bit_depth < 16 and has_wide_colour(image):
+        raise ImageError(f"{name}: {image.mode} of 16 bits is read with bit_depth 16 alone; save the image as RGB or grey")
     if wide is not None:
         pixels = scale_to_8_bits(wide, bit_depth)
+        pixels = 255 - pixels if _white_is_zero(image) else pixels
     elif image.mode == "F":
         raise ImageError(f"{name}: 32-bit float pixels have no natural 8-bit form; save the image with 8 or 16 bits per channel")
     else:
@@ -83,7 +100,7 @@ def of_array(array: np.ndarray, name: str, *, bit_depth: int = 16) -> Tensor:
     Raises:
         ImageError: another shape or type.
     """
-    if array.dtype not in (np.uint8, np.uint16):
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise ImageError(f"{name} is an array of {array.dtype}; expected uint8, 0 … 255 (not normalised), or uint16")
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or array.size == 0:
         raise ImageError(
@@ -130,13 +147,70 @@ def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> 
         if low < 0 or high > 65535:
             raise ImageError(f"{name}: values from {low} to {high} have no natural 8-bit form; save the image with 8 or 16 bits")
         return values.astype(np.uint16)
-    if content is None or not any(";16" in str(tile.args) for tile in getattr(image, "tile", ())):
+    if not has_wide_colour(image):
         return None
+    if content is None:
+        content = _content_of(image, name)
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     found = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
-    if found is None or found.dtype != np.uint16:
+    if found is None or found.dtype != np.uint16 or image.mode not in COLOUR_MODES:
         return None
     return found if found.ndim == 2 else found[:, :, 2::-1]  # BGR or BGRA → RGB
+
+
+def has_wide_colour(image: Image.Image) -> bool:
+    """Whether an image that is opened and not loaded has colour of 16 bits per channel, of which Pillow would keep 8."""
+    tiles = getattr(image, "tile", ())
+    return any(";16" in str(tile.args) for tile in tiles) or _range_of_ppm(image) == 65535
+
+
+def check_planes(image: Image.Image, name: str, bit_depth: int = 16) -> None:
+    """Refuse TIFFs of 16 bits whose channels lie one after the other: nobody reads them correctly.
+
+    Raises:
+        ImageError: it is one. Compressed ones are read, but not with fewer than 16 bits.
+    """
+    tiles, bits = getattr(image, "tile", ()), _tiff_tag(image, BITS_TAG) or (8,)
+    apart = _tiff_tag(image, PLANES_TAG) == 2 and image.mode.startswith("RGB") and bits[0] > 8
+    if apart and tiles and (tiles[0].codec_name == "raw" or bit_depth < 16):
+        raise ImageError(
+            f"{name}: a TIFF with 16 bits whose channels are stored one after the other is not read; "
+            "save it with interleaved channels (planar configuration 1)"
+        )
+
+
+def needs_file(image: Image.Image, bit_depth: int) -> bool:
+    """Whether :func:`of_pil` reads more of an opened image than the pixels that Pillow makes of it."""
+    return _white_is_zero(image) or (bit_depth < 16 and (has_wide_colour(image) or _range_of_ppm(image) is not None))
+
+
+def _content_of(image: Image.Image, name: str) -> bytes:
+    """The file of an opened image."""
+    file = getattr(image, "fp", None)
+    if file is None or image.tell() > 0:
+        raise ImageError(f"{name}: of 16-bit colour Pillow keeps 8 bits, and its file is not at hand; give the path of the image")
+    before = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(before)
+    return content
+
+
+def _range_of_ppm(image: Image.Image) -> int | None:
+    """The maximum that a PGM or PPM says its values have, where that is above 255; None for any other image."""
+    arguments = [tile.args for tile in getattr(image, "tile", ())]
+    declared = image.format == "PPM" and arguments and isinstance(arguments[0], tuple) and arguments[0][0] in ("L", "RGB")
+    return arguments[0][1] if declared else None
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """A grey TIFF of 16 bits whose largest value is black, which Pillow turns with 8 bits alone."""
+    return image.mode.startswith("I") and _tiff_tag(image, PHOTOMETRIC_TAG) == 0
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    """The value of a TIFF's tag; None where there is none."""
+    return getattr(image, "tag_v2", {}).get(tag)
 
 
 def read_orientation(image: Image.Image) -> int:

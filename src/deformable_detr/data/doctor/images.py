@@ -10,7 +10,7 @@ from PIL import Image
 
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.images import open_image, read_size
-from deformable_detr.data.pixels import left_to_turn, wide_pixels
+from deformable_detr.data.pixels import check_planes, left_to_turn, wide_pixels
 from deformable_detr.files import is_file
 from deformable_detr.pipeline import ordered_map
 
@@ -58,6 +58,7 @@ def read_facts(path: Path) -> ImageFacts:
         content = path.read_bytes()
         with open_image(content, str(path)) as image:
             orientation, size = left_to_turn(image), (image.height, image.width)
+            check_planes(image, str(path))
             wide = wide_pixels(image, str(path), content)
             image.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
             image.load()
