@@ -24,6 +24,8 @@ from deformable_detr.evaluation import CocoEvaluator
         ("café", "cafe\u0301", True),
         ("ｃａｔ", "cat", True),
         ("Straße", "STRASSE", True),
+        ("ﾊﾟﾝ", "パン", True),
+        ("m²", "m2", False),
         ("cat", "cats", False),
         ("type 1", "type 2", False),
         ("-", "_", False),

@@ -52,9 +52,18 @@ _SYNONYMS = {
 
 
 def normalise_name(name: str) -> str:
-    """Lower case, without spaces, hyphens and underscores if something is left; composed and decomposed letters are the same."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
+    """Lower case, without spaces, hyphens and underscores if something is left; composed and decomposed letters are the same.
+
+    So are letters of full and half width, but `m²` is not `m2`.
+    """
+    folded = unicodedata.normalize("NFC", "".join(map(_narrow, name))).casefold()
     return "".join(character for character in folded if character not in "-_" and not character.isspace()) or folded
+
+
+def _narrow(character: str) -> str:
+    """A character of full or half width in its usual form; any other as it is."""
+    kind = unicodedata.decomposition(character).partition(" ")[0]
+    return unicodedata.normalize("NFKC", character) if kind in ("<wide>", "<narrow>") else character
 
 
 SYNONYMS: dict[str, str] = {

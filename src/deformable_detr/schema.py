@@ -168,3 +168,24 @@ def known(name: str, what: str, choices: Iterable[str]) -> str:
     close = get_close_matches(name, choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(f"unknown {what} {name!r}; {hint}known are {', '.join(choices) or 'none'}")
+
+
+def plain_numbers(expected: str, kind: type, plain: type, **options: Any) -> list[Any]:
+    """See that options have the type that their names say.
+
+    Args:
+        expected: what they should be, for the message.
+        kind: `Integral` or `Real`.
+        plain: Python's own type of it. NumPy's numbers overflow where sums of them go on, and a Fraction is no number to torch.
+        options: by name.
+
+    Returns:
+        Their values as `plain`, None where they are None.
+
+    Raises:
+        TypeError: one that is not None is of another type; True is no number here.
+    """
+    for name, value in options.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise TypeError(f"{name} must be {expected}, not {value!r}")
+    return [None if value is None else plain(value) for value in options.values()]

@@ -140,6 +140,10 @@ def test_weights_without_names_start_afresh(make_model, tmp_path):
         ({"classes": []}, "classes is empty"),
         ({"classes": "person"}, "list of names"),
         ({"num_classes": 0}, "at least 1"),
+        (
+            {"classes": ["Traffic-Light", "car", "traffic light"]},
+            "classes has 'Traffic-Light' and 'traffic light', which are one name",
+        ),
     ],
 )
 def test_contradictions(options, message, make_model, tmp_path):

@@ -158,6 +158,8 @@ def test_a_image_turned_by_exif_is_measured_upright(small_image, tmp_path):
         ("train: images\nnames: [{0: a}, {1: b}]\n", "`names` must be a list of class names"),
         ("train: images\nnames: 3\n", "`names` must be a list of class names"),
         ("train: images\n", "expected `names` and at least one of"),
+        ("train: images\nnc: 3\nnames: [a, b]\n", r"data\.yaml: `nc` is '3', but there are 2 names of classes"),
+        ("train: images\nnc: ²\nnames: {0: a, 1: b}\n", "`nc` is '²', but there are 2 names"),
     ],
 )
 def test_faults_of_a_data_yaml(text, message, tmp_path):
@@ -186,6 +188,20 @@ def test_classes_txt_without_a_yaml(small_image, tmp_path):
     assert boxes_of(folder, "train") == [[("dog", [10, 5, 30, 15])]]
 
 
+BNDBOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></object></annotation>"
+
+
+@pytest.mark.parametrize(
+    ("written", "difficult"),
+    [("1", True), ("true", True), (" Yes ", True), ("0", False), ("False", False), ("no", False), ("", False), (None, False)],
+)
+def test_difficult_objects(written, difficult, small_image, tmp_path):
+    small_image(tmp_path / "a.png")
+    word = "" if written is None else f"<difficult>{written}</difficult>"
+    (tmp_path / "a.xml").write_text(f"<annotation><object><name>x</name>{word}{BNDBOX}")
+    assert split_of(tmp_path, "all").annotations.crowd.tolist() == [difficult]
+
+
 @pytest.mark.parametrize("place", ["", "train/", "valid/"])
 def test_xml_beside_the_images(place, as_voc_xml, small_image, tmp_path):
     """1-based, both ends included: pixels 11 … 30 of 40 are x 10 … 30 from 0. Difficult objects are crowd regions."""
@@ -208,6 +224,11 @@ def test_xml_beside_the_images(place, as_voc_xml, small_image, tmp_path):
     [
         ("<annotation>", r"a\.xml: not valid XML"),
         ("<annotation><object><name>x</name></object></annotation>", r"a\.xml, object 1: 'x' has no bndbox of four numbers"),
+        (
+            "<annotation><object><name>x</name><difficult>2</difficult>" + BNDBOX,
+            r"a\.xml, object 1: 'x': difficult is '2' is neither",
+        ),
+        ("<annotation><object><name>x</name><difficult>0.5</difficult>" + BNDBOX, "'x': difficult is '0.5' is neither"),
         ("<annotation><object><bndbox/></object></annotation>", r"a\.xml, object 1: has no name"),
         ("<annotation><object><name>cat</name><bndbox/><bndbox/></object></annotation>", r"object 1: 'cat' has several bndbox"),
         ("<annotation><object><name>cat</name><name>dog</name></object></annotation>", r"object 1: 'cat' has several name;"),

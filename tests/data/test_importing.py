@@ -143,7 +143,7 @@ def table(columns, rows):
 
 
 def open_images(names):
-    rows = [{"ImageID": name[0], "LabelName": "/m/0k4j", **SHARES, "IsGroupOf": 0} for name in names if name != "2.png"]
+    rows = [{"ImageID": name[0], "LabelName": "/m/0k4j", **SHARES, "IsGroupOf": -1} for name in names if name != "2.png"]
     return "boxes.csv", table(["ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"], rows)
 
 
@@ -160,7 +160,7 @@ def retinanet(names):
 def cvat(names):
     shapes = {
         "1.png": '<tag label="day"/><box label="car" xtl="10" ytl="1" xbr="20" ybr="21" rotation="90" occluded="0"/>',
-        "3.png": '<polygon label="car" points="5.0,6.0;25.0,10.0;9.0,16.0"/>',
+        "3.png": '<polygon label="car" points="5.0,6.0;25.0,10.0;9.0,16.0;"/>',
     }
     images = "".join(f'<image id="{i}" name="{name}">{shapes.get(name, "")}</image>' for i, name in enumerate(names))
     return "annotations.xml", f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version>{images}</annotations>'
@@ -235,6 +235,28 @@ def test_other_formats(images, tmp_path, write):
         found = dataset.split(split).check().annotations
         assert found.boxes.round(3).tolist() == [CAR] * count
         assert found.categories.names[found.labels[0]] == "car"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "write", of_tools(via, tensorflow, retinanet, cvat, lambda names: ("1.json", labelme(names[0], RECTANGLE)))
+)
+def test_encodings(images, tmp_path, write, encoding):
+    name, text = write(("1.png",))
+    (images / "train" / name).write_bytes(text.replace("utf-8", "utf-16").encode(encoding))
+    convert_dataset(images, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.boxes.round(3).tolist() == [CAR]
+
+
+@pytest.mark.parametrize(("written", "crowd"), [("true", True), ("false", False), ("0", False), (1, True), (None, False)])
+def test_crowds(images, tmp_path, written, crowd):
+    """Flags as people write them: `bool("false")` is true."""
+    _, text = datumaro(("1.png",))
+    record = json.loads(text)
+    record["items"][0]["annotations"][0]["attributes"] = {"is_crowd": written}
+    (images / "train" / "default.json").write_text(json.dumps(record))
+    convert_dataset(images, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.crowd.tolist() == [crowd]
 
 
 def test_supervisely(tmp_path):
@@ -322,6 +344,8 @@ def test_what_the_readers_do_not_guess(images, tmp_path):
     fails(
         "via.json", region({"name": "point", "cx": 1, "cy": 1}, label="car"), r"via\.json: a region of the shape 'point' has no box"
     )
+    crowd = json.dumps([{"name": "1.png", "labels": [{"category": "car", "box2d": {"x1": 1, "y1": 1, "x2": 2, "y2": 2}}]}])
+    fails("bdd.json", crowd.replace('"car"', '"car", "attributes": {"crowd": "many"}'), "'many' is neither yes .1, true. nor no")
     fails("via.json", region({"name": "rect"}, a="x", b="y"), "which of the attributes a, b is the class")
     fails("via.json", region({"name": "rect"}, label=""), "names no class")
     shapes = [{"shape_attributes": RECT, "region_attributes": named} for named in ({}, {"class": "car"})]

@@ -219,6 +219,35 @@ def test_names_of_a_list_that_would_lead_to_one_image(tmp_path):
         open_dataset(tmp_path).own("train").check()
 
 
+@pytest.mark.parametrize("line", ["2 -1", "0 0.5 0.5 0.1 0.1", "# images", "1.png 5,6,25,16,0"])
+def test_lines_of_a_list_that_name_no_image(line, tmp_path):
+    lay(tmp_path, "1.png", text={"data.yaml": "train: train.txt\nnames: [cat]\n", "train.txt": f"1.png\n{line}\n"})
+    with pytest.raises(ValueError, match=rf"train\.txt: the line '{line}' is no path of an image"):
+        open_dataset(tmp_path).own("train").check()
+
+
+def test_a_stated_number_of_classes(tmp_path):
+    """In a data.yaml and in an obj.data; `nc:` without a value states none."""
+    lay(tmp_path, "1.png", "1.txt", text={"data.yaml": "train: train.txt\nnc:\nnames: [cat]\n", "train.txt": "1.png\n"})
+    assert len(open_dataset(tmp_path).own("train").check().annotations.boxes) == 1
+    (tmp_path / "data.yaml").unlink()
+    lay(tmp_path, text={"obj.data": "classes = 2\ntrain = train.txt\nnames = obj.names\n", "obj.names": "cat\n"})
+    with pytest.raises(ValueError, match=r"obj\.data: `classes` is '2', but there are 1 names"):
+        open_dataset(tmp_path)
+
+
+def test_scores_that_are_none_of_predictions(tmp_path):
+    """Null, of an image, or among the attributes of an object."""
+    record = json.loads(coco("1.png", score=0.5))
+    record["annotations"][0] |= {"score": None, "attributes": {"score": 0.9}}
+    lay(tmp_path, "1.png", text={"train.json": json.dumps(record)})
+    assert open_dataset(tmp_path).own("train").check().annotations.boxes.tolist() == BOX
+    record["annotations"][0]["score"] = 0.5
+    (tmp_path / "train.json").write_text(json.dumps(record))
+    with pytest.raises(FileNotFoundError, match="no annotation file at all"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["score", "segments_info", "image_id"])
 def test_classes_called_like_keys(name, tmp_path):
     """A file is recognised by its keys, not by what its classes are called."""

@@ -96,6 +96,12 @@ def test_another_number_of_thresholds(evaluator):
         analyze(evaluator, [0.5, 0.5])
 
 
+@pytest.mark.parametrize("wrong", [math.nan, 2, -0.1])
+def test_thresholds_that_are_no_scores(evaluator, wrong):
+    with pytest.raises(ValueError, match=r"thresholds must lie in \[0, 1\]"):
+        analyze(evaluator, [0.5, wrong, 0.5])
+
+
 def test_no_true_positive(make):
     analysis = analyze(make(([(3, A)], [(0.9, 2, D)])))
     assert (analysis.thresholds_from, analysis.thresholds) == ("default", (0.5, 0.5, 0.5))

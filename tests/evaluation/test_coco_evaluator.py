@@ -180,6 +180,13 @@ def test_detections_that_do_not_fit(tmp_path, images, found, message):
         evaluator.update(images, found)
 
 
+@pytest.mark.parametrize("given", [{"labels": None}, {"boxes": [[1.0, 2.0, 3.0, 4.0]]}])
+def test_detections_that_are_no_tensors(tmp_path, given):
+    evaluator = CocoEvaluator(annotation_file(tmp_path, THREE), MODEL)
+    with pytest.raises(TypeError, match=f"image 'a': '{next(iter(given))}' of its detections must be a tensor"):
+        evaluator.update(["a"], [detections((0.5, 0, CAT_A)) | given])
+
+
 def test_detections_that_are_not_finite(tmp_path):
     evaluator = CocoEvaluator(annotation_file(tmp_path, THREE), MODEL)
     with pytest.raises(FloatingPointError, match="image 'b'"):

@@ -114,3 +114,9 @@ def test_wrong_arguments(annotation_file):
         evaluate(Oracle([]), [], CATEGORIES, annotation_file, precision="int8")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no image was evaluated"):
         evaluate(Oracle([]), [], CATEGORIES, annotation_file)
+
+
+@pytest.mark.parametrize("option", [{"top_k": True}, {"top_k": 2.5}, {"nms_iou": True}, {"nms_iou": "0.5"}])
+def test_options_that_are_no_numbers(annotation_file, option):
+    with pytest.raises(TypeError, match=f"{next(iter(option))} must be a"):
+        evaluate(Oracle(targets()), loader(targets()), CATEGORIES, annotation_file, **option)

@@ -103,6 +103,13 @@ def test_frames_carry_index_time_and_pixels(clip):
     assert frames[0].detections.tracker_id is None
 
 
+def test_a_closed_video(clip):
+    with Video(clip) as video:
+        pass
+    with pytest.raises(ValueError, match="this video has been closed; open it again"):
+        next(iterate(ColourDetector(), video))
+
+
 @pytest.mark.parametrize("every", [1.5, "2", True, 0, -1])
 def test_every_is_a_whole_number_from_one(clip, every):
     with pytest.raises((TypeError, ValueError), match="every must be"):

@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from deformable_detr.checkpoints.side_records import read_side_records
 from deformable_detr.checkpoints.state_dicts import select_state_dict
 from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors, shard_names
 from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.class_names import NO_CLASS, normalise_name
 from deformable_detr.config import Metadata
 from deformable_detr.model import DeformableDETR
+from deformable_detr.schema import plain_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -258,12 +261,15 @@ def _is_stated(built: Any, value: Any) -> bool:
 
 def _wanted_classes(classes: Sequence[str] | Categories | None, num_classes: int | None, metadata: Metadata) -> Categories | None:
     """The classes that are asked for; None: those of the file."""
+    (num_classes,) = plain_numbers("a whole number", Integral, int, num_classes=num_classes)
     if classes is not None:
         if isinstance(classes, str):
             raise ValueError(f"classes must be a list of names, not the text {classes!r}")
         if not isinstance(classes, Categories) and not all(isinstance(name, str) for name in classes):
             raise ValueError(f"classes must be a list of names, each a text, not {classes!r}")
         wanted = classes if isinstance(classes, Categories) else Categories.from_names(list(classes))
+        if wanted is not classes:
+            _check_distinct(wanted.names)
         if not len(wanted):
             raise ValueError("classes is empty: name at least one")
         if num_classes is not None and num_classes != len(wanted):
@@ -274,6 +280,18 @@ def _wanted_classes(classes: Sequence[str] | Categories | None, num_classes: int
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     return default_categories(num_classes) if _is_coco(metadata.categories) else placeholder_classes(num_classes)
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    """See that no two names mean one class.
+
+    Raises:
+        ValueError: two do.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        if name != NO_CLASS and (other := first.setdefault(normalise_name(name), name)) is not name:
+            raise ValueError(f"classes has {other!r} and {name!r}, which are one name: a class must be named once")
 
 
 def _is_coco(categories: Categories | None) -> bool:

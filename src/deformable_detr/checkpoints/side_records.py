@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -329,7 +330,8 @@ def _by_number(pairs: list[tuple[Any, Any]]) -> dict[int, str]:
 
 
 def _is_whole(value: Any) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.strip().isdigit())
+    digits = isinstance(value, str) and re.fullmatch("[0-9]+", value.strip()) is not None
+    return digits or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _read_thresholds(value: Any, num_classes: int, categories: Categories | None) -> tuple[float, ...] | None:

@@ -8,6 +8,7 @@ from typing import Self
 
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.layout import Layout
+from deformable_detr.data.text import read_json
 
 __all__ = ["CocoLayout", "json_kind"]
 
@@ -94,15 +95,26 @@ class CocoLayout(Layout):
         return [path for path in dict.fromkeys(likely) if path.is_dir()]
 
 
+def _has_scores(file: Path, text: mmap.mmap) -> bool:
+    """Whether annotations have scores: not null, and not of an image or among an object's attributes."""
+    if not SCORE.search(text):
+        return False
+    try:
+        annotations = read_json(file)["annotations"]
+    except (ValueError, KeyError):  # said where it is read
+        return False
+    return isinstance(annotations, list) and any(isinstance(one, dict) and one.get("score") is not None for one in annotations)
+
+
 def _name_of(file: Path) -> str:
     return re.sub(r"^instances_", "", file.stem, flags=re.IGNORECASE)
 
 
 def json_kind(file: Path) -> str | None:
-    """What a JSON file is, by the keys in it; the file is not parsed: `COCO`, `panoptic`, `predictions`, or None."""
+    """What a JSON file is, by the keys in it; most are not parsed: `COCO`, `panoptic`, `predictions`, or None."""
     if file.stat().st_size == 0:
         return None
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
         if all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"')):
-            return "panoptic" if SEGMENTS.search(text) else "predictions" if SCORE.search(text) else "COCO"
+            return "panoptic" if SEGMENTS.search(text) else "predictions" if _has_scores(file, text) else "COCO"
         return "predictions" if SCORE.search(text) and text.find(b'"image_id"') >= 0 else None

@@ -17,6 +17,7 @@ __all__ = [
     "as_whole",
     "box_of_segmentation",
     "crowd_of",
+    "read_flag",
     "read_number",
     "short",
 ]
@@ -54,6 +55,17 @@ def as_flag(value: Any) -> bool | None:
         return bool(value)
     word = value.strip().lower() if isinstance(value, str) else None
     return True if word in TRUE else False if word in FALSE else None
+
+
+def read_flag(value: Any) -> bool:
+    """The same.
+
+    Raises:
+        ValueError: anything else; says what.
+    """
+    if (flag := as_flag(value)) is None:
+        raise ValueError(f"{short(value)} is neither yes (1, true) nor no (0, false)")
+    return flag
 
 
 def read_number(value: Any) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from deformable_detr.data.coco_layout import json_kind
 from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.images import IMAGE_SUFFIXES
-from deformable_detr.data.text import read_text
+from deformable_detr.data.text import read_head, read_text
 from deformable_detr.data.yolo import looks_like_labels
 
 __all__ = ["IMPORTABLE", "PER_IMAGE", "advice", "files_of", "name_format", "recognise"]
@@ -41,7 +41,7 @@ LINES = {
     "KITTI": re.compile(r"^\S*[A-Za-z]\S* [-\d.]+ -?\d [-\d.]+( [-\d.eE+]+){11,12}\s*$"),
 }
 """The first line of a text file with the objects of one image."""
-CVAT = re.compile(rb"<annotations>.*<(image|track|version)\b", re.DOTALL)
+CVAT = re.compile(r"<annotations>.*<(image|track|version)\b", re.DOTALL)
 MOST_FILES = 50
 DAMAGED = "damaged"
 
@@ -89,12 +89,12 @@ def files_of(kind: str, index: FileIndex) -> list[Path]:
 
 def _file_format(path: Path) -> str | None:
     if path.suffix.lower() == ".xml":
-        return "CVAT" if CVAT.search(_head(path)) else None
+        return "CVAT" if CVAT.search(read_head(path)) else None
     return _csv_format(path) if path.suffix.lower() == ".csv" else _json_format(path)
 
 
 def _begins_as(kind: str, path: Path) -> bool:
-    return LINES[kind].match(_head(path).decode("utf-8", "replace").partition("\n")[0]) is not None
+    return LINES[kind].match(read_head(path).partition("\n")[0]) is not None
 
 
 def _json_format(path: Path) -> str | None:
@@ -125,15 +125,10 @@ def _json_format(path: Path) -> str | None:
 
 def _csv_format(path: Path) -> str | None:
     try:
-        header = next(csv.reader(_head(path).decode("utf-8-sig", "replace").splitlines()), [])
+        header = next(csv.reader(read_head(path).splitlines()), [])
     except csv.Error:
         return None
     if len(header) == 6 and Path(header[0]).suffix.lower() in IMAGE_SUFFIXES:
         return "RetinaNet CSV"
     columns = {name.strip().lower() for name in header}
     return next((kind for kind, wanted in CSV_COLUMNS.items() if wanted <= columns), "CSV" if {"xmin", "xmax"} <= columns else None)
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(4000)

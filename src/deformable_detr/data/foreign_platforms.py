@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from deformable_detr.data.entries import as_number, read_number
+from deformable_detr.data.entries import as_number, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.foreign_readers import (
     Box,
@@ -55,7 +55,7 @@ def _cvat_box(shape: ElementTree.Element) -> Box:
         left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
         return turned((left, top, right, bottom), degrees)
     if shape.tag in ("polygon", "polyline"):
-        points = [point.split(",") for point in shape.attrib["points"].split(";")]
+        points = [point.split(",") for point in shape.attrib["points"].split(";") if point.strip()]
         return around([point[0] for point in points], [point[1] for point in points])
     if shape.tag == "ellipse":
         cx, cy, rx, ry = numbers("cx", "cy", "rx", "ry")
@@ -203,7 +203,7 @@ def _read_bdd(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         objects, left_out = [], []
         for one in frame.get("labels") or ():
             if box := _bdd_box(one):
-                objects.append(ForeignObject(one["category"], box, bool((one.get("attributes") or {}).get("crowd"))))
+                objects.append(ForeignObject(one["category"], box, read_flag((one.get("attributes") or {}).get("crowd"))))
             else:
                 left_out.append(str(one.get("category")))
         size = frame.get("size") or {}
@@ -258,7 +258,7 @@ def _read_panoptic(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
 def _things(segments: Sequence[dict[str, Any]], names: dict[Any, str]) -> Iterator[ForeignObject]:
     for segment in segments:
         if segment["category_id"] in names:
-            yield ForeignObject(names[segment["category_id"]], from_xywh(segment["bbox"]), bool(segment.get("iscrowd")))
+            yield ForeignObject(names[segment["category_id"]], from_xywh(segment["bbox"]), read_flag(segment.get("iscrowd")))
 
 
 PLATFORM_READERS: dict[str, Reader] = {

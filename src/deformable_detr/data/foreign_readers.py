@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deformable_detr.data.entries import as_side, read_number
+from deformable_detr.data.entries import as_side, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.text import read_text
 
@@ -144,7 +144,7 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
                 box = _datumaro_box(one)
                 if type(one["label_id"]) is not int or not 0 <= one["label_id"] < len(names):
                     raise ValueError(f"label_id is {one['label_id']}, of {len(names)} labels")
-                objects.append(ForeignObject(names[one["label_id"]], box, bool(one.get("attributes", {}).get("is_crowd"))))
+                objects.append(ForeignObject(names[one["label_id"]], box, read_flag(one.get("attributes", {}).get("is_crowd"))))
             elif one["type"] != "label":
                 raise ValueError(f"annotations of the type {one['type']!r} have no box; export bbox")
         image = item.get("image") or item.get("media") or {}
@@ -167,7 +167,7 @@ def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     for sample in samples:
         found = sample.get(field) or {}
         objects = [
-            ForeignObject(one["label"], from_xywh(one["bounding_box"]), bool(one.get("iscrowd")), normalised=True)
+            ForeignObject(one["label"], from_xywh(one["bounding_box"]), read_flag(one.get("iscrowd")), normalised=True)
             for one in found.get("detections", ())
         ]
         if any(one.get("confidence") is not None for one in found.get("detections", ())):
@@ -221,7 +221,8 @@ def _read_table(
                 raise ValueError(f"a row has not as many cells as the head: {list(given.values())}")
             row = {key.strip().lower(): value.strip() for key, value in given.items()}
             left, top, right, bottom = (read_number(row[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
-            thing = ForeignObject(names.get(row[name], row[name]), (left, top, right, bottom), row.get(crowd) == "1", normalised)
+            label, is_crowd = names.get(row[name], row[name]), row.get(crowd) != "-1" and read_flag(row.get(crowd))  # -1: not known
+            thing = ForeignObject(label, (left, top, right, bottom), is_crowd, normalised)
             yield ForeignImage(row[image], [thing], size=image_size(row.get("height"), row.get("width")))
 
     return read

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.data.text import Record, read_json, read_text
 from deformable_detr.data.writing import free_name, place_image
-from deformable_detr.files import atomic_folder, is_file, write_json
+from deformable_detr.files import atomic_folder, is_file, write_json, write_text
 
 __all__ = ["convert_dataset"]
 
@@ -180,7 +179,7 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
 
     named = size = None
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(file, folder)
+        write_text(Path(folder, file.name), read_text(file))  # in UTF-8, which is all that supervision reads
         if kind == "LabelMe":
             record = read_json(file)
             named, size = slashed(str(record["imagePath"])), image_size(record.get("imageHeight"), record.get("imageWidth"))

@@ -9,6 +9,7 @@ samplers do this themselves, so the loader must not be passed through `accelerat
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from deformable_detr.data.coco import CocoDataset, SampleKey
 from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
+from deformable_detr.schema import plain_numbers
 
 
 def build_dataset(
@@ -102,7 +104,9 @@ def build_loader(
 
     Raises:
         ValueError: a batch size below 1.
+        TypeError: `batch_size` or `num_workers` is no whole number.
     """
+    batch_size, num_workers = plain_numbers("a whole number", Integral, int, batch_size=batch_size, num_workers=num_workers)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

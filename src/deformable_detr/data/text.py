@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SECTIONS", "Record", "decode", "kind_of", "read_json", "read_text"]
+__all__ = ["SECTIONS", "Record", "decode", "kind_of", "read_head", "read_json", "read_text"]
 
 Record = dict[str, Any]
 
@@ -33,7 +33,7 @@ def read_text(path: Path) -> str:
 
 def decode(content: bytes, where: object) -> str:
     """:func:`read_text` of bytes; the message names `where` in place of a file."""
-    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    encoding = _encoding_of(content)
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -43,6 +43,17 @@ def decode(content: bytes, where: object) -> str:
             f"{where}: not {wanted} text (byte {content[error.start]:#04x} in line {line}); open it in an editor and save it as "
             "UTF-8"
         ) from None
+
+
+def read_head(path: Path, size: int = 4000) -> str:
+    """The beginning of a file, to tell formats by; what is no text of its encoding is replaced."""
+    with path.open("rb") as stream:
+        content = stream.read(size)
+    return content.decode(_encoding_of(content), "replace")
+
+
+def _encoding_of(content: bytes) -> str:
+    return next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
 
 
 def read_json(path: Path) -> Record:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 from xml.etree import ElementTree
 
-from deformable_detr.data.entries import as_number, as_side, read_number
+from deformable_detr.data.entries import as_number, as_side, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
@@ -236,7 +236,15 @@ def _angle(element: ElementTree.Element) -> float | None:
 
 
 def _is_difficult(element: ElementTree.Element) -> bool:
-    return element.findtext("difficult", "0").strip().lower() in ("1", "true")
+    """Its `<difficult>`: 0 or 1, true or false, yes or no; 0 where there is none.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        return read_flag(element.findtext("difficult"))
+    except ValueError as error:
+        raise ValueError(f"{element.findtext('name')!r}: difficult is {error}") from None
 
 
 def _around_turned(name: str, element: ElementTree.Element) -> Box:

@@ -13,7 +13,7 @@ import yaml
 from deformable_detr.data.entries import as_whole, short
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role, walk_files
 from deformable_detr.data.findings import Found, Item
-from deformable_detr.data.images import IMAGE_SUFFIXES
+from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 from deformable_detr.data.layout import (
     ForeignLayout,
     add_box,
@@ -109,7 +109,9 @@ class YoloLayout(ForeignLayout):
                 continue
             parts.setdefault(split_role(key) or key, []).extend(paths)
         keypoints = (0, 0) if settings.get("task") in ("segment", "obb") else _keypoints(settings.get("kpt_shape"), file)
-        return cls(index, file, _class_names(settings["names"], file, found), parts, keypoints, found)
+        names = _class_names(settings["names"], file, found)
+        _check_count(settings.get("nc"), names, f"{file}: `nc`")
+        return cls(index, file, names, parts, keypoints, found)
 
     @classmethod
     def _of_darknet(cls, index: FileIndex, file: Path) -> Self | None:
@@ -120,6 +122,7 @@ class YoloLayout(ForeignLayout):
             return None
         found = Found("")
         names = _listed_names(_resolve(file.parent, index, settings["names"], f"{file}: names", found), found)
+        _check_count(settings.get("classes"), names, f"{file}: `classes`")
         parts: dict[str, list[Path]] = {}
         for key in SPLIT_KEYS:
             if settings.get(key):
@@ -241,11 +244,16 @@ class YoloLayout(ForeignLayout):
         """The images of a .txt list, relative to the list or to the dataset; leading folders that are not there are left out.
 
         That is said, and not done where several names would lead to one image.
+
+        Raises:
+            ValueError: a line that is no path of an image.
         """
         bases = file.parent, self.root
         found = {name: _find_tail(name, bases) for line in read_text(file).splitlines() if (name := slashed(line))}
         counts = Counter(found.values())
         for name, path in found.items():
+            if path is None and PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES:
+                raise ValueError(f"{file}: the line {name[:80]!r} is no path of an image; a list has one path in each line")
             if path is not None and path not in [base / name for base in bases]:
                 if counts[path] > 1:
                     found[name] = None
@@ -299,7 +307,7 @@ def _class_names(names: Any, file: Path, found: Found) -> dict[int, str]:
     """`names` of a data.yaml, a list or a mapping, by class number."""
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if isinstance(names, str) and names not in EMPTY and not names.isdecimal():  # the path of a list, as in darknet
+    if isinstance(names, str) and names not in EMPTY and as_whole(names) is None:  # the path of a list, as in darknet
         path = _find_tail(slashed(names), (file.parent,))
         names = _listed_names(path, found) if path else None
     entries = list(names.items()) if isinstance(names, dict) else []
@@ -309,6 +317,16 @@ def _class_names(names: Any, file: Path, found: Found) -> dict[int, str]:
     if len(known) < len(entries):
         raise ValueError(f"{file}: `names` has a class twice: {', '.join(str(key) for key, _ in entries)}")
     return known
+
+
+def _check_count(count: Any, names: dict[int, str], where: str) -> None:
+    """See that a stated number of classes is that of the names.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if count and count not in EMPTY and as_whole(count) != len(names):
+        raise ValueError(f"{where} is {short(count)}, but there are {len(names)} names of classes; correct one of both")
 
 
 def _listed_names(file: Path, found: Found | None = None) -> dict[int, str]:

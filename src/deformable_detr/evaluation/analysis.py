@@ -119,7 +119,7 @@ def analyze(evaluator: CocoEvaluator, thresholds: Sequence[float] | None = None)
             None: those that maximise F1 on this split.
 
     Raises:
-        ValueError: no image was evaluated, or the number of thresholds is not that of the classes.
+        ValueError: no image was evaluated, the number of thresholds is not that of the classes, or one is not in [0, 1].
     """
     metrics = evaluator.compute()
     images, names = evaluator.images(), evaluator.ground_truth.categories.names
@@ -149,6 +149,8 @@ def _limits(
             raise ValueError(
                 f"{len(thresholds)} thresholds for the {len(columns)} classes of the model: there must be one per class"
             )
+        if wrong := [threshold for threshold in thresholds if not 0 <= threshold <= 1]:
+            raise ValueError(f"thresholds must lie in [0, 1], not {wrong[0]}")
         for column, threshold in zip(columns, thresholds, strict=True):
             if column is not None:
                 limits[column] = threshold

@@ -83,6 +83,7 @@ class CocoEvaluator:
         Raises:
             ValueError: an image without id or unknown to the annotation file, labels beyond the classes, or not one score,
                 label and box for each detection.
+            TypeError: `scores`, `labels` or `boxes` are missing, or no tensors.
             FloatingPointError: scores or boxes with NaN or infinity.
         """
         ids = [image.image_id if isinstance(image, Target) else image for image in images]
@@ -159,7 +160,12 @@ class CocoEvaluator:
         return replace(metrics, per_class=per_class, thresholds=of_labels)
 
     def _detections_of(self, image_id: ImageId, result: Mapping[str, Tensor]) -> ImageDetections:
-        found = {name: result[name].detach().cpu() for name in ("scores", "labels", "boxes")}
+        given = {name: result.get(name) for name in ("scores", "labels", "boxes")}
+        found: dict[str, Tensor] = {}
+        for name, tensor in given.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"image {image_id!r}: {name!r} of its detections must be a tensor, not {type(tensor).__name__}")
+            found[name] = tensor.detach().cpu()
         shapes = {name: list(tensor.shape) for name, tensor in found.items()}
         count = shapes["scores"][:1]
         if shapes != {"scores": count, "labels": count, "boxes": [*count, 4]}:

@@ -1,6 +1,7 @@
 """Run a model over a split and measure how good its detections are."""
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.precision import Precision, autocast
+from deformable_detr.schema import plain_numbers
 from deformable_detr.structures import ImageBatch, Target
 
 
@@ -56,6 +58,7 @@ def evaluate(
     Raises:
         ValueError: an unknown precision, images without size or unknown to the file, categories that do not fit, no images, or
             `results_file` holds annotations.
+        TypeError: `top_k` or `nms_iou` is no number.
         FileNotFoundError: no annotation file.
     """
     evaluator = detect(
@@ -89,6 +92,8 @@ def detect(
     progress: Callable[[int], None] | None = None,
 ) -> CocoEvaluator:
     """The first half of :func:`evaluate`, with the same arguments: the detections of all processes beside the ground truth."""
+    (top_k,) = plain_numbers("a whole number", Integral, int, top_k=top_k)
+    (nms_iou,) = plain_numbers("a number", Real, float, nms_iou=nms_iou)
     check_no_annotations(results_file)
     evaluator = CocoEvaluator(annotations, categories, match_by)
     device = torch.device(device) if device is not None else _device_of(model)

@@ -19,8 +19,8 @@ from deformable_detr.export.openvino import save_openvino
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
 from deformable_detr.export.preprocessing import assert_preparation, put_in_front
 from deformable_detr.export.sessions import SESSIONS, SUFFIXES, Session
-from deformable_detr.inference.predictor import plain_numbers
 from deformable_detr.model import DeformableDETR
+from deformable_detr.schema import plain_numbers
 from deformable_detr.structures import ImageBatch
 
 

@@ -32,6 +32,7 @@ from deformable_detr.ops.cpu import use_one_core_here
 from deformable_detr.pipeline import ordered_map
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.precision import Precision
+from deformable_detr.schema import plain_numbers
 from deformable_detr.structures import ImageBatch
 
 logger = logging.getLogger(__name__)
@@ -387,27 +388,6 @@ class _Prepared:
     source: InputImage
     pixels: Tensor  # [3, H, W] uint8, as read
     image: Tensor  # [3, h, w] float, resized and normalised
-
-
-def plain_numbers(expected: str, kind: type, plain: type, **options: Any) -> list[Any]:
-    """See that options have the type that their names say.
-
-    Args:
-        expected: what they should be, for the message.
-        kind: `Integral` or `Real`.
-        plain: Python's own type of it. NumPy's numbers overflow where sums of them go on, and a Fraction is no number to torch.
-        options: by name.
-
-    Returns:
-        Their values as `plain`, None where they are None.
-
-    Raises:
-        TypeError: one that is not None is of another type; True is no number here.
-    """
-    for name, value in options.items():
-        if value is not None and (isinstance(value, (bool, np.bool_)) or not isinstance(value, kind)):
-            raise TypeError(f"{name} must be {expected}, not {value!r}")
-    return [None if value is None else plain(value) for value in options.values()]
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

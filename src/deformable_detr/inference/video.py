@@ -17,10 +17,11 @@ import numpy as np
 import supervision as sv
 
 from deformable_detr.data.images import IMAGE_SUFFIXES
-from deformable_detr.inference.predictor import Predictor, plain_numbers
+from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.inference.tracking import Tracker
 from deformable_detr.inference.video_readers import CameraReader, FileReader, Reader, is_address
+from deformable_detr.schema import plain_numbers
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -58,7 +59,7 @@ class Video:
     """
 
     def __init__(self, source: str | Path) -> None:
-        self.name = str(source)
+        self.name, self._closed = str(source), False
         camera = is_camera(self.name)
         if not camera and not is_address(self.name) and not Path(self.name).is_file():
             raise FileNotFoundError(f"no such video: {self.name}")
@@ -75,6 +76,7 @@ class Video:
 
     def __exit__(self, *error: object) -> None:
         self._reader.close()
+        self._closed = True
 
     def frames(self, every: int = 1) -> Iterator[tuple[int, float, np.ndarray]]:
         """Index, seconds since the first frame, and pixels `[H, W, 3]` uint8 RGB of every `every`-th frame.
@@ -83,8 +85,10 @@ class Video:
         (as at the joints of joined streams), time goes on at the average rate.
 
         Raises:
-            ValueError: not one frame can be decoded.
+            ValueError: not one frame can be decoded, or the video has been closed.
         """
+        if self._closed:
+            raise ValueError(f"{self.name}: this video has been closed; open it again")
         index, began, shift, seconds = 0, time.monotonic(), 0.0, 0.0
         for stamp, pixels in self._reader.moments():
             earliest = seconds + 1 / self.fps if index else 0.0
