@@ -179,7 +179,8 @@ def test_ema_in_the_same_state_dict(make_model, tmp_path):
 )
 def test_frameworks_that_save_the_average_as_the_model(other, more, make_model, tmp_path):
     weights = make_model("one-stage").state_dict()
-    content = {"state_dict": shifted(weights, 1.0), other: prefixed(weights, "module."), **more}
+    counted = {"steps": torch.tensor(100)} if other == "ema_state_dict" else {}
+    content = {"state_dict": shifted(weights, 1.0), other: prefixed(weights, "module.") | counted, **more}
     loaded = load(content, tmp_path)  # what their own code would load
     assert torch.equal(embedding(loaded), weights["flatten.level_embed"] + 1)
     assert "read: the EMA weights under state_dict" in loaded.report.notes

@@ -11,7 +11,7 @@ from torch import Tensor
 from deformable_detr.checkpoints.prediction_heads import count
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors
-from deformable_detr.checkpoints.weights import Weights
+from deformable_detr.checkpoints.weights import UPDATES, Weights
 from deformable_detr.config import Metadata
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
@@ -109,7 +109,7 @@ def read(file: TensorFile) -> Weights:
     Raises:
         ValueError: the header is not what we write.
     """
-    tensors = {name: tensor for name, tensor in file.tensors.items() if name != "n_averaged"}  # a counter of AveragedModel
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name not in UPDATES}
     weights = Weights(tensors, Report(NAME), {name: name for name in tensors})
     if file.header.get("format") == FORMAT:
         try:

@@ -58,8 +58,12 @@ class Weights:
         return self.tensors.pop(name)
 
 
+UPDATES = ("n_averaged", "steps")
+"""What counts the updates of EMA weights among them: in PyTorch's AveragedModel, in mmengine's."""
+
 _IGNORED = re.compile(
-    r"(criterion\.|ema_\w+$)|.*(num_batches_tracked|total_ops|total_params|n_averaged|pixel_mean|pixel_std|relative_position_index)$"
+    r"(criterion\.|ema_\w+$)|.*(num_batches_tracked|total_ops|total_params|pixel_mean|pixel_std|relative_position_index|"
+    rf"{'|'.join(UPDATES)})$"
 )
 """Counters, buffers of losses, normalisation and windows, and mmcv's copies of weights: tensors that are no weights."""
 
