@@ -146,6 +146,30 @@ def as_bytes(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_orientation_of_tiffs(tmp_path, orientation):
+    """Of every form that Pillow or OpenCV reads in its own way: each turns some of them by itself."""
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    plain, turned = tmp_path / "plain.tif", tmp_path / "turned.tif"
+    for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK"):
+        image = Image.fromarray(values, "CMYK") if mode == "CMYK" else Image.fromarray(values[:, :, :3]).convert(mode)
+        image.save(plain)
+        image.save(turned, tiffinfo={0x0112: orientation})
+        expected = UPRIGHT[orientation](as_hwc(read_image(plain)))
+        np.testing.assert_array_equal(as_hwc(read_image(turned)), expected, err_msg=mode)
+        with Image.open(turned) as opened:
+            np.testing.assert_array_equal(as_hwc(read_image(opened)), expected, err_msg=mode)
+            assert opened.filename == str(turned)
+        np.testing.assert_array_equal(as_hwc(read_image(turned.read_bytes())), expected, err_msg=mode)
+    for channels, bit_depth in ((1, 12), (1, 16), (3, 12), (3, 16)):
+        wide = np.random.default_rng(0).integers(0, 1 << bit_depth, (5, 7, channels), dtype=np.uint16)
+        turned.write_bytes(tiff(wide, photometric=2 if channels == 3 else 1, orientation=orientation))
+        expected = UPRIGHT[orientation]((wide >> (bit_depth - 8)).repeat(3 // channels, axis=2))
+        for source in (turned, turned.read_bytes()):
+            np.testing.assert_array_equal(as_hwc(read_image(source, bit_depth=bit_depth)), expected)
+        assert read_size(turned) == expected.shape[:2]
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_decoding_is_reading(tmp_path, orientation):
     exif = Image.Exif()
@@ -215,15 +239,24 @@ def test_bit_depth(tmp_path, suffix):
     assert torch.equal(read_image(eight, bit_depth=10), read_image(eight))  # 8 bits stay
 
 
-def tiff(values, *, photometric, planes=1):
+def tiff(values, *, photometric, planes=1, orientation=1):
     """An uncompressed TIFF of uint16 `[H, W, C]`, little-endian, written by hand: Pillow writes neither of the two forms."""
     height, width, channels = values.shape
     strips = [values.tobytes()] if planes == 1 else [plane.tobytes() for plane in np.ascontiguousarray(values.transpose(2, 0, 1))]
-    after = 8 + 2 + 9 * 12 + 4
+    after = 8 + 2 + 10 * 12 + 4
     lists = struct.pack(f"<{channels}H", *[16] * channels) if channels > 2 else b""
     starts = [after + len(lists) + 8 * len(strips) + sum(len(strip) for strip in strips[:index]) for index in range(len(strips))]
     sizes = [len(strip) for strip in strips]
-    whole = {256: width, 257: height, 258: after if lists else 16, 262: photometric, 277: channels, 278: height, 284: planes}
+    whole = {
+        256: width,
+        257: height,
+        258: after if lists else 16,
+        262: photometric,
+        274: orientation,
+        277: channels,
+        278: height,
+        284: planes,
+    }
     whole[273], whole[279] = (starts[0], sizes[0]) if len(strips) == 1 else (after + len(lists), after + len(lists) + 12)
     counts = {258: channels, 273: len(strips), 279: len(strips)}
     entries = b"".join(

@@ -87,9 +87,10 @@ def of_pil(image: Image.Image, name: str, *, upright: bool = True, bit_depth: in
     elif image.mode == "F":
         raise ImageError(f"{name}: 32-bit float pixels have no natural 8-bit form; save the image with 8 or 16 bits per channel")
     else:
+        _load(image)
         straight = STRAIGHT_ALPHA.get(image.mode)
         pixels = np.array((image.convert(straight) if straight else image).convert("RGB"))
-    if upright and (turn := UPRIGHT.get(read_orientation(image))) is not None:
+    if upright and (turn := UPRIGHT.get(left_to_turn(image))) is not None:
         pixels = np.array(Image.fromarray(pixels).transpose(turn))
     return _channels_first(pixels)
 
@@ -131,7 +132,9 @@ def scale_to_8_bits(values: np.ndarray, bit_depth: int) -> np.ndarray:
 
 
 def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> np.ndarray | None:
-    """The pixels of an image of more than 8 bits per channel: `[H, W]` or `[H, W, 3]` RGB, unsigned, stored orientation; else None.
+    """The pixels of an image of more than 8 bits per channel: `[H, W]` or `[H, W, 3]` RGB, unsigned; else None.
+
+    They are in stored orientation, but for TIFFs, which Pillow and OpenCV turn.
 
     Args:
         image: opened; its pixels are loaded here.
@@ -142,6 +145,7 @@ def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> 
         ImageError: values below 0 or above 65535, as signed TIFFs and those of 32 bits have.
     """
     if image.mode.startswith("I"):  # "I;16", "I;16B", and "I": 16 bits in 32, or signed ones, or more
+        _load(image)  # an array of an image that is not loaded has the shape from before it is turned
         values = np.asarray(image).astype(np.int64)
         low, high = int(values.min(initial=0)), int(values.max(initial=0))
         if low < 0 or high > 65535:
@@ -156,6 +160,23 @@ def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> 
     if found is None or found.dtype != np.uint16 or image.mode not in COLOUR_MODES:
         return None
     return found if found.ndim == 2 else found[:, :, 2::-1]  # BGR or BGRA → RGB
+
+
+def _load(image: Image.Image) -> None:
+    """Load the pixels.
+
+    Pillow 12 maps the file of an uncompressed TIFF into memory, with the width that the image has when it is turned: garbled,
+    where that is another one. The file of an image without a name is read.
+    """
+    name = getattr(image, "filename", "")
+    if image.format != "TIFF" or not name:
+        image.load()
+        return
+    image.filename = ""  # pyright: ignore[reportAttributeAccessIssue] (a TIFF has it)
+    try:
+        image.load()
+    finally:
+        image.filename = name  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def has_wide_colour(image: Image.Image) -> bool:
@@ -223,7 +244,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def left_to_turn(image: Image.Image) -> int:
-    """The same of an image whose header alone is read; 1 for TIFFs, whose pixels and size Pillow turns by itself."""
+    """The same, where it is left to do: 1 for TIFFs, whose pixels and size are turned as they are read."""
     return 1 if image.format == "TIFF" else read_orientation(image)
 
 
