@@ -144,3 +144,18 @@ def test_thresholds_of_the_model_where_none_is_asked_for(batcher, predictor, ima
         assert (answers[0].class_id == 2).sum() == 10 and 1 in answers[1].class_id
     finally:
         predictor.model.metadata = metadata
+
+
+def test_the_best_are_chosen_before_the_thresholds_of_their_classes(batcher, predictor, images):
+    best = int(predictor.predict(images[0], 0.0, top_k=1).class_id[0])
+    metadata = predictor.model.metadata
+    try:
+        predictor.model.metadata = replace(metadata, thresholds=tuple(float(label == best) for label in range(3)))
+        settings = [{"threshold": None, "top_k": 1}, {"threshold": 0.0, "top_k": 30}, {"threshold": None, "top_k": 30}]
+        futures = [submit(batcher, as_tensor(images[0]), **chosen) for chosen in settings]
+        answers = [future.result(30).detections for future in futures]
+        for chosen, answer in zip(settings, answers, strict=True):
+            assert_same(answer, predictor.predict(images[0], **chosen))
+    finally:
+        predictor.model.metadata = metadata
+    assert [len(answer) for answer in answers] == [0, 30, 20]  # ten queries, three classes

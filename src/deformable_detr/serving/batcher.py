@@ -175,8 +175,9 @@ class Batcher:
         return [self._chosen(job, result.detections) for job, result in zip(jobs, results, strict=True)]
 
     def _chosen(self, job: _Job, detections: sv.Detections) -> sv.Detections:
+        """As the predictor does: the best of the classes, and of these those from the thresholds on."""
         limits = self.predictor.score_limits(job.threshold).numpy()
-        keep = np.asarray(detections.confidence) >= limits[detections.class_id]
-        if job.classes is not None:
-            keep &= np.isin(detections.data["class_name"], job.classes)
-        return detections[np.flatnonzero(keep)[: job.top_k]]  # pyright: ignore[reportReturnType]
+        wanted = job.classes is None or np.isin(detections.data["class_name"], job.classes)
+        best = np.flatnonzero(np.broadcast_to(wanted, len(detections)))[: job.top_k]
+        found: sv.Detections = detections[best]  # pyright: ignore[reportAssignmentType]
+        return found[np.asarray(found.confidence) >= limits[found.class_id]]  # pyright: ignore[reportReturnType]
