@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from faster_coco_eval.core import mask
 
-from deformable_detr.data.annotation_reader import read_annotation_file
+from deformable_detr.data.annotation_reader import parse_record, read_annotation_file
 from deformable_detr.data.entries import as_box, as_flag, as_id, as_side, as_whole, box_of_segmentation, read_number
 
 
@@ -143,3 +143,16 @@ def test_what_is_no_annotation_file(text, tmp_path):
     (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=r"a\.json: "):
         read_annotation_file(tmp_path / "a.json").check()
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_whole_numbers_beyond_floats(place, tmp_path):
+    """JSON has no largest whole number."""
+    box = [1, 2, 3, 4]
+    box[place] = 10**400
+    entry = {"id": 10**400, "image_id": 1, "category_id": 1, "bbox": box, "area": 10**400}
+    record = {"images": [{"id": 1, "file_name": "a"}], "annotations": [entry], "categories": [{"id": 1, "name": "cat"}]}
+    found = parse_record(record, tmp_path / "a.json")
+    assert len(found.boxes) == 0 and "box-malformed" in found.found.items
+    entry["bbox"] = [1, 2, 3, 4]
+    assert parse_record(record, tmp_path / "a.json").areas.tolist() == [12]

@@ -149,6 +149,16 @@ def test_images_found_under_another_name(written, lies, said, tmp_path):
     assert ("image-renamed" in codes(tmp_path)) == said
 
 
+@pytest.mark.parametrize("name", ["'q'.png", '"q.png', " a.png", "back\\slash.png", "a\nb.png", "50%.png", "a%20b.png"])
+def test_names_as_they_are(name, tmp_path):
+    """A file that has exactly the annotated name is meant, whatever letters that name has."""
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "train" / name)
+    (tmp_path / "train.json").write_text(coco(name))
+    assert contents(tmp_path, "train") == {f"train/{name}": BOX}
+    assert codes(tmp_path) == set()
+
+
 def test_what_is_not_unique_is_not_guessed(tmp_path):
     lay(tmp_path, "images/a/1.png", "images/b/1.png", "images/2.png", text={"all.json": coco("x/1.png", "u/2.png", "v/2.png")})
     found = open_dataset(tmp_path).own("all")

@@ -310,7 +310,7 @@ def _is_box(box: Any) -> bool:
         return False
     left, top, width, height = box
     try:
-        return math.isfinite(left) and math.isfinite(top) and 0 <= width < math.inf and 0 <= height < math.inf
+        return math.isfinite(left) and math.isfinite(top) and 0 <= width < 1e300 and 0 <= height < 1e300  # whole ones have no end
     except OverflowError:  # a whole number beyond floats
         return False
 

@@ -133,7 +133,7 @@ class FileIndex:
         paths, elsewhere, reasons = [], {}, {}
         nowhere = folders[0] if folders else self.root
         for index, name in enumerate(names):
-            path = self.find_exactly(slashed(name), folders)
+            path = self.find_exactly(name, folders) or self.find_exactly(slashed(name), folders)
             paths.append(path or os.path.join(nowhere, slashed(name)))  # noqa: PTH118
             if path is None:
                 elsewhere[index] = name
