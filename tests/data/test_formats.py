@@ -193,7 +193,17 @@ BNDBOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndb
 
 @pytest.mark.parametrize(
     ("written", "difficult"),
-    [("1", True), ("true", True), (" Yes ", True), ("0", False), ("False", False), ("no", False), ("", False), (None, False)],
+    [
+        ("Unspecified", False),
+        ("1", True),
+        ("true", True),
+        (" Yes ", True),
+        ("0", False),
+        ("False", False),
+        ("no", False),
+        ("", False),
+        (None, False),
+    ],
 )
 def test_difficult_objects(written, difficult, small_image, tmp_path):
     small_image(tmp_path / "a.png")

@@ -236,13 +236,14 @@ def _angle(element: ElementTree.Element) -> float | None:
 
 
 def _is_difficult(element: ElementTree.Element) -> bool:
-    """Its `<difficult>`: 0 or 1, true or false, yes or no; 0 where there is none.
+    """Its `<difficult>`: 0 or 1, true or false, yes or no; 0 where there is none, or `Unspecified` as poses are.
 
     Raises:
         ValueError: anything else.
     """
+    given = element.findtext("difficult")
     try:
-        return read_flag(element.findtext("difficult"))
+        return (given or "").strip().lower() != "unspecified" and read_flag(given)
     except ValueError as error:
         raise ValueError(f"{element.findtext('name')!r}: difficult is {error}") from None
 
