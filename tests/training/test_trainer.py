@@ -210,7 +210,7 @@ def test_numbers_that_make_no_sense(config: RunConfig, tmp_path: Path, name: str
 
 @pytest.fixture(scope="module")
 def learned(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    """Four images, listed 20 times for training and once for the evaluation; no augmentation."""
+    """Four images, listed 20 times for training and once for the evaluation, there with boxes a fifth narrower; no augmentation."""
     from .conftest import write_split
 
     root = tmp_path_factory.mktemp("learned")
@@ -218,8 +218,10 @@ def learned(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Trai
     shutil.copytree(root / "data" / "train", root / "data" / "val")
     annotations = root / "data" / "annotations"
     record = json.loads((annotations / "instances_train.json").read_text())
-    (annotations / "instances_val.json").write_text(json.dumps(record))
     (annotations / "instances_train.json").write_text(json.dumps(repeated(record, 20)))
+    for box in record["annotations"]:
+        box["bbox"][2] *= 0.8
+    (annotations / "instances_val.json").write_text(json.dumps(record))
     run = replace(
         config,
         dataset=str(root / "data"),
@@ -254,7 +256,7 @@ def test_progress_is_told_to_who_watches(learned: TrainResult) -> None:
 
 
 def test_four_images_are_learned_by_heart(learned: TrainResult) -> None:
-    """Evaluated on the images it trains on, a detector without augmentation gets everything right."""
+    """Evaluated on the images it trains on, a detector without augmentation finds everything."""
     last = [record for record in RunFolder(learned.output_dir).read_log() if record["kind"] == "train"][-1]
     assert last["loss_class"] < 0.02
     assert last["loss_bbox"] < 0.05
@@ -268,7 +270,7 @@ def test_the_numbers_are_those_of_the_plain_network(learned: TrainResult) -> Non
     network = load_pretrained(learned.last_weights)
     dataset = build_dataset(config.dataset, "val", config.data, training=False)
     plain = evaluate(network, build_loader(dataset, batch_size=4, training=False), dataset.categories, dataset.annotation_file)
-    assert plain.ap < 1  # not everything is right to the last pixel, so that a difference would show
+    assert plain.ap < 0.9  # boxes with an IoU of .8 do not count at .85 and above, so a difference would show
     numbers = {name: value for name, value in plain.to_dict().items() if isinstance(value, float)}
     assert {"ap", "ap50", "ap75", "ar_1", "ar_100"} <= numbers.keys()
     assert {name: learned.metrics[name] for name in numbers} == pytest.approx(numbers, abs=1e-4)
