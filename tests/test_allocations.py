@@ -53,6 +53,18 @@ torch.empty_like(x)
     assert unnamed(code) == [2, 3, 4]
 
 
+def test_images_and_boxes_of_torchvision_name_their_device():
+    """Made of a tensor, they move it to the default device."""
+    calls = [
+        (path.name, node)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tv_tensors.Image", "tv_tensors.BoundingBoxes")
+    ]
+    assert len(calls) > 1
+    assert [(name, node.lineno) for name, node in calls if "device" not in {keyword.arg for keyword in node.keywords}] == []
+
+
 @pytest.mark.parametrize("call", ["torch.FloatTensor(", "torch.Tensor(", ".set_default_"])
 def test_no_older_way_around_it(call):
     assert [str(path) for path in sorted(PACKAGE.rglob("*.py")) if call in path.read_text()] == []

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.data.augmentations import HueJitter
 from deformable_detr.data.transforms import (
     DetectionTransform,
     RandomSizeCrop,
@@ -85,6 +86,23 @@ def test_flips_and_transpose_carry_the_boxes():
         )
         found = torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top))
         torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_the_default_device_has_no_say():
+    pixels = torch.arange(3 * 6 * 8, dtype=torch.uint8).reshape(3, 6, 8)
+    target = Target(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([0]))
+    train = DetectionTransform(RandomTranspose(1.0), HueJitter(0.25))
+    predict = eval_transform(6, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    torch.manual_seed(0)
+    expected = train(pixels, target), predict(pixels)[0]
+    torch.manual_seed(0)
+    torch.set_default_device("meta")
+    try:
+        found = train(pixels, target), predict(pixels)[0]
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found[1], expected[1]) and torch.equal(found[0][0], expected[0][0])
+    assert torch.equal(found[0][1].boxes, expected[0][1].boxes)
 
 
 def test_crop_clips_boxes_and_removes_what_is_outside(monkeypatch):

@@ -64,7 +64,8 @@ class HueJitter(v2.Transform):
             return inpt
         hsv = cv2.cvtColor(inpt.permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2HSV_FULL)
         hsv[:, :, 0] += np.uint8(params["shift"] % 256)  # wraps around, as the circle does
-        return tv_tensors.Image(torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)).permute(2, 0, 1))
+        turned = torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)).permute(2, 0, 1)
+        return tv_tensors.wrap(turned, like=inpt)  # pyright: ignore[reportCallIssue]
 
 
 class ScaleJitter(v2.Transform):

@@ -111,11 +111,16 @@ class DetectionTransform:
             The image `[3, h, w]` float, and the target with boxes in [0, 1] of the new image's size.
         """
         if target is None:
-            return self.steps(tv_tensors.Image(image)).as_subclass(Tensor), None
+            return self.steps(tv_tensors.Image(image, device=image.device)).as_subclass(Tensor), None
         size = image.shape[-2:]
         pixel_boxes = cxcywh_to_xyxy(target.boxes) * pixels_of(size)
-        boxes = tv_tensors.BoundingBoxes(pixel_boxes.reshape(-1, 4), format="XYXY", canvas_size=tuple(size))  # type: ignore[arg-type]
-        image, boxes = self.steps(tv_tensors.Image(image), boxes)
+        boxes = tv_tensors.BoundingBoxes(
+            pixel_boxes.reshape(-1, 4),
+            format="XYXY",  # type: ignore[arg-type]
+            canvas_size=tuple(size),  # type: ignore[arg-type]
+            device=pixel_boxes.device,
+        )
+        image, boxes = self.steps(tv_tensors.Image(image, device=image.device), boxes)
         scale = pixels_of(image.shape[-2:])
         clipped = boxes.as_subclass(Tensor).clamp(min=0).minimum(scale)  # [T, 4]
         keep = ((clipped[:, 2:] - clipped[:, :2]) > SMALLEST_SIDE).all(dim=1)
@@ -211,5 +216,5 @@ class RandomTranspose(v2.Transform):
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             height, width = inpt.canvas_size
             swapped = inpt.as_subclass(Tensor)[:, [1, 0, 3, 2]]
-            return tv_tensors.BoundingBoxes(swapped, format=inpt.format, canvas_size=(width, height))  # type: ignore[call-overload]
-        return tv_tensors.Image(inpt.as_subclass(Tensor).transpose(-1, -2))
+            return tv_tensors.wrap(swapped, like=inpt, canvas_size=(width, height))  # pyright: ignore[reportCallIssue]
+        return tv_tensors.wrap(inpt.as_subclass(Tensor).transpose(-1, -2), like=inpt)  # pyright: ignore[reportCallIssue]
