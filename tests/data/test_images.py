@@ -146,6 +146,10 @@ def as_bytes(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
+def whole(image):
+    return image.read((0, 0, image.size[1], image.size[0]))
+
+
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_orientation_of_tiffs(tmp_path, orientation):
     """Of every form that Pillow or OpenCV reads in its own way: each turns some of them by itself."""
@@ -160,6 +164,7 @@ def test_orientation_of_tiffs(tmp_path, orientation):
         with Image.open(turned) as opened:
             np.testing.assert_array_equal(as_hwc(read_image(opened)), expected, err_msg=mode)
             assert opened.filename == str(turned)
+        np.testing.assert_array_equal(as_hwc(whole(PillowImage(turned, 16))), expected, err_msg=mode)
         np.testing.assert_array_equal(as_hwc(read_image(turned.read_bytes())), expected, err_msg=mode)
     for channels, bit_depth in ((1, 12), (1, 16), (3, 12), (3, 16)):
         wide = np.random.default_rng(0).integers(0, 1 << bit_depth, (5, 7, channels), dtype=np.uint16)
@@ -167,6 +172,8 @@ def test_orientation_of_tiffs(tmp_path, orientation):
         expected = UPRIGHT[orientation]((wide >> (bit_depth - 8)).repeat(3 // channels, axis=2))
         for source in (turned, turned.read_bytes()):
             np.testing.assert_array_equal(as_hwc(read_image(source, bit_depth=bit_depth)), expected)
+        if channels == 1 or bit_depth == 16:
+            np.testing.assert_array_equal(as_hwc(whole(PillowImage(turned, bit_depth))), expected)
         assert read_size(turned) == expected.shape[:2]
 
 

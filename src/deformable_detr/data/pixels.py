@@ -15,6 +15,7 @@ __all__ = [
     "ImageTooLargeError",
     "check_planes",
     "left_to_turn",
+    "load",
     "needs_file",
     "of_array",
     "of_pil",
@@ -87,7 +88,7 @@ def of_pil(image: Image.Image, name: str, *, upright: bool = True, bit_depth: in
     elif image.mode == "F":
         raise ImageError(f"{name}: 32-bit float pixels have no natural 8-bit form; save the image with 8 or 16 bits per channel")
     else:
-        _load(image)
+        load(image)
         straight = STRAIGHT_ALPHA.get(image.mode)
         pixels = np.array((image.convert(straight) if straight else image).convert("RGB"))
     if upright and (turn := UPRIGHT.get(left_to_turn(image))) is not None:
@@ -145,7 +146,7 @@ def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> 
         ImageError: values below 0 or above 65535, as signed TIFFs and those of 32 bits have.
     """
     if image.mode.startswith("I"):  # "I;16", "I;16B", and "I": 16 bits in 32, or signed ones, or more
-        _load(image)  # an array of an image that is not loaded has the shape from before it is turned
+        load(image)  # an array of an image that is not loaded has the shape from before it is turned
         values = np.asarray(image).astype(np.int64)
         low, high = int(values.min(initial=0)), int(values.max(initial=0))
         if low < 0 or high > 65535:
@@ -162,8 +163,8 @@ def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> 
     return found if found.ndim == 2 else found[:, :, 2::-1]  # BGR or BGRA → RGB
 
 
-def _load(image: Image.Image) -> None:
-    """Load the pixels.
+def load(image: Image.Image) -> None:
+    """Load the pixels of a PIL image.
 
     Pillow 12 maps the file of an uncompressed TIFF into memory, with the width that the image has when it is turned: garbled,
     where that is another one. The file of an image without a name is read.
@@ -182,7 +183,8 @@ def _load(image: Image.Image) -> None:
 def has_wide_colour(image: Image.Image) -> bool:
     """Whether an image that is opened and not loaded has colour of 16 bits per channel, of which Pillow would keep 8."""
     tiles = getattr(image, "tile", ())
-    return any(";16" in str(tile.args) for tile in tiles) or _range_of_ppm(image) == 65535
+    wide = any(";16" in str(tile.args) for tile in tiles) or _range_of_ppm(image) == 65535
+    return wide and not image.mode.startswith("I")  # grey, of which Pillow keeps all
 
 
 def check_planes(image: Image.Image, name: str, bit_depth: int = 16) -> None:

@@ -13,7 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deformable_detr.data.pixels import UPRIGHT, ImageError, ImageTooLargeError, check_planes, needs_file, of_pil, read_orientation
+from deformable_detr.data.pixels import (
+    UPRIGHT,
+    ImageError,
+    ImageTooLargeError,
+    check_planes,
+    load,
+    needs_file,
+    of_pil,
+    read_orientation,
+)
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image
 
@@ -137,7 +146,7 @@ class PillowImage:
         check_planes(image, str(self._path), self._bit_depth)
         if needs_file(image, self._bit_depth):  # of which windows would know nothing
             raise ImageError(f'{self._path}: 16 bits in this form are read by windows after pip install "deformable-detr[large]"')
-        image.load()
+        load(image)
         turn = UPRIGHT.get(read_orientation(image))
         return image if turn is None else image.transpose(turn)
 
