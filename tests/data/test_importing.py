@@ -344,6 +344,7 @@ def test_what_the_readers_do_not_guess(images, tmp_path):
     fails(
         "via.json", region({"name": "point", "cx": 1, "cy": 1}, label="car"), r"via\.json: a region of the shape 'point' has no box"
     )
+    fails("1.json", labelme("1.png", RECTANGLE).replace("40", "null"), r"1\.json: imageHeight and imageWidth are no size")
     crowd = json.dumps([{"name": "1.png", "labels": [{"category": "car", "box2d": {"x1": 1, "y1": 1, "x2": 2, "y2": 2}}]}])
     fails("bdd.json", crowd.replace('"car"', '"car", "attributes": {"crowd": "many"}'), "'many' is neither yes .1, true. nor no")
     fails("via.json", region({"name": "rect"}, a="x", b="y"), "which of the attributes a, b is the class")

@@ -183,6 +183,8 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
         if kind == "LabelMe":
             record = read_json(file)
             named, size = slashed(str(record["imagePath"])), image_size(record.get("imageHeight"), record.get("imageWidth"))
+            if size is None:
+                raise ValueError("imageHeight and imageWidth are no size of an image")
             if left_out := sorted({str(shape.get("shape_type")) for shape in record["shapes"]} - {"rectangle", "polygon"}):
                 raise ValueError(f"shapes of the type {', '.join(left_out)} are not read; make rectangles or polygons of them")
             for number in (number for shape in record["shapes"] for point in shape["points"] for number in point):
