@@ -329,6 +329,39 @@ TABLE = "filename,width,height,class,xmin,ymin,xmax,ymax"
 RECT = {"name": "rect", "x": 5, "y": 6, "width": 20, "height": 10}
 
 
+def bitmap(data):
+    thing = {"classTitle": "car", "bitmap": {"data": base64.b64encode(data).decode(), "origin": [0, 0]}}
+    return json.dumps({"size": {"height": 20, "width": 40}, "tags": [], "objects": [thing]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", f'{TABLE}\n1.png,40,20,"5 inches{"x," * 70000}', r"t\.csv: field larger than field limit"),
+        ("b.csv", '1.png,5,6,25,16,"car\n2.png,5,6,25,16,car\n', r"b\.csv: unexpected end of data"),
+        ("a.csv", "1.png,5,6,25,16,K\xe4fer\n".encode("latin-1"), r"^[^:]*a\.csv: not UTF-8 text"),
+        (
+            "c.xml",
+            '<annotations><image name="1.png"><polygon label="car" points=";"/></image></annotations>',
+            r"c\.xml: an outline without points",
+        ),
+        ("default.json", datumaro(("2.png",))[1].replace("[]", "null"), r"default\.json: .* not of the form that Datumaro has"),
+        (
+            "studio.json",
+            json.dumps([{"id": 1, "data": {"image": "1.png"}, "annotations": [], "predictions": []}]),
+            "no image is annotated in its 1 files of the format Label Studio JSON",
+        ),
+        ("1.png.json", bitmap(b"no zlib"), r"1\.png\.json: a bitmap is damaged"),
+        ("1.png.json", bitmap(zlib.compress(b"no image")), r"1\.png\.json: a bitmap: not an image"),
+    ],
+)
+def test_damaged_files_are_named(images, tmp_path, name, text, message):
+    (images / "train" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        convert_dataset(images, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_the_readers_do_not_guess(images, tmp_path):
     def fails(name, text, message):
         (images / "train" / name).write_text(text)

@@ -1,7 +1,6 @@
 """Readers for `doctor --convert` of what platforms and large datasets have: CVAT, Label Studio, Supervisely, BDD100K, DOTA …"""
 
 import base64
-import io
 import json
 import math
 import re
@@ -10,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
-
-from PIL import Image
 
 from deformable_detr.data.entries import as_number, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex
@@ -26,7 +23,7 @@ from deformable_detr.data.foreign_readers import (
     image_size,
     turned,
 )
-from deformable_detr.data.images import IMAGE_SUFFIXES
+from deformable_detr.data.images import IMAGE_SUFFIXES, open_image
 from deformable_detr.data.text import read_text
 
 __all__ = ["PLATFORM_READERS"]
@@ -185,7 +182,11 @@ def _read_supervisely(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
 
 def _supervisely_box(thing: dict[str, Any]) -> Box:
     if thing.get("bitmap"):
-        with Image.open(io.BytesIO(zlib.decompress(base64.b64decode(thing["bitmap"]["data"])))) as mask:
+        try:
+            content = zlib.decompress(base64.b64decode(thing["bitmap"]["data"]))
+        except zlib.error as error:
+            raise ValueError(f"a bitmap is damaged ({error})") from None
+        with open_image(content, "a bitmap") as mask:
             left, top = thing["bitmap"]["origin"]
             return from_xywh([left, top, *mask.size])
     if thing.get("angle"):

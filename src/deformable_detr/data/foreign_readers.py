@@ -78,6 +78,8 @@ def from_xywh(box: Sequence[Any]) -> Box:
 def around(xs: Sequence[Any], ys: Sequence[Any]) -> Box:
     """The bounding box of points."""
     xs, ys = list(map(read_number, xs)), list(map(read_number, ys))
+    if not xs or not ys:
+        raise ValueError("an outline without points")
     return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -214,7 +216,7 @@ def _read_table(
     """A CSV file with a box in each row: columns of the image and the class, and xmin, ymin, xmax, ymax in any case."""
 
     def read(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
-        rows = csv.DictReader(read_text(file).splitlines())
+        rows = csv.DictReader(read_text(file).splitlines(), strict=True)
         names = names_of(index) if names_of else {}
         for given in rows:
             if None in (*given, *given.values()):
@@ -230,7 +232,7 @@ def _read_table(
 
 def _read_retinanet(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """Rows `path,x1,y1,x2,y2,class` without a head; an image without objects has a row of empty columns."""
-    for row in csv.reader(read_text(file).splitlines()):
+    for row in csv.reader(read_text(file).splitlines(), strict=True):
         if row:
             path, *corners, name = (cell.strip() for cell in row)
             objects = []

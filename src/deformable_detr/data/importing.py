@@ -1,5 +1,6 @@
 """`doctor --convert`: a COCO dataset made of another format. LabelMe and CreateML are read by supervision, the others here."""
 
+import csv
 import json
 import math
 import os
@@ -82,6 +83,8 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
         raise ValueError(f"{root}: {what} (COCO, YOLO and Pascal VOC are read as they are, without --convert)")
     files = files_of(kind, index)
     parts, left_out = _read_parts(kind, files, index)
+    if not parts:
+        raise ValueError(f"{root}: no image is annotated in its {len(files)} files of the format {kind}")
     names = _name_classes(parts)
     resized: list[str] = []
     records = {split: _record(part, names, resized) for split, part in parts.items()}
@@ -143,9 +146,12 @@ def _read(kind: str, file: Path, index: FileIndex) -> Iterator[ForeignImage]:
             if not isinstance(image.name, str) or not image.name.strip():
                 raise ValueError(f"an image is named {image.name!r}")
             yield image
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, OverflowError) as error:
-        what = f"the entry {error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{file}: {what}") from error
+    except KeyError as error:
+        raise ValueError(f"{file}: the entry {error} is missing") from error
+    except (TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{file}: an entry is not of the form that {kind} has ({error})") from error
+    except (ValueError, csv.Error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
 
 
 def _locate(names: Iterable[str], file: Path, index: FileIndex, role: str | None, owners: dict[str, str]) -> dict[str, str]:

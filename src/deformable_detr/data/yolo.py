@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import yaml
 
-from deformable_detr.data.entries import as_whole, short
+from deformable_detr.data.entries import as_number, as_whole, short
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role, walk_files
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
@@ -325,7 +325,7 @@ def _check_count(count: Any, names: dict[int, str], where: str) -> None:
     Raises:
         ValueError: it is another.
     """
-    if count and count not in EMPTY and as_whole(count) != len(names):
+    if count and count not in EMPTY and as_number(count) != len(names):
         raise ValueError(f"{where} is {short(count)}, but there are {len(names)} names of classes; correct one of both")
 
 
