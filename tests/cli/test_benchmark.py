@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from deformable_detr.cli import benchmark_operator as command
 from deformable_detr.cli.__main__ import main
 from deformable_detr.ops.benchmark import Case
@@ -38,3 +40,9 @@ def test_unknown_choice(capsys):
     assert "WHAT: expected one of 'op', 'model', 'train', 'data', got 'everything'" in capsys.readouterr().err
     assert main(["benchmark", "op", "--case", "tine"]) == 2
     assert "unknown case 'tine'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["threads", "rounds", "batch-size"])
+def test_numbers_that_make_no_sense(option, capsys):
+    assert main(["benchmark", "op", f"--{option}", "0"]) == 2
+    assert f"{option.replace('-', '_')} must be at least 1, not 0" in capsys.readouterr().err

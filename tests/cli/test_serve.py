@@ -69,6 +69,12 @@ def test_errors_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--batch-size", "0"], ["--max-wait-ms", "-1"]])
+def test_a_server_that_could_not_start_says_why(weights, arguments, capsys):
+    assert main(["serve", weights, "--port", "0", "--device", "cpu", *arguments]) == 2
+    assert "batch_size must be at least 1 and max_wait at least 0" in capsys.readouterr().err
+
+
 def test_without_the_extra(weights, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("deformable_detr.serving")]:
         monkeypatch.delitem(sys.modules, name)

@@ -17,7 +17,14 @@ EXAMPLES = """\
 
 
 def run(options: BenchmarkOptions) -> None:
-    """Measure, write, show."""
+    """Measure, write, show.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    for name in ("threads", "rounds", "batch_size"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     import torch
 
     torch.set_num_threads(options.threads or torch.get_num_threads())

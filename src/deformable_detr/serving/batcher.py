@@ -64,8 +64,7 @@ class Batcher:
         max_wait: float = 0.005,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        if batch_size < 1 or max_wait < 0:
-            raise ValueError(f"batch_size must be at least 1 and max_wait at least 0, not {batch_size} and {max_wait}")
+        check_batching(batch_size, max_wait)
         self.predictor = predictor
         self.batch_size = batch_size
         self.max_wait = max_wait
@@ -181,3 +180,13 @@ class Batcher:
         best = np.flatnonzero(np.broadcast_to(wanted, len(detections)))[: job.top_k]
         found: sv.Detections = detections[best]  # pyright: ignore[reportAssignmentType]
         return found[np.asarray(found.confidence) >= limits[found.class_id]]  # pyright: ignore[reportReturnType]
+
+
+def check_batching(batch_size: int, max_wait: float) -> None:
+    """Check the settings of a :class:`Batcher`.
+
+    Raises:
+        ValueError: they make no sense.
+    """
+    if batch_size < 1 or max_wait < 0:
+        raise ValueError(f"batch_size must be at least 1 and max_wait at least 0, not {batch_size} and {max_wait}")

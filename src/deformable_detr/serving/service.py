@@ -20,7 +20,7 @@ from deformable_detr.data.images import UPLOAD_FORMATS, ImageTooLargeError, read
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.ops.cpu import use_one_core_here
 from deformable_detr.serving.admission import Admission, Places
-from deformable_detr.serving.batcher import Batcher, Outcome
+from deformable_detr.serving.batcher import Batcher, Outcome, check_batching
 from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.metrics import ServerMetrics
 from deformable_detr.serving.responses import Settings
@@ -56,9 +56,13 @@ class DetectionService:
         batch_size: images per forward pass, at most.
         max_wait: seconds that an image waits for company in its batch, at most.
         num_threads: threads that decode and draw.
+
+    Raises:
+        ValueError: a batch size below 1, or a time below 0.
     """
 
     def __init__(self, predictor: Predictor, *, limits: Limits, batch_size: int, max_wait: float, num_threads: int) -> None:
+        check_batching(batch_size, max_wait)  # the batcher is made when the server starts: too late to say why it does not
         self.predictor = predictor
         self.limits = limits
         self.batch_size = batch_size
