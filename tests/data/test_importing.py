@@ -349,7 +349,7 @@ def bitmap(data):
         (
             "studio.json",
             json.dumps([{"id": 1, "data": {"image": "1.png"}, "annotations": [], "predictions": []}]),
-            "no image is annotated in its 1 files of the format Label Studio JSON",
+            "not one box is annotated in its 1 files of the format Label Studio JSON",
         ),
         ("1.png.json", bitmap(b"no zlib"), r"1\.png\.json: a bitmap is damaged"),
         ("1.png.json", bitmap(zlib.compress(b"no image")), r"1\.png\.json: a bitmap: not an image"),
@@ -656,3 +656,55 @@ def test_turned_boxes(images, tmp_path):
     for text, expected in ((attribute, {"box-turned"}), (attribute.replace("45", "0"), set())):
         (tmp_path / "voc" / "1.xml").write_text(f"<annotation><object><name>cat</name>{corners}{text}</object></annotation>")
         assert set(open_dataset(tmp_path / "voc").own("all").check().annotations.found.items) == expected
+
+
+HEAD = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+
+
+def test_cells_of_csv_may_have_several_lines(images, tmp_path):
+    (images / "train" / "labels.csv").write_text(HEAD + '1.png,40,20,"traffic\nlight",5,6,25,16\n2.png,40,20,a\u2028b,5,6,25,16\n')
+    convert_dataset(images, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.categories.names == ("a\u2028b", "traffic\nlight")
+
+
+def test_without_any_box_nothing_is_written(images, tmp_path):
+    lines = {"_cls": "Polylines", "polylines": [{"label": "cat", "points": [[[0.1, 0.2], [0.5, 0.5]]]}]}
+    samples = {"samples": [{"filepath": "train/1.png", "ground_truth": lines}]}
+    for name, text in (("labels.csv", HEAD), ("samples.json", json.dumps(samples))):
+        (images / name).write_text(text)
+        with pytest.raises(ValueError, match="not one box is annotated"):
+            convert_dataset(images, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        (images / name).unlink()
+
+
+def test_circles_of_via_have_numbers_in_quotes_as_boxes_do(images, tmp_path):
+    circle = {"name": "circle", "cx": "15", "cy": "11", "r": "5"}
+    region = {"shape_attributes": circle, "region_attributes": {"class": "cat"}}
+    (images / "via.json").write_text(json.dumps({"a": {"filename": "train/1.png", "size": 1, "regions": [region]}}))
+    convert_dataset(images, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.boxes.tolist() == [[10, 6, 10, 10]]
+
+
+@pytest.mark.parametrize("content", [b"no deflate stream", zlib.compress(b"no image")])
+def test_damaged_bitmaps_of_supervisely(tmp_path, content):
+    (tmp_path / "set" / "img").mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(tmp_path / "set" / "img" / "1.png")
+    bitmap = {"classTitle": "cat", "bitmap": {"origin": [1, 2], "data": base64.b64encode(content).decode()}}
+    (tmp_path / "set" / "ann").mkdir()
+    record = {"size": {"height": 20, "width": 40}, "tags": [], "objects": [bitmap]}
+    (tmp_path / "set" / "ann" / "1.png.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"1\.png\.json: a bitmap"):
+        convert_dataset(tmp_path / "set", tmp_path / "out")
+
+
+def test_segments_of_no_category_are_said(images, tmp_path):
+    segments = [{"id": 1, "category_id": 1, "bbox": [5, 6, 20, 10]}, {"id": 2, "category_id": 9, "bbox": [1, 1, 2, 2]}]
+    record = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 20, "width": 40}],
+        "annotations": [{"image_id": 1, "segments_info": segments}],
+        "categories": [{"id": 1, "name": "cat", "isthing": 1}],
+    }
+    (images / "train" / "panoptic.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="category_id 9, which no category has"):
+        convert_dataset(images, tmp_path / "out")

@@ -598,3 +598,16 @@ def test_names_of_files_that_are_no_text(tmp_path):
         return
     for _ in range(2):  # converted, then from the kept file
         assert len(open_dataset(tmp_path).own("train").check().annotations.boxes) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_coco_of_any_name_in_other_encodings(tmp_path, encoding):
+    lay(tmp_path, "1.png")
+    (tmp_path / "export.json").write_bytes(coco("1.png").encode(encoding))
+    assert len(open_dataset(tmp_path).own("export").check().annotations.boxes) == 1
+
+
+def test_classes_are_counted_by_lines_as_everywhere(tmp_path):
+    lay(tmp_path, "images/1.png", text={"classes.txt": "a\u2028b\nc\x0cd\ne\n", "labels/1.txt": "2 .5 .5 .1 .1\r\n"})
+    found = open_dataset(tmp_path).own("all").check().annotations
+    assert [found.categories.names[label] for label in found.labels.tolist()] == ["e"]

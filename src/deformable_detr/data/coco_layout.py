@@ -8,7 +8,7 @@ from typing import Self
 
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.layout import Layout
-from deformable_detr.data.text import read_json
+from deformable_detr.data.text import encoding_of, read_json, read_text
 
 __all__ = ["CocoLayout", "json_kind"]
 
@@ -95,7 +95,7 @@ class CocoLayout(Layout):
         return [path for path in dict.fromkeys(likely) if path.is_dir()]
 
 
-def _has_scores(file: Path, text: mmap.mmap) -> bool:
+def _has_scores(file: Path, text: mmap.mmap | bytes) -> bool:
     """Whether annotations have scores: not null, and not of an image or among an object's attributes."""
     if not SCORE.search(text):
         return False
@@ -114,7 +114,11 @@ def json_kind(file: Path) -> str | None:
     """What a JSON file is, by the keys in it; most are not parsed: `COCO`, `panoptic`, `predictions`, or None."""
     if file.stat().st_size == 0:
         return None
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        try:
+            text = content if encoding_of(content[:4]).startswith("utf-8") else read_text(file).encode()
+        except ValueError:
+            return None
         if all(text.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"')):
             return "panoptic" if SEGMENTS.search(text) else "predictions" if _has_scores(file, text) else "COCO"
         return "predictions" if SCORE.search(text) and text.find(b'"image_id"') >= 0 else None

@@ -1,6 +1,7 @@
 """Formats of annotations that must be imported first: recognised by their files, and named."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -125,7 +126,7 @@ def _json_format(path: Path) -> str | None:
 
 def _csv_format(path: Path) -> str | None:
     try:
-        header = next(csv.reader(read_head(path).splitlines()), [])
+        header = next(csv.reader(io.StringIO(read_head(path), newline="")), [])
     except csv.Error:
         return None
     if len(header) == 6 and Path(header[0]).suffix.lower() in IMAGE_SUFFIXES:

@@ -24,7 +24,7 @@ from deformable_detr.data.foreign_readers import (
     turned,
 )
 from deformable_detr.data.images import IMAGE_SUFFIXES, open_image
-from deformable_detr.data.text import read_text
+from deformable_detr.data.text import read_text, split_lines
 
 __all__ = ["PLATFORM_READERS"]
 
@@ -233,7 +233,7 @@ def _read_dota(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     A class may have several words; the last word is the difficulty where it is a number.
     """
     objects = []
-    for line in read_text(file).splitlines():
+    for line in split_lines(read_text(file)):
         words = line.split()
         if not words or (len(words) < 9 and words[0].startswith(("imagesource:", "gsd:"))):
             continue
@@ -248,7 +248,7 @@ def _read_dota(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
 def _read_panoptic(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """The segments that are things."""
     record = json.loads(read_text(file))
-    names = {one["id"]: one["name"] for one in record["categories"] if one.get("isthing", 1)}
+    names = {one["id"]: one["name"] if one.get("isthing", 1) else None for one in record["categories"]}
     images = {image["id"]: image for image in record["images"]}
     for one in record["annotations"]:
         image = images[one["image_id"]]
@@ -256,10 +256,12 @@ def _read_panoptic(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         yield ForeignImage(image["file_name"], things, size=image_size(image.get("height"), image.get("width")))
 
 
-def _things(segments: Sequence[dict[str, Any]], names: dict[Any, str]) -> Iterator[ForeignObject]:
+def _things(segments: Sequence[dict[str, Any]], names: dict[Any, str | None]) -> Iterator[ForeignObject]:
     for segment in segments:
-        if segment["category_id"] in names:
-            yield ForeignObject(names[segment["category_id"]], from_xywh(segment["bbox"]), read_flag(segment.get("iscrowd")))
+        if segment["category_id"] not in names:
+            raise ValueError(f"a segment has the category_id {segment['category_id']!r}, which no category has")
+        if (name := names[segment["category_id"]]) is not None:
+            yield ForeignObject(name, from_xywh(segment["bbox"]), read_flag(segment.get("iscrowd")))
 
 
 PLATFORM_READERS: dict[str, Reader] = {

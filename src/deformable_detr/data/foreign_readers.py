@@ -4,6 +4,7 @@ LabelMe and CreateML are read by supervision (:mod:`~deformable_detr.data.import
 """
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from deformable_detr.data.entries import as_side, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, split_role
-from deformable_detr.data.text import read_text
+from deformable_detr.data.text import read_text, split_lines
 
 __all__ = [
     "READERS",
@@ -120,12 +121,10 @@ def _via_box(shape: dict[str, Any]) -> Box:
     if shape["name"] == "rect":
         return from_xywh([shape["x"], shape["y"], shape["width"], shape["height"]])
     if shape["name"] in ("circle", "ellipse"):
-        rx, ry = (
-            (shape["r"], shape["r"])
-            if shape["name"] == "circle"
-            else ellipse_extent(shape["rx"], shape["ry"], shape.get("theta", 0))
-        )
-        return shape["cx"] - rx, shape["cy"] - ry, shape["cx"] + rx, shape["cy"] + ry
+        keys, theta = (("r", "r"), 0) if shape["name"] == "circle" else (("rx", "ry"), shape.get("theta") or 0)
+        cx, cy, rx, ry = (read_number(shape[key]) for key in ("cx", "cy", *keys))
+        rx, ry = ellipse_extent(rx, ry, read_number(theta)) if theta else (rx, ry)
+        return cx - rx, cy - ry, cx + rx, cy + ry
     if shape["name"] in ("polygon", "polyline"):
         return around(shape["all_points_x"], shape["all_points_y"])
     raise ValueError(f"a region of the shape {shape['name']!r} has no box")
@@ -191,7 +190,7 @@ def _read_kitti(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     Its image has its name, in `image_2` for `label_2`. Regions `DontCare` have no class, and are left out.
     """
     objects, left_out = [], []
-    for line in read_text(file).splitlines():
+    for line in split_lines(read_text(file)):
         if not (words := line.split()):
             continue
         if len(words) != 15:
@@ -216,7 +215,7 @@ def _read_table(
     """A CSV file with a box in each row: columns of the image and the class, and xmin, ymin, xmax, ymax in any case."""
 
     def read(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
-        rows = csv.DictReader(read_text(file).splitlines(), strict=True)
+        rows = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
         names = names_of(index) if names_of else {}
         for given in rows:
             if None in (*given, *given.values()):
@@ -232,7 +231,7 @@ def _read_table(
 
 def _read_retinanet(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """Rows `path,x1,y1,x2,y2,class` without a head; an image without objects has a row of empty columns."""
-    for row in csv.reader(read_text(file).splitlines(), strict=True):
+    for row in csv.reader(io.StringIO(read_text(file), newline=""), strict=True):
         if row:
             path, *corners, name = (cell.strip() for cell in row)
             objects = []
@@ -246,7 +245,7 @@ def _open_images_names(index: FileIndex) -> dict[str, str]:
     """`/m/01g317` → `Person`, from files such as class-descriptions-boxable.csv."""
     found = {}
     for path in index.select(".csv"):
-        for row in csv.reader(read_text(path).splitlines()):
+        for row in csv.reader(io.StringIO(read_text(path), newline="")):
             if len(row) != 2:
                 break
             found[row[0]] = row[1]

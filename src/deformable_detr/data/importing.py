@@ -83,8 +83,8 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
         raise ValueError(f"{root}: {what} (COCO, YOLO and Pascal VOC are read as they are, without --convert)")
     files = files_of(kind, index)
     parts, left_out = _read_parts(kind, files, index)
-    if not parts:
-        raise ValueError(f"{root}: no image is annotated in its {len(files)} files of the format {kind}")
+    if not any(image.objects for part in parts.values() for image in part.values()):
+        raise ValueError(f"{root}: not one box is annotated in its {len(files)} files of the format {kind}")
     names = _name_classes(parts)
     resized: list[str] = []
     records = {split: _record(part, names, resized) for split, part in parts.items()}
@@ -131,7 +131,7 @@ def _name_classes(parts: Mapping[str, Part]) -> list[str]:
         ValueError: an object without a class, where others have one.
     """
     every = [(path, one) for part in parts.values() for path, image in part.items() for one in image.objects]
-    if every and all(one.name is None for _, one in every):
+    if all(one.name is None for _, one in every):
         return [UNNAMED]
     for path, one in every:
         if one.name is None or not str(one.name).strip():

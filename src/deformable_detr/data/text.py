@@ -2,10 +2,11 @@
 
 import codecs
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SECTIONS", "Record", "decode", "kind_of", "read_head", "read_json", "read_text"]
+__all__ = ["SECTIONS", "Record", "decode", "encoding_of", "kind_of", "read_head", "read_json", "read_text", "split_lines"]
 
 Record = dict[str, Any]
 
@@ -33,7 +34,7 @@ def read_text(path: Path) -> str:
 
 def decode(content: bytes, where: object) -> str:
     """:func:`read_text` of bytes; the message names `where` in place of a file."""
-    encoding = _encoding_of(content)
+    encoding = encoding_of(content)
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -49,11 +50,17 @@ def read_head(path: Path, size: int = 4000) -> str:
     """The beginning of a file, to tell formats by; what is no text of its encoding is replaced."""
     with path.open("rb") as stream:
         content = stream.read(size)
-    return content.decode(_encoding_of(content), "replace")
+    return content.decode(encoding_of(content), "replace")
 
 
-def _encoding_of(content: bytes) -> str:
+def encoding_of(content: bytes) -> str:
+    """What the byte order mark at the beginning says; UTF-8 where there is none."""
     return next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines as all programs count them: Python's `splitlines` breaks at form feeds, U+2028 and more, too."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def read_json(path: Path) -> Record:

@@ -13,7 +13,7 @@ from deformable_detr.data.entries import as_number, as_side, read_flag, read_num
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
-from deformable_detr.data.text import Record, decode, read_text
+from deformable_detr.data.text import Record, decode, read_text, split_lines
 from deformable_detr.files import is_file
 
 __all__ = ["VocLayout"]
@@ -165,7 +165,7 @@ def _listed_files(file: Path, xmls: list[Path]) -> list[Path]:
         if path.is_relative_to(root):
             by_stem.setdefault(path.stem, []).append(path)
     listed = []
-    for line in read_text(file).splitlines():
+    for line in split_lines(read_text(file)):
         if not (line := line.strip()):
             continue
         quoted = re.match(r"""(["'])(.*?)\1""", line)

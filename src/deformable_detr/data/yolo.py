@@ -23,7 +23,7 @@ from deformable_detr.data.layout import (
     read_sizes,
     relative_name,
 )
-from deformable_detr.data.text import Record, read_text
+from deformable_detr.data.text import Record, read_text, split_lines
 from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
 from deformable_detr.files import is_file, is_there
 from deformable_detr.yaml_keys import AsWritten
@@ -116,7 +116,7 @@ class YoloLayout(ForeignLayout):
     @classmethod
     def _of_darknet(cls, index: FileIndex, file: Path) -> Self | None:
         """An obj.data of darknet and of CVAT's YOLO 1.1: lines `train = data/train.txt`, `names = data/obj.names`."""
-        pairs = (line.partition("=") for line in read_text(file).splitlines() if "=" in line)
+        pairs = (line.partition("=") for line in split_lines(read_text(file)) if "=" in line)
         settings = {key.strip().lower(): value.strip() for key, _, value in pairs}
         if "names" not in settings or not any(settings.get(key) for key in SPLIT_KEYS):
             return None
@@ -249,7 +249,7 @@ class YoloLayout(ForeignLayout):
             ValueError: a line that is no path of an image.
         """
         bases = file.parent, self.root
-        found = {name: _find_tail(name, bases) for line in read_text(file).splitlines() if (name := slashed(line))}
+        found = {name: _find_tail(name, bases) for line in split_lines(read_text(file)) if (name := slashed(line))}
         counts = Counter(found.values())
         for name, path in found.items():
             if path is None and PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES:
@@ -336,7 +336,7 @@ def _listed_names(file: Path, found: Found | None = None) -> dict[int, str]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such list of classes")
-    lines = [line.strip() for line in read_text(file).splitlines()]
+    lines = [line.strip() for line in split_lines(read_text(file))]
     while lines and not lines[-1]:
         lines.pop()
     if not lines:

@@ -9,7 +9,7 @@ import numpy as np
 from deformable_detr.data.entries import read_number
 from deformable_detr.data.findings import Item
 from deformable_detr.data.layout import fault
-from deformable_detr.data.text import read_text
+from deformable_detr.data.text import read_text, split_lines
 
 __all__ = ["LabelLine", "boxes_of_lines", "read_lines"]
 
@@ -45,7 +45,7 @@ def read_lines(file: Path, names: Mapping[int, str]) -> tuple[list[LabelLine], l
         text = read_text(file)
     except (OSError, ValueError) as error:
         return [], [fault(file, str(error).removeprefix(f"{file}: "))]
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(split_lines(text), 1):
         where, words = f"{file}, line {number}", line.split()
         if not words:
             continue
