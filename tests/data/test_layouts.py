@@ -611,3 +611,24 @@ def test_classes_are_counted_by_lines_as_everywhere(tmp_path):
     lay(tmp_path, "images/1.png", text={"classes.txt": "a\u2028b\nc\x0cd\ne\n", "labels/1.txt": "2 .5 .5 .1 .1\r\n"})
     found = open_dataset(tmp_path).own("all").check().annotations
     assert [found.categories.names[label] for label in found.labels.tolist()] == ["e"]
+
+
+@pytest.mark.parametrize("other", ["IMG A.png", "img%20a.png"])
+def test_names_that_differ_in_spelling_alone_are_images_of_their_own(tmp_path, other):
+    lay(tmp_path / "yolo", "images/img a.png", f"images/{other}", "labels/img a.txt", text={"classes.txt": "cat\ndog\n"})
+    found = open_dataset(tmp_path / "yolo").own("all").check()
+    assert [Path(found.paths[image]).name for image in found.annotations.images.tolist()] == ["img a.png"]
+    assert not found.found.items.get("label-renamed")
+    lay(tmp_path / "voc", "img a.png", other, "img a.xml")
+    found = open_dataset(tmp_path / "voc").own("all").check()
+    assert [Path(path).name for path in found.paths.tolist()] == ["img a.png"]
+
+
+def test_a_label_file_that_two_images_could_mean_is_none_of_theirs(tmp_path):
+    lay(tmp_path, "images/IMG.png", "images/Img.png", "images/2.png", text={"classes.txt": "cat\n"})
+    for name in ("img", "2"):
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 .5 .5 .1 .1\n")
+    found = open_dataset(tmp_path).own("all").check()
+    assert [Path(found.paths[image]).name for image in found.annotations.images.tolist()] == ["2.png"]
+    assert ("label-unused", "labels/img.txt") in [(code, item.text.split(":")[0]) for code, item in open_dataset(tmp_path).unused()]

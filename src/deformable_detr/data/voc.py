@@ -120,6 +120,7 @@ class VocLayout(ForeignLayout):
         if not found and filename:
             base = PurePosixPath(slashed(filename)).name
             found = [path for path in self._images_by_stem.get(fold_name(PurePosixPath(base).stem), ()) if path]
+        found = [path for path in found if path.stem == file.stem] or found
         role = path_role(self.index.relative(file))
         found = [path for path in found if role is None or path_role(self.index.relative(path)) in (None, role)]
         if len(found) > 1:

@@ -269,8 +269,9 @@ class YoloLayout(ForeignLayout):
             if os.path.lexists(place):  # a folder, or a link to nothing: said where it is read
                 return place, False
         for place in label_places(image):
-            folded = self._labels.get(fold_name(str(place)), ())
-            if len(folded) == 1:
+            key = fold_name(str(place))
+            folded = self._labels.get(key, ())
+            if len(folded) == 1 and len(self._labelled.get(key, ())) < 2:
                 other_name = folded[0].name != place.name
                 return folded[0], other_name
         return None, False
@@ -281,6 +282,15 @@ class YoloLayout(ForeignLayout):
         found: dict[str, list[Path]] = {}
         for path in self.index.select(".txt"):
             found.setdefault(fold_name(str(path)), []).append(path)
+        return found
+
+    @cached_property
+    def _labelled(self) -> dict[str, set[Path]]:
+        """The images, without their suffixes, that the folded path of a label file could belong to."""
+        found: dict[str, set[Path]] = {}
+        for image in map(Path, self.index.images):
+            for place in label_places(image):
+                found.setdefault(fold_name(str(place)), set()).add(image.with_suffix(""))
         return found
 
 
