@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import operator
 import os
 import sys
@@ -67,7 +68,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
 
     Args:
         value: what was given.
-        hint: the type: int, float, str, bool, None, a Literal, dict, list or tuple of these, or a union.
+        hint: the type: int, float (a finite one), str, bool, None, a Literal, dict, list or tuple of these, or a union.
         name: of the setting, for the message.
 
     Raises:
@@ -145,7 +146,10 @@ def _as(value: Any, kind: Any) -> Any:
         return operator.index(value)
     if kind is str:
         return os.fspath(value)
-    return kind(value)
+    number = kind(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def known(name: str, what: str, choices: Iterable[str]) -> str:

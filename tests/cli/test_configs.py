@@ -90,6 +90,9 @@ def test_a_preset_brings_its_published_recipe(preset: str, expected: tuple[float
         ("on: 1", "unknown setting True: names of settings are texts"),
         ("branch_weights: {loss_class_dn: x}", r"loss\.branch_weights: expected a mapping, got {'loss_class_dn': 'x'}"),
         ("branch_weights: [ab, cd]", r"loss\.branch_weights: expected a mapping, got \['ab', 'cd'\]"),
+        ("branch_weights: {loss_class_dn: .nan}", r"loss\.branch_weights: expected a mapping, got {'loss_class_dn': nan}"),
+        ("weight_decay: .nan", r"optimizer\.weight_decay: expected float, got nan"),
+        ("scale_jitter: [0.5, .inf]", r"data\.scale_jitter: expected 2 values \[float, float\], got \[0\.5, inf\]"),
         ("weight_per_class: [1]", r"loss\.weight_per_class: expected a mapping"),
     ],
 )
