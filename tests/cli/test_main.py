@@ -4,9 +4,11 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from torch._utils import ExceptionWrapper
 
 from deformable_detr.cli import __main__ as cli
 from deformable_detr.cli.command import Command
+from deformable_detr.data.images import ImageError
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.version import __version__
 
@@ -75,6 +77,20 @@ def test_a_users_error_is_one_line(error: Exception, monkeypatch: pytest.MonkeyP
     raises(error, monkeypatch)
     assert cli.main(["train"]) == 2
     assert capsys.readouterr().err == "error: not so\n"
+
+
+@pytest.mark.parametrize("error", [ImageError("a.png: damaged\nValueError: x"), FileNotFoundError("a.png: damaged ValueError: x")])
+def test_errors_of_workers_without_their_traceback(error, monkeypatch, capsys) -> None:
+    """As PyTorch's DataLoader raises them again in the main process."""
+    try:
+        raise error from KeyError("cause")
+    except (ValueError, OSError):
+        passed_on = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(type(error), match="Original Traceback") as raised:
+        passed_on.reraise()
+    raises(raised.value, monkeypatch)
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == "error: a.png: damaged ValueError: x\n"
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])

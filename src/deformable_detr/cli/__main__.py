@@ -1,6 +1,7 @@
 """The command line: `deformable-detr COMMAND …`."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if show_traceback:
             traceback.print_exc()
-        print_error(str(error) or type(error).__name__)
+        print_error(_message(error))
         return 2
     return status
 
@@ -78,6 +79,14 @@ def _run(arguments: list[str]) -> int:
     options = command.parse(arguments[1:])
     command.check_places(options)
     return command.run(options) or 0
+
+
+def _message(error: Exception) -> str:
+    """What an error says; where a worker of a DataLoader passed it on, without the traceback that PyTorch puts before it."""
+    text, name = str(error), type(error).__name__
+    if "in DataLoader worker process" in text.partition("\n")[0]:
+        text = re.split(rf"^[\w.]*{name}: ", text, flags=re.MULTILINE)[-1]
+    return text or name
 
 
 def print_error(message: str, heading: str = "error") -> None:
