@@ -86,7 +86,7 @@ def test_errors_of_workers_without_their_traceback(error, monkeypatch, capsys) -
         raise error from KeyError("cause")
     except (ValueError, OSError):
         passed_on = ExceptionWrapper(where="in DataLoader worker process 0")
-    with pytest.raises(type(error), match="Original Traceback") as raised:
+    with pytest.raises(type(error), match="Traceback") as raised:
         passed_on.reraise()
     raises(raised.value, monkeypatch)
     assert cli.main(["train"]) == 2
