@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from deformable_detr.categories import Categories
+from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.coco_layout import CocoLayout
 from deformable_detr.data.dataset import Split, open_dataset
@@ -253,3 +254,16 @@ def test_the_arrays_of_a_large_file_are_kept(folder, monkeypatch):
                 assert dataset.target(index).labels.tolist() == (labels if categories is None else 1 - labels).tolist()
     changed_size = changed("images", 0, width=1000)
     assert open_record(folder, changed_size).target(0).image_size == (20, 1000)
+
+
+@pytest.mark.parametrize("key", ["bbox", "category_id", "image_id"])
+def test_an_annotation_with_a_key_twice(tmp_path, key):
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    record = {"images": [{"id": 1, "file_name": "1.png", "height": 9, "width": 9}], "annotations": [box, box | {"id": 2}]}
+    text = json.dumps(record | {"categories": [{"id": 1, "name": "cat"}]})
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    read_annotation_file(path).check()
+    path.write_text(text.replace(f'"{key}": ', f'"{key}": 7, "{key}": ', 1))
+    with pytest.raises(ValueError, match=f"'{key}' stands twice in one object"):
+        read_annotation_file(path).check()

@@ -82,11 +82,18 @@ def read_json(path: Path) -> Record:
         ) from None
     except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
         raise ValueError(f"{path}: not JSON of a dataset ({error})") from None
-    if any(text.count(f'"{key}"') > 1 for key in SECTIONS):
+    if any(text.count(f'"{key}"') > most for key, most in _usual_counts(record).items()):
         json.loads(text, object_pairs_hook=lambda pairs: _no_key_twice(pairs, path))
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected a COCO object with the keys images, annotations, categories; found a {kind_of(record)}")
     return record
+
+
+def _usual_counts(record: Any) -> dict[str, int]:
+    """How often keys stand in a COCO file at most, unless one is twice in an object, or other things have such names, too."""
+    listed = record.get("annotations") if isinstance(record, dict) else None
+    boxes = len(listed) if isinstance(listed, list) else 0
+    return dict.fromkeys(SECTIONS, 1) | (dict.fromkeys(("bbox", "category_id", "image_id"), boxes) if boxes else {})
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]], path: Path) -> Record:
