@@ -708,3 +708,16 @@ def test_segments_of_no_category_are_said(images, tmp_path):
     (images / "train" / "panoptic.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="category_id 9, which no category has"):
         convert_dataset(images, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["VIA", "Datumaro"])
+def test_outlines_with_half_a_point(images, tmp_path, kind):
+    shape = {"name": "polygon", "all_points_x": [5, 25, 9], "all_points_y": [6, 16]}
+    region = {"shape_attributes": shape, "region_attributes": {"class": "cat"}}
+    polygon = {"type": "polygon", "label_id": 0, "points": [5, 6, 25, 16, 9]}
+    item = {"id": "1", "annotations": [polygon], "image": {"path": "train/1.png"}}
+    record = {"info": {}, "categories": {"label": {"labels": [{"name": "cat"}]}}, "items": [item]}
+    via = {"a": {"filename": "train/1.png", "size": 1, "regions": [region]}}
+    (images / "export.json").write_text(json.dumps(via if kind == "VIA" else record))
+    with pytest.raises(ValueError, match=r"export\.json: an outline of 3 x and 2 y"):
+        convert_dataset(images, tmp_path / "out")

@@ -79,8 +79,8 @@ def from_xywh(box: Sequence[Any]) -> Box:
 def around(xs: Sequence[Any], ys: Sequence[Any]) -> Box:
     """The bounding box of points."""
     xs, ys = list(map(read_number, xs)), list(map(read_number, ys))
-    if not xs or not ys:
-        raise ValueError("an outline without points")
+    if not xs or len(xs) != len(ys):
+        raise ValueError(f"an outline of {len(xs)} x and {len(ys)} y" if xs or ys else "an outline without points")
     return min(xs), min(ys), max(xs), max(ys)
 
 
