@@ -139,6 +139,7 @@ def test_weights_without_names_start_afresh(make_model, tmp_path):
         ({"num_classes": 3, "classes": ["a", "b"]}, "num_classes is 3, but 2 classes are named"),
         ({"classes": []}, "classes is empty"),
         ({"classes": "person"}, "list of names"),
+        ({"classes": ["cat", "dog", "cat"]}, "classes has 'cat' and 'cat', which are one name"),
         ({"num_classes": 0}, "at least 1"),
         (
             {"classes": ["Traffic-Light", "car", "traffic light"]},

@@ -290,8 +290,10 @@ def _check_distinct(names: Sequence[str]) -> None:
     """
     first: dict[str, str] = {}
     for name in names:
-        if name != NO_CLASS and (other := first.setdefault(normalise_name(name), name)) is not name:
-            raise ValueError(f"classes has {other!r} and {name!r}, which are one name: a class must be named once")
+        key = normalise_name(name)
+        if name != NO_CLASS and key in first:
+            raise ValueError(f"classes has {first[key]!r} and {name!r}, which are one name: a class must be named once")
+        first[key] = name
 
 
 def _is_coco(categories: Categories | None) -> bool:
