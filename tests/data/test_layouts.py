@@ -617,7 +617,7 @@ def test_classes_are_counted_by_lines_as_everywhere(tmp_path):
 def test_names_that_differ_in_spelling_alone_are_images_of_their_own(tmp_path, other):
     lay(tmp_path / "yolo", "images/img a.png", f"images/{other}", "labels/img a.txt", text={"classes.txt": "cat\ndog\n"})
     found = open_dataset(tmp_path / "yolo").own("all").check()
-    assert [Path(found.paths[image]).name for image in found.annotations.images.tolist()] == ["img a.png"]
+    assert [Path(str(found.paths[image])).name for image in found.annotations.images.tolist()] == ["img a.png"]
     assert not found.found.items.get("label-renamed")
     lay(tmp_path / "voc", "img a.png", other, "img a.xml")
     found = open_dataset(tmp_path / "voc").own("all").check()
@@ -630,5 +630,5 @@ def test_a_label_file_that_two_images_could_mean_is_none_of_theirs(tmp_path):
         (tmp_path / "labels").mkdir(exist_ok=True)
         (tmp_path / "labels" / f"{name}.txt").write_text("0 .5 .5 .1 .1\n")
     found = open_dataset(tmp_path).own("all").check()
-    assert [Path(found.paths[image]).name for image in found.annotations.images.tolist()] == ["2.png"]
+    assert [Path(str(found.paths[image])).name for image in found.annotations.images.tolist()] == ["2.png"]
     assert ("label-unused", "labels/img.txt") in [(code, item.text.split(":")[0]) for code, item in open_dataset(tmp_path).unused()]

@@ -113,9 +113,10 @@ def read_image(
             raise ImageTooLargeError(f"{name}: {size} are more than the {max_pixels} allowed; shrink the image first")
         if bit_depth < 16 and isinstance(content, (str, Path)):
             content = Path(content).read_bytes()
+        loaded = not getattr(image, "tile", None)
         if image is not source:  # a PIL image is at the page that its owner chose
             _say_pages(image, name)
-        elif bit_depth < 16 and image.format in ("PNG", "PPM", "TIFF") and image.mode in COLOUR_MODES and not image.tile:
+        elif bit_depth < 16 and loaded and image.format in ("PNG", "PPM", "TIFF") and image.mode in COLOUR_MODES:
             _say_once("PIL", "%s: PIL has loaded it with 8 bits per channel; if its file has 16, give the path instead", name)
         encoded = content if isinstance(content, bytes) else None
         return of_pil(image, name, upright=upright, bit_depth=bit_depth, content=encoded)

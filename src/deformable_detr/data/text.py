@@ -93,7 +93,8 @@ def _usual_counts(record: Any) -> dict[str, int]:
     """How often keys stand in a COCO file at most, unless one is twice in an object, or other things have such names, too."""
     listed = record.get("annotations") if isinstance(record, dict) else None
     boxes = len(listed) if isinstance(listed, list) else 0
-    return dict.fromkeys(SECTIONS, 1) | (dict.fromkeys(("bbox", "category_id", "image_id"), boxes) if boxes else {})
+    of_boxes: tuple[str, ...] = ("bbox", "category_id", "image_id") if boxes else ()
+    return {**dict.fromkeys(SECTIONS, 1), **dict.fromkeys(of_boxes, boxes)}
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]], path: Path) -> Record:
