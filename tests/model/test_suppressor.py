@@ -14,6 +14,7 @@ from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
 from deformable_detr.model.encoder import FeedForward
 from deformable_detr.model.suppressor import MaskedSuppressor
+from deformable_detr.structures import Predictions
 
 WITH = {**SMALL, "num_queries": 9, "suppressor": True, "denoising_queries": 50, "dropout": 0.0}
 
@@ -165,3 +166,22 @@ def test_own_files_hold_it_also_without_a_header_and_other_layouts_refuse_it(tmp
     for layout in ("official", "mmdet", "huggingface"):
         with pytest.raises(ValueError, match=r"suppressor=True \(False there\)"):
             convert(tmp_path / "own.safetensors", tmp_path / layout, layout, classes="keep")
+
+
+def test_a_traced_one_takes_any_number_of_images():
+    part = suppressor(8, 2).eval()
+
+    class Traced(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = part
+
+        def forward(self, logits, boxes, hidden):
+            return self.part(Predictions(logits, boxes), hidden).logits
+
+    def inputs(images):
+        return tuple(torch.rand(2, images, 5, channels, dtype=torch.float64) for channels in (3, 4, 8))
+
+    traced = torch.export.export(Traced(), inputs(3), dynamic_shapes=[{1: torch.export.Dim("batch")}] * 3).module()
+    for given in (inputs(2), inputs(7)):
+        assert torch.allclose(traced(*given), Traced()(*given), rtol=0, atol=1e-12)

@@ -98,7 +98,7 @@ class MaskedSuppressor(nn.Module):
 
     def attend(self, query: Tensor, bias: Tensor) -> Tensor:
         """`[B, Q, C]` and :meth:`bias` → what each query saw, `[B, Q, C]`."""
-        token_keys, token_values = self.tokens.to(query.dtype).expand(len(query), -1, -1).chunk(2, dim=-1)
+        token_keys, token_values = self.tokens.to(query.dtype).expand(query.shape[0], -1, -1).chunk(2, dim=-1)
         keys, values = torch.cat((self.key_proj(query), token_keys), 1), torch.cat((self.value_proj(query), token_values), 1)
         heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.query_proj(query), keys, values)]
         seen = F.scaled_dot_product_attention(*heads, attn_mask=bias.to(query.dtype))
@@ -136,7 +136,7 @@ class MaskedSuppressor(nn.Module):
         pairs = self.relation(encoded.to(self.tokens.dtype)).movedim(-1, 1)  # [B, M, Q, Q]
         pairs = (pairs + pairs.transpose(2, 3)) / 2
         pairs = pairs.masked_fill(unseen[:, None], float("-inf"))
-        tokens = self.token_bias[:, None, None].expand(len(boxes), -1, boxes.shape[1], NUM_TOKENS)
+        tokens = self.token_bias[:, None, None].expand(boxes.shape[0], -1, boxes.shape[1], NUM_TOKENS)
         return torch.cat((pairs, tokens.to(pairs.dtype)), dim=-1)
 
 
