@@ -55,15 +55,15 @@ def postprocess(
     num_classes = logits.shape[-1]
     scores, places = logits.flatten(1).sigmoid().topk(min(top_k, logits[0].numel()))  # [B, top_k]
     queries, labels = places // num_classes, places % num_classes
-    there = logits.flatten(1).gather(1, places) != float("-inf")
+    exists = logits.flatten(1).gather(1, places) != float("-inf")
     sizes = torch.tensor([(width, height) for height, width in image_sizes], dtype=boxes.dtype, device=boxes.device)
     limits = sizes.repeat(1, 2)[:, None]  # [B, 1, 4]: width, height, width, height
     boxes = cxcywh_to_xyxy(boxes.gather(1, queries[..., None].expand(-1, -1, 4))) * limits
     if clip:
         boxes = boxes.clamp(min=0).minimum(limits)
     found = [
-        {"scores": s[there], "labels": k[there], "boxes": b[there]}
-        for s, k, b, there in zip(scores, labels, boxes, there, strict=True)
+        {"scores": s[kept], "labels": k[kept], "boxes": b[kept]}
+        for s, k, b, kept in zip(scores, labels, boxes, exists, strict=True)
     ]
     return found if nms_iou is None else [_without_duplicates(one, nms_iou) for one in found]
 

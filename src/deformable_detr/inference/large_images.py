@@ -18,10 +18,10 @@ from deformable_detr.data.pixels import (
     ImageError,
     ImageTooLargeError,
     check_planes,
+    left_to_turn,
     load,
     needs_file,
     of_pil,
-    read_orientation,
 )
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image
@@ -147,7 +147,7 @@ class PillowImage:
         if needs_file(image, self._bit_depth):  # of which windows would know nothing
             raise ImageError(f'{self._path}: 16 bits in this form are read by windows after pip install "deformable-detr[large]"')
         load(image)
-        turn = UPRIGHT.get(read_orientation(image))
+        turn = UPRIGHT.get(left_to_turn(image))
         return image if turn is None else image.transpose(turn)
 
     def read(self, window: Window) -> Tensor:
