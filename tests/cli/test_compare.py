@@ -45,6 +45,22 @@ def test_a_detector_compared_with_itself(files, tmp_path, capsys):
     assert (output / "compare.html").is_file()
 
 
+def test_what_cannot_be_compared_is_refused_before_the_evaluations(files, tmp_path, capsys, monkeypatch):
+    weights, dataset = files
+    monkeypatch.setattr("deformable_detr.detector.Detector.analyze", lambda *arguments, **settings: pytest.fail("evaluated"))
+    model = build_model("tiny", num_classes=1)
+    for name, changes, expected in (
+        ("one", {"categories": Categories(("object",), (1,)), "single_class": True}, "was trained with all classes as one"),
+        ("other", {"categories": Categories(("dog",), (7,))}, "detects none of the classes"),
+    ):
+        metadata = Metadata(model.metadata.model, eval_short_side=64, max_long_side=96, **changes)
+        other = save_weights(tmp_path / f"{name}.safetensors", model, metadata=metadata)
+        for pair in ((weights, str(other)), (str(other), weights)):
+            assert main(["compare", *pair, dataset, "--num-workers", "0", "--output", str(tmp_path / "comparison")]) == 2
+            assert f"{other} {expected}" in (said := capsys.readouterr().err), said
+    assert not (tmp_path / "comparison").exists()
+
+
 def test_options():
     options = COMMAND.parse(["runs/a", "runs/b", "my_data", "--split", "test"])
     assert options == CompareOptions(weights="runs/a", second="runs/b", dataset="my_data", split="test")

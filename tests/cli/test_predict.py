@@ -85,6 +85,17 @@ def test_options_files_and_classes(weights, photos, tmp_path):
     assert {entry["category_id"] for entry in record["annotations"]} == {3}
 
 
+def test_an_image_that_is_given_several_times_counts_once(weights, photos, tmp_path, capsys):
+    forms = [photos / "b.png", photos, f"{photos}/*.png", f"{photos}/../photos/a.jpg"]
+    (photos / "link.jpg").symlink_to(photos / "c.jpg")  # another name is another image
+    arguments = [*map(str, forms), "--threshold", "0", "--output", str(tmp_path / "out")]
+    assert main(["predict", weights, *arguments]) == 0
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [image["file_name"] for image in record["images"]] == ["b.png", "a.jpg", "c.jpg", "link.jpg"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.[jp][pn]g")) == ["a.jpg", "b.png", "c.jpg", "link.jpg"]
+    assert "4 images" in capsys.readouterr().out
+
+
 def test_unreadable_images(weights, photos, tmp_path, capsys):
     (photos / "b.png").write_bytes(b"no image")
     arguments = ["predict", weights, str(photos), "--output", str(tmp_path / "out")]

@@ -2,11 +2,17 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deformable_detr.cli.command import POSITIONAL, Command
 from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import Finish, log_to_screen, progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deformable_detr.data.dataset import DetectionDataset
+    from deformable_detr.detector import Detector
 
 DESCRIPTION = """\
 Evaluate two detectors on the same images and compare them: AP with the confidence interval of the difference, each class,
@@ -58,8 +64,10 @@ def run(options: CompareOptions) -> None:
 
     log_to_screen()
     dataset, reports = open_dataset(options.dataset or dataset_of(options.second)), []
+    detectors = {weights: replace(options, weights=weights).open() for weights in (options.weights, options.second)}
+    check_comparable(detectors, dataset, options.split)
     for weights in (options.weights, options.second):
-        detector = replace(options, weights=weights).open()
+        detector = detectors[weights]
         with progress(f"evaluating {weights}") as bar:
             task = bar.add_task("", total=None)
             settings: dict[str, Any] = {name: getattr(options, name) for name in ("batch_size", "num_workers", "top_k")}
@@ -74,6 +82,27 @@ def run(options: CompareOptions) -> None:
             f"AP {aps[0]} → {aps[1]}, 95 % interval of the difference {span(found.difference.ap)} points: {found.verdict}",
             f"{len(found.improved)} images got better, {len(found.worsened)} got worse",
         )
+
+
+def check_comparable(detectors: "Mapping[str, Detector]", dataset: "DetectionDataset", split: str | None) -> None:
+    """Refuse before the evaluations, not after them, what cannot be compared.
+
+    Raises:
+        ValueError: one of them takes all classes of the dataset as one, and the other does not; or none of a detector's classes is
+            in the dataset.
+    """
+    from deformable_detr.class_names import list_classes, match_classes
+    from deformable_detr.data.loader import read_split
+
+    single = {weights: detector.metadata.single_class for weights, detector in detectors.items()}
+    if len({*single.values()}) > 1:
+        one, other = sorted(single, key=lambda weights: not single[weights])
+        raise ValueError(f"cannot compare: {one} was trained with all classes as one (single_class), {other} with each of them")
+    for weights, detector in detectors.items():
+        there = read_split(dataset, split or dataset.evaluation_split(), detector.metadata.evaluation_data()).annotations.categories
+        if not any(label is not None for label in match_classes(there, detector.categories)):
+            own, others = (list_classes(zip(side.names, side.ids, strict=True)) for side in (detector.categories, there))
+            raise ValueError(f"{weights} detects none of the classes of {dataset.path}: it knows {own}; the dataset has {others}")
 
 
 def dataset_of(run_folder: str) -> str:

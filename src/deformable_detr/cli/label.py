@@ -54,18 +54,21 @@ def run(options: LabelOptions) -> None:
 
     Raises:
         FileExistsError: the output folder is not empty.
-        ValueError: `take` below 1, an image that cannot be read, or class names that the format cannot tell apart.
+        ValueError: `take` below 1, an address, an image that cannot be read, or class names that the format cannot tell apart.
     """
+    from deformable_detr.data.images import is_address
     from deformable_detr.data.writing import check_names, check_new, write_dataset
     from deformable_detr.inference.labelling import CANDIDATE, by_usefulness, propose
-    from deformable_detr.inference.sources import list_images
+    from deformable_detr.inference.sources import list_all
 
     if options.take is not None and options.take < 1:
         raise ValueError(f"take must be at least 1, not {options.take}")
+    if addresses := [source for source in options.source if is_address(source)]:
+        raise ValueError(f"labels are proposed for files: download {addresses[0]} first")
     check_new(Path(options.output))
 
     log_to_screen()
-    paths = list(dict.fromkeys(path for source in options.source for path in list_images(source)))
+    paths = list_all(options.source)
     detector = options.open()
     check_names(detector.categories, options.format)
     limits = detector.score_limits(options.threshold).numpy()

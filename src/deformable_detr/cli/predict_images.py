@@ -18,7 +18,7 @@ from deformable_detr.detector import join_processes
 from deformable_detr.files import write_json
 from deformable_detr.inference import Result
 from deformable_detr.inference.predictor import choose_device
-from deformable_detr.inference.sources import list_images
+from deformable_detr.inference.sources import list_all
 from deformable_detr.pipeline import OrderedPool
 from deformable_detr.visualize.drawing.detections import draw_detections, save_drawing
 
@@ -27,7 +27,7 @@ DRAWING_THREADS = 2
 
 def predict_images(options: PredictOptions) -> None:
     """Predict on all images, shared out over the processes; the first one writes the JSON and shows what was found."""
-    paths = [path for source in options.source for path in ([source] if is_address(source) else list_images(source))]
+    paths = list_all(options.source)
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]

@@ -5,6 +5,7 @@ First step of prediction: a :class:`InputImage` knows its name and gives its pix
 
 import glob
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageError, ImageSource, is_address, read_image
 
-__all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_images", "natural_key", "open_single", "open_source"]
+__all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_all", "list_images", "natural_key", "open_single", "open_source"]
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,21 @@ def list_images(source: str | Path) -> list[Path]:
     else:
         found = [path]
     return sorted(found, key=natural_key)
+
+
+def list_all(sources: Iterable[str]) -> list[str | Path]:
+    """The images of several paths, folders, patterns and addresses, each one once, however often and in whatever form it is given.
+
+    Raises:
+        FileNotFoundError: as of :func:`list_images`.
+    """
+    found = [image for source in sources for image in ([source] if is_address(source) else list_images(source))]
+    once: dict[str, str | Path] = {}
+    for image in found:
+        once.setdefault(image if isinstance(image, str) else os.path.abspath(image), image)  # noqa: PTH100 (without `..`)
+    if len(once) < len(found):
+        logger.warning("%d images, some given more than once: each of the %d is taken once", len(found), len(once))
+    return list(once.values())
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:

@@ -1,7 +1,8 @@
 """One optimiser step: forward, losses, backward over one or several batches, clip, step.
 
-With accumulation the losses of every batch are divided by the number of boxes of the whole step, so that the step equals that of
-one larger batch exactly.
+With accumulation the losses of every batch are divided by the number of boxes of the whole step, so that the step is that of one
+larger batch up to rounding, as far as images do not depend on their batch. In training they do where they are padded to a larger
+image, where a batch norm is trained, and in denoising, where the image with the most objects decides how many queries each one has.
 """
 
 import logging
