@@ -95,3 +95,11 @@ def test_places_where_nothing_can_be_written_are_noticed(tmp_path):
         check_place(tmp_path / "file" / "a.txt")
     with pytest.raises(IsADirectoryError, match="is a folder"):
         check_place(tmp_path, folder=False)
+
+
+def test_names_as_long_as_file_systems_take_them(tmp_path):
+    names = ["ä" * 125 + ".json", "ä" * 124 + "b.json"]  # 255 bytes each
+    with atomic_file(tmp_path / names[0]) as first, atomic_file(tmp_path / names[1]) as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {names[0]: "1", names[1]: "2"}

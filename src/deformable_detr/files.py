@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+LONG_NAME = 150
+"""Bytes of a name to which no more can be added safely: file systems take 255, encrypted ones 143 to 200."""
 
 
 def is_there(path: str | Path) -> bool:
@@ -157,8 +161,9 @@ def _target(path: str | Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """A name that no other process or thread takes: hidden, in the same folder, with the same suffix."""
-    return path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+    """A name that no other process or thread takes: hidden, in the same folder, with the same suffix, and not too long."""
+    stem = path.stem if len(os.fsencode(path.name)) <= LONG_NAME else f"{crc32(os.fsencode(path.name)):08x}"
+    return path.with_name(f".{stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,7 @@ its group (`optimizer: {lr: …}`).
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
@@ -28,6 +29,9 @@ SETTINGS: dict[str, Entry] = {name: entry for name, entry in entries(RunConfig).
 
 _ALIASES = {"model.weights": "weights"}
 """The weights belong to the run, but are looked for beside the network."""
+
+_PATHS = ("dataset", "output_dir", "weights")
+"""What may begin with `~`, the user's folder."""
 
 
 def asked_settings(options: Mapping[str, Any], file: str | Path | None = None) -> dict[str, Any]:
@@ -98,7 +102,10 @@ def by_full_name(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in record.items():
         if name not in GROUPS:
             full = full_name(name)
-            _put(values, {full: convert(value, SETTINGS[full].hint, full)})
+            value = convert(value, SETTINGS[full].hint, full)
+            if full in _PATHS and value is not None:
+                value = os.path.expanduser(value)  # noqa: PTH111 (a text stays one)
+            _put(values, {full: value})
             continue
         group = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         if not isinstance(group, Mapping):

@@ -8,6 +8,7 @@ from deformable_detr.cli.train import parse_config
 from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from deformable_detr.data.transforms import train_transform
 from deformable_detr.presets import MODEL_PRESETS, demo_run
+from deformable_detr.settings import read_config
 from deformable_detr.training.optimizer import build_schedule
 from deformable_detr.training.preparation import check_train_config
 
@@ -128,3 +129,10 @@ def test_a_setting_may_stand_twice_where_it_is_the_same(tmp_path: Path) -> None:
 def test_numbers_out_of_range(kind: type, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+def test_the_users_folder_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "run.yaml").write_text("dataset: ~/data\noutput_dir: ~/runs/first\nweights: ./~/w.pth\nrecipe: none\n")
+    config = read_config(tmp_path / "run.yaml")
+    assert (config.dataset, config.output_dir, config.weights) == ("/home/me/data", "/home/me/runs/first", "./~/w.pth")

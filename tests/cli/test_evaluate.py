@@ -196,3 +196,9 @@ def test_the_suffix_chooses_the_runtime(name, runtime, weights, dataset, tmp_pat
         numbers[source] = json.loads((tmp_path / "numbers.json").read_text())
     assert opened == [(name, runtime)]
     assert numbers[name] == numbers[weights]
+
+
+@pytest.mark.parametrize("words", [["--precision", "bf16"], ["--compile"], ["--no-optimize"], ["--ema"], ["--device", "cuda"]])
+def test_options_that_an_exported_file_does_not_take(words):
+    with pytest.raises(ValueError, match="leave out --" + words[0].strip("-")):
+        COMMAND.parse(["a.onnx", "data", *words]).open()

@@ -5,7 +5,10 @@ from PIL import Image
 
 from deformable_detr.cli import demo_detector as module
 from deformable_detr.cli.__main__ import main
-from deformable_detr.cli.demo_detector import cache_folder, demo_detector
+from deformable_detr.cli.demo_detector import cache_folder, check_replaceable, demo_detector, demo_folders
+from deformable_detr.data.scenes import generate_scenes
+from deformable_detr.presets import demo_run
+from deformable_detr.settings import to_yaml
 from deformable_detr.training import TrainingInterrupted
 
 
@@ -93,3 +96,23 @@ def test_without_gradio_the_message_says_how_to_get_it(monkeypatch, capsys):
 def test_an_image_that_is_not_there(tmp_path, capsys):
     assert main(["explore", "run", str(tmp_path / "no.png")]) == 2
     assert f"no such image or folder: {tmp_path / 'no.png'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", ["data/notes.txt", "data/annotations/instances_train.json", "run/config.yaml", "run/notes.txt"])
+def test_a_demo_replaces_demos_alone(there, tmp_path, capsys):
+    own = tmp_path / there
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        {"config": "dataset: data\n", "instances_train": '{"categories": [{"id": 1, "name": "circle"}]}'}.get(own.stem, "x")
+    )
+    assert main(["demo", "--output", str(tmp_path), "--steps", "1"]) == 2
+    assert f"{own.parents[len(own.relative_to(tmp_path).parts) - 2]} holds something else" in capsys.readouterr().err
+    assert own.is_file()
+
+
+def test_a_demo_may_be_run_again(tmp_path):
+    data, run = demo_folders(tmp_path)
+    generate_scenes(data, train=1, val=1)
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(demo_run("elsewhere", "elsewhere")))
+    check_replaceable(data, run)

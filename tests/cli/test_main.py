@@ -8,6 +8,7 @@ from torch._utils import ExceptionWrapper
 
 from deformable_detr.cli import __main__ as cli
 from deformable_detr.cli.command import Command
+from deformable_detr.cli.evaluate import COMMAND as EVALUATE
 from deformable_detr.data.images import ImageError
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.version import __version__
@@ -122,6 +123,48 @@ def test_an_output_that_cannot_be_made_is_noticed_before_the_inputs_are_looked_f
     (tmp_path / "file").touch()
     assert cli.main([*arguments, str(tmp_path / "file" / "out.onnx")]) == 2
     assert "cannot be written here: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "a.png", "--json", "a.png"], "--json a.png: this file is read"),
+        (["explain", "a.png", "--weights", "w.safetensors", "--output", "./sub/../a.png"], "this file is read"),
+        (["predict", "w.safetensors", "a.png", "b.png", "--json", "b.png"], "--json b.png: this file is read"),
+        (["predict", "w.safetensors", "*.png", "--json", "b.png"], "--json b.png: there is a file that holds no JSON"),
+        (["predict", "w.safetensors", "a.png", "--json", "link.json"], "link.json: this file holds annotations"),
+        (["evaluate", "w.safetensors", "data", "--json", "w.safetensors"], "--json w.safetensors: this file is read"),
+        (["evaluate", "w.safetensors", "data", "--json", "x.json", "--results", "./x.json"], "both write"),
+        (["doctor", "truth.json", "--json", "truth.json"], "this file is read"),
+    ],
+)
+def test_outputs_replace_no_inputs_and_not_each_other(arguments, message, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "b.png", "w.safetensors"):
+        (tmp_path / name).write_bytes(b"\x89 content")
+    (tmp_path / "truth.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    (tmp_path / "link.json").symlink_to("truth.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_what_outputs_may_replace(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "boxes.json").write_text('{"images": [], "annotations": [{"score": 0.5}], "categories": []}')
+    (tmp_path / "empty.json").touch()
+    for name, others in (("boxes.json", []), ("empty.json", []), ("/dev/null", ["--results", "/dev/null"])):
+        options = EVALUATE.parse(["w.safetensors", "data", "--json", name, *others])
+        EVALUATE.check_places(options)
+
+
+def test_the_users_folder(tmp_path, monkeypatch) -> None:
+    """Bash leaves `--json=~/x` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = EVALUATE.parse(["~/run", "./~", "--json=~/x.json"])
+    assert (options.weights, options.dataset, options.json) == (f"{tmp_path}/run", "./~", f"{tmp_path}/x.json")
 
 
 @pytest.mark.parametrize("name", ["examples", "num_queries"])

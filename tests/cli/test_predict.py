@@ -117,6 +117,9 @@ def test_unreadable_images(weights, photos, tmp_path, capsys):
         (["{weights}", "{photos}", "--treshold", "0.3"], "--treshold"),
         (["{weights}"], "SOURCE"),
         (["{weights}", "{photos}", "--output", "{photos}"], "would replace an image"),
+        (["{weights}", "{photos}", "--output", "{photos}/out", "--json", "{photos}/out/b.png"], "would replace the drawing"),
+        (["{weights}", "{photos}", "--track"], "--track is for videos"),
+        (["{weights}", "{photos}", "--every", "2"], "--every is for videos"),
     ],
 )
 def test_errors_are_named(weights, photos, arguments, message, capsys):

@@ -133,6 +133,7 @@ def test_sigterm_completes_the_files(weights, clip, tmp_path, monkeypatch, capsy
         (["{clip}", "a.jpg"], "images and videos cannot go together; leave out a.jpg"),
         (["{clip}", "{clip}", "--json", "x.json"], "--json names one file"),
         (["{clip}", "--every", "0"], "every must be at least 1"),
+        (["20261127180000"], "20261127180000: there is no such camera"),
     ],
 )
 def test_mistakes_are_named(weights, clip, arguments, message, tmp_path, capsys):

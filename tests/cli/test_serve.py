@@ -1,3 +1,4 @@
+import io
 import ipaddress
 import logging
 import socket
@@ -5,6 +6,7 @@ import sys
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
@@ -28,16 +30,33 @@ def test_the_options_reach_the_server(weights, monkeypatch):
         with TestClient(app) as client:
             seen.append((client.get("/health").json(), listener.getsockname(), access_log, grace))
             seen.append(client.post("/detect", content=bytes(2000), headers={"Content-Type": "image/png"}).json())
+            grey = io.BytesIO()
+            Image.new("L", (9, 9)).save(grey, "PNG")
+            for query in ("threshold=0", "threshold=0&top_k=3"):
+                seen.append(client.post(f"/detect?{query}", content=grey.getvalue()).json())
         return 0
 
     monkeypatch.setattr(serve, "run_server", run_server)
-    arguments = ["--port", "0", "--batch-size", "7", "--no-access-log", "--timeout", "9", "--max_megabytes", "0.001"]
+    arguments = [
+        "--port",
+        "0",
+        "--batch-size",
+        "7",
+        "--no-access-log",
+        "--timeout",
+        "9",
+        "--max_megabytes",
+        "0.001",
+        "--top-k",
+        "2",
+    ]
     assert main(["serve", weights, *arguments, "--device", "cpu"]) == 0
     health, address, *others = seen[0]
     assert (health["model"], health["classes"], health["batch_size"]) == ("tiny.safetensors", ["cat", "dog"], 7)
     assert ipaddress.ip_address(address[0]).is_loopback
     assert others == [False, 9.0]
     assert "0.001 MB" in seen[1]["error"]
+    assert [len(response["images"][0]["detections"]) for response in seen[2:]] == [2, 3]
 
 
 @pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True), ("localhost", False)])

@@ -113,6 +113,9 @@ def test_thresholds_per_class_without_classes():
 def test_values_out_of_range():
     with pytest.raises(ValueError, match="threshold"):
         Tracker(2)
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match="lost_frames must be at least 0"):
+            Tracker(lost_frames=wrong)  # type: ignore[arg-type]
     for wrong in ({"min_iou": 0}, {"min_iou_doubtful": float("nan")}):
         with pytest.raises(ValueError, match=r"min_iou and min_iou_doubtful must lie in \(0, 1\]"):
             Tracker(**wrong)  # type: ignore[arg-type]

@@ -81,6 +81,16 @@ def test_draw(client, accept, kind):
         assert np.asarray(drawn).min() > 250
 
 
+def test_a_drawing_that_is_too_long_for_a_jpeg(predictor):
+    strip = encoded(np.full((1, 65501, 3), 77, dtype=np.uint8))
+    with TestClient(create_app(predictor), raise_server_exceptions=False) as client:
+        refused = client.post("/draw", **raw(strip))
+        drawn = client.post("/draw", **raw(strip, accept="image/png"))
+    assert refused.status_code == 422
+    assert "Accept: image/png" in refused.json()["error"]
+    assert Image.open(io.BytesIO(drawn.content)).size == (65501, 1)
+
+
 def test_images_are_upright_and_of_any_kind(client, predictor):
     pixels = np.random.default_rng(1).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     exif = Image.Exif()

@@ -11,10 +11,12 @@ Options are shown with hyphens and may be written with underscores.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -95,20 +97,30 @@ class Command(Generic[Options]):
             if entry.hint is PlannedRun:
                 values[name] = _planned({key: value for key, value in given.items() if key not in entries(self.options)})
             elif name in given:
-                values[name] = _value(given[name], entry.hint, name.upper() if _is_positional(entry) else f"--{_hyphenated(name)}")
+                shown = name.upper() if _is_positional(entry) else f"--{_hyphenated(name)}"
+                values[name] = _at_home(_value(given[name], entry.hint, shown))
         return self.options(**values)
 
     def check_places(self, options: Options) -> None:
-        """Refuse what cannot be written before the work, not after it.
+        """Refuse before the work, not after it, what cannot be written, or would be written over something else.
 
         Raises:
             OSError: see :func:`check_place`.
+            ValueError: two outputs are one file, or one is an input, ground truth or not of its kind.
         """
         places = {name: place for name in WRITTEN if (place := getattr(options, name, None)) is not None}
         if "json" in places and not getattr(options, "draw", True):
             places.pop("output", None)  # nothing goes there
         for name, place in places.items():
             check_place(place, folder=name not in WRITTEN_FILES)
+        others = {os.path.realpath(word): word for name in entries(self.options) for word in _words(options, name)}
+        for name, place in places.items():
+            if Path(place).is_file():
+                _check_replaceable(name, Path(place), others)
+            real = os.path.realpath(place)
+            twice = [other for other in places if other != name and os.path.realpath(places[other]) == real]
+            if twice and (Path(place).is_file() or not Path(place).exists()):  # and not /dev/null
+                raise ValueError(f"--{name} and --{twice[0]} both write {place}: give them different names")
 
     def parser(self) -> argparse.ArgumentParser:
         """The options as argparse knows them; their values are words, and what is not given is left out."""
@@ -129,6 +141,24 @@ class Command(Generic[Options]):
         places = [_place(action) for action in parser._actions if not action.option_strings]
         parser.usage = " ".join([parser.prog, *places, "[options]"])
         return parser
+
+
+def _words(options: Any, name: str) -> list[str]:
+    """What an option names, if that may be a file that is read."""
+    value = None if name in WRITTEN else getattr(options, name)
+    return [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+
+
+def _check_replaceable(name: str, place: Path, inputs: Mapping[str, str]) -> None:
+    """Numbers and detections replace those of an earlier call, and nothing else."""
+    if os.path.realpath(place) in inputs:
+        raise ValueError(f"--{name} {place}: this file is read, and would be written over; choose another name")
+    if name not in ("json", "results") or not (content := place.read_bytes().strip()):
+        return
+    if content[:1] not in (b"{", b"["):
+        raise ValueError(f"--{name} {place}: there is a file that holds no JSON; choose another name")
+    if b'"annotations"' in content and b'"score"' not in content:
+        raise ValueError(f"--{name} {place}: this file holds annotations, which would be lost; choose another name")
 
 
 class _Manual(argparse.RawDescriptionHelpFormatter):
@@ -231,6 +261,13 @@ def _value(given: Any, hint: Any, name: str) -> Any:
         return from_text(given[0], hint, name)
     (kind,) = [kind for kind in alternatives(hint) if get_origin(kind) in (list, tuple)]
     return convert([from_text(word, get_args(kind)[0], name) for word in given], hint, name)
+
+
+def _at_home(value: Any) -> Any:
+    """Paths that begin with `~`: shells leave `--output=~/runs` to the program."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (`./a.jpg` stays as it is)
 
 
 def spelled(argv: Sequence[str]) -> list[str]:

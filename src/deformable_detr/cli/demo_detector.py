@@ -1,5 +1,6 @@
 """The demo's detector: its training, and the one for a first look without weights of one's own, kept in the user's cache."""
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -35,6 +36,9 @@ def train_demo(output: str | Path, *, steps: int, seed: int = 0, device: str = "
         steps: optimiser steps.
         seed: of the images, the weights and the order.
         device: `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises:
+        FileExistsError: one of the folders holds something else than an earlier demo.
     """
     from deformable_detr.data.scenes import generate_scenes
     from deformable_detr.presets import demo_run
@@ -42,12 +46,43 @@ def train_demo(output: str | Path, *, steps: int, seed: int = 0, device: str = "
     from deformable_detr.visualize.drawing.samples import draw_samples
 
     data, run = demo_folders(output)
+    check_replaceable(data, run)
     for folder in (data, run):
         shutil.rmtree(folder, ignore_errors=True)
     generate_scenes(data, train=TRAIN_IMAGES, val=VAL_IMAGES, seed=seed)
     config = demo_run(str(data), str(run))
     config = replace(config, train=replace(config.train, steps=steps, seed=seed, device=device))
     return train(config, callbacks=[Samples(draw_samples)])
+
+
+def check_replaceable(data: Path, run: Path) -> None:
+    """See that the folders of :func:`demo_folders` are those of an earlier demo, or empty.
+
+    Raises:
+        FileExistsError: one of them is not.
+    """
+    from deformable_detr.data.scenes import SHAPES
+    from deformable_detr.presets import demo_run
+    from deformable_detr.settings import read_config
+
+    def is_drawn() -> bool:
+        record = json.loads((data / "annotations" / "instances_train.json").read_bytes())
+        return [(entry["id"], entry["name"]) for entry in record["categories"]] == [
+            (shape.category_id, shape.name) for shape in SHAPES
+        ]
+
+    def is_of_demo() -> bool:
+        return read_config(run / "config.yaml").preset == demo_run("", "").preset
+
+    for folder, is_ours in ((data, is_drawn), (run, is_of_demo)):
+        try:
+            ours = not folder.exists() or not any(folder.iterdir()) or is_ours()
+        except (OSError, ValueError, LookupError, TypeError):
+            ours = False
+        if not ours:
+            raise FileExistsError(
+                f"{folder} holds something else than an earlier demo, which would be lost: choose another --output"
+            )
 
 
 def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:

@@ -54,7 +54,11 @@ class DetectorOptions:
         return settings | ({"dilation": True} if self.dilation else {}) | ({} if self.ema is None else {"ema": self.ema})
 
     def open(self) -> "Detector":
-        """The detector that the weights and the runtime ask for."""
+        """The detector that the weights and the runtime ask for.
+
+        Raises:
+            ValueError: options of a PyTorch model for an exported file.
+        """
         from deformable_detr.detector import Detector
         from deformable_detr.export import load_exported
         from deformable_detr.export.sessions import SUFFIXES
@@ -63,6 +67,14 @@ class DetectorOptions:
         if runtime == "torch":
             detector = Detector.load(self.weights, **self.load_settings())
         else:
+            given = {
+                "precision": self.precision not in ("fp32", "auto"), "device": self.device not in ("auto", "cpu"),
+                "compile": self.compile, "no-optimize": not self.optimize, "dilation": self.dilation, "ema": self.ema is not None,
+            }  # fmt: skip
+            if useless := [f"--{name}" for name, said in given.items() if said]:
+                raise ValueError(
+                    f"{self.weights} runs as it was exported, on the CPU or what {runtime} chooses: leave out {useless[0]}"
+                )
             detector = Detector(load_exported(self.weights, runtime).model, device="cpu")
         if self.nms_iou is not None:
             detector.nms_iou = self.nms_iou

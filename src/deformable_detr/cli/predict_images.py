@@ -26,9 +26,18 @@ DRAWING_THREADS = 2
 
 
 def predict_images(options: PredictOptions) -> None:
-    """Predict on all images, shared out over the processes; the first one writes the JSON and shows what was found."""
+    """Predict on all images, shared out over the processes; the first one writes the JSON and shows what was found.
+
+    Raises:
+        ValueError: an option of videos, or a drawing that would replace an image or the JSON.
+    """
+    if options.track or options.every != 1:
+        raise ValueError(f"--{'track' if options.track else 'every'} is for videos, and {options.source[0]} is none")
     paths = list_all(options.source)
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
+    json_path = Path(options.json or Path(options.output) / "predictions.json")
+    if json_path.resolve() in {target.resolve() for target in targets.values()}:
+        raise ValueError(f"the JSON would replace the drawing {json_path}; choose another --json")
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]
     first = state is None or state.is_main_process
@@ -47,7 +56,6 @@ def predict_images(options: PredictOptions) -> None:
         with Finish() as finish:
             finish.show(collected.table(len(paths), time.perf_counter() - began))
             finish.show(*([f"images: {options.output}"] if options.draw else []))
-            json_path = options.json or Path(options.output) / "predictions.json"
             finish.write(json_path, lambda path: write_json(path, collected.record()))
 
 

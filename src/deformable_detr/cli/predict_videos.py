@@ -39,6 +39,8 @@ def predict_videos(options: PredictOptions) -> None:
     for source, target in zip(options.source, targets, strict=True):
         if target.resolve() in {Path(other).resolve() for other in options.source}:
             raise ValueError(f"the drawing of {source} would replace a video in {options.output}; choose another --output")
+    if options.json is not None and options.draw and Path(options.json).resolve() == targets[0].resolve():
+        raise ValueError(f"the JSON would replace the drawing {targets[0]}; choose another --json")
     detector = options.open()
     for source, target in zip(options.source, targets, strict=True):
         _predict_video(detector, source, target, options)

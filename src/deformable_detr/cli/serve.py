@@ -93,6 +93,7 @@ def run(options: ServeOptions) -> int:
             batch_size=options.batch_size,
             max_wait=options.max_wait_ms / 1e3,
             num_threads=options.threads,
+            top_k=options.top_k,
         )
         return run_server(app, listener, access_log=options.access_log, grace=options.timeout)
     finally:

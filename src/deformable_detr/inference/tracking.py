@@ -54,6 +54,8 @@ class Tracker:
             raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
         if not (0 < min_iou <= 1 and 0 < min_iou_doubtful <= 1):  # at 0, boxes that do not touch would be one object
             raise ValueError(f"min_iou and min_iou_doubtful must lie in (0, 1], not {min_iou} and {min_iou_doubtful}")
+        if not lost_frames >= 0:
+            raise ValueError(f"lost_frames must be at least 0, not {lost_frames}")
         self.min_iou, self.min_iou_doubtful = min_iou, min_iou_doubtful
         self._motion = BoxMotion(np.zeros((0, 4)))
         self._ids, self._labels, self._unseen = np.zeros((3, 0), dtype=int)  # [T] each; frames since it was last seen

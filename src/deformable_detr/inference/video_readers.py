@@ -140,10 +140,13 @@ class CameraReader:
     """
 
     def __init__(self, number: int) -> None:
+        missing = ValueError(f"{number}: there is no such camera, or another program uses it")
+        if number >= 2**31:  # OpenCV's largest
+            raise missing
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             self._capture.release()
-            raise ValueError(f"{number}: there is no such camera, or another program uses it")
+            raise missing
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps: float = rate if 0 < rate < 1000 else DEFAULT_FPS
         self.num_frames: int | None = None

@@ -66,6 +66,7 @@ def create_app(
     batch_size: int = 4,
     max_wait: float = 0.005,
     num_threads: int = 2,
+    top_k: int | None = None,
 ) -> FastAPI:
     """The server as an ASGI application, for uvicorn or any other ASGI server.
 
@@ -76,9 +77,10 @@ def create_app(
         batch_size: images per forward pass, at most.
         max_wait: seconds that an image waits for company in its batch, at most.
         num_threads: threads that decode and draw.
+        top_k: most detections per image where a client does not say; None: the model's own number.
     """
     service = DetectionService(
-        predictor, limits=limits or Limits(), batch_size=batch_size, max_wait=max_wait, num_threads=num_threads
+        predictor, limits=limits or Limits(), batch_size=batch_size, max_wait=max_wait, num_threads=num_threads, top_k=top_k
     )
 
     @asynccontextmanager

@@ -29,6 +29,7 @@ from deformable_detr.visualize.drawing.detections import draw_detections
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+JPEG_SIDE = 65500  # pixels
 DrawingFormat = Literal["jpeg", "png"]
 
 
@@ -56,12 +57,24 @@ class DetectionService:
         batch_size: images per forward pass, at most.
         max_wait: seconds that an image waits for company in its batch, at most.
         num_threads: threads that decode and draw.
+        top_k: most detections per image where a client does not say; None: the model's own number.
 
     Raises:
-        ValueError: a batch size below 1, or a time below 0.
+        ValueError: a batch size or `top_k` below 1, or a time below 0.
     """
 
-    def __init__(self, predictor: Predictor, *, limits: Limits, batch_size: int, max_wait: float, num_threads: int) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        limits: Limits,
+        batch_size: int,
+        max_wait: float,
+        num_threads: int,
+        top_k: int | None = None,
+    ) -> None:
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
         check_batching(batch_size, max_wait)  # the batcher is made when the server starts: too late to say why it does not
         self.predictor = predictor
         self.limits = limits
@@ -70,6 +83,7 @@ class DetectionService:
         self.metrics = ServerMetrics(lambda: self._batcher.num_waiting if self._batcher else 0, lambda: self.places.num_images)
         self._max_wait = max_wait
         self._num_threads = num_threads
+        self._top_k = top_k
         self._batcher: Batcher | None = None
 
     @property
@@ -163,7 +177,7 @@ class DetectionService:
         others = self.places.num_images > len(decoded) + batcher.num_waiting
         futures = batcher.submit(
             [pixels for pixels, _ in decoded],
-            threshold=settings.threshold, top_k=settings.top_k, classes=settings.classes, wait=others,
+            threshold=settings.threshold, top_k=settings.top_k or self._top_k, classes=settings.classes, wait=others,
         )  # fmt: skip
         try:
             outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures))
@@ -191,6 +205,10 @@ def _decode(upload: Upload, limits: Limits, bit_depth: int) -> tuple[Tensor, flo
 
 def _draw(served: Served, kind: DrawingFormat) -> bytes:
     drawing = Image.fromarray(draw_detections(served.pixels, served.outcome.detections))
+    if kind == "jpeg" and max(drawing.size) > JPEG_SIDE:
+        raise RefusedError(
+            422, f"a JPEG has at most {JPEG_SIDE} pixels a side, not {max(drawing.size)}: ask with Accept: image/png"
+        )
     buffer = io.BytesIO()
     if kind == "jpeg":
         drawing.save(buffer, format="JPEG", quality=92, subsampling=0)
