@@ -1,4 +1,4 @@
-"""The masked suppressor against its definition written out with loops, and what it must leave alone."""
+"""The suppressor against its definition written out with loops, and what it must leave alone."""
 
 import math
 from typing import Any
@@ -13,15 +13,15 @@ from deformable_detr.checkpoints.convert import convert
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import build_model
 from deformable_detr.model.encoder import FeedForward
-from deformable_detr.model.suppressor import MaskedSuppressor
+from deformable_detr.model.suppressor import Suppressor
 from deformable_detr.structures import Predictions
 
 WITH = {**SMALL, "num_queries": 9, "suppressor": True, "denoising_queries": 50, "dropout": 0.0}
 
 
-def suppressor(hidden_dim: int, num_heads: int) -> MaskedSuppressor:
+def suppressor(hidden_dim: int) -> Suppressor:
     torch.manual_seed(0)
-    return shaken(MaskedSuppressor(FeedForward(hidden_dim, 16, 0.0), hidden_dim, num_heads).double())
+    return shaken(Suppressor(FeedForward(hidden_dim, 16, 0.0), hidden_dim).double())
 
 
 def model(**settings: Any) -> Any:
@@ -29,65 +29,35 @@ def model(**settings: Any) -> Any:
     return shaken(build_model("r50-two-stage", **{**WITH, **settings})).train()
 
 
-def unseen(scores):
-    return torch.tensor([[[own >= other for other in scores] for own in scores]])
-
-
-def features(row, column):
-    """Sines and cosines of how one box lies to another, as the paper's relation has them."""
-    values = [math.log(abs(row[axis] - column[axis]) / (row[axis + 2] + 1e-5) + 1) for axis in (0, 1)]
-    values += [math.log((row[axis] + 1e-5) / (column[axis] + 1e-5)) for axis in (2, 3)]
-    angles = [value * 10000 ** (-k / 4) for value in values for k in range(4)]
-    return torch.tensor([wave(angle) for angle in angles for wave in (math.sin, math.cos)], dtype=torch.float64)
-
-
-def test_relation_by_hand():
-    """A box of .2 x .4 and one of .1 x .4 that lies .2 to the right: x distance of one width, or two; half or double the width."""
-    first, second = [0.3, 0.5, 0.2, 0.4], [0.5, 0.5, 0.1, 0.4]
-    part = suppressor(8, 2)
-    bias = part.bias(unseen([0.0, 1.0]), torch.tensor([[first, second]], dtype=torch.float64))
-    expected = features(first, second), features(second, first)
-    assert expected[0][0].item() == pytest.approx(math.sin(math.log(2)), abs=1e-4)
-    assert expected[1][1].item() == pytest.approx(math.cos(math.log(3)), abs=1e-4)
-    mean = (part.relation(expected[0]) + part.relation(expected[1])) / 2
-    torch.testing.assert_close(bias[0, :, 0, 1], mean, rtol=0, atol=1e-5)  # the sines are float32
-    assert (bias[0, :, 1, :2] == -math.inf).all() and (bias[0, :, 0, 0] == -math.inf).all()  # the best one sees no query
-    torch.testing.assert_close(bias[0, :, 0, 2:], part.token_bias[:, None].expand(-1, 10))
-
-
-def test_attention_equals_its_definition_in_loops():
-    part = suppressor(8, 2)
-    query, boxes = torch.randn(1, 4, 8, dtype=torch.float64), torch.rand(1, 4, 4, dtype=torch.float64) * 0.5 + 0.1
-    scores = [0.3, -1.0, 0.3, 2.0]  # two are equal: they do not see each other
-    seen = part.attend(query, part.bias(unseen(scores), boxes))
-    token_keys, token_values = part.tokens.chunk(2, dim=-1)
-    numbers = boxes[0].tolist()
+def test_both_numbers_by_hand():
+    part = suppressor(8)
+    logits, boxes = torch.randn(2, 1, 4, 3, dtype=torch.float64), torch.rand(2, 1, 4, 4, dtype=torch.float64) * 0.5 + 0.1
+    query = torch.randn(2, 1, 4, 8, dtype=torch.float64)
+    found = part.eval()(Predictions(logits, boxes), query).logits
+    assert torch.equal(found[0], logits[0])
+    gate, start = part.overlap_gate.weight.item(), part.overlap_gate.bias.item()
+    scores, corners = logits[-1, 0].amax(-1), cxcywh_to_xyxy(boxes[-1, 0])
+    overlaps, classes = box_iou(corners, corners), logits[-1, 0].sigmoid()
     for i in range(4):
-        heads = []
-        for head in range(2):
-            channels = slice(4 * head, 4 * head + 4)
-            q = part.query_proj(query[0, i])[channels]
-            logits, values = [], []
-            for j in range(4):
-                if scores[i] < scores[j]:
-                    there, back = features(numbers[i], numbers[j]), features(numbers[j], numbers[i])
-                    relation = (part.relation(there) + part.relation(back))[head] / 2
-                    logits.append(q @ part.key_proj(query[0, j])[channels] / 2 + relation)  # 2: the root of 4 channels
-                    values.append(part.value_proj(query[0, j])[channels])
-            for key, value in zip(token_keys, token_values, strict=True):
-                logits.append(q @ key[channels] / 2 + part.token_bias[head])
-                values.append(value[channels])
-            heads.append(torch.stack(logits).softmax(0) @ torch.stack(values))
-        torch.testing.assert_close(seen[0, i], part.output_proj(torch.cat(heads)), rtol=0, atol=1e-6)
+        x = query[-1, 0, i]
+        ffn: Any = part.ffn
+        own = part.score_head(part.norm(x + ffn.linear2(ffn.linear1(x).clamp(min=0)))).item()
+        costs = [0.0]
+        for j in range(4):
+            if scores[j] > scores[i]:
+                likeness = float(classes[i] @ classes[j] / classes[i].norm() / classes[j].norm())
+                costs.append(1 / (1 + math.exp(-gate * overlaps[i, j].item() * likeness - start)))
+        expected = logits[-1, 0, i] + own - part.strength.item() * max(costs)
+        torch.testing.assert_close(found[-1, 0, i], expected, rtol=0, atol=1e-6)
 
 
 def test_a_better_query_of_the_same_class_that_overlaps_costs_the_score():
     """Boxes of 2 x 2, one behind the other by 1 / 0.5 / 6: IoU 1/3, .6, and none; the fourth has the place of the best, but
     another class, and no better query of its own."""
-    part = MaskedSuppressor(FeedForward(8, 16, 0.0), 8, 2).double()
+    part = Suppressor(FeedForward(8, 16, 0.0), 8).double()
     boxes = torch.tensor([[[x, 5.0, 2.0, 2.0] for x in (4.0, 5.0, 4.5, 10.0, 4.0)]], dtype=torch.float64)
     classes = torch.tensor([[[0.9, 0.0], [0.8, 0.0], [0.7, 0.0], [0.6, 0.0], [0.0, 0.5]]], dtype=torch.float64)
-    off = part.covered(unseen(classes.amax(-1)[0].tolist()), boxes, classes)[0, :, 0]
+    off = part.covered(classes.amax(-1), boxes, classes)[0, :, 0]
     cost = [5 / (1 + math.exp(12 - 20 * iou)) for iou in (0.0, 1 / 3, 0.6)]
     assert off.tolist() == pytest.approx([0.0, cost[1], cost[2], cost[0], cost[0]], rel=1e-6)
     assert cost[2] == pytest.approx(2.5)
@@ -100,10 +70,8 @@ def test_at_first_only_the_overlap_has_an_influence():
     images, targets = batch()
     predictions = fresh(images, targets)
     last, boxes = predictions.one_to_many_logits[-1], predictions.one_to_many_boxes[-1]
-    scores = last.amax(-1)
-    off = fresh.suppressor.covered(scores[:, :, None] >= scores[:, None], boxes, last.sigmoid())
+    off = fresh.suppressor.covered(last.amax(-1), boxes, last.sigmoid())
     torch.testing.assert_close(predictions.logits[0], last - off, rtol=0, atol=1e-6)
-    assert fresh.suppressor.token_bias.tolist() == pytest.approx([-math.log(10)] * 4)
 
 
 def test_one_layer_learns_one_to_one_and_all_before_it_one_to_many():
@@ -169,7 +137,7 @@ def test_own_files_hold_it_also_without_a_header_and_other_layouts_refuse_it(tmp
 
 
 def test_a_traced_one_takes_any_number_of_images():
-    part = suppressor(8, 2).eval()
+    part = suppressor(8).eval()
 
     class Traced(torch.nn.Module):
         def __init__(self):

@@ -40,7 +40,7 @@ from deformable_detr.model.queries import (
     take,
 )
 from deformable_detr.model.relation import PositionRelation
-from deformable_detr.model.suppressor import MaskedSuppressor, NoSuppressor
+from deformable_detr.model.suppressor import NoSuppressor, Suppressor
 from deformable_detr.presets import model_preset
 
 
@@ -158,7 +158,7 @@ def _suppressor(config: ModelConfig) -> nn.Module:
     if not config.suppressor:
         return NoSuppressor()
     ffn = FeedForward(config.hidden_dim, config.ffn_dim, config.dropout)
-    return MaskedSuppressor(ffn, config.hidden_dim, config.num_heads)
+    return Suppressor(ffn, config.hidden_dim)
 
 
 def _denoising(config: ModelConfig) -> nn.Module:

@@ -25,7 +25,7 @@ class DeformableDETR(nn.Module):
         query_source: memory, `FlatFeatures` → `Queries`; it alone decides their number, content, position and who sees whom.
         decoder: `Queries`, memory, `FlatFeatures` → hidden `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, and what those of training need.
         class_heads: hidden → logits `[N, B, Q, K]`.
-        suppressor: makes the last of them one-to-one where the others are one-to-many: `MaskedSuppressor` or `NoSuppressor`.
+        suppressor: makes the last of them one-to-one where the others are one-to-many: `Suppressor` or `NoSuppressor`.
         denoising: makes further queries from the targets in training: `ContrastiveDenoising` or `NoDenoising`.
         metadata: settings, classes and image sizes, for saving and using the model.
     """
