@@ -350,6 +350,9 @@ class LossConfig:
         _check_range(self, "class_weight bbox_weight giou_weight class_cost bbox_cost giou_cost one_to_many_weight")
         _check_range(self, "focal_gamma mal_gamma giou_eps")
         _check_range(self, "focal_alpha", 0, 1)
+        for branch, weight in self.branch_weights.items():
+            if weight < 0:
+                raise ValueError(f"branch_weights: {branch} must be at least 0, not {weight}")
 
     def class_loss_of(self, model: ModelConfig) -> str:
         """The loss of the classes for a model."""

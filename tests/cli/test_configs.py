@@ -115,6 +115,7 @@ def test_a_setting_may_stand_twice_where_it_is_the_same(tmp_path: Path) -> None:
     [
         (LossConfig, {"class_weight": -1}, "class_weight must be at least 0, not -1"),
         (LossConfig, {"bbox_weight": math.nan}, "bbox_weight must be at least 0, not nan"),
+        (LossConfig, {"branch_weights": {"loss_class": -1}}, "branch_weights: loss_class must be at least 0, not -1"),
         (LossConfig, {"focal_alpha": 2}, r"focal_alpha must be in \[0, 1\], not 2"),
         (ModelConfig, {"num_encoder_layers": -1}, "num_encoder_layers must be at least 0"),
         (ModelConfig, {"ffn_dim": 0}, "ffn_dim must be at least 1"),

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from deformable_detr.acceleration.fused_convolutions import FusedConvolution
 from deformable_detr.acceleration.model import InferenceModel
-from deformable_detr.config import RunConfig
+from deformable_detr.categories import Categories
+from deformable_detr.config import RunConfig, TrainConfig
 from deformable_detr.training import Samples, train, validation
 from deformable_detr.training.run_folder import RunFolder
 
@@ -30,6 +31,19 @@ def test_training_goes_on_as_if_there_had_been_no_evaluation(config: RunConfig, 
     assert [record["step"] for record in losses] == [1, 2, 3, 4]
     assert losses == losses_with
     assert all(torch.equal(weights[name], weights_with[name]) for name in weights)
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_evaluations_are_counted(every: int) -> None:
+    """At once, however many epochs there are: a run until it is stopped."""
+    one = validation.Validation(None, Categories(("cat",), (1,)), TrainConfig(evaluate_every=every), None)  # type: ignore[arg-type]
+    assert one.count(0, 5) == 0  # there is nothing to measure on
+    one.loader = []  # type: ignore[assignment]
+    for end in range(8):
+        for first in range(9):
+            due = [one.due(epoch, last=epoch == end - 1) for epoch in range(first, end)]
+            assert one.count(first, end) == sum(due)
+    assert one.count(1, 10**18) == {0: 1, 1: 10**18 - 1, 3: 10**18 // 3 + 1}[every]
 
 
 def test_the_folded_weights_are_freed(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

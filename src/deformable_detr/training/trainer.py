@@ -229,8 +229,7 @@ class Trainer:
 
     def _evaluations_left(self, total_steps: int) -> int:
         """How many are still due if the run has so many steps in all."""
-        epochs = -(-total_steps // self.steps_per_epoch)
-        return sum(self.validation.due(epoch, last=epoch == epochs - 1) for epoch in range(self.position.epoch, epochs))
+        return self.validation.count(self.position.epoch, -(-total_steps // self.steps_per_epoch))
 
     def _step(self, batches: list[Batch]) -> None:
         """One optimiser step with everything that goes with it."""

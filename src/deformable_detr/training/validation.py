@@ -41,6 +41,13 @@ class Validation:
         every = self.config.evaluate_every
         return self.loader is not None and (last or bool(every and (epoch + 1) % every == 0))
 
+    def count(self, first: int, end: int) -> int:
+        """How many evaluations are due after the epochs `first` … `end - 1` of a run of `end` epochs."""
+        if self.loader is None or first >= end:
+            return 0
+        every = self.config.evaluate_every
+        return end // every - first // every + (end % every > 0) if every else 1
+
     def measure(self, network: DeformableDETR, progress: Callable[[int, int], None]) -> Metrics:
         """Evaluate a model; every process must call this, and all get the numbers of the whole.
 
