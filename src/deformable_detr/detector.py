@@ -329,11 +329,12 @@ class Detector(Predictor):
         Raises:
             FileNotFoundError: no such image.
             ValueError: it is not an image.
+            TypeError: a network without the layers of this one, such as that of an exported file.
         """
         from deformable_detr.visualize import describe
 
         source = open_single(image, bit_depth=self.metadata.bit_depth)
-        return describe(self.model, source.read(), num_detections=num_detections)  # pyright: ignore[reportArgumentType]
+        return describe(self.model, source.read(), num_detections=num_detections)
 
     def save(self, path: str | Path) -> Path:
         """Write the weights with everything that :meth:`load` needs, as one `.safetensors` file.
@@ -343,7 +344,7 @@ class Detector(Predictor):
         """
         if Path(path).suffix != ".safetensors":
             raise ValueError(f"weights are written as .safetensors, so call the file {Path(path).with_suffix('.safetensors')}")
-        return save_weights(path, self.model)  # pyright: ignore[reportArgumentType]
+        return save_weights(path, self.model)
 
     def export(self, path: str | Path, **options: Any) -> "Difference":
         """Write a file that runs without this package, and compare it with this detector.
@@ -362,7 +363,7 @@ class Detector(Predictor):
         """
         from deformable_detr.export.files import export_model
 
-        return export_model(self.model, path, **options)  # pyright: ignore[reportArgumentType]
+        return export_model(self.model, path, **options)
 
     from_pretrained = load
 
@@ -373,7 +374,7 @@ class Detector(Predictor):
             folder: is made.
             license: of the weights, such as `apache-2.0`, for the card.
         """
-        return hub.save_pretrained(self.model, folder, license=license)  # pyright: ignore[reportArgumentType]
+        return hub.save_pretrained(self.model, folder, license=license)
 
     def push_to_hub(self, repo_id: str, *, license: str | None = None, private: bool = False, **options: Any) -> Any:
         """Put the weights and a model card on the Hugging Face hub; :meth:`from_pretrained` reads them from there.
@@ -387,7 +388,7 @@ class Detector(Predictor):
         Raises:
             ValueError: an impossible name.
         """
-        return hub.push_to_hub(self.model, repo_id, license=license, private=private, **options)  # pyright: ignore[reportArgumentType]
+        return hub.push_to_hub(self.model, repo_id, license=license, private=private, **options)
 
 
 def join_processes(device: torch.device) -> "PartialState | None":

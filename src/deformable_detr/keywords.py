@@ -58,8 +58,8 @@ class PredictionOptions(TypedDict, total=False):
     """For images far larger than the model's input: divide them into squares of this many pixels, and merge the detections
     (docs/video.md). `batch_size` then counts tiles. None: do not."""
 
-    tile_overlap: float
-    """Share of a tile's side that neighbours have in common (0.2)."""
+    tile_overlap: float | None
+    """Share of a tile's side that neighbours have in common; None: 0.2. For `tiles` alone."""
 
     bit_depth: int | None
     """How many bits of 16-bit values are used, 8 … 16. With 12, as many cameras have, 4095 becomes 255. None: as in training."""

@@ -81,7 +81,9 @@ def test_impossible_names(name):
         load_pretrained(name)
 
 
-@pytest.mark.parametrize("name", ["runs/best.safetensors", "runs/r50.pth", "runs/a/b", "./runs/first", "/no/where"])
+@pytest.mark.parametrize(
+    "name", ["runs/best.safetensors", "runs/r50.pth", "runs/a/b", "./runs/first", "/no/where", "runs/first", "models/r50.onnx"]
+)
 def test_paths_are_not_hub_names(name):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         load_pretrained(name)

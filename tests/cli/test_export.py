@@ -12,6 +12,7 @@ from PIL import Image
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli.__main__ import main
+from deformable_detr.cli.predict import COMMAND
 from deformable_detr.data.scenes import SHAPES, generate_scenes
 from deformable_detr.detector import Detector
 from deformable_detr.model import build_model
@@ -67,6 +68,21 @@ def test_export_and_predict_give_what_the_weights_give(folder, exported, capsys,
     for one, other in zip(found["onnx"]["annotations"], found["torch"]["annotations"], strict=True):
         assert one["bbox"] == pytest.approx(other["bbox"], abs=0.02)
         assert one["score"] == pytest.approx(other["score"], abs=2e-5)
+
+
+def test_what_has_no_effect_on_a_file_is_said(folder, exported, caplog):
+    detector = COMMAND.parse([str(exported[0]), "image.jpg", "--device", "cpu", "--precision", "auto"]).open()
+    assert detector.optimize(precision="auto").precision == "fp32"
+    assert caplog.messages == []
+    detector.optimize(precision="bf16", compile=True)
+    narrow = np.zeros((48, 24, 3), np.uint8)
+    for _ in range(2):
+        detector.predict(narrow)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 3
+    assert "precision='bf16' has no effect" in said[0]
+    assert "compile=True has no effect: the ExportedNetwork runs as it is" in said[1]
+    assert "96x48 pixels after resizing are padded to 96x96" in said[2]
 
 
 def test_int8_states_its_accuracy(folder, exported, capsys, monkeypatch):

@@ -202,3 +202,17 @@ def test_the_general_help_imports_nothing_slow() -> None:
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_the_help_of_a_command_does_without_torch(name: str) -> None:
     assert imported_by([name, "--help"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "weights", "data", "--worst", "3"], "--worst has no effect without --report"),
+        (["export", "weights", "detector.onnx", "--calibration-images", "3"], "--calibration-images has no effect without --int8"),
+        (["export", "weights", "detector.onnx", "--onnxruntime-web", "file.tgz"], "--onnxruntime-web has no effect without --to"),
+        (["describe", "image.jpg", "--weights", "weights", "--preset", "r50"], "--preset is for a model with random weights"),
+    ],
+)
+def test_options_without_the_one_that_they_belong_to(arguments, message, capsys) -> None:
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -116,6 +116,8 @@ def test_unreadable_images(weights, photos, tmp_path, capsys):
         (["{weights}", "{photos}", "--threshold", "high"], "threshold"),
         (["{weights}", "{photos}", "--treshold", "0.3"], "--treshold"),
         (["{weights}"], "SOURCE"),
+        (["{weights}", "{photos}", "--tile-overlap", "0.3"], "--tile-overlap has no effect without --tiles"),
+        (["runs/nowhere", "{photos}"], "no weights at runs/nowhere"),  # the hub is not asked
         (["{weights}", "{photos}", "--output", "{photos}"], "would replace an image"),
         (["{weights}", "{photos}", "--output", "{photos}/out", "--json", "{photos}/out/b.png"], "would replace the drawing"),
         (["{weights}", "{photos}", "--track"], "--track is for videos"),

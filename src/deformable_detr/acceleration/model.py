@@ -112,6 +112,8 @@ class InferenceModel(nn.Module):
 
     def _build(self) -> Callable[[ImageBatch], Predictions]:
         if not self._optimizable():
+            if self.options.compile:
+                logger.warning("compile=True has no effect: the %s runs as it is", type(self.model).__name__)
             return self.model
         options, model = self.options, cast(DeformableDETR, self.model)
         device = next(model.parameters()).device

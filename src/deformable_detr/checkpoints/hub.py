@@ -6,16 +6,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from deformable_detr.checkpoints.model_card import model_card
 from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.checkpoints.tensor_files import INDEX_SUFFIX, shard_names
 from deformable_detr.config import Metadata
 from deformable_detr.files import atomic_folder, write_json, write_text
-from deformable_detr.model import DeformableDETR
+from deformable_detr.model.plain import network_of
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
+OWN_FOLDERS = ("runs/", "demo/")
+"""Where this package writes what it trains, if not told otherwise. An owner of that name is behind `hf://`."""
+
+FILE_SUFFIXES = (".pth", ".pt", ".pt2", ".bin", ".ckpt", ".pkl", ".safetensors", ".onnx", ".xml", ".engine", ".tflite", ".pte")
+FILE_SUFFIXES += (".h5", ".npz", ".msgpack", ".json", ".yaml", ".yml", ".zip", ".tar", ".gz")
+"""Of files that hold or describe weights: no model on the hub is meant."""
+
 _SIDE_FILES = ("config.json", "preprocessor_config.json")
 _HUB_NAME = re.compile(r"(hf://)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+?))?(/(?P<file>[^@]+\.safetensors))?")
 
@@ -26,9 +35,9 @@ def is_hub_name(source: str | Path) -> bool:
         return False
     if source.startswith("hf://"):
         return True
-    if Path(source).parent.is_dir():  # a path that leads nowhere
+    if Path(source).parent.is_dir() or source.startswith(OWN_FOLDERS):  # a path that leads nowhere
         return False
-    return bool(_HUB_NAME.fullmatch(source)) and not re.search(r"\.(pth|pt|bin|ckpt|safetensors)$", source)
+    return bool(_HUB_NAME.fullmatch(source)) and Path(source).suffix.lower() not in FILE_SUFFIXES
 
 
 def download(source: str, revision: str | None = None) -> Path:
@@ -59,6 +68,8 @@ def download(source: str, revision: str | None = None) -> Path:
     if match is None:
         raise ValueError(f"{source!r} is not a name on the hub: expected hf://owner/name[@revision][/file.safetensors]")
     repo, revision = match["repo"], revision or match["revision"]
+    if not source.startswith("hf://"):
+        logger.info("no file or folder %s: asking the Hugging Face hub for a model of that name", source)
     try:
         path = _download_weights(repo, match["file"], revision)
     except LocalEntryNotFoundError as error:
@@ -87,12 +98,12 @@ def download(source: str, revision: str | None = None) -> Path:
 def _download_weights(repo: str, name: str | None, revision: str | None) -> Path:
     """One file, or where the weights are in several, all of them; then the path is that of their index."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repo, name or WEIGHTS_NAME, revision=revision))
     except EntryNotFoundError as error:
-        if name is not None:
+        if name is not None or isinstance(error, LocalEntryNotFoundError):  # the hub was not reached
             raise
         try:
             index = Path(hf_hub_download(repo, WEIGHTS_NAME + INDEX_SUFFIX, revision=revision))
@@ -115,7 +126,7 @@ def _out_of_reach(source: str, error: Exception) -> OSError:
 
 
 def save_pretrained(
-    model: DeformableDETR,
+    model: nn.Module,
     folder: str | Path,
     *,
     metadata: Metadata | None = None,
@@ -132,7 +143,7 @@ def save_pretrained(
         name: title of the card; None: the folder's name.
     """
     folder = Path(folder)
-    metadata = metadata or model.metadata
+    metadata = metadata or network_of(model).metadata
     with atomic_folder(folder, merge=True) as partial:
         save_weights(partial / WEIGHTS_NAME, model, metadata=metadata)
         write_json(partial / "config.json", metadata.to_dict(), indent=2)
@@ -141,7 +152,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    model: DeformableDETR,
+    model: nn.Module,
     repo_id: str,
     *,
     metadata: Metadata | None = None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from deformable_detr.checkpoints.prediction_heads import count
 from deformable_detr.checkpoints.report import Report
@@ -14,28 +14,30 @@ from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors
 from deformable_detr.checkpoints.weights import UPDATES, Weights
 from deformable_detr.config import Metadata
 from deformable_detr.files import atomic_file
-from deformable_detr.model import DeformableDETR
-from deformable_detr.model.adapters import merged
+from deformable_detr.model.plain import as_built, network_of
 
 NAME = "native"
 FORMAT = "deformable-detr"
 
 
 def save_weights(
-    path: str | Path, model: DeformableDETR, *, metadata: Metadata | None = None, state_dict: dict[str, Tensor] | None = None
+    path: str | Path, model: nn.Module, *, metadata: Metadata | None = None, state_dict: dict[str, Tensor] | None = None
 ) -> Path:
-    """Write the weights and everything that is needed to use them; the file appears whole or not at all. Adapters are merged.
+    """Write the weights and everything that is needed to use them; the file appears whole or not at all.
 
     Args:
         path: the `.safetensors` file.
-        model: the detector.
+        model: the detector. Adapters, parametrisations and pruning are put into the weights, wrappers of PyTorch taken off.
         metadata: to be stored instead of `model.metadata`.
         state_dict: to be stored instead of the model's own weights, such as their moving average.
+
+    Raises:
+        TypeError: a model without weights to write, such as that of an exported file or a quantised one.
     """
-    return _write(Path(path), state_dict or merged(model).state_dict(), metadata or model.metadata)
+    return _write(Path(path), state_dict or as_built(model).state_dict(), metadata or network_of(model).metadata)
 
 
-def write(path: Path, model: DeformableDETR, report: Report) -> None:
+def write(path: Path, model: nn.Module, report: Report) -> None:
     """As :func:`save_weights`, with a report."""
     save_weights(path, model)
     report.mapped = len(model.state_dict())

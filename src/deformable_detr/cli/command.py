@@ -4,6 +4,7 @@ The fields of the dataclass are the options, the strings below them the help:
 
 - a field without a default, or one with the metadata :data:`POSITIONAL`, is positional: `weights: str`
 - a bool is a flag: `draw: bool = True` is `--draw` and `--no-draw`
+- a field with the metadata of :func:`needs` is refused where the option that it belongs to is not given
 - a list or tuple takes several words, or one in brackets: `--size 480 640`, `--size "[480, 640]"`
 - a field of the type :class:`PlannedRun` holds all settings of a training, as `training/recipe.py:plan_run` puts them together
 
@@ -36,6 +37,11 @@ ALIASES = {"output-dir": "output", "model.weights": "weights"}
 
 POSITIONAL = {"positional": True}
 """Metadata of a positional field with a default, which may be left out."""
+
+
+def needs(name: str) -> dict[str, str]:
+    """Metadata of an option that means something only together with another one."""
+    return {"needs": name}
 
 
 WRITTEN_FILES = ("json", "html", "results", "curves", "figure")
@@ -99,7 +105,12 @@ class Command(Generic[Options]):
             elif name in given:
                 shown = name.upper() if _is_positional(entry) else f"--{_hyphenated(name)}"
                 values[name] = _at_home(_value(given[name], entry.hint, shown))
-        return self.options(**values)
+        options = self.options(**values)
+        for name, entry in entries(self.options).items():
+            other = entry.metadata.get("needs")
+            if name in given and other is not None and not getattr(options, other):
+                raise ValueError(f"--{_hyphenated(name)} has no effect without --{_hyphenated(other)}")
+        return options
 
     def check_places(self, options: Options) -> None:
         """Refuse before the work, not after it, what cannot be written, or would be written over something else.

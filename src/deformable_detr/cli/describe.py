@@ -36,8 +36,8 @@ class DescribeOptions:
     weights: str | None = None
     """A run folder or a weights file. Without it: a model of --preset with random weights."""
 
-    preset: str = "r50"
-    """Named variant, where no weights are given."""
+    preset: str | None = None
+    """Named variant, where no weights are given. Default: r50."""
 
     device: str = "auto"
     """`auto` takes a GPU where there is one; else `cpu`, `cuda` or `mps`."""
@@ -60,10 +60,12 @@ def run(options: DescribeOptions) -> None:
     from deformable_detr.visualize.inside.journey import view_journey
 
     log_to_screen()
+    if options.weights is not None and options.preset is not None:
+        raise ValueError("--preset is for a model with random weights: leave it out, or --weights")
     if options.weights is not None:
         detector = Detector.load(options.weights, device=options.device)
     else:
-        detector = Detector(build_model(options.preset, pretrained_backbone=False), device=options.device)
+        detector = Detector(build_model(options.preset or "r50", pretrained_backbone=False), device=options.device)
     found = detector.describe(options.image, num_detections=options.top_k)
     with Finish() as finish:
         finish.write(options.json, lambda path: write_json(path, found.to_dict(), indent=1))

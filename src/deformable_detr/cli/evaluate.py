@@ -1,10 +1,10 @@
 """`deformable-detr evaluate`: how good a detector is, on the screen, as JSON and as a report."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deformable_detr.cli.command import Command
+from deformable_detr.cli.command import Command, needs
 from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import Finish, log_to_screen, progress
 
@@ -56,7 +56,7 @@ class EvaluateOptions(DetectorOptions):
     report: str | None = None
     """Write report.html (complete in itself), report.json, the figures and the worst images to this folder."""
 
-    worst: int = 12
+    worst: int = field(default=12, metadata=needs("report"))
     """How many of the worst images the report shows."""
 
     save_thresholds: bool = False

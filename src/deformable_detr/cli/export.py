@@ -1,11 +1,11 @@
 """`deformable-detr export`: a detector as a file for other programs, checked against the model."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deformable_detr.cli.command import Command
+from deformable_detr.cli.command import Command, needs
 from deformable_detr.cli.screen import log_to_screen, show
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ExportOptions:
     """`web`: write a page with the detector and onnxruntime-web (WebAssembly, WebGPU) instead of a file. `tensorrt`: an .onnx of
     operators that TensorRT documents: opset 17 without GridSample, and --fp16 compute."""
 
-    onnxruntime_web: str | None = None
+    onnxruntime_web: str | None = field(default=None, metadata=needs("to"))
     """web: the npm package onnxruntime-web as a .tgz, where npm cannot fetch it; the message then says which version."""
 
     grid_sample: bool = True
@@ -77,7 +77,7 @@ class ExportOptions:
     int8: str | None = None
     """Quantise an .onnx to 8 bits, with images of this dataset (as for training); says the AP before and after."""
 
-    calibration_images: int = 64
+    calibration_images: int = field(default=64, metadata=needs("int8"))
     """int8: how many training images the ranges are taken from."""
 
     dilation: bool = False

@@ -1,8 +1,9 @@
 """The options of `deformable-detr predict`, for images and for videos."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deformable_detr.cli.command import needs
 from deformable_detr.cli.detector_options import DetectorOptions
 
 
@@ -38,8 +39,8 @@ class PredictOptions(DetectorOptions):
     tiles: int | None = None
     """For images far larger than the model's input: divide them into squares of this many pixels and merge the detections."""
 
-    tile_overlap: float = 0.2
-    """Share of a tile's side that neighbouring tiles have in common."""
+    tile_overlap: float | None = field(default=None, metadata=needs("tiles"))
+    """Share of a tile's side that neighbouring tiles have in common. Default: 0.2."""
 
     every: int = 1
     """Videos: take every N-th frame."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deformable_detr.export.exported_program import save_program, trace
 from deformable_detr.export.form import ExportForm, smallest_side
@@ -19,13 +19,13 @@ from deformable_detr.export.openvino import save_openvino
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
 from deformable_detr.export.preprocessing import assert_preparation, put_in_front
 from deformable_detr.export.sessions import SESSIONS, SUFFIXES, Session
-from deformable_detr.model import DeformableDETR
+from deformable_detr.model.plain import network_of
 from deformable_detr.schema import plain_numbers
 from deformable_detr.structures import ImageBatch
 
 
 def export_model(
-    model: DeformableDETR,
+    model: nn.Module,
     path: str | Path,
     *,
     padding_mask: bool = True,
@@ -59,10 +59,10 @@ def export_model(
     Raises:
         ImportError: a package that writes or runs the format is missing.
         ParityError: the file computed something else; it is not kept.
-        TypeError: a number of another kind.
+        TypeError: a number of another kind, or a model without weights to write: quantised, or that of an exported file.
         ValueError: an unknown suffix, or a size that the model cannot take.
     """
-    path, suffix = Path(path), Path(path).suffix.lower()
+    path, suffix, model = Path(path), Path(path).suffix.lower(), network_of(model)
     smallest = smallest_side(model.metadata.model)
     batch_size, top_k, opset = plain_numbers("a whole number", Integral, int, batch_size=batch_size, top_k=top_k, opset=opset)
     if size is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deformable_detr.acceleration.network import answering_parts
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.model import DeformableDETR
-from deformable_detr.model.adapters import merged
+from deformable_detr.model.plain import as_built
 from deformable_detr.structures import ImageBatch
 
 
@@ -37,9 +37,9 @@ class TensorNetwork(nn.Module):
         return predictions.logits[-1], predictions.boxes[-1]
 
 
-def plain_network(model: DeformableDETR) -> TensorNetwork:
+def plain_network(model: nn.Module) -> TensorNetwork:
     """A copy of the model as it is, on the CPU, in float32 and evaluation mode: what an export is compared with."""
-    return TensorNetwork(copy.deepcopy(merged(model)).cpu().float().eval().requires_grad_(False))
+    return TensorNetwork(copy.deepcopy(as_built(model)).cpu().float().eval().requires_grad_(False))
 
 
 def exportable_network(plain: TensorNetwork) -> TensorNetwork:

@@ -1,5 +1,6 @@
 """Run an exported file in place of the model: the same preparation and boxes, without building a PyTorch model."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.export.sessions import SESSIONS, SUFFIXES
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.structures import ImageBatch, Predictions
+
+logger = logging.getLogger(__name__)
 
 
 def load_exported(path: str | Path, runtime: str | None = None) -> Predictor:
@@ -52,6 +55,9 @@ class ExportedNetwork(nn.Module):
         ValueError: an unknown runtime, or a file that it cannot run.
     """
 
+    fixed_precision = True
+    """Its arithmetic is in the file; autocast changes nothing."""
+
     def __init__(self, path: str | Path, runtime: str | None = None) -> None:
         super().__init__()
         self.path = Path(path)
@@ -61,6 +67,7 @@ class ExportedNetwork(nn.Module):
             raise ValueError(f"unknown runtime {runtime!r}; {known}" if runtime else f"no runtime for {self.path.name}; {known}")
         if not self.path.is_file():
             raise FileNotFoundError(f"no exported model at {self.path}")
+        self._padded: set[Path] = set()  # the file, once padding was said of it
         self.form, self._run = SESSIONS[runtime](self.path)
         config = self.form.metadata.model
         detections = min(config.max_detections, self.form.top_k or config.max_detections)  # there are no others in it
@@ -129,6 +136,13 @@ class ExportedNetwork(nn.Module):
             allowed = "x".join(map(str, self.form.size)) if self.form.size else f"at least {smallest} pixels on each side"
             raise ValueError(
                 f"an image of {height}x{width} pixels after resizing does not go into {self.path.name}, which takes {allowed}"
+            )
+        if not self._padded:
+            self._padded.add(self.path)
+            logger.warning(
+                "%s: %dx%d pixels after resizing are padded to %dx%d, which moves scores a little against the detector's own "
+                "(said once; docs/deploying.md)",
+                *(self.path, height, width, *canvas),
             )
         return F.pad(images, (0, right, 0, bottom)), F.pad(mask, (0, right, 0, bottom), value=True)
 

@@ -103,6 +103,9 @@ class Predictor:
         options: InferenceOptions | None = None,
     ):
         self.device = choose_device(device)
+        if not isinstance(getattr(model, "metadata", None), Metadata):
+            inside = "; take the one inside it (`.module`)" if hasattr(model, "module") else ""
+            raise TypeError(f"a {type(model).__name__} has no `metadata` (classes, image sizes), as a detector has{inside}")
         self.model = model.to(self.device).eval()
         self.nms_iou = self.metadata.nms_iou  # may be changed; see `postprocess`
         self.optimize(options, precision=precision)
@@ -150,7 +153,11 @@ class Predictor:
         if options is None or isinstance(options, bool):
             options = PLAIN if options is False else InferenceOptions()
         if precision is not None:
-            self.precision: Precision = fastest_precision(self.device) if precision == "auto" else precision
+            as_it_is = getattr(self.model, "fixed_precision", False)  # an exported file
+            if as_it_is and precision not in ("fp32", "auto"):
+                logger.warning("precision=%r has no effect: an exported file computes as it was written", precision)
+            chosen = "fp32" if as_it_is and precision == "auto" else precision
+            self.precision: Precision = fastest_precision(self.device) if chosen == "auto" else chosen
         self._inference_model = InferenceModel(self.model, replace(options, **changes), self.precision)
         return self
 
@@ -241,7 +248,7 @@ class Predictor:
         on_error: Literal["raise", "skip"] = "raise",
         num_threads: int = 2,
         tiles: int | None = None,
-        tile_overlap: float = 0.2,
+        tile_overlap: float | None = None,
         bit_depth: int | None = None,
     ) -> Generator[Result, None, None]:
         """Like :meth:`predict`, one :class:`Result` after the other: for very many images, or an endless stream.
@@ -268,6 +275,10 @@ class Predictor:
             raise ValueError(f"bit_depth must lie in [8, 16], not {depth}")
         labels = self._labels_of(classes)
         images = open_source(source, bit_depth=depth)
+        if tiles is None and tile_overlap is not None:
+            raise ValueError(
+                f"tile_overlap={tile_overlap} is for tiles, which were not asked for: give their size, such as tiles=640"
+            )
         if tiles is not None:
             settings = PredictionOptions(
                 batch_size=batch_size, top_k=most, classes=classes, nms_iou=nms_iou, num_threads=num_threads
@@ -276,7 +287,9 @@ class Predictor:
             def plain(views: Iterator[Tensor]) -> Generator[Result, None, None]:
                 return self.iterate((InputImage("a tile", view) for view in views), threshold, **settings)
 
-            return iterate_tiled(plain, images, Tiling(tiles, tile_overlap), on_error=on_error, top_k=most)
+            return iterate_tiled(
+                plain, images, Tiling(tiles) if tile_overlap is None else Tiling(tiles, tile_overlap), on_error=on_error, top_k=most
+            )
         prepared = self._prepare(images, on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
         return self._run(prepared, batch_size, limits, partial(self._detect, top_k=most, labels=labels, nms_iou=nms_iou))
 

@@ -38,4 +38,4 @@ class Views:
             return self._cached(path)
 
     def _look(self, path: Path) -> Description:
-        return describe(self.detector.model, read_image(path, bit_depth=self.detector.metadata.bit_depth), num_detections=1)  # pyright: ignore[reportArgumentType]
+        return describe(self.detector.model, read_image(path, bit_depth=self.detector.metadata.bit_depth), num_detections=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
+from deformable_detr.model.plain import network_of
 from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
 from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, sampling_of_call
 from deformable_detr.visualize.inside.inside import Detection, Inside
@@ -81,14 +82,18 @@ class Description:
         return {name: [asdict(item) for item in getattr(self, name)] for name in ("steps", "rows", "costs", "detections")}
 
 
-def describe(model: DeformableDETR, image: Tensor, *, num_detections: int = 5) -> Description:
+def describe(model: nn.Module, image: Tensor, *, num_detections: int = 5) -> Description:
     """Run the model on one image and note the shapes and the cost of every stage.
 
     Args:
         model: any variant, on any device.
         image: `[3, H, W]` uint8 RGB, as `read_image` gives it.
         num_detections: number of the highest-scored detections that are followed through the layers.
+
+    Raises:
+        TypeError: a network without the layers of this one, such as that of an exported file.
     """
+    model = network_of(model)
     batch = batch_of(model, image)
     modules = [module for module in model.modules() if not list(module.children()) or _is_part(module)]
     with evaluating(model), _without_gradients(model):

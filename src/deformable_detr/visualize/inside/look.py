@@ -22,6 +22,7 @@ from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_single
 from deformable_detr.model import DeformableDETR
+from deformable_detr.model.plain import network_of
 from deformable_detr.model.queries import Queries
 from deformable_detr.precision import autocast
 from deformable_detr.structures import ImageBatch, Predictions
@@ -44,9 +45,7 @@ def look_inside(model: DeformableDETR | Predictor, image: ImageLike, *, encoder:
         TypeError: a network without the layers of this one, such as that of an exported file.
     """
     precision = model.precision if isinstance(model, Predictor) else "fp32"
-    network: DeformableDETR = model.model if isinstance(model, Predictor) else model  # type: ignore[assignment]
-    if not hasattr(network, "query_source"):
-        raise TypeError(f"there are no layers to look into in a {type(network).__name__}: take the detector that it was made from")
+    network = network_of(model.model if isinstance(model, Predictor) else model)
     pixels = open_single(image, bit_depth=model.metadata.bit_depth if model.metadata else 16).read()
     batch = batch_of(network, pixels)
     with evaluating(network), autocast(precision, batch.images.device):
