@@ -163,11 +163,14 @@ class ModelConfig:
     box_noise: float = 1.0
     """Denoising: how far the corners move, as a share of half the box's size; negatives move by one to two times this."""
 
+    denoising_first_layer: int = 0
+    """Denoising: the decoder layer, counted from 0, that the queries enter at. Above 0 a step costs less; DINO: 0."""
+
     one_to_many_queries: int = 0
     """Training: this many further proposals make a second set of queries, matched one-to-many (H-DETR: 1500)."""
 
     suppressor: bool = False
-    """The decoder learns one-to-many, and a last layer which of the queries of an object is to keep its score (MDS-DETR)."""
+    """The decoder learns one-to-many, and a last layer which of the queries of an object is to keep its score (after MDS-DETR)."""
 
     def __post_init__(self) -> None:
         if self.two_stage and not self.box_refinement:
@@ -189,6 +192,7 @@ class ModelConfig:
         _check_range(self, "num_encoder_points num_decoder_points backbone_levels", 1)
         _check_range(self, "dropout label_noise", 0, 1)
         _check_range(self, "frozen_backbone_stages", 0, 5)
+        _check_range(self, "denoising_first_layer", 0, self.num_decoder_layers - 1)
         _check_range(self, "logit_eps output_eps", 0, 0.5)
         _check_range(self, "position_temperature", beyond=True)
 

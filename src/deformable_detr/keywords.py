@@ -145,6 +145,7 @@ class TrainSettings(TypedDict, total=False):
     denoising_queries: int
     label_noise: float
     box_noise: float
+    denoising_first_layer: int
     one_to_many_queries: int
     suppressor: bool
 

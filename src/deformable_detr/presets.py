@@ -68,7 +68,7 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "r18": replace(R50, backbone="resnet18.tv_in1k"),
     "r18-two-stage": replace(R50_REFINE, backbone="resnet18.tv_in1k", two_stage=True),
     "demo": DEMO,
-    "demo-fast": replace(DEMO, denoising_queries=3, box_noise=0.4, suppressor=True),  # six groups
+    "demo-fast": replace(DEMO, denoising_queries=3, denoising_first_layer=1, box_noise=0.4, suppressor=True),  # six groups
     "tiny": replace(DEMO, ffn_dim=64, num_decoder_layers=2, num_queries=10),
 }
 

@@ -108,11 +108,14 @@ def plain_forward(model, batch, targets=None, noise=None, groups=0):
     # decoder with look forward twice
     query, reference = content, start.sigmoid()
     attached, outputs = reference, []
+    first_layer = config.denoising_first_layer
+    denoising = (torch.arange(total) < size)[:, None]
     position = None
     if config.query_position == "proposal":
         encoded = torch.cat([plain_sine(reference[..., axis], dim // 2) for axis in range(4)], -1)
         position = source.query_norm(source.query_proj(encoded))[..., :dim]
     for index, layer in enumerate(decoder.layers):
+        before = query, attached, reference
         if config.query_position == "reference":
             scaled = reference * flat.valid_ratios[:, 0].repeat(1, 2)[:, None]
             encoded = torch.cat([plain_sine(scaled[..., axis], dim // 2) for axis in (1, 0, 2, 3)], -1)
@@ -131,9 +134,13 @@ def plain_forward(model, batch, targets=None, noise=None, groups=0):
         attached = (decoder.box_heads[head](query) + logit(reference, eps)).sigmoid()
         reference = attached.detach()
         attached = attached if config.look_forward_twice else reference
+        if index < first_layer:
+            now = query, attached, reference
+            query, attached, reference = (torch.where(denoising, *pair) for pair in zip(before, now, strict=True))
     all_logits, all_boxes = (torch.stack(x) for x in zip(*outputs, strict=True))
     parts = {"denoising_": slice(0, size), "": slice(size, size + first), "one_to_many_": slice(size + first, total)}
     for prefix, part in parts.items():
         if part.start != part.stop:
-            found[f"{prefix}logits"], found[f"{prefix}boxes"] = all_logits[:, :, part], all_boxes[:, :, part]
+            layers = slice(first_layer if prefix == "denoising_" else 0, None)
+            found[f"{prefix}logits"], found[f"{prefix}boxes"] = all_logits[layers, :, part], all_boxes[layers, :, part]
     return found

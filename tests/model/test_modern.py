@@ -32,6 +32,7 @@ SMALL = {
 DINO = {**SMALL, "num_queries": 12, "denoising_queries": 50}
 HYBRID = {**SMALL, "num_queries": 8, "one_to_many_queries": 14}
 WITHOUT = {**DINO, "look_forward_twice": False}
+LATE = {**DINO, "denoising_first_layer": 2}
 MODELS = [("r50-dino", DINO), ("r50-dino-5scale", DINO), ("r50-hdetr", HYBRID), ("r50-plus", {**SMALL, "num_queries": 9})]
 
 
@@ -66,7 +67,7 @@ def noise_for(model, targets, groups, seed=5):
     return draw_noise(2 * groups * sum(map(len, targets)), config.num_classes, config.label_noise, config.box_noise)
 
 
-@pytest.mark.parametrize(("preset", "settings"), [*MODELS, ("r50-dino", WITHOUT)])
+@pytest.mark.parametrize(("preset", "settings"), [*MODELS, ("r50-dino", WITHOUT), ("r50-dino", LATE)])
 @pytest.mark.parametrize("training", [True, False])
 def test_outputs_and_gradients_equal_a_plain_implementation(preset, settings, training):
     model = built(preset, settings).train(training)

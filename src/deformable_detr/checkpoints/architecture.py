@@ -48,6 +48,7 @@ _HIDDEN = (
     "look_forward_twice",
     "label_noise",
     "box_noise",
+    "denoising_first_layer",
 )
 """Settings that the tensors do not show."""
 

@@ -171,4 +171,5 @@ def _denoising(config: ModelConfig) -> nn.Module:
         label_noise=config.label_noise,
         box_noise=config.box_noise,
         eps=config.logit_eps,
+        first_layer=config.denoising_first_layer,
     )

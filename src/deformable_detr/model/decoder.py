@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -243,7 +244,7 @@ class DeformableDecoder(LayerStack):
         before, reference = boxes, Reference(boxes, boxes)
         mask = _with_columns(queries.attn_mask, others)
         looked_at = zip(self.layers, others or [None] * len(self.layers), values or self.values(memory, flat), strict=True)
-        for index, (layer, other, value) in enumerate(looked_at):
+        for index, (layer, other, value) in islice(enumerate(looked_at), queries.first_layer, None):
             query_pos = self.position_mlp(queries, reference.attended, flat)
             places = on_padded_levels(reference.attended, flat.valid_ratios)
             seen = Seen(query, query + query_pos, boxes, value)

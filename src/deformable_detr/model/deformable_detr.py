@@ -90,5 +90,6 @@ class DeformableDETR(nn.Module):
         for branch, further, others in (("one_to_many", queries.one_to_many, ()), ("denoising", denoising, decoded.seen)):
             if further is not None:
                 hidden, boxes, *_ = self.decoder(further, memory, flat, others, decoded.values)
-                predictions = replace(predictions, **{f"{branch}_logits": self.class_heads(hidden), f"{branch}_boxes": boxes})
+                logits = self.class_heads(hidden, further.first_layer)
+                predictions = replace(predictions, **{f"{branch}_logits": logits, f"{branch}_boxes": boxes})
         return predictions

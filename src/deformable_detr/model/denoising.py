@@ -77,6 +77,7 @@ class ContrastiveDenoising(nn.Module):
         label_noise: half of this share of the queries, in [0, 1], gets a random label.
         box_noise: the largest distance that a positive's corner moves, as a share of half the box's width and height.
         eps: boxes are kept this far from 0 and 1 before their logit is taken.
+        first_layer: the decoder layer that the queries enter at.
     """
 
     def __init__(
@@ -88,10 +89,12 @@ class ContrastiveDenoising(nn.Module):
         label_noise: float = 0.5,
         box_noise: float = 1.0,
         eps: float = 1e-3,
+        first_layer: int = 0,
     ) -> None:
         super().__init__()
         self.num_classes, self.num_queries = num_classes, num_queries
         self.label_noise, self.box_noise, self.eps = label_noise, box_noise, eps
+        self.first_layer = first_layer
         self.label_embed = nn.Embedding(num_classes + 1, hidden_dim)  # DINO's table has one row more than there are classes
 
     def forward(
@@ -131,7 +134,8 @@ class ContrastiveDenoising(nn.Module):
         query = memory.new_zeros(*shape, content.shape[-1]).index_put(at, content.to(memory.dtype))
         box_logits = box_logits.new_zeros(*shape, 4).index_put(at, box_logits)
         queries = query_source.queries(box_logits, memory.dtype)
-        return replace(queries, query=query, attn_mask=_other_groups(groups, 2 * most, memory.device))
+        mask = _other_groups(groups, 2 * most, memory.device)
+        return replace(queries, query=query, attn_mask=mask, first_layer=self.first_layer)
 
     def noisy_labels(self, labels: Tensor, noise: DenoisingNoise, copies: int) -> Tensor:
         """Labels `[T]` → labels of all copies, `[copies * T]`, some of them random (possibly the right one)."""

@@ -59,9 +59,9 @@ def class_head(hidden_dim: int, num_classes: int) -> nn.Linear:
 class ClassHeads(nn.ModuleList):
     """One class head for all decoder layers, or one for each."""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Queries after each layer, `[N, B, Q, C]` → logits `[N, B, Q, K]`."""
-        return torch.stack([self[min(layer, len(self) - 1)](queries) for layer, queries in enumerate(hidden)])
+    def forward(self, hidden: Tensor, first_layer: int = 0) -> Tensor:
+        """Queries after each layer from that one on, `[N, B, Q, C]` → logits `[N, B, Q, K]`."""
+        return torch.stack([self[min(layer, len(self) - 1)](queries) for layer, queries in enumerate(hidden, first_layer)])
 
 
 def apply_box_delta(delta: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:

@@ -57,6 +57,9 @@ class Queries:
     one_to_many: "Queries | None" = None
     """A second set, in training only (H-DETR)."""
 
+    first_layer: int = 0
+    """The decoder layer that these queries enter at; there are no predictions of the layers before it."""
+
     def predictions(self, logits: Tensor, boxes: Tensor) -> Predictions:
         """What the decoder made of these queries, `[N, B, Q, K]` and `[N, B, Q, 4]`, each under its name."""
         return Predictions(logits, boxes, self.encoder_logits, self.encoder_boxes)
