@@ -121,6 +121,7 @@ def test_unreadable_images(weights, photos, tmp_path, capsys):
         (["{weights}", "{photos}", "--output", "{photos}"], "would replace an image"),
         (["{weights}", "{photos}", "--output", "{photos}/out", "--json", "{photos}/out/b.png"], "would replace the drawing"),
         (["{weights}", "{photos}", "--track"], "--track is for videos"),
+        (["{weights}", "{photos}", "--classes", "cat", "--classes", "dog"], "--classes is given twice"),
         (["{weights}", "{photos}", "--every", "2"], "--every is for videos"),
     ],
 )

@@ -186,6 +186,15 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} ({self.prog} --help explains all options)")
 
 
+class _OneList(argparse.Action):
+    """A list, which stands in one place: of two, the second could mean more values, or others instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest, values) != values:
+            parser.error(f"{option_string} is given twice: write all of its values behind one, {option_string} A B")
+        setattr(namespace, self.dest, values)
+
+
 def _add(parser: Any, dest: str, name: str, entry: Entry, text: str) -> None:
     """Add the argument of one field to a parser or a group of it."""
     several = _takes_several(entry.hint)
@@ -197,8 +206,8 @@ def _add(parser: Any, dest: str, name: str, entry: Entry, text: str) -> None:
     elif {*alternatives(entry.hint)} <= {bool, NoneType}:
         parser.add_argument(f"--{_hyphenated(name)}", dest=dest, action=argparse.BooleanOptionalAction, **keywords)
     else:
-        nargs = "+" if several else None
-        parser.add_argument(f"--{_hyphenated(name)}", dest=dest, nargs=nargs, metavar=_metavar(name, entry), **keywords)
+        form = {"nargs": "+", "action": _OneList} if several else {}
+        parser.add_argument(f"--{_hyphenated(name)}", dest=dest, metavar=_metavar(name, entry), **form, **keywords)
 
 
 def _add_settings(parser: argparse.ArgumentParser, taken: Iterable[str]) -> None:
