@@ -151,7 +151,8 @@ def test_outdated_weights_are_never_used():
 def test_writes_that_leave_no_trace_are_noticed(inference_tensors):
     """Averages, clipping and old training code write through `.data` or NumPy: no version is counted up."""
     with torch.inference_mode(inference_tensors):
-        model = build(freeze_batch_norm=False, frozen_backbone_stages=0)
+        model = copy.deepcopy(build(freeze_batch_norm=False, frozen_backbone_stages=0))
+    assert next(model.parameters()).is_inference() == inference_tensors
     fast, images = InferenceModel(model), sample_images((64, 80))
     fast(images)
     weights = dict(model.named_parameters())
@@ -169,6 +170,19 @@ def test_writes_that_leave_no_trace_are_noticed(inference_tensors):
             expected = plain(model, images)
             assert (before.logits[-1] - expected.logits[-1]).abs().max() > 1e-3, name
             assert_same(fast(images), expected)
+
+
+def test_weights_made_in_inference_mode_and_put_elsewhere_outside():
+    """PyTorch then counts no writes, though the parameter is no longer called an inference tensor."""
+    with torch.inference_mode():
+        model = copy.deepcopy(build())
+    fast, images = InferenceModel(model), sample_images((64, 80))
+    fast(images)
+    for head in model.class_heads:
+        head.bias.data = head.bias.data + 1  # type: ignore[union-attr]
+    with torch.inference_mode():
+        expected = plain(model, images)
+    assert_same(fast(images), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int64, torch.float8_e4m3fn])

@@ -17,6 +17,7 @@ from deformable_detr.checkpoints.convert import convert
 from deformable_detr.checkpoints.native import save_thresholds
 from deformable_detr.config import DataConfig, Metadata, ModelConfig
 from deformable_detr.model import build_model
+from deformable_detr.structures import ImageBatch
 
 from ..processes import start
 
@@ -186,3 +187,11 @@ def test_normalisation_that_makes_no_numbers_is_refused(numbers):
     for make in (DataConfig, partial(Metadata, ModelConfig())):
         with pytest.raises(ValueError, match="must be three finite numbers each"):
             make(**numbers)
+
+
+def test_weights_loaded_in_inference_mode_can_be_trained(make_model, tmp_path):
+    path = save_weights(tmp_path / "weights.safetensors", make_model("one-stage"))
+    with torch.inference_mode():
+        loaded = load_pretrained(path)
+    loaded(ImageBatch.from_images([torch.rand(3, 64, 64)])).logits.sum().backward()
+    assert loaded.class_heads[0].bias.grad is not None

@@ -191,10 +191,11 @@ def test_a_broken_validation_split_is_an_error(config: RunConfig, dataset: Path,
 
 
 def test_starting_from_weights(run: tuple[TrainResult, list[Path]], config: RunConfig, tmp_path: Path) -> None:
-    """With a learning rate of nearly nothing the weights stay those of the file."""
+    """With a learning rate of nearly nothing the weights stay those of the file. Gradients are computed wherever it is called."""
     start = run[0].last_weights
     settings = replace(config, weights=str(start), output_dir=str(tmp_path / "run"), train=replace(config.train, steps=1))
-    result = train(replace(settings, optimizer=replace(config.optimizer, lr=1e-12)))
+    with torch.inference_mode(), torch.no_grad():
+        result = train(replace(settings, optimizer=replace(config.optimizer, lr=1e-12)))
     before, after = load_file(start), load_file(result.last_weights)
     for name in before:
         if "running" not in name and "num_batches" not in name:

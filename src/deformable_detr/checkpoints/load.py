@@ -8,6 +8,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import detrex, hub, huggingface, mmdet, native, official
 from deformable_detr.checkpoints.adapters import ADAPTER_NAME, read_adapter
@@ -106,6 +108,7 @@ def load_pretrained(
     return load_checkpoint(source, num_classes, classes, strict, ema, **settings).model
 
 
+@torch.inference_mode(False)  # the weights can be trained wherever they are loaded
 def load_checkpoint(
     source: str | Path,
     num_classes: int | None = None,

@@ -24,6 +24,8 @@ from deformable_detr.schema import plain_numbers
 from deformable_detr.structures import ImageBatch
 
 
+@torch.autocast("cpu", enabled=False)  # neither is to be written into the file
+@torch.inference_mode(False)
 def export_model(
     model: nn.Module,
     path: str | Path,

@@ -112,7 +112,7 @@ def open_program(path: Path) -> tuple[ExportForm, Session]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a .pt2, or it was cut off")
     try:
-        with quiet(), path.open("rb") as file:  # one thread at a time, too
+        with quiet(), torch.device("cpu"), path.open("rb") as file:  # one thread at a time, too
             program = torch.export.load(file, extra_files=extra)  # type: ignore[arg-type]
             network = program.module()
     except (RuntimeError, ValueError, KeyError) as error:

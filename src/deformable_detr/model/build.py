@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from deformable_detr.config import Metadata, ModelConfig
@@ -44,6 +45,7 @@ from deformable_detr.model.suppressor import NoSuppressor, Suppressor
 from deformable_detr.presets import model_preset
 
 
+@torch.inference_mode(False)  # its weights can be trained wherever it is built
 def build_model(preset: str | ModelConfig = "r50", **overrides: Any) -> DeformableDETR:
     """Build a Deformable DETR with fresh weights (and a pretrained backbone, unless that is switched off).
 

@@ -55,6 +55,8 @@ from deformable_detr.version import __version__
 logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # whatever the caller has switched off
 def train(
     config: RunConfig, dataset: DetectionDataset | None = None, *, callbacks: Sequence[Callback] = (), show_progress: bool = True
 ) -> TrainResult:
