@@ -62,16 +62,8 @@ def _signature(model: nn.Module) -> Iterator[object]:
         for store in (module._parameters, module._buffers):
             for tensor in store.values():
                 if tensor is not None:
-                    yield id(tensor), tensor.data_ptr(), _version(tensor)
+                    yield id(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
     yield {kind: runs_as_written(kind) for kind in kinds}
-
-
-def _version(tensor: Tensor) -> int:
-    """How often PyTorch has counted a write to it; -1 where it does not count, as it was made in inference mode."""
-    try:
-        return tensor._version
-    except RuntimeError:
-        return -1
 
 
 def _setting_names(values: dict[str, object]) -> list[str]:
