@@ -176,12 +176,15 @@ class Detector(Predictor):
 
         Raises:
             FileNotFoundError: the dataset, the split or its images are missing.
-            ValueError: damaged annotations, not one class in common, or another number of thresholds than of classes.
+            ValueError: damaged annotations, not one class in common, another number of thresholds than of classes, or `worst` is
+                below 0.
         """
         from deformable_detr.data.dataset import open_dataset
         from deformable_detr.evaluation import analyze
         from deformable_detr.visualize import Report
 
+        if worst < 0:
+            raise ValueError(f"worst must be at least 0, not {worst}")
         opened = open_dataset(dataset)
         split = split or opened.evaluation_split()
         evaluator, images = self._detect_split(opened, split, options)

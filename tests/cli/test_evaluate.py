@@ -142,6 +142,7 @@ def test_no_thresholds_where_nothing_is_right(weights, dataset, tmp_path, capsys
         (["nowhere.safetensors", "{dataset}"], "nowhere.safetensors"),
         (["{weights}", "{dataset}", "--batch_size", "two"], "--batch-size: expected int, got 'two'"),
         (["{weights}", "{dataset}", "--device", "gpu"], "unknown device 'gpu'"),
+        (["{weights}", "{dataset}", "--report", "nowhere", "--worst", "-1"], "worst must be at least 0, not -1"),
         (["{weights}"], "DATASET"),
     ],
 )

@@ -151,6 +151,21 @@ def test_outputs_replace_no_inputs_and_not_each_other(arguments, message, tmp_pa
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "weights", "images", "--output"],
+        ["compare", "first", "second", "data", "--output"],
+        ["evaluate", "weights", "data", "--report"],
+        ["preview", "data", "--recipe", "none", "--output"],
+    ],
+)
+def test_a_file_where_a_folder_is_to_be_is_noticed_before_the_work(arguments, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert cli.main([*arguments, str(tmp_path / "file")]) == 2
+    assert f"{tmp_path / 'file'}: is a file; name a folder" in capsys.readouterr().err
+
+
 def test_what_outputs_may_replace(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "boxes.json").write_text('{"images": [], "annotations": [{"score": 0.5}], "categories": []}')

@@ -160,6 +160,18 @@ def test_no_answer_in_time(predictor, images):
         assert gauge(client, "inside_images") == 0
 
 
+def test_before_the_start_and_after_the_end(predictor, images):
+    """Also inside another application, which does not run the lifespan of those that it mounts."""
+    app = create_app(predictor, name="tiny", limits=LIMITS)
+    for _ in range(2):
+        for path in ("/detect", "/draw"):
+            refused = TestClient(app).post(path, **raw(encoded(images[0])))
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+            assert "not running" in refused.json()["error"]
+        with TestClient(app) as client:
+            assert client.post("/detect", **raw(encoded(images[0]))).status_code == 200
+
+
 def test_health_page_and_description(client):
     health = client.get("/health").json()
     assert health["ready"] is True

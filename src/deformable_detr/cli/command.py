@@ -44,6 +44,9 @@ def needs(name: str) -> dict[str, str]:
     return {"needs": name}
 
 
+FOLDER = {"folder": True}
+"""Metadata of a field that names a folder to write into, where there may be no file of that name."""
+
 WRITTEN_FILES = ("json", "html", "results", "curves", "figure")
 """Options that name a file to write, in every command."""
 
@@ -124,6 +127,8 @@ class Command(Generic[Options]):
             places.pop("output", None)  # nothing goes there
         for name, place in places.items():
             check_place(place, folder=name not in WRITTEN_FILES)
+            if "folder" in entries(self.options)[name].metadata and Path(place).is_file():
+                raise NotADirectoryError(f"{place}: is a file; name a folder")
         others = {os.path.realpath(word): word for name in entries(self.options) for word in _words(options, name)}
         for name, place in places.items():
             if Path(place).is_file():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deformable_detr.cli.command import POSITIONAL, Command
+from deformable_detr.cli.command import FOLDER, POSITIONAL, Command
 from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import Finish, log_to_screen, progress
 
@@ -45,7 +45,7 @@ class CompareOptions(DetectorOptions):
     shown: int = 6
     """How many images that got better are drawn, and how many that got worse."""
 
-    output: str = "runs/compare"
+    output: str = field(default="runs/compare", metadata=FOLDER)
     """Folder of compare.html and compare.json."""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deformable_detr.cli.command import Command, needs
+from deformable_detr.cli.command import FOLDER, Command, needs
 from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import Finish, log_to_screen, progress
 
@@ -53,7 +53,7 @@ class EvaluateOptions(DetectorOptions):
     curves: str | None = None
     """Draw precision over recall to this PNG file."""
 
-    report: str | None = None
+    report: str | None = field(default=None, metadata=FOLDER)
     """Write report.html (complete in itself), report.json, the figures and the worst images to this folder."""
 
     worst: int = field(default=12, metadata=needs("report"))

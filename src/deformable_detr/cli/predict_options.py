@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deformable_detr.cli.command import needs
+from deformable_detr.cli.command import FOLDER, needs
 from deformable_detr.cli.detector_options import DetectorOptions
 
 
@@ -24,7 +24,7 @@ class PredictOptions(DetectorOptions):
     classes: list[str] | None = None
     """Only objects of these classes: their names, one after the other."""
 
-    output: str = "runs/predict"
+    output: str = field(default="runs/predict", metadata=FOLDER)
     """Folder for the drawn images and predictions.json; files of the same names are replaced."""
 
     json: str | None = None

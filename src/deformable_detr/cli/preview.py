@@ -1,11 +1,11 @@
 """`deformable-detr preview`: what the model sees in training, augmentation and boxes included."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deformable_detr.cli.command import Command, PlannedRun
+from deformable_detr.cli.command import FOLDER, Command, PlannedRun
 from deformable_detr.cli.screen import show
 from deformable_detr.config import DataConfig
 
@@ -40,7 +40,7 @@ class PreviewOptions:
     split: str | None = None
     """Which part of the dataset. All but that of --train-split (the default) are shown as in evaluation: not augmented."""
 
-    output: str = "runs/preview"
+    output: str = field(default="runs/preview", metadata=FOLDER)
     """Folder for the drawings; files of the same names are replaced."""
 
     num_images: int | None = None

@@ -122,6 +122,10 @@ class DetectionService:
         Raises:
             RefusedError: the reason why there are no detections.
         """
+        if not self.ready:
+            raise RefusedError(
+                503, "the server is not running: it starts and ends with the application's lifespan", {"Retry-After": "5"}
+            )
         admission: Admission = request.scope["admission"]
         self._hold(admission, 1)  # before the body is read: a server that is full does not take in more
         self._check_classes(settings.classes)
