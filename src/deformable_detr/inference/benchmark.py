@@ -4,7 +4,6 @@ Implementations of others come in as :class:`Peers`: `benchmarks/detector_peers.
 """
 
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.model import DeformableDETR, build_model
-from deformable_detr.ops.benchmark import clock, measured_elsewhere, process_memory, reset_peak
+from deformable_detr.ops.benchmark import clock, measured_elsewhere, median_times, process_memory, reset_peak
 from deformable_detr.precision import Precision, autocast
 from deformable_detr.structures import Target
 
@@ -194,33 +193,26 @@ def measure(
             outputs.append(output)
             peak = None if before is None else torch.cuda.max_memory_allocated() - before
             results.append(Measurement(case.name, name, 0.0, first, 0.0, memory=peak))
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(rounds):
-            for name, run in runs.items():
-                times[name].append(clock(run, case.device)[0])
+        times = median_times(runs, rounds, case.device)
         for result, output in zip(results, outputs, strict=True):
-            result.seconds = statistics.median(times[result.implementation])
+            result.seconds = times[result.implementation]
             result.images_per_second = case.batch / result.seconds
             result.ratio = results[0].seconds / result.seconds
             if case.kind == "model":
                 result.error = float((output.sigmoid() - outputs[0].sigmoid()).abs().max())
             if memory and case.device == "cpu":
-                result.memory = _peak_in_own_process(case, result.implementation, weights, peers)
+                task = {"case": asdict(case), "name": result.implementation, "weights": str(weights)}
+                result.memory = measured_elsewhere(peers.command, task)
     return results
-
-
-def _peak_in_own_process(case: Case, name: str, weights: Path, peers: Peers) -> int | None:
-    return measured_elsewhere(peers.command, {"case": asdict(case), "name": name, "weights": str(weights)})
 
 
 def _peak(case: Case, name: str, weights: Path, peers: Peers) -> int | None:
     """Bytes at the peak of one run in this process, weights included, above what it had before; None where unknown."""
-    try:
-        before = process_memory("VmRSS")
-    except OSError:  # not Linux
+    before = reset_peak("cpu")
+    if before is None:
         return None
     run = _build(name, case, weights, peers)
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak("cpu")
     run()
     return process_memory("VmHWM") - before
 
@@ -257,12 +249,9 @@ def measure_data(
             f"for training, {num_threads} workers": lambda: list(loader),
         }
         first = {name: clock(run)[0] for name, run in runs.items()}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(rounds):
-            for name, run in runs.items():
-                times[name].append(clock(run)[0])
+        times = median_times(runs, rounds)
     title = f"data, {images} images of {height} x {width}, {preset}"
-    seconds = {name: statistics.median(found) / images for name, found in times.items()}
+    seconds = {name: found / images for name, found in times.items()}
     alone = seconds["network alone"]
     return [Measurement(title, name, s, first[name], 1 / s, alone / s) for name, s in seconds.items()]
 

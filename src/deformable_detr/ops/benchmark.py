@@ -10,11 +10,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from deformable_detr.ops.reference import multi_scale_deformable_attn_pytorch, s
 
 Operator = Callable[..., Tensor]
 CLASSIC = "classic"
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,15 @@ def clock(function: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]
     return time.perf_counter() - start, found
 
 
+def median_times(runs: Mapping[Key, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[Key, float]:
+    """The median seconds of each of several functions, which take turns in so many rounds."""
+    times: dict[Key, list[float]] = {key: [] for key in runs}
+    for _ in range(rounds):
+        for key, run in runs.items():
+            times[key].append(clock(run, device)[0])
+    return {key: statistics.median(found) for key, found in times.items()}
+
+
 def _step(operator: Operator, case: Case, inputs: list[Tensor], grad: Tensor | None) -> Callable[[], list[Tensor]]:
     """One forward pass, or with `grad` one forward and backward pass that returns the output and the gradients."""
     if grad is None:
@@ -247,22 +257,19 @@ def measure(
     inputs = make_inputs(case, device, dtype)
     grad = torch.randn(case.batch, inputs[1].shape[1], case.heads * case.channels, dtype=torch.float32, device=device).to(dtype)
     exact = _step(_operator(CLASSIC, case.fused, peers), case, [t.double() for t in inputs], grad.double())()
-    results, steps = [], []
+    results: list[Measurement] = []
+    runs: dict[tuple[str, str], Callable[[], list[Tensor]]] = {}
     for name in names:
         operator = _operator(name, case.fused, peers)
-        forward, both = _step(operator, case, inputs, None), _step(operator, case, inputs, grad)
-        first_call, _ = clock(forward, device)
-        errors = [_error(found, right) for found, right in zip(both(), exact, strict=True)]
+        runs[name, "forward"] = _step(operator, case, inputs, None)
+        runs[name, "both"] = _step(operator, case, inputs, grad)
+        first_call, _ = clock(runs[name, "forward"], device)
+        errors = [_error(found, right) for found, right in zip(runs[name, "both"](), exact, strict=True)]
         results.append(Measurement(case.name, name, 0.0, 0.0, first_call, errors[0], max(errors[1], errors[3])))
-        steps.append((forward, both))
     del exact
-    times: list[tuple[list[float], list[float]]] = [([], []) for _ in names]
-    for _ in range(rounds):
-        for (forward, both), (forward_times, both_times) in zip(steps, times, strict=True):
-            forward_times.append(clock(forward, device)[0])
-            both_times.append(clock(both, device)[0])
-    for result, (forward_times, both_times) in zip(results, times, strict=True):
-        result.forward, result.forward_backward = statistics.median(forward_times), statistics.median(both_times)
+    seconds = median_times(runs, rounds, device)
+    for result in results:
+        result.forward, result.forward_backward = (seconds[result.implementation, kind] for kind in ("forward", "both"))
         if memory:
             peak = _peaks_in_own_process if device == "cpu" else peaks  # a GPU's memory is counted exactly
             result.memory_forward, result.memory_forward_backward = peak(case, result.implementation, device, dtype, peers)
