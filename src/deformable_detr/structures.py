@@ -7,9 +7,9 @@ Model and criterion meet only through :class:`Predictions` and :class:`Target`; 
 :class:`ImageBatch`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -240,3 +240,24 @@ class Predictions:
 
     def __len__(self) -> int:
         return self.logits.shape[1]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Nested lists, tuples and dataclasses with what a function makes of each of their tensors; the rest stays as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        parts = [map_tensors(function, item) for item in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: map_tensors(function, getattr(value, item.name)) for item in fields(value)})
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value):
+        value = [getattr(value, item.name) for item in fields(value)]
+    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, (list, tuple)) else []

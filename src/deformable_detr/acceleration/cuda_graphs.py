@@ -9,10 +9,10 @@ import threading
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deformable_detr.acceleration.geometry import KeptGeometry
-from deformable_detr.structures import Geometry, ImageBatch, Predictions
+from deformable_detr.structures import Geometry, ImageBatch, Predictions, map_tensors
 
 WARM_UPS = 3
 
@@ -49,7 +49,7 @@ class CudaGraphs:
             recording = self._recorded[key]
             recording.place.images.copy_(batch.images)
             recording.graph.replay()
-            return _copy(recording.predictions)
+            return map_tensors(Tensor.clone, recording.predictions)
 
     def _record(self, batch: ImageBatch) -> _Recording:
         place = ImageBatch(batch.images.clone(), batch.padding_mask.clone(), (), batch.image_sizes)
@@ -64,9 +64,3 @@ class CudaGraphs:
             predictions = self.network(place)
         kept = [geometry for part in self.network.modules() if isinstance(part, KeptGeometry) for geometry in part.kept()]
         return _Recording(graph, place, predictions, kept)
-
-
-def _copy(predictions: Predictions) -> Predictions:
-    encoder = predictions.encoder_logits, predictions.encoder_boxes
-    copies = (None if tensor is None else tensor.clone() for tensor in encoder)
-    return Predictions(predictions.logits.clone(), predictions.boxes.clone(), *copies)

@@ -8,7 +8,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from deformable_detr.model.queries import AnchoredProposals, EncoderProposals, L
 from deformable_detr.model.rebuild import Form, rebuilt
 from deformable_detr.model.relation import PositionRelation
 from deformable_detr.model.self_attention import SelfAttention
+from deformable_detr.structures import map_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -153,19 +154,7 @@ class Autocast(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """What the part gives."""
         with torch.autocast(self.device_type, LOW):
-            return _in_float32(self.part(*inputs))
-
-
-def _in_float32(found: Any) -> Any:
-    """Tensors of low precision, also within lists, tuples and dataclasses, in float32."""
-    if isinstance(found, Tensor):
-        return found.float() if found.dtype == LOW else found
-    if isinstance(found, (list, tuple)):
-        parts = [_in_float32(one) for one in found]
-        return type(found)(*parts) if hasattr(found, "_fields") else type(found)(parts)
-    if is_dataclass(found) and not isinstance(found, type):
-        return replace(found, **{name: _in_float32(value) for name, value in vars(found).items()})
-    return found
+            return map_tensors(lambda found: found.float() if found.dtype == LOW else found, self.part(*inputs))
 
 
 class WithoutAutocast(nn.Module):

@@ -15,7 +15,7 @@ from deformable_detr.criterion import SetCriterion
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.model.adapters import merged
-from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.structures import ImageBatch, Target, tensors_in
 from deformable_detr.training.train_step import Batch, Criterion, is_broken
 
 logger = logging.getLogger(__name__)
@@ -135,13 +135,7 @@ def _watched(model: nn.Module, outputs: list[tuple[str, str]], gradients: list[t
 
 def _tensors(output: Any) -> list[Tensor]:
     """The floating-point tensors of a module's output, however they are packed."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in _tensors(item)]
-    if hasattr(output, "__dataclass_fields__"):
-        return [tensor for name in output.__dataclass_fields__ for tensor in _tensors(getattr(output, name))]
-    return []
+    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
 
 
 def _describe(value: Tensor) -> str:

@@ -6,7 +6,7 @@ of the attention module (paper, section 4.1, equation 3).
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deformable_detr.model import MultiScaleDeformableAttention
 from deformable_detr.ops.reference import sampling_locations_from_offsets
+from deformable_detr.structures import map_tensors
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,4 @@ def sampling_of_call(attention: MultiScaleDeformableAttention, call: Call) -> Sa
 
 def on_cpu(value: Any) -> Any:
     """Copy nested tuples, lists and dataclasses with their tensors detached and on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, (list, tuple)):
-        moved = [on_cpu(item) for item in value]
-        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{item.name: on_cpu(getattr(value, item.name)) for item in fields(value)})
-    return value
+    return map_tensors(lambda tensor: tensor.detach().cpu(), value)

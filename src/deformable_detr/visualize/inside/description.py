@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from threading import get_ident
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
 from deformable_detr.model.plain import network_of
-from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions
+from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions, tensors_in
 from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, sampling_of_call
 from deformable_detr.visualize.inside.inside import Detection, Inside
 from deformable_detr.visualize.inside.look import batch_of, inside_of_calls
@@ -151,14 +151,7 @@ def _is_part(module: nn.Module) -> bool:
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
-    """The shapes of all tensors in nested tuples, lists and dataclasses, in order."""
-    if isinstance(value, Tensor):
-        return (tuple(value.shape),)
-    if is_dataclass(value):
-        value = [getattr(value, item.name) for item in fields(value)]
-    if isinstance(value, (tuple, list)):
-        return tuple(shape for item in value for shape in _shapes(item))
-    return ()
+    return tuple(tuple(tensor.shape) for tensor in tensors_in(value))
 
 
 def _source(module: nn.Module) -> str:
