@@ -4,11 +4,8 @@ Independent of gradio; nothing is drawn here: :mod:`.drawing` and :mod:`.tables`
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-from torch import Tensor
-
-from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Stage
+from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Look, SamplingPoint, Stage
 
 
 @dataclass(frozen=True)
@@ -44,19 +41,6 @@ class Choices:
 
     zoom: bool = False
     """Show only the part of the image around what is chosen."""
-
-
-class Look(NamedTuple):
-    """The sampling of one query or position in one layer."""
-
-    points: Tensor
-    """`[M, L, P, 2]` (x, y) in pixels of the image; they may be outside."""
-
-    weights: Tensor
-    """`[M, L, P]`, sum to 1 in each head."""
-
-    reference: Tensor
-    """`[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels."""
 
 
 def first_choices(inside: Inside, threshold: float = 0.5) -> Choices:
@@ -117,37 +101,12 @@ def look_of(inside: Inside, choices: Choices) -> Look | None:
     if sampling is None:
         return None
     index = choices.query if choices.stage == "decoder" else choices.position
-    return Look(
-        inside.points_in_image(sampling, index),
-        sampling.attention_weights[0, index].float(),
-        inside.reference_in_image(sampling, index),
-    )
+    return inside.look(sampling, index)
 
 
-class Point(NamedTuple):
-    """One sampling point."""
-
-    head: int
-    level: int
-    point: int
-    """Its index among the P of its head and level."""
-    x: float
-    y: float
-    """Pixels of the image."""
-    weight: float
-
-
-def shown_points(look: Look, choices: Choices) -> list[Point]:
+def shown_points(look: Look, choices: Choices) -> list[SamplingPoint]:
     """The sampling points on the chosen levels of the chosen heads, largest weight first."""
-    found = [
-        Point(head, level, point, x, y, weight)
-        for head in choices.heads
-        for level in choices.levels
-        for point, ((x, y), weight) in enumerate(
-            zip(look.points[head, level].tolist(), look.weights[head, level].tolist(), strict=True)
-        )
-    ]
-    return sorted(found, key=lambda item: -item.weight)
+    return look.strongest(choices.heads, choices.levels)
 
 
 def cell_of(inside: Inside, position: int) -> tuple[float, float, float, float]:

@@ -9,8 +9,8 @@ from html import escape
 from typing import NamedTuple
 
 from deformable_detr.visualize.colors import class_color, level_color
-from deformable_detr.visualize.explorer.choices import Choices, Look, cell_of, look_of, shown_points
-from deformable_detr.visualize.inside.inside import Detection, Inside
+from deformable_detr.visualize.explorer.choices import Choices, cell_of, look_of, shown_points
+from deformable_detr.visualize.inside.inside import Detection, Inside, Look
 from deformable_detr.visualize.pages.page import embed_image
 
 MARGIN = 0.07

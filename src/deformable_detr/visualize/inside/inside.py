@@ -1,8 +1,8 @@
 """What is kept of one forward pass of one image: features, memory, queries, sampling, boxes of every layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,46 @@ class LayerSampling:
 
     attention_weights: Tensor
     """`[B, Q, M, L, P]`, in [0, 1], sum to 1 over L · P."""
+
+
+class SamplingPoint(NamedTuple):
+    """One sampling point of a query or position in a layer."""
+
+    head: int
+    level: int
+    point: int
+    """Its index among the P of its head and level."""
+    x: float
+    y: float
+    """Pixels of the image."""
+    weight: float
+    """The weights of a head sum to 1."""
+
+
+class Look(NamedTuple):
+    """The sampling of one query or position in one layer."""
+
+    points: Tensor
+    """`[M, L, P, 2]` (x, y) in pixels of the image; they may be outside."""
+
+    weights: Tensor
+    """`[M, L, P]`, sum to 1 in each head."""
+
+    reference: Tensor
+    """`[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels."""
+
+    def strongest(self, heads: Iterable[int] | None = None, levels: Sequence[int] | None = None) -> list[SamplingPoint]:
+        """The sampling points of some heads on some levels (None: of all), largest weight first."""
+        num_heads, num_levels = self.weights.shape[:2]
+        found = [
+            SamplingPoint(head, level, point, x, y, weight)
+            for head in (range(num_heads) if heads is None else heads)
+            for level in (range(num_levels) if levels is None else levels)
+            for point, ((x, y), weight) in enumerate(
+                zip(self.points[head, level].tolist(), self.weights[head, level].tolist(), strict=True)
+            )
+        ]
+        return sorted(found, key=lambda item: -item.weight)
 
 
 @dataclass(frozen=True)
@@ -145,6 +185,11 @@ class Inside:
             query: the query, or in the encoder the position in the sequence (see :meth:`position_at`).
         """
         return self._to_image(sampling.sampling_locations[0, query], self.valid_ratios[0][None, :, None])
+
+    def look(self, sampling: LayerSampling, query: int) -> Look:
+        """Points, weights and reference of one query in a layer; arguments as for :meth:`points_in_image`."""
+        weights = sampling.attention_weights[0, query].float()
+        return Look(self.points_in_image(sampling, query), weights, self.reference_in_image(sampling, query))
 
     def reference_in_image(self, sampling: LayerSampling, query: int) -> Tensor:
         """The reference that a query samples around: `[2]` (x, y) or `[4]` (cx, cy, w, h) in pixels of the image."""

@@ -75,10 +75,8 @@ def view_sampling(
     """
     stack, index = _stack(inside, query, position)
     chosen = _chosen(layers, len(stack), "layer", default=range(len(stack)) if split == "layer" else (len(stack) - 1,))
-    samplings = [stack[layer] for layer in chosen]
-    points = torch.stack([inside.points_in_image(sampling, index) for sampling in samplings])
-    weights = torch.stack([sampling.attention_weights[0, index].float() for sampling in samplings])
-    references = torch.stack([inside.reference_in_image(sampling, index) for sampling in samplings])
+    looks = [inside.look(stack[layer], index) for layer in chosen]
+    points, weights, references = (torch.stack(parts) for parts in zip(*looks, strict=True))
     shown = _shown(heads, levels, weights)
     largest = float(weights[:, shown].max())
     cells = _cells(split, chosen, shown)
@@ -101,16 +99,14 @@ def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
     Returns:
         The largest weight.
     """
-    sampling = inside.decoder[layer]
-    points, weights = inside.points_in_image(sampling, query), sampling.attention_weights[0, query].float()
-    reference = inside.reference_in_image(sampling, query)
+    look = inside.look(inside.decoder[layer], query)
     figure = axes.get_figure(root=True)
     assert figure is not None
-    view = SamplingView(figure, (layer,), points[None], weights[None], reference[None])
-    shown = torch.ones(weights.shape[:2], dtype=torch.bool, device="cpu")
-    largest = float(weights.max())
+    view = SamplingView(figure, (layer,), *(part[None] for part in look))
+    shown = torch.ones(look.weights.shape[:2], dtype=torch.bool, device="cpu")
+    largest = float(look.weights.max())
     _draw_cell(axes, inside, view, _Cell("", 0, shown), largest, query, _is_small(inside, query), area=SMALL_AREA)
-    return float(weights.max())
+    return largest
 
 
 class _Cell(NamedTuple):

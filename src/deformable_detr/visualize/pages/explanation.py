@@ -10,29 +10,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from deformable_detr.visualize.figures import save_figure
-from deformable_detr.visualize.inside.inside import Detection, Inside
+from deformable_detr.visualize.inside.inside import Detection, Inside, SamplingPoint
 from deformable_detr.visualize.inside.refinement import view_refinement
 from deformable_detr.visualize.inside.sampling import view_sampling
 from deformable_detr.visualize.pages.explanation_figure import found_figure, summary_figure
 from deformable_detr.visualize.pages.page import embed_figure, write_page
 
 PAGE_SUFFIXES = (".html", ".htm")
-
-
-@dataclass(frozen=True)
-class SamplingPoint:
-    """One sampling point of a decoder layer."""
-
-    layer: int
-    """From 0."""
-    head: int
-    level: int
-    point: int
-    x: float
-    """Pixels of the image."""
-    y: float
-    weight: float
-    """The weights of a head in a layer sum to 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +126,7 @@ def explain(inside: Inside, query: int, *, num_points: int = 12) -> Explanation:
         boxes=inside.boxes_per_layer(query),
         scores=inside.scores_per_layer(query),
         level_mass=inside.level_attention(query),
-        points=_strongest(inside, query, num_points),
+        points=tuple(inside.look(inside.decoder[-1], query).strongest()[:num_points]),
     )
 
 
@@ -160,17 +144,3 @@ def origin_of(inside: Inside, query: int) -> str:
         f"({float(inside.proposals.objectness[position]):.2f}): position {position} of the sequence, which is level {level}, "
         f"row {row}, column {column}. It proposed the box ({left:.0f}, {top:.0f}, {right:.0f}, {bottom:.0f})."
     )
-
-
-def _strongest(inside: Inside, query: int, count: int) -> tuple[SamplingPoint, ...]:
-    last = inside.decoder[-1]
-    weights, places = last.attention_weights[0, query].float(), inside.points_in_image(last, query)
-    _, num_levels, num_points = weights.shape
-    best = weights.flatten().topk(min(count, weights.numel()))
-    points = []
-    for weight, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        head, rest = divmod(index, num_levels * num_points)
-        level, point = divmod(rest, num_points)
-        x, y = places[head, level, point].tolist()
-        points.append(SamplingPoint(last.layer, head, level, point, x, y, weight))
-    return tuple(points)
