@@ -14,6 +14,7 @@ from deformable_detr.categories import Categories
 from deformable_detr.cli.predict_options import PredictOptions
 from deformable_detr.cli.screen import Finish, progress
 from deformable_detr.data.images import is_address
+from deformable_detr.data.writing import free_name
 from deformable_detr.detector import join_processes
 from deformable_detr.files import write_json
 from deformable_detr.inference import Result
@@ -75,12 +76,7 @@ def drawing_paths(sources: Sequence[str | Path], output: Path) -> dict[str | Pat
     for source in dict.fromkeys(sources):
         path = source if isinstance(source, Path) else Path(urlsplit(source).path)
         suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
-        name, number = path.stem + suffix, 1
-        while name.casefold() in taken:
-            number += 1
-            name = f"{path.stem}-{number}{suffix}"
-        taken.add(name.casefold())
-        targets[source] = output / name
+        targets[source] = output / free_name(path.stem + suffix, taken)
         if targets[source].resolve() in originals:
             raise ValueError(f"the drawing of {source} would replace an image in {output}; choose another --output")
     return targets

@@ -15,6 +15,7 @@ from typing import Any, Self, TextIO
 from deformable_detr.categories import Categories
 from deformable_detr.cli.predict_options import PredictOptions
 from deformable_detr.cli.screen import progress, show
+from deformable_detr.data.writing import free_name
 from deformable_detr.files import atomic_file
 from deformable_detr.inference import Predictor
 from deformable_detr.inference.video import Frame, Video, is_video, iterate_video
@@ -49,14 +50,11 @@ def predict_videos(options: PredictOptions) -> None:
 def output_names(sources: Sequence[str]) -> list[str]:
     """A name without suffix for what is written about each video; with a number where several would have the same."""
     names: list[str] = []
+    taken: set[str] = set()
     for source in sources:
         name = f"camera-{source}" if source.isdecimal() else Path(re.sub(r"[?#].*", "", source)).stem
         name = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "stream"
-        number, unique = 1, name
-        while unique.casefold() in {other.casefold() for other in names}:
-            number += 1
-            unique = f"{name}-{number}"
-        names.append(unique)
+        names.append(Path(free_name(f"{name}.mp4", taken)).stem)
     return names
 
 

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
+from deformable_detr.data.layout import add_box, add_image, empty_record
+from deformable_detr.data.text import Record
 from deformable_detr.files import atomic_folder, write_json
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
@@ -80,29 +82,18 @@ def generate_scenes(output_dir: str | Path, *, train: int, val: int, image_size:
     return root
 
 
-def _write_split(folder: Path, count: int, image_size: int, seeds: tuple[int, int]) -> dict[str, list[dict]]:
+def _write_split(folder: Path, count: int, image_size: int, seeds: tuple[int, int]) -> Record:
     """Draw and save the images of one split; returns its COCO record."""
-    images, annotations = [], []
+    record = empty_record({shape.category_id: shape.name for shape in SHAPES})
     for image_id in range(1, count + 1):
         image, objects = draw_scene(np.random.default_rng((*seeds, image_id)), image_size)
         name = f"{image_id:06d}.png"
         if not cv2.imwrite(str(folder / name), image[:, :, ::-1]):
             raise OSError(f"{folder / name}: the image could not be written")
-        images.append({"id": image_id, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
-        for shape, (left, top, right, bottom) in objects:
-            width, height = right - left, bottom - top
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": shape.category_id,
-                    "bbox": [left, top, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": shape.category_id, "name": shape.name} for shape in SHAPES]
-    return {"images": images, "annotations": annotations, "categories": categories}
+        add_image(record, name, (image.shape[0], image.shape[1]))
+        for shape, box in objects:
+            add_box(record, shape.category_id, box)
+    return record
 
 
 def draw_scene(rng: Generator, image_size: int = 128) -> tuple[np.ndarray, list[tuple[Shape, Box]]]:

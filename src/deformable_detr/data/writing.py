@@ -12,6 +12,7 @@ import torch
 
 from deformable_detr.boxes import xyxy_to_cxcywh
 from deformable_detr.categories import Categories
+from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.files import atomic_folder, check_place, write_json, write_text
 
 __all__ = ["FORMATS", "LabelledImage", "check_names", "check_new", "free_name", "place_image", "write_dataset"]
@@ -130,19 +131,13 @@ def _names(images: Sequence[LabelledImage]) -> list[str]:
 
 
 def _write_coco(root: Path, images: Sequence[LabelledImage], names: Sequence[str], categories: Categories) -> Path:
-    listed, annotations = [], []
-    for number, (image, name) in enumerate(zip(images, names, strict=True), 1):
+    record = empty_record(dict(zip(categories.ids, categories.names, strict=True)))
+    for image, name in zip(images, names, strict=True):
         place_image(image.path, root / "train" / name)
-        height, width = image.size
-        listed.append({"id": number, "file_name": name, "height": height, "width": width})
-        for (left, top, right, bottom), label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True):
-            box = [round(value, 2) for value in (left, top, right - left, bottom - top)]
-            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": categories.ids[label], "bbox": box}
-            annotations.append({**entry, "area": round(box[2] * box[3], 2), "iscrowd": 0})
-    named = [{"id": key, "name": name} for key, name in sorted(zip(categories.ids, categories.names, strict=True))]
-    path = root / "annotations" / "instances_train.json"
-    write_json(path, {"images": listed, "annotations": annotations, "categories": named})
-    return path
+        add_image(record, name, image.size)
+        for (left, top, right, bottom), label in zip(image.boxes.astype(float).round(2).tolist(), image.labels, strict=True):
+            add_box(record, categories.ids[label], (left, top, right, bottom))
+    return write_json(root / "annotations" / "instances_train.json", record)
 
 
 def _write_yolo(root: Path, images: Sequence[LabelledImage], names: Sequence[str], categories: Categories) -> Path:
