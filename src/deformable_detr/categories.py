@@ -25,6 +25,11 @@ class Categories:
         return cls(tuple(names), tuple(range(len(names))))
 
     @classmethod
+    def unnamed(cls, count: int) -> Self:
+        """`class 0`, `class 1` …: classes of which only the number is known."""
+        return cls.from_names([f"class {label}" for label in range(count)])
+
+    @classmethod
     def from_dict(cls, record: Mapping[str, Sequence]) -> Self:
         """The inverse of :meth:`to_dict`."""
         return cls(tuple(record["names"]), tuple(record["ids"]))

@@ -272,6 +272,11 @@ class Metadata:
         _check_range(self, "eval_short_side max_long_side", 1)
         _check_range(self, "nms_iou", 0, 1, beyond=True)
 
+    @property
+    def named_categories(self) -> Categories:
+        """The classes; called `class 0`, `class 1` … where only their number is known."""
+        return self.categories or Categories.unnamed(self.model.num_classes)
+
     def evaluation_data(self) -> "DataConfig":
         """How the model wants the images and annotations of an evaluation."""
         names = ("eval_short_side", "max_long_side", "mean", "std", "bit_depth", "single_class")

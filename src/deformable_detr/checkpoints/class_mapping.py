@@ -77,11 +77,6 @@ def map_classes(old: Categories | None, num_old: int, new: Categories) -> ClassM
     return ClassMapping(new, tuple(match_classes(new, old, unique=False)), old, num_old)
 
 
-def placeholder_classes(num_classes: int) -> Categories:
-    """Classes of which only the number is known."""
-    return Categories.from_names([f"class {label}" for label in range(num_classes)])
-
-
 def map_class_heads(weights: Weights, mapping: ClassMapping, *, proposal_classes: bool = False) -> None:
     """Rearrange the rows of all class heads.
 

@@ -40,6 +40,9 @@ _COMPARED = {
 }
 """Their entry → our setting, which must have its value in the model that is built."""
 
+_SYNONYMS = _words("hidden_size num_hidden_layers num_attention_heads num_labels")
+"""Those that say again what others say."""
+
 _FIXED = {"activation_function": "relu", "position_embedding_type": "sine", "num_channels": 3, "auto_map": None}
 _FIXED |= {"quantization_config": None, "is_encoder_decoder": True, "return_intermediate": True, "pruned_heads": None}
 """Entries with one value that this model can have."""
@@ -358,24 +361,12 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
         "architectures": ["DeformableDetrForObjectDetection"],
         "model_type": "deformable_detr",
         **_backbone_entries(config),
+        **{theirs: getattr(config, ours) for theirs, ours in _COMPARED.items() if theirs not in _SYNONYMS},
         "dilation": config.dilation,
-        "num_feature_levels": config.num_feature_levels,
-        "d_model": config.hidden_dim,
-        "encoder_layers": config.num_encoder_layers,
-        "decoder_layers": config.num_decoder_layers,
-        "encoder_attention_heads": config.num_heads,
-        "decoder_attention_heads": config.num_heads,
-        "encoder_ffn_dim": config.ffn_dim,
-        "decoder_ffn_dim": config.ffn_dim,
-        "encoder_n_points": config.num_encoder_points,
-        "decoder_n_points": config.num_decoder_points,
-        "dropout": config.dropout,
         "attention_dropout": config.dropout,
         "activation_dropout": config.dropout,
         "num_queries": config.num_queries,
-        "two_stage": config.two_stage,
         "two_stage_num_proposals": config.num_queries,
-        "with_box_refine": config.box_refinement,
         "auxiliary_loss": True,
         "position_embedding_type": "sine",
         "tie_word_embeddings": not config.box_refinement,

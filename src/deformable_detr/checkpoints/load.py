@@ -14,13 +14,7 @@ from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import detrex, hub, huggingface, mmdet, native, official
 from deformable_detr.checkpoints.adapters import ADAPTER_NAME, read_adapter
 from deformable_detr.checkpoints.architecture import infer_config
-from deformable_detr.checkpoints.class_mapping import (
-    ClassMapping,
-    map_class_heads,
-    map_classes,
-    map_thresholds,
-    placeholder_classes,
-)
+from deformable_detr.checkpoints.class_mapping import ClassMapping, map_class_heads, map_classes, map_thresholds
 from deformable_detr.checkpoints.coco_classes import default_categories
 from deformable_detr.checkpoints.families import is_dino
 from deformable_detr.checkpoints.fit import build_from
@@ -282,7 +276,7 @@ def _wanted_classes(classes: Sequence[str] | Categories | None, num_classes: int
         return None
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    return default_categories(num_classes) if _is_coco(metadata.categories) else placeholder_classes(num_classes)
+    return default_categories(num_classes) if _is_coco(metadata.categories) else Categories.unnamed(num_classes)
 
 
 def _check_distinct(names: Sequence[str]) -> None:

@@ -57,15 +57,13 @@ def draw_images(step: "KeptStep", folder: Path) -> Path:
         step: as :func:`~deformable_detr.training.non_finite.replay` gives it.
         folder: made when missing; gets `0.png`, `1.png`, … in the order of the step.
     """
-    from deformable_detr.categories import Categories
     from deformable_detr.visualize.drawing.detections import save_drawing
     from deformable_detr.visualize.drawing.training_images import draw_sample
 
     metadata = step.metadata
-    categories = metadata.categories or Categories.from_names([f"class {i}" for i in range(metadata.model.num_classes)])
     samples = [(batch, index, target) for batch, targets in step.batches for index, target in enumerate(targets)]
     for number, sample in enumerate(samples):
-        save_drawing(folder / f"{number}.png", draw_sample(*sample, metadata, categories))
+        save_drawing(folder / f"{number}.png", draw_sample(*sample, metadata, metadata.named_categories))
     return folder
 
 

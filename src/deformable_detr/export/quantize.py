@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from deformable_detr.categories import Categories
 from deformable_detr.config import Metadata
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.loader import build_dataset, build_loader
@@ -109,11 +108,10 @@ def _average_precision(network: ExportedNetwork, dataset: str | Path) -> tuple[f
     images = _split(dataset, "val", network.form)
     loader = build_loader(images, batch_size=1, training=False)
     metadata = network.metadata
-    categories = metadata.categories or Categories.from_names([f"class {label}" for label in range(metadata.model.num_classes)])
     metrics = evaluate(
         network,
         loader,
-        categories,
+        metadata.named_categories,
         images.ground_truth,
         device="cpu",
         top_k=metadata.model.max_detections,

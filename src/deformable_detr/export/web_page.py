@@ -120,7 +120,6 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 def _record(metadata: Metadata) -> dict[str, Any]:
     """What the page knows of the detector beside the file: names, thresholds, suppression."""
-    num_classes = metadata.model.num_classes
-    names = metadata.categories.names if metadata.categories else [f"class {label}" for label in range(num_classes)]
-    thresholds = metadata.thresholds or [DEFAULT_THRESHOLD] * num_classes
+    names = metadata.named_categories.names
+    thresholds = metadata.thresholds or [DEFAULT_THRESHOLD] * len(names)
     return {"names": list(names), "thresholds": list(thresholds), "nms_iou": metadata.nms_iou}

@@ -176,8 +176,7 @@ class Predictor:
     @property
     def categories(self) -> Categories:
         """The classes; named `class 0`, `class 1` … where the weights came without names."""
-        known = self.metadata.categories
-        return known or Categories.from_names([f"class {label}" for label in range(self.metadata.model.num_classes)])
+        return self.metadata.named_categories
 
     @property
     def example_size(self) -> tuple[int, int]:

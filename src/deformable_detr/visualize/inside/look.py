@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of
-from deformable_detr.categories import Categories
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_single
@@ -80,11 +79,10 @@ def inside_of_calls(
     flat, queries = on_cpu(calls[model.flatten].output), on_cpu(calls[model.query_source].output)
     self_attentions = [layer.self_attn for layer in model.encoder.layers] if encoder else []  # type: ignore[union-attr]
     cross_attentions = [layer.cross_attn for layer in model.decoder.layers]  # type: ignore[union-attr]
-    classes = model.metadata.categories
     return Inside(
         image=image,
         input_size=(batch.images.shape[2], batch.images.shape[3]) if batch.image_sizes is None else batch.image_sizes[0],
-        categories=classes or Categories.from_names([f"class {label}" for label in range(predictions.logits.shape[-1])]),
+        categories=model.metadata.named_categories,
         predictions=on_cpu(predictions),
         backbone_levels=tuple(on_cpu(calls[model.backbone].output)),
         neck_levels=tuple(on_cpu(calls[model.neck].output)),
