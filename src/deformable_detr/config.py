@@ -459,6 +459,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_normalisation(self.mean, self.std)
         _check_range(self, "eval_short_side max_long_side pad_size_divisor", 1)
+        _check_range(self, "bit_depth", 8, 16)
         _check_range(self, "num_workers")
         _check_range(self, "horizontal_flip vertical_flip transpose mosaic copy_paste mixup mixing_until", 0, 1)
 

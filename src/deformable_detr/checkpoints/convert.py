@@ -125,14 +125,8 @@ def _effect_of_neck_bias(model: DeformableDETR) -> str:
 def _joined(loaded: LoadedCheckpoint, written: Report) -> Report:
     """Both ways, source → ours → target, as one report."""
     read = loaded.report
-    joined = replace(
-        written,
-        reshaped=[*read.reshaped, *written.reshaped],
-        dropped=[*read.dropped, *written.dropped],
-        missing=[*read.missing, *written.missing],
-        lossy=[*read.lossy, *written.lossy],
-        notes=[*read.notes, *written.notes],
-    )
+    kinds = ("reshaped", "dropped", "missing", "lossy", "notes")
+    joined = replace(written, **{kind: getattr(read, kind) + getattr(written, kind) for kind in kinds})
     if loaded.class_mapping is not None:
         mapping = loaded.class_mapping
         joined.notes.append(f"classes: {mapping.num_old_classes} → {len(mapping.classes)}, {len(mapping.kept)} kept by name")

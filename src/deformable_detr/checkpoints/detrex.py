@@ -2,6 +2,7 @@
 
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.mmdet import attention_list_rules, count_stages, finish, neck_rules
+from deformable_detr.checkpoints.official import COPIES, has_copies
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.swin import count_norms
 from deformable_detr.checkpoints.swin import rules as swin_rules
@@ -31,10 +32,6 @@ _RULES = [
     ("denoising.label_embed.weight", "label_enc.weight"),
     *attention_list_rules("transformer."),
 ]
-_COPIES = [
-    ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
-    ("class_heads.{p}.{rest}", "transformer.decoder.class_embed.{p}.{rest}"),
-]
 _ALIASES = [("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{rest}")]
 """A name misspelt in some versions."""
 
@@ -42,6 +39,5 @@ _ALIASES = [("query_source.memory_norm.{rest}", "transformer.enc_outpout_norm.{r
 def read(file: TensorFile) -> Weights:
     """Weights under our names."""
     swin = swin_rules("backbone.", count_norms(file.tensors, "backbone."))
-    keys = KeyMap([*swin, *_RULES, *neck_rules(count_stages(file.tensors), "norm")], _COPIES, _ALIASES)
-    copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
-    return finish(translate(file.tensors, keys, Report(NAME)), box_refinement=True if copied else None)
+    keys = KeyMap([*swin, *_RULES, *neck_rules(count_stages(file.tensors), "norm")], COPIES, _ALIASES)
+    return finish(translate(file.tensors, keys, Report(NAME)), has_copies(file))

@@ -52,7 +52,7 @@ _RULES = [
     ("decoder.position_mlp.{rest}", "transformer.decoder.ref_point_head.{rest}"),
     ("denoising.label_embed.weight", "label_enc.weight"),
 ]
-_COPIES = [
+COPIES = [
     ("decoder.box_heads.{p}.{rest}", "transformer.decoder.bbox_embed.{p}.{rest}"),
     ("class_heads.{p}.{rest}", "transformer.decoder.class_embed.{p}.{rest}"),
 ]
@@ -61,7 +61,7 @@ _SWIN_OF_DINO, _SWIN_OF_HDETR = "backbone.0.", "backbone.0.body."
 
 def key_map(swin: str, norms: int) -> KeyMap:
     """The names; a Swin Transformer stands under the prefix `swin`, and this number of its outputs have norms."""
-    return KeyMap([*swin_rules(swin, norms), *_RULES], _COPIES)
+    return KeyMap([*swin_rules(swin, norms), *_RULES], COPIES)
 
 
 def read(file: TensorFile) -> Weights:
@@ -72,11 +72,15 @@ def read(file: TensorFile) -> Weights:
     """
     swin = _SWIN_OF_DINO if f"{_SWIN_OF_DINO}patch_embed.proj.weight" in file.tensors else _SWIN_OF_HDETR
     weights = translate(file.tensors, key_map(swin, count_norms(file.tensors, swin)), Report(NAME))
-    copied = any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors)
     name_content(weights)
-    fold_heads(weights, box_refinement=True if copied else None)
+    fold_heads(weights, has_copies(file))
     fit_label_table(weights)
     return weights
+
+
+def has_copies(file: TensorFile) -> bool | None:
+    """Whether the heads stand in the decoder, too, as they do with box refinement; None where that says nothing."""
+    return any(name.startswith("transformer.decoder.bbox_embed.") for name in file.tensors) or None
 
 
 def write(path: Path, model: DeformableDETR, report: Report) -> None:

@@ -14,7 +14,7 @@ from deformable_detr.evaluation.calibration import Calibration, calibrate
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.confusion import ConfusionMatrix, confusion_matrix
 from deformable_detr.evaluation.error_types import ErrorType, ErrorTypes, ImageErrors, classify_errors, error_types
-from deformable_detr.evaluation.metrics import Metrics
+from deformable_detr.evaluation.metrics import Metrics, none_for_nan
 from deformable_detr.evaluation.thresholds import OperatingPoint, ScoreCurve, class_thresholds, joint_curve, score_curves
 from deformable_detr.files import write_json
 
@@ -91,10 +91,10 @@ class Analysis:
             ],
             "confusion": {"names": list(self.confusion.names), "counts": self.confusion.counts.tolist()},
             "errors": {
-                "ap50": _number(self.errors.ap50),
-                "gains": {str(kind): _number(gain) for kind, gain in self.errors.gains.items()},
-                "false_positive_gain": _number(self.errors.false_positive_gain),
-                "false_negative_gain": _number(self.errors.false_negative_gain),
+                "ap50": none_for_nan(self.errors.ap50),
+                "gains": {str(kind): none_for_nan(gain) for kind, gain in self.errors.gains.items()},
+                "false_positive_gain": none_for_nan(self.errors.false_positive_gain),
+                "false_negative_gain": none_for_nan(self.errors.false_negative_gain),
                 "counts": {str(kind): count for kind, count in self.errors.counts.items()},
                 "counts_at_thresholds": {str(kind): count for kind, count in self.counts.items()},
             },
@@ -161,7 +161,7 @@ def _limits(
 
 def _point(point: OperatingPoint) -> dict[str, Any]:
     names = ("threshold", "num_objects", "true_positives", "false_positives", "false_negatives", "precision", "recall", "f1")
-    return {name: _number(getattr(point, name)) for name in names}
+    return {name: none_for_nan(getattr(point, name)) for name in names}
 
 
 def _curve(curve: ScoreCurve) -> dict[str, Any]:
@@ -173,7 +173,3 @@ def _curve(curve: ScoreCurve) -> dict[str, Any]:
         "precision_at_recall": curve.interpolated_precision().round(5).tolist(),
         "f1_at_threshold": curve.f1_at(CURVE_POINTS).round(5).tolist(),
     }
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

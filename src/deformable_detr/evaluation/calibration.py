@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from deformable_detr.evaluation.metrics import none_for_nan
 from deformable_detr.evaluation.thresholds import ScoreCurve
 
 LEAST_SCORE = 0.1
@@ -40,8 +41,8 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, for JSON; NaN becomes None."""
         columns = {name: getattr(self, name).tolist() for name in ("edges", "counts", "scores", "precision")}
-        plain = {name: [None if np.isnan(value) else value for value in column] for name, column in columns.items()}
-        return {"error": None if np.isnan(self.error) else self.error, "bias": None if np.isnan(self.bias) else self.bias, **plain}
+        plain = {name: [none_for_nan(value) for value in column] for name, column in columns.items()}
+        return {"error": none_for_nan(self.error), "bias": none_for_nan(self.bias), **plain}
 
     def _mean(self, gaps: np.ndarray) -> float:
         total = self.counts.sum()

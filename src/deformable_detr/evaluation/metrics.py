@@ -93,17 +93,17 @@ class Metrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, None for NaN; without the curves of the classes."""
         record: dict[str, Any] = {
-            item.name: _none_for_nan(getattr(self, item.name))
+            item.name: none_for_nan(getattr(self, item.name))
             for item in fields(self)
             if item.name not in ("per_class", "thresholds")
         }
         record["per_class"] = [
             {
                 "name": entry.name,
-                "ap": _none_for_nan(entry.ap),
-                "ap50": _none_for_nan(entry.ap50),
-                "f1": _none_for_nan(entry.f1),
-                "threshold": _none_for_nan(entry.threshold),
+                "ap": none_for_nan(entry.ap),
+                "ap50": none_for_nan(entry.ap50),
+                "f1": none_for_nan(entry.f1),
+                "threshold": none_for_nan(entry.threshold),
                 "num_objects": entry.num_objects,
             }
             for entry in self.per_class
@@ -148,5 +148,6 @@ def percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _none_for_nan(value: float) -> float | None:
+def none_for_nan(value: float) -> float | None:
+    """A number for JSON, which has no NaN."""
     return None if math.isnan(value) else value

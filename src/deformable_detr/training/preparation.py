@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.load import load_pretrained
-from deformable_detr.config import DataConfig, Metadata, RunConfig, TrainConfig
+from deformable_detr.config import Metadata, RunConfig, TrainConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.doctor.examine import quick_check
@@ -46,16 +46,6 @@ class RunData:
 
     train: CocoDataset
     val: CocoDataset | None
-
-
-def check_data_config(config: DataConfig) -> None:
-    """See that the numbers make sense.
-
-    Raises:
-        ValueError: the message names the setting.
-    """
-    if not 8 <= config.bit_depth <= 16:
-        raise ValueError(f"data.bit_depth must lie in [8, 16], not {config.bit_depth}")
 
 
 def check_train_config(config: TrainConfig) -> None:
@@ -125,7 +115,6 @@ def open_data(config: RunConfig, dataset: DetectionDataset | None = None) -> Run
         FileNotFoundError: no training split, or its images are missing.
         ValueError: a damaged annotation file, or errors found by the quick check; see `deformable-detr doctor`.
     """
-    check_data_config(config.data)
     dataset = open_dataset(dataset or config.dataset)
     train = build_dataset(dataset, config.data.train_split, config.data, training=True)
     names = [config.data.train_split]

@@ -20,6 +20,7 @@ from deformable_detr.version import __version__
 logger = logging.getLogger(__name__)
 
 SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+"""The metrics that are shown while and after training."""
 
 
 class Averages:

@@ -17,6 +17,7 @@ from deformable_detr.training.callbacks import Callback
 from deformable_detr.training.preparation import FREE_TO_CHANGE, changed_settings
 from deformable_detr.training.result import TrainResult
 from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.run_log import SHOWN
 from deformable_detr.training.state import latest_state
 from deformable_detr.training.trainer import train
 
@@ -24,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 LENGTH = {"train.epochs", "train.steps", "train.seconds", "train.evaluate_every"}
 """What a budget decides."""
-
-SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
-"""The metrics of the table."""
 
 
 @dataclass(frozen=True)
