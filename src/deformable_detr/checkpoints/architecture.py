@@ -98,14 +98,11 @@ def with_overrides(config: ModelConfig, overrides: dict[str, Any], weights: Weig
     chosen = config.replace(**overrides)
     for name in overrides:
         if name not in free and getattr(chosen, name) != getattr(config, name):
-            raise ValueError(_contradiction(weights, name, overrides[name], getattr(config, name)))
+            raise ValueError(
+                f"{name}={overrides[name]!r} was asked for, but the {weights.report.source_format} checkpoint holds a network with "
+                f"{name}={getattr(config, name)!r}"
+            )
     return chosen
-
-
-def _contradiction(weights: Weights, name: str, wanted: Any, found: Any) -> str:
-    return (
-        f"{name}={wanted!r} was asked for, but the {weights.report.source_format} checkpoint holds a network with {name}={found!r}"
-    )
 
 
 def variant_name(config: ModelConfig) -> str:
@@ -194,7 +191,8 @@ def _backbone_settings(weights: Weights) -> dict[str, Any]:
         return {"frozen_backbone_stages": 0} if any(name.startswith(prefix) for name in tensors) else {}
     bottleneck = any(re.match(r"backbone\.body\.layer1\.0\.conv3", name) for name in tensors)
     name = _RESNETS.get((bottleneck, blocks))
-    channels = [_out_channels(tensors, f"{prefix}layer{stage}.0.conv1.weight") for stage in range(1, 5)]
+    firsts = [tensors.get(f"{prefix}layer{stage}.0.conv1.weight") for stage in range(1, 5)]
+    channels = [0 if weight is None else weight.shape[0] for weight in firsts]
     settings: dict[str, Any] = {"backbone": name or ("resnet50" if bottleneck else "resnet18")}
     options: dict[str, Any] = {}
     if name is None:
@@ -205,7 +203,3 @@ def _backbone_settings(weights: Weights) -> dict[str, Any]:
     if stated.split(".")[0] not in {known.split(".")[0] for known in _RESNETS.values()}:
         settings["backbone"] = stated  # a relative with the same blocks, such as resnet50d
     return settings | {"backbone_options": options}
-
-
-def _out_channels(tensors: dict[str, Tensor], name: str) -> int:
-    return tensors[name].shape[0] if name in tensors else 0

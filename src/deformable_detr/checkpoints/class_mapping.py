@@ -88,7 +88,8 @@ def map_class_heads(weights: Weights, mapping: ClassMapping, *, proposal_classes
         mapping: which row goes where.
         proposal_classes: the head of the proposals knows the classes (DINO), so that its rows are treated as all others.
     """
-    for name in [name for name in weights.tensors if name.endswith(".weight") and _is_class_head(name)]:
+    heads = ("class_heads.", f"{PROPOSAL_HEAD}.")
+    for name in [name for name in weights.tensors if name.startswith(heads) and name.endswith(".weight")]:
         head = name.removesuffix(".weight")
         sources = mapping.sources
         silent = [row for row, class_name in enumerate(mapping.classes.names) if class_name == NO_CLASS]
@@ -121,10 +122,6 @@ def map_thresholds(thresholds: Sequence[float] | None, mapping: ClassMapping) ->
         return None
     silent = 1.0  # of channels without a class, which never respond
     return tuple(silent if source is None else thresholds[source] for source in mapping.sources)
-
-
-def _is_class_head(name: str) -> bool:
-    return name.startswith(("class_heads.", f"{PROPOSAL_HEAD}."))
 
 
 def _rearrange(weight: Tensor, bias: Tensor, sources: Sequence[int | None], silent: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,9 @@ def write(folder: Path, model: DeformableDETR, report: Report) -> None:
     _check_expressible(config)
     tensors.pop(LABELS, None)  # of the training alone
     state_dict: dict[str, Tensor] = {}
-    for name, tensor in _unfold(tensors, config).items():
+    # one shared head is written once: transformers ties the others to it
+    unfolded = unfold_heads(tensors, config.num_decoder_layers) if config.box_refinement else tensors
+    for name, tensor in unfolded.items():
         if name.endswith("num_batches_tracked"):
             report.dropped.append(name)
             continue
@@ -205,11 +207,6 @@ def _largest_difference(theirs: nn.Module, model: DeformableDETR) -> float:
     ours = torch.cat((predictions.logits[-1, 0].sigmoid(), predictions.boxes[-1, 0]), dim=-1)
     distances = torch.cdist(their.double(), ours.double(), p=float("inf")).amin(1).nan_to_num(float("inf"))
     return float(distances.sort().values[int(0.95 * (len(distances) - 1))])
-
-
-def _unfold(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """One shared head is written once: transformers ties the others to it."""
-    return unfold_heads(tensors, config.num_decoder_layers) if config.box_refinement else tensors
 
 
 def _split_projections(name: str, tensor: Tensor, report: Report) -> dict[str, Tensor]:

@@ -276,7 +276,8 @@ def _wanted_classes(classes: Sequence[str] | Categories | None, num_classes: int
         return None
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    return default_categories(num_classes) if _is_coco(metadata.categories) else Categories.unnamed(num_classes)
+    is_coco = metadata.categories in (default_categories(80), default_categories(91))
+    return default_categories(num_classes) if is_coco else Categories.unnamed(num_classes)
 
 
 def _check_distinct(names: Sequence[str]) -> None:
@@ -291,10 +292,6 @@ def _check_distinct(names: Sequence[str]) -> None:
         if name != NO_CLASS and key in first:
             raise ValueError(f"classes has {first[key]!r} and {name!r}, which are one name: a class must be named once")
         first[key] = name
-
-
-def _is_coco(categories: Categories | None) -> bool:
-    return categories is not None and categories in (default_categories(80), default_categories(91))
 
 
 def _change_classes(weights: Weights, metadata: Metadata, wanted: Categories) -> tuple[Metadata, ClassMapping]:

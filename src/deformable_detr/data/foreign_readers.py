@@ -161,7 +161,8 @@ def _datumaro_box(thing: dict[str, Any]) -> Box:
 def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """A FiftyOneDataset's samples.json; tags such as `train` are splits."""
     samples = json.loads(read_text(file))["samples"]
-    fields = sorted({name for sample in samples for name, value in sample.items() if _is_detections(value)})
+    entries = [entry for sample in samples for entry in sample.items()]
+    fields = sorted({name for name, value in entries if isinstance(value, dict) and value.get("_cls") == "Detections"})
     if len(fields) > 1 and "ground_truth" not in fields:
         raise ValueError(f"which of the fields {', '.join(fields)} is the ground truth? Call that one `ground_truth`")
     field = "ground_truth" if "ground_truth" in fields else "".join(fields)
@@ -178,10 +179,6 @@ def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
             raise ValueError(f"{sample['filepath']}: which of the tags {', '.join(splits)} is its split?")
         seen = sample.get("metadata") or {}
         yield ForeignImage(sample["filepath"], objects, next(iter(splits), None), image_size(seen.get("height"), seen.get("width")))
-
-
-def _is_detections(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("_cls") == "Detections"
 
 
 def _read_kitti(file: Path, index: FileIndex) -> Iterator[ForeignImage]:

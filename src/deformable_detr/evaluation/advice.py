@@ -90,7 +90,7 @@ def _thresholds(analysis: Analysis) -> Iterator[str]:
             f"Scores are too {'low' if bias > 0 else 'high'}: they differ from the precision by {100 * abs(bias):.0f} points on "
             "average. Use the thresholds of the classes rather than 0.5, and do not read scores as probabilities."
         )
-    best = [point.f1 for point in _best_points(analysis)]
+    best = [curve.at(threshold).f1 for curve in analysis.curves if (threshold := curve.best_threshold()) is not None]
     now = [point.f1 for point, curve in zip(analysis.points, analysis.curves, strict=True) if curve.true_positive.any()]
     if analysis.thresholds_from == "given" and sum(best) - sum(now) >= NOTABLE * len(best):
         yield (
@@ -104,13 +104,6 @@ def _thresholds(analysis: Analysis) -> Iterator[str]:
             f"At its thresholds the detector is {side} (precision {point.precision:.2f}, recall {point.recall:.2f}). predict "
             "--threshold shifts the balance: lower raises recall, higher raises precision."
         )
-
-
-def _best_points(analysis: Analysis):
-    for curve in analysis.curves:
-        threshold = curve.best_threshold()
-        if threshold is not None:
-            yield curve.at(threshold)
 
 
 def _listed(names: list[str], most: int = 8) -> str:

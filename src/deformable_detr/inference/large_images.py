@@ -103,7 +103,8 @@ class VipsImage:
         try:
             pixels = self._image.crop(left, top, right - left, bottom - top).numpy()
         except self._failure as error:
-            raise self._damaged(error) from None
+            reason = " ".join(str(error).split())
+            raise ImageError(f"{self._path}: the image is damaged or cannot be read ({reason})") from None
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
     def _rgb(self, image: Any, bit_depth: int) -> Any:
@@ -117,9 +118,6 @@ class VipsImage:
         if image.format == "ushort":
             image = (image >> (bit_depth - 8)).cast("uchar")
         return image[:3] if image.bands >= 3 else image[0].bandjoin([image[0], image[0]])
-
-    def _damaged(self, error: Exception) -> ImageError:
-        return ImageError(f"{self._path}: the image is damaged or cannot be read ({' '.join(str(error).split())})")
 
 
 class PillowImage:

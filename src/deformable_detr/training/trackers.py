@@ -56,7 +56,9 @@ class TrackerLog(Callback):
 
     def on_train_start(self, run: Run) -> None:
         """Open the loggers, and give them the settings."""
-        settings = {name: value if isinstance(value, int | float) else str(value) for name, value in _settings(run).items()}
+        settings = {
+            name: value if isinstance(value, int | float) else str(value) for name, value in flatten(to_record(run.config)).items()
+        }
         for name in self.names if run.accelerator.is_main_process else ():
             tracker = LOGGER_TYPE_TO_CLASS[name](**KEYWORDS.get(name, lambda run: {"run_name": PROJECT})(run))
             tracker.start()
@@ -91,10 +93,6 @@ class TrackerLog(Callback):
         numbers = {f"{group}/{name}": value for name, value in values.items() if value is not None and name not in left_out}
         for tracker in self.trackers:
             tracker.log(numbers, step=step)
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    return flatten(to_record(run.config))
 
 
 def _log_drawing(tracker: Any, pixels: np.ndarray, path: str, step: int) -> None:

@@ -213,7 +213,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """The steps that are left of the present epoch, or of the whole run."""
         self.learner.train()
-        end_of_epoch = self.position.step + self._steps_left_in_epoch()
+        end_of_epoch = self.position.step + self.steps_per_epoch - self.position.batch // self.config.train.accumulate
         mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
         for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, mixing=mixing):
             self._step(batches)
@@ -225,9 +225,6 @@ class Trainer:
             every = self.config.train.checkpoint_every
             if every and self.position.step % every == 0:
                 self._save_state()
-
-    def _steps_left_in_epoch(self) -> int:
-        return self.steps_per_epoch - self.position.batch // self.config.train.accumulate
 
     def _evaluations_left(self, total_steps: int) -> int:
         """How many are still due if the run has so many steps in all."""

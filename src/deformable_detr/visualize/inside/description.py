@@ -95,7 +95,8 @@ def describe(model: nn.Module, image: Tensor, *, num_detections: int = 5) -> Des
     """
     model = network_of(model)
     batch = batch_of(model, image)
-    modules = [module for module in model.modules() if not list(module.children()) or _is_part(module)]
+    own = "deformable_detr."
+    modules = [module for module in model.modules() if not list(module.children()) or type(module).__module__.startswith(own)]
     with evaluating(model), _without_gradients(model):
         with capture_calls(modules) as calls, _operations(model) as flops:
             predictions = model(batch)
@@ -144,10 +145,6 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-def _is_part(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("deformable_detr.")
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:

@@ -85,19 +85,12 @@ def _draw_backbone(figure: Canvas, inside: Inside) -> None:
         axes.set_title(f"C{number + index}: {channels} × {rows} × {columns}", fontsize=9.5)
 
 
-def _draw_neck(figure: Canvas, inside: Inside) -> None:
-    _draw_levels(figure, inside, level_images(inside.neck_levels), inside.neck_levels[0].shape[1])
-
-
-def _draw_memory(figure: Canvas, inside: Inside) -> None:
-    _draw_levels(figure, inside, level_images(split_levels(inside, inside.memory)), inside.memory.shape[2])
-
-
-def _draw_levels(figure: Canvas, inside: Inside, images: Sequence[np.ndarray], channels: int) -> None:
-    for level, (axes, image) in enumerate(zip(_row(figure, len(images)), images, strict=True)):
+def _draw_levels(figure: Canvas, inside: Inside, maps: Sequence[torch.Tensor]) -> None:
+    """A map `[1, C, h, w]` of each level."""
+    for level, (axes, image) in enumerate(zip(_row(figure, len(maps)), level_images(maps), strict=True)):
         show_map(axes, inside, image)
         _level_frame(axes, level)
-        rows, columns = inside.spatial_shapes[level]
+        channels, rows, columns = maps[level].shape[1:]
         axes.set_title(f"level {level}: {channels} × {rows} × {columns}", fontsize=9.5)
 
 
@@ -115,10 +108,6 @@ def _draw_padding(figure: Canvas, inside: Inside) -> None:
         _level_frame(axes, level)
         ratio = " × ".join(f"{value:.2g}" for value in inside.valid_ratios[0, level].tolist())
         axes.set_title(f"level {level}: {shown.mean():.0%} padding, valid ratio {ratio}", fontsize=9)
-
-
-def _draw_positions(figure: Canvas, inside: Inside) -> None:
-    _draw_levels(figure, inside, level_images(split_levels(inside, inside.flat.positions)), inside.flat.positions.shape[2])
 
 
 def _draw_sequence(figure: Canvas, inside: Inside) -> None:
@@ -200,11 +189,17 @@ def _level_frame(axes: Axes, level: int) -> None:
 
 STAGES: dict[str, tuple[str, Callable[[Canvas, Inside], None]]] = {
     "backbone": ("The image, and the levels of the backbone", _draw_backbone),
-    "neck": ("The neck: levels of one width", _draw_neck),
+    "neck": ("The neck: levels of one width", lambda figure, inside: _draw_levels(figure, inside, inside.neck_levels)),
     "padding": ("Padding masks: which part of each level is image", _draw_padding),
-    "positions": ("Positions: sine encoding of the coordinates, plus the embedding of the level", _draw_positions),
+    "positions": (
+        "Positions: sine encoding of the coordinates, plus the embedding of the level",
+        lambda figure, inside: _draw_levels(figure, inside, split_levels(inside, inside.flat.positions)),
+    ),
     "sequence": ("All levels as one sequence", _draw_sequence),
-    "memory": ("The memory: the output of the encoder", _draw_memory),
+    "memory": (
+        "The memory: the output of the encoder",
+        lambda figure, inside: _draw_levels(figure, inside, split_levels(inside, inside.memory)),
+    ),
     "references": ("References of the queries, and their boxes", _draw_references),
     "sampling": ("Sampling points of the highest-scored query", _draw_sampling),
     "boxes": ("The boxes after each decoder layer", _draw_boxes),

@@ -1,6 +1,5 @@
 """The examination of a dataset as a page: what it holds, findings, and images of the worst cases with their boxes."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw
 from deformable_detr.data.doctor.examine import Examination
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.doctor.statistics import SplitStatistics
+from deformable_detr.data.entries import as_box
 from deformable_detr.data.findings import Finding, Item
 from deformable_detr.data.images import read_image
 from deformable_detr.visualize.pages.page import embed_image, write_page
@@ -122,13 +122,8 @@ def _drawing(data: SplitData, image: int, rows: set[int]) -> str | None:
 def _unusable(data: SplitData, rows: set[int]) -> np.ndarray:
     """Boxes `[n, 4]` of annotations in question that nothing else is made of, such as those of an unknown category."""
     records = [data.record["annotations"][row] for row in sorted(rows - set(data.rows.tolist()))] if data.form == "xywh" else []
-    boxes = [record.get("bbox") for record in records if isinstance(record, dict)]
-    sound = [box for box in boxes if isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)]
-    return np.array(sound, dtype=np.float64).reshape(-1, 4)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    boxes = [as_box(record.get("bbox")) for record in records if isinstance(record, dict)]
+    return np.array([box for box in boxes if box is not None], dtype=np.float64).reshape(-1, 4)
 
 
 def _draw(image: Image.Image, boxes: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
