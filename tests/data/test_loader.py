@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deformable_detr.config import DataConfig
-from deformable_detr.data.loader import EvaluationSampler, TrainingSampler, build_dataset, build_loader
+from deformable_detr.data.loader import TrainingSampler, build_dataset, build_loader
 from deformable_detr.data.scenes import generate_scenes
 
 CONFIG = DataConfig(train_short_sides=(40, 48), crop_short_sides=(40,), crop_range=(24, 32), eval_short_side=40, max_long_side=64)
@@ -35,9 +35,12 @@ def test_two_processes_see_the_images_of_one():
     assert sorted(counts) == [2, 3, 3]
 
 
-def test_evaluation_visits_every_image_once():
-    shares = [list(EvaluationSampler(7, rank=rank, world_size=3)) for rank in range(3)]
-    assert sorted(chain(*shares)) == list(range(7))
+def test_evaluation_visits_every_image_once(scenes):
+    dataset = build_dataset(scenes, "val", CONFIG, training=False)
+    loaders = [build_loader(dataset, batch_size=2, training=False, rank=rank, world_size=3) for rank in range(3)]
+    assert sorted(chain(*(loader.sampler for loader in loaders))) == list(range(len(dataset)))
+    with pytest.raises(ValueError, match=r"rank must be in \[0, 3\), not 3"):
+        build_loader(dataset, batch_size=2, training=False, rank=3, world_size=3)
 
 
 def test_batches_do_not_depend_on_workers_or_start(scenes):

@@ -135,16 +135,12 @@ def _read_categories(entries: list[Any], found: Found) -> tuple[dict[int | str, 
         found.add("file-damaged", Item("'categories' is empty; name at least one class"))
     numbers = [key for key in names if isinstance(key, int) and abs(key) < 2**62]
     free = max((0, *numbers)) + 1
-    others = sorted((key for key in names if key not in numbers), key=_order)
+    others = sorted((key for key in names if key not in numbers), key=lambda key: (isinstance(key, str), key))
     ids = {key: key for key in numbers} | {key: free + index for index, key in enumerate(others)}
     ordered = sorted(ids, key=lambda key: ids[key])
     return {key: label for label, key in enumerate(ordered)}, Categories(
         tuple(names[key] for key in ordered), tuple(ids[key] for key in ordered)
     )
-
-
-def _order(key: int | str) -> tuple[bool, int | str]:
-    return (isinstance(key, str), key)
 
 
 OUTLINES_COMPARED = 2000

@@ -27,8 +27,7 @@ def user_cache() -> Path:
             return folder
     except RuntimeError:  # a user without a home
         folder = Path("~/.cache/deformable-detr")
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    temporary = Path(tempfile.gettempdir()) / f"deformable-detr-{user}"
+    temporary = _temporary()
     hint = "set XDG_CACHE_HOME (or HOME) to a folder that can be written"
     if not _writable(temporary, mode=0o700):
         raise OSError(f"neither the cache {folder} nor {temporary} can be written: {hint}")
@@ -42,6 +41,12 @@ def _writable(folder: Path, mode: int = 0o777) -> bool:
     except OSError:  # a read-only disk, or no permission
         return False
     return os.access(folder, os.W_OK)
+
+
+def _temporary() -> Path:
+    """This user's place among the temporary files."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    return Path(tempfile.gettempdir()) / f"deformable-detr-{user}"
 
 
 def _cache_root() -> Path:
@@ -65,15 +70,10 @@ def derived_folder(root: Path) -> Path:
         return folder
     name = str(root.resolve())
     part = f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
-    user = getattr(os, "getuid", lambda: 0)()
-    places = (user_cache() / "data", Path(tempfile.gettempdir()) / f"deformable-detr-{user}")  # containers have no home
+    places = (user_cache() / "data", _temporary())  # containers have no home
     for place in places:
-        try:
-            (place / part).mkdir(parents=True, exist_ok=True)
-            if os.access(place / part, os.W_OK):
-                return place / part
-        except OSError:
-            continue
+        if _writable(place / part):
+            return place / part
     raise PermissionError(
         f"{root}: the dataset is read-only, and so are {places[0]} and {places[1]}: name a folder that can be written to in "
         "XDG_CACHE_HOME"

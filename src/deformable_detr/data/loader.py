@@ -103,7 +103,7 @@ def build_loader(
         pad_size_divisor: height and width of each batch's canvas become multiples of this.
 
     Raises:
-        ValueError: a batch size below 1.
+        ValueError: a batch size below 1, or a rank that is not in [0, world_size).
         TypeError: `batch_size` or `num_workers` is no whole number.
     """
     batch_size, num_workers = plain_numbers("a whole number", Integral, int, batch_size=batch_size, num_workers=num_workers)
@@ -112,10 +112,12 @@ def build_loader(
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank = (torch.distributed.get_rank() if distributed else 0) if rank is None else rank
     world_size = (torch.distributed.get_world_size() if distributed else 1) if world_size is None else world_size
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
     sampler = (
         TrainingSampler(len(dataset), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         if training
-        else EvaluationSampler(len(dataset), rank=rank, world_size=world_size)
+        else range(rank, len(dataset), world_size)  # together each image exactly once
     )
     return DataLoader(
         dataset,
@@ -137,8 +139,6 @@ class TrainingSampler(Sampler[SampleKey]):
     """
 
     def __init__(self, length: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.batches = max(1, length // (batch_size * world_size))
@@ -170,21 +170,6 @@ class TrainingSampler(Sampler[SampleKey]):
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
-
-
-class EvaluationSampler(Sampler[int]):
-    """Every `world_size`-th image, beginning with number `rank`: together each image exactly once."""
-
-    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
-        self.indices = range(rank, length, world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def _mixed_seed(*numbers: int) -> int:

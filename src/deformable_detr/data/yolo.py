@@ -264,9 +264,7 @@ class YoloLayout(ForeignLayout):
     def label_file(self, image: Path) -> tuple[Path | None, bool]:
         """The label file of an image, or None; and whether its name is spelled otherwise (%20, case, form of accents)."""
         for place in label_places(image):
-            if str(place) in self.index.known or (not place.is_relative_to(self.root) and is_file(place)):
-                return place, False
-            if os.path.lexists(place):  # a folder, or a link to nothing: said where it is read
+            if str(place) in self.index.known or os.path.lexists(place):  # a folder, or a link to nothing: said where it is read
                 return place, False
         for place in label_places(image):
             key = fold_name(str(place))
