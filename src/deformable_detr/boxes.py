@@ -15,7 +15,6 @@ __all__ = [
     "intersection_and_union",
     "inverse_sigmoid",
     "pixels_of",
-    "xywh_to_xyxy",
     "xyxy_to_cxcywh",
     "xyxy_to_xywh",
 ]
@@ -34,12 +33,6 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """`[..., 4]` (left, top, right, bottom) → (centre x, centre y, width, height), in the same units."""
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top), dim=-1)
-
-
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """`[..., 4]` (left, top, width, height), COCO's own form → (left, top, right, bottom), in the same units."""
-    left, top, w, h = boxes.unbind(-1)
-    return torch.stack((left, top, left + w, top + h), dim=-1)
 
 
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
