@@ -69,7 +69,7 @@ def _plain(name: str, module: nn.Module) -> nn.Module | None:
         return None
     own = _own_tensors(module)
     for key in hooks:
-        own._forward_pre_hooks.pop(key).remove(own)
+        own._forward_pre_hooks.pop(key).remove(own)  # pyright: ignore[reportFunctionMemberAccess]
     return rebuilt(own, _plain, name)
 
 
