@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,11 +50,11 @@ def test_what_cannot_be_compared_is_refused_before_the_evaluations(files, tmp_pa
     weights, dataset = files
     monkeypatch.setattr("deformable_detr.detector.Detector.analyze", lambda *arguments, **settings: pytest.fail("evaluated"))
     model = build_model("tiny", num_classes=1)
-    for name, changes, expected in (
-        ("one", {"categories": Categories(("object",), (1,)), "single_class": True}, "was trained with all classes as one"),
-        ("other", {"categories": Categories(("dog",), (7,))}, "detects none of the classes"),
+    for name, categories, single_class, expected in (
+        ("one", Categories(("object",), (1,)), True, "was trained with all classes as one"),
+        ("other", Categories(("dog",), (7,)), False, "detects none of the classes"),
     ):
-        metadata = Metadata(model.metadata.model, eval_short_side=64, max_long_side=96, **changes)
+        metadata = replace(model.metadata, categories=categories, single_class=single_class, eval_short_side=64, max_long_side=96)
         other = save_weights(tmp_path / f"{name}.safetensors", model, metadata=metadata)
         for pair in ((weights, str(other)), (str(other), weights)):
             assert main(["compare", *pair, dataset, "--num-workers", "0", "--output", str(tmp_path / "comparison")]) == 2
