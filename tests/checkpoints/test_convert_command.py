@@ -44,19 +44,21 @@ def test_what_the_tensors_cannot_say(make_model, tmp_path, capsys):
     [
         (["SOURCE", "TARGET", "--to", "onnx"], "to"),
         (["no.pth", "TARGET"], "no weights at no.pth"),
-        (["SOURCE", "SOURCE"], "exists"),
+        (["SOURCE", "SOURCE"], "this file is read, and would be written over"),
+        (["SOURCE", "THERE"], "exists"),
         (["SOURCE", "FOLDER", "--to", "mmdet"], "is a folder"),
         (["SOURCE", "new.safetensors", "--to", "official"], "a pickle, which programs do not read under this name"),
         (["SOURCE", "/proc/new.safetensors"], "cannot be written here"),
-        (["SOURCE", "SOURCE", "--to", "huggingface"], "is a file"),
+        (["SOURCE", "THERE", "--to", "huggingface"], "is a file"),
         (["SOURCE", "TARGET", "--classes", "coco80"], "does not have COCO's classes"),
     ],
 )
 def test_mistakes(arguments, message, source, tmp_path, capsys):
-    places = {"SOURCE": str(source), "TARGET": str(tmp_path / "x.pth"), "FOLDER": str(tmp_path)}
+    (there := tmp_path / "there.safetensors").write_bytes(b"weights of another day")
+    places = {"SOURCE": str(source), "TARGET": str(tmp_path / "x.pth"), "FOLDER": str(tmp_path), "THERE": str(there)}
     assert main(["convert", *(places.get(str(argument), str(argument)) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "x.pth").exists()
+    assert not (tmp_path / "x.pth").exists() and there.read_bytes() == b"weights of another day"
 
 
 def test_an_existing_target_is_replaced_when_asked(source, tmp_path):

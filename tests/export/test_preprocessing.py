@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from deformable_detr.config import Metadata
 from deformable_detr.export import export_model, files
 from deformable_detr.export.form import ExportForm
+from deformable_detr.export.network import TensorNetwork
 from deformable_detr.export.preprocessing import GREY_LEVELS, prepared, preprocessing_graph
 from deformable_detr.presets import model_preset
 from deformable_detr.structures import ImageBatch, Predictions
@@ -60,7 +61,9 @@ class Colours(nn.Module):
 
 def test_a_file_with_preparation_takes_several_images(tmp_path, monkeypatch):
     """Whole networks are exported with masks for any batch, and with preparation for one image: see test_files.py."""
-    monkeypatch.setattr(files, "exportable_network", lambda plain: plain)
+    for name in ("network_of", "exportable_network"):
+        monkeypatch.setattr(files, name, lambda network: network)
+    monkeypatch.setattr(files, "plain_network", TensorNetwork)
     torch.manual_seed(0)
     model = Colours().eval()
     export_model(model, tmp_path / "colours.onnx", preprocess=True, top_k=3)  # type: ignore[arg-type]
