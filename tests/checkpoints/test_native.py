@@ -194,4 +194,4 @@ def test_weights_loaded_in_inference_mode_can_be_trained(make_model, tmp_path):
     with torch.inference_mode():
         loaded = load_pretrained(path)
     loaded(ImageBatch.from_images([torch.rand(3, 64, 64)])).logits.sum().backward()
-    assert loaded.class_heads[0].bias.grad is not None
+    assert loaded.get_parameter("class_heads.0.bias").grad is not None
