@@ -133,7 +133,8 @@ def test_numbers_out_of_range(kind: type, settings: dict[str, Any], message: str
 
 
 def test_the_users_folder_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
     (tmp_path / "run.yaml").write_text("dataset: ~/data\noutput_dir: ~/runs/first\nweights: ./~/w.pth\nrecipe: none\n")
     config = read_config(tmp_path / "run.yaml")
-    assert (config.dataset, config.output_dir, config.weights) == ("/home/me/data", "/home/me/runs/first", "./~/w.pth")
+    assert (config.dataset, config.output_dir, config.weights) == (f"{home}/data", f"{home}/runs/first", "./~/w.pth")

@@ -98,8 +98,9 @@ def check_comparable(detectors: "Mapping[str, Detector]", dataset: "DetectionDat
     if len({*single.values()}) > 1:
         one, other = sorted(single, key=lambda weights: not single[weights])
         raise ValueError(f"cannot compare: {one} was trained with all classes as one (single_class), {other} with each of them")
+    data = next(iter(detectors.values())).metadata.evaluation_data()  # alike in what decides the classes
+    there = read_split(dataset, split or dataset.evaluation_split(), data).annotations.categories
     for weights, detector in detectors.items():
-        there = read_split(dataset, split or dataset.evaluation_split(), detector.metadata.evaluation_data()).annotations.categories
         if not any(label is not None for label in match_classes(there, detector.categories)):
             own, others = (list_classes(zip(side.names, side.ids, strict=True)) for side in (detector.categories, there))
             raise ValueError(f"{weights} detects none of the classes of {dataset.path}: it knows {own}; the dataset has {others}")

@@ -272,12 +272,12 @@ class Predictor:
             raise ValueError(f"nms_iou must lie in (0, 1], not {nms_iou}")
         if not 8 <= depth <= 16:
             raise ValueError(f"bit_depth must lie in [8, 16], not {depth}")
-        labels = self._labels_of(classes)
-        images = open_source(source, bit_depth=depth)
         if tiles is None and tile_overlap is not None:
             raise ValueError(
                 f"tile_overlap={tile_overlap} is for tiles, which were not asked for: give their size, such as tiles=640"
             )
+        labels = self._labels_of(classes)
+        images = open_source(source, bit_depth=depth)
         if tiles is not None:
             settings = PredictionOptions(
                 batch_size=batch_size, top_k=most, classes=classes, nms_iou=nms_iou, num_threads=num_threads

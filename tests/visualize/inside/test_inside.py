@@ -53,7 +53,8 @@ def test_calls_of_other_threads_are_not_captured(one_stage, photo):
 
 
 def test_a_network_without_layers_is_named(photo):
-    with pytest.raises(TypeError, match="no layers to look into and no weights in a Identity: take the detector"):
+    message = "no layers to look into and no weights in a Identity: take the detector that it was made from"
+    with pytest.raises(TypeError, match=message):
         look_inside(torch.nn.Identity(), photo)  # type: ignore[arg-type]
 
 
