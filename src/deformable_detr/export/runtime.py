@@ -67,7 +67,7 @@ class ExportedNetwork(nn.Module):
             raise ValueError(f"unknown runtime {runtime!r}; {known}" if runtime else f"no runtime for {self.path.name}; {known}")
         if not self.path.is_file():
             raise FileNotFoundError(f"no exported model at {self.path}")
-        self._said_padding = False
+        self._said: set[str] = set()  # a set: a plain attribute that changes is to `Watch` a setting that changes
         self.form, self._run = SESSIONS[runtime](self.path)
         config = self.form.metadata.model
         detections = min(config.max_detections, self.form.top_k or config.max_detections)  # there are no others in it
@@ -137,8 +137,8 @@ class ExportedNetwork(nn.Module):
             raise ValueError(
                 f"an image of {height}x{width} pixels after resizing does not go into {self.path.name}, which takes {allowed}"
             )
-        if not self._said_padding:
-            self._said_padding = True
+        if "padding" not in self._said:
+            self._said.add("padding")
             logger.warning(
                 "%s: %dx%d pixels after resizing are padded to %dx%d, which moves scores a little against the detector's own "
                 "(said once; docs/deploying.md)",
