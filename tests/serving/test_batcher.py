@@ -135,7 +135,7 @@ def test_thresholds_of_the_model_where_none_is_asked_for(batcher, predictor, ima
     metadata = predictor.model.metadata
     try:
         predictor.model.metadata = replace(metadata, thresholds=(middle, 1.0, 0.0))
-        settings = [{"threshold": None, "top_k": 100}, {"threshold": middle, "top_k": 100}]
+        settings = [{"threshold": None, "top_k": 100}, {"threshold": middle, "top_k": 100}] * 2  # a full batch does not wait
         futures = [submit(batcher, as_tensor(images[0]), **chosen) for chosen in settings]
         answers = [future.result(30).detections for future in futures]
         for answer, chosen in zip(answers, settings, strict=True):
@@ -152,10 +152,11 @@ def test_the_best_are_chosen_before_the_thresholds_of_their_classes(batcher, pre
     try:
         predictor.model.metadata = replace(metadata, thresholds=tuple(float(label == best) for label in range(3)))
         settings = [{"threshold": None, "top_k": 1}, {"threshold": 0.0, "top_k": 30}, {"threshold": None, "top_k": 30}]
+        settings.append({"threshold": 0.0, "top_k": 3})
         futures = [submit(batcher, as_tensor(images[0]), **chosen) for chosen in settings]
         answers = [future.result(30).detections for future in futures]
         for chosen, answer in zip(settings, answers, strict=True):
             assert_same(answer, predictor.predict(images[0], **chosen))
     finally:
         predictor.model.metadata = metadata
-    assert [len(answer) for answer in answers] == [0, 30, 20]  # ten queries, three classes
+    assert [len(answer) for answer in answers] == [0, 30, 20, 3]  # ten queries, three classes

@@ -11,7 +11,9 @@ from deformable_detr.config import RunConfig, TrainConfig
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.settings import asked_settings, build_config, by_full_name
 from deformable_detr.training.budget import MOST_PASSES, START, Speed, fit, fit_run, measure_speed, parse_budget
+from deformable_detr.training.learner import Learner
 from deformable_detr.training.recipe import plan_run
+from deformable_detr.training.time_left import WARM_UP
 
 SIZE_256 = 256 * 256
 
@@ -115,14 +117,24 @@ def test_two_lengths_are_one_too_many(dataset: Path) -> None:
         settings({"dataset": dataset, "recipe": "small-data", "budget": "5m", "epochs": 3})
 
 
-def test_real_steps_are_timed(dataset: Path) -> None:
-    """By a clock that strikes at each look: a second from step to step, whatever they took."""
+@pytest.mark.parametrize(("budget", "steps"), [(None, 13), ("1m40s", 10), ("10s", 1)])
+def test_real_steps_are_timed(dataset: Path, budget: str | None, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that strikes at each look: a second from step to step, whatever they took. More than 12 seconds are not needed,
+    nor more than a tenth of the budget."""
+    made: list[int] = []
+
+    def step(learner: Learner, batches: Any, number: int, real: Any = Learner.step) -> Any:
+        made.append(number)
+        return real(learner, batches, number)
+
+    monkeypatch.setattr(Learner, "step", step)
     ticks = iter(range(1000))
     options = {
         **{"dataset": dataset, "preset": "tiny", "ema_decay": 0.9, "num_workers": 0, "device": "cpu", "eval_short_side": 64},
-        **{"train_short_sides": [64], "crop_short_sides": [], "max_long_side": 64},
+        **{"train_short_sides": [64], "crop_short_sides": [], "max_long_side": 64, "budget": budget},
     }
     speed = measure_speed(build_config(asked_settings(by_full_name(options))), clock=lambda: float(next(ticks)))
+    assert len(made) == WARM_UP + steps
     assert speed.step == 1.0
     assert speed.evaluation > 0
     assert speed.steps_per_epoch == 6

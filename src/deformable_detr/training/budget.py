@@ -28,7 +28,7 @@ from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size
 from deformable_detr.training.pace import MOST_PASSES, Plan
 from deformable_detr.training.preparation import build_accelerator, build_loaders, build_network, open_data
-from deformable_detr.training.processes import mean_over_processes
+from deformable_detr.training.processes import in_any_process, mean_over_processes
 from deformable_detr.training.progress import format_seconds
 from deformable_detr.training.result import Position
 from deformable_detr.training.run_folder import RunFolder
@@ -47,6 +47,9 @@ SMALLEST_SIDE = 128
 
 TIMED_STEPS, TIMED_SECONDS = (6, 30), 12.0
 """How many steps are timed: at least, at most; and for how long, between these."""
+
+TIMED_SHARE = 0.1
+"""Share of the budget after which a timing goes with the steps that it has: slow ones, on a busy machine."""
 
 TIMED_IMAGES = 8
 """Images on which the evaluation is timed."""
@@ -186,6 +189,7 @@ def measure_speed(
         clock: tells seconds.
     """
     began = clock()
+    until = began + (TIMED_SHARE * parse_budget(str(config.train.budget)) if config.train.budget else math.inf)
     accelerator = build_accelerator(config.train)
     with without_warnings():  # what there is to say about data and weights is said when the run itself begins
         data = open_data(config, dataset)
@@ -199,28 +203,34 @@ def measure_speed(
         with TemporaryDirectory() as folder:
             learner = Learner(network, config, accelerator, RunFolder(folder), Plan(100_000))
             learner.train()
-            step = _seconds_of_step(learner, train_loader, config.train.accumulate, clock)
+            step = _seconds_of_step(learner, train_loader, config.train.accumulate, clock, until)
         evaluation = 0.0 if val_loader is None else _seconds_of_evaluation(learner, val_loader, config, clock)
     gc.collect()  # the inference model's folded weights
     means = mean_over_processes({"step": step, "evaluation": evaluation, "took": clock() - began}, accelerator)
     return Speed(means["step"], means["evaluation"], steps_per_epoch, means["took"])
 
 
-def _seconds_of_step(learner: Learner, loader: Any, accumulate: int, clock: Callable[[], float]) -> float:
+def _seconds_of_step(learner: Learner, loader: Any, accumulate: int, clock: Callable[[], float], until: float) -> float:
     """The mean over some steps after the first ones, in which workers start and memory is laid out."""
     position, marks = Position(), []
-    least, most = TIMED_STEPS
-    while len(marks) <= most:
+    while True:
         for batches in step_batches(loader, position, accumulate):
             learner.step(batches, position.step)
             position.step += 1
             position.batch += len(batches)
-            if position.step >= WARM_UP:
-                marks.append(clock())
-            if len(marks) > most or (len(marks) > least and marks[-1] - marks[0] > TIMED_SECONDS):
+            if position.step < WARM_UP:
+                continue
+            marks.append(clock())
+            if in_any_process(_are_enough(marks, until), learner.accelerator):  # else some would wait for the others' steps
                 return (marks[-1] - marks[0]) / (len(marks) - 1)
         position = Position(position.step, position.epoch + 1)
-    return (marks[-1] - marks[0]) / (len(marks) - 1)
+
+
+def _are_enough(marks: list[float], until: float) -> bool:
+    (least, most), steps = TIMED_STEPS, len(marks) - 1
+    if steps >= least and marks[-1] - marks[0] > TIMED_SECONDS:
+        return True
+    return steps >= most or (steps >= 1 and marks[-1] > until)
 
 
 def _seconds_of_evaluation(learner: Learner, loader: Any, config: RunConfig, clock: Callable[[], float]) -> float:
