@@ -23,6 +23,7 @@ def pytest_collection_finish():
     """From here on the millions of objects that came with imports are left out."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # an export makes millions of objects, few of them garbage: a twentieth of its time
     gc.enable()
 
 
