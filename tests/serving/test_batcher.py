@@ -151,8 +151,8 @@ def test_the_best_are_chosen_before_the_thresholds_of_their_classes(batcher, pre
     metadata = predictor.model.metadata
     try:
         predictor.model.metadata = replace(metadata, thresholds=tuple(float(label == best) for label in range(3)))
-        settings = [{"threshold": None, "top_k": 1}, {"threshold": 0.0, "top_k": 30}, {"threshold": None, "top_k": 30}]
-        settings.append({"threshold": 0.0, "top_k": 3})
+        asked = ((None, 1), (0.0, 30), (None, 30), (0.0, 3))  # a full batch does not wait
+        settings = [{"threshold": threshold, "top_k": top_k} for threshold, top_k in asked]
         futures = [submit(batcher, as_tensor(images[0]), **chosen) for chosen in settings]
         answers = [future.result(30).detections for future in futures]
         for chosen, answer in zip(settings, answers, strict=True):
