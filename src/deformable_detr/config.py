@@ -415,8 +415,10 @@ class DataConfig:
     horizontal_flip: float = 0.5
     """Training: probability of a left-right flip."""
 
-    vertical_flip: float = 0.0
-    """Training: probability of an upside-down flip. For images without an up, such as microscopy."""
+    vertical_flip: float | Literal["auto"] = 0.0
+    """Training: probability of an upside-down flip. For images without an up, such as microscopy. `auto`: as soon as an evaluation
+    shows that the model detects about as well in the validation images upside down, half of the training images are, too; see
+    docs/recipes.md."""
 
     transpose: float = 0.0
     """Training: probability of exchanging x and y. For images without an up."""
@@ -461,7 +463,9 @@ class DataConfig:
         _check_range(self, "eval_short_side max_long_side pad_size_divisor", 1)
         _check_range(self, "bit_depth", 8, 16)
         _check_range(self, "num_workers")
-        _check_range(self, "horizontal_flip vertical_flip transpose mosaic copy_paste mixup mixing_until", 0, 1)
+        _check_range(self, "horizontal_flip transpose mosaic copy_paste mixup mixing_until", 0, 1)
+        if self.vertical_flip != "auto":
+            _check_range(self, "vertical_flip", 0, 1)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class TrainSettings(TypedDict, total=False):
     max_long_side: int
     pad_size_divisor: int
     horizontal_flip: float
-    vertical_flip: float
+    vertical_flip: float | Literal["auto"]
     transpose: float
     color_jitter: float | Sequence[float]
     scale_jitter: Sequence[float]

@@ -41,7 +41,7 @@ def test_each_loads(path: Path) -> None:
         mean=data.mean,
         std=data.std,
         horizontal_flip=data.horizontal_flip,
-        vertical_flip=data.vertical_flip,
+        vertical_flip=float(data.vertical_flip),
         transpose=data.transpose,
     )
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]

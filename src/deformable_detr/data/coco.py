@@ -35,6 +35,9 @@ class SampleKey(NamedTuple):
     mix: bool = False
     """Whether other images may be mixed into it."""
 
+    flip: bool = False
+    """Whether it may be turned upside down by the dataset's `flip`."""
+
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
     """Images with boxes of one split of a dataset.
@@ -46,6 +49,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         split: annotations and the paths of the images.
         transform: takes and gives (image, target), such as `train_transform(...)`.
         mixing: mixes other images into those whose key asks for it, before `transform`. None: never.
+        flip: likewise, after `mixing`: turns some of those whose key asks for it upside down. None: never.
         categories: the classes to map to, by name: a validation set must use those of the training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
         on_bad_image: `skip` replaces an image that cannot be read by the next one and says so in the log. Only for training: an
@@ -63,13 +67,14 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         transform: Transform,
         *,
         mixing: Mixing | None = None,
+        flip: Transform | None = None,
         categories: Categories | None = None,
         training: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
         bit_depth: int = 16,
     ) -> None:
         self.on_bad_image, self.bit_depth = on_bad_image, bit_depth
-        self.transform, self.mixing = transform, mixing
+        self.transform, self.mixing, self.flip = transform, mixing, flip
         self.annotation_file = split.annotations.path
         data = SplitData.of(split.check(boxes_required=training))
         check_geometry(data)
@@ -165,12 +170,14 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         if isinstance(key, SampleKey):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(key.seed)
-                return self._sample(key.index, key.mix)
-        return self._sample(key, mix=False)
+                return self._sample(key)
+        return self._sample(SampleKey(key, seed=0))
 
-    def _sample(self, index: int, mix: bool) -> tuple[Tensor, Target]:
-        mixing = self.mixing if mix else None
-        image, target = self._image(index) if mixing is None else mixing(index, len(self), self._image)
+    def _sample(self, key: SampleKey) -> tuple[Tensor, Target]:
+        mixing = self.mixing if key.mix else None
+        image, target = self._image(key.index) if mixing is None else mixing(key.index, len(self), self._image)
+        if key.flip and self.flip is not None:
+            image, target = self.flip(image, target)
         image, target = self.transform(image, target)
         if target is None:
             raise TypeError("the transform of a dataset must give back the target")

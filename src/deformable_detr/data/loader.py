@@ -22,7 +22,7 @@ from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey
 from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.mixing import Mixing
-from deformable_detr.data.transforms import eval_transform, train_transform
+from deformable_detr.data.transforms import eval_transform, random_vertical_flip, train_transform
 from deformable_detr.schema import plain_numbers
 
 
@@ -51,7 +51,7 @@ def build_dataset(
             mean=config.mean,
             std=config.std,
             horizontal_flip=config.horizontal_flip,
-            vertical_flip=config.vertical_flip,
+            vertical_flip=0.0 if config.vertical_flip == "auto" else config.vertical_flip,
             transpose=config.transpose,
             color_jitter=config.color_jitter,
             scale_jitter=config.scale_jitter,
@@ -63,6 +63,7 @@ def build_dataset(
         read_split(dataset, split, config),
         transform,
         mixing=Mixing(config.mosaic, config.copy_paste, config.mixup) if training else None,
+        flip=random_vertical_flip() if training and config.vertical_flip == "auto" else None,
         categories=categories,
         training=training,
         on_bad_image=config.on_bad_image if training else "stop",
@@ -89,8 +90,9 @@ def build_loader(
 ) -> DataLoader:
     """Batches of a dataset for this process: `(ImageBatch, list[Target])`.
 
-    For training, call `loader.sampler.set_epoch(epoch, skip_batches=0, mixing=True)` before each epoch; `len(loader)` is the number
-    of batches of a whole epoch. For evaluation every image comes exactly once, so processes may differ by an image or a batch.
+    For training, call `loader.sampler.set_epoch(epoch)` before each epoch, see :class:`TrainingSampler`; `len(loader)` is the
+    number of batches of a whole epoch. For evaluation every image comes exactly once, so processes may differ by an
+    image or a batch.
 
     Args:
         dataset: what to read.
@@ -142,22 +144,23 @@ class TrainingSampler(Sampler[SampleKey]):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.batches = max(1, length // (batch_size * world_size))
-        self.epoch, self.skip_batches, self.mixing = 0, 0, True
+        self.epoch, self.skip_batches, self.mixing, self.flipping = 0, 0, True, False
 
-    def set_epoch(self, epoch: int, skip_batches: int = 0, mixing: bool = True) -> None:
+    def set_epoch(self, epoch: int, skip_batches: int = 0, mixing: bool = True, flipping: bool = False) -> None:
         """Choose the epoch that the next iteration goes through.
 
         Args:
             epoch: from 0.
             skip_batches: number of its first batches that are left out without reading them.
             mixing: whether the dataset may mix several images into one, where it is set to.
+            flipping: whether it may turn images upside down, where that is left to be found out.
 
         Raises:
             ValueError: the epoch has fewer batches than are to be left out.
         """
         if not 0 <= skip_batches <= self.batches:
             raise ValueError(f"skip_batches must be in [0, {self.batches}], the batches of an epoch, not {skip_batches}")
-        self.epoch, self.skip_batches, self.mixing = epoch, skip_batches, mixing
+        self.epoch, self.skip_batches, self.mixing, self.flipping = epoch, skip_batches, mixing, flipping
 
     def __iter__(self) -> Iterator[SampleKey]:
         generator = torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch))
@@ -166,7 +169,7 @@ class TrainingSampler(Sampler[SampleKey]):
         order = order.repeat(-(-step // self.length))[: self.batches * step] if self.length < step else order[: self.batches * step]
         mine = order.view(self.batches, self.world_size, self.batch_size)[self.skip_batches :, self.rank]  # [batches, B]
         for index in mine.flatten().tolist():
-            yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index), self.mixing)
+            yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index), self.mixing, self.flipping)
 
     def __len__(self) -> int:
         return self.batches * self.batch_size

@@ -66,6 +66,11 @@ def train_transform(
     )
 
 
+def random_vertical_flip() -> "DetectionTransform":
+    """Turn every second image upside down: what `vertical_flip: auto` does before the other steps, once it has been allowed."""
+    return DetectionTransform(v2.RandomVerticalFlip(0.5))
+
+
 def eval_transform(short_side: int, max_long_side: int, mean: Triple, std: Triple) -> "DetectionTransform":
     """The preparation of an image for evaluation and prediction: resize and normalise, nothing random.
 

@@ -26,7 +26,9 @@ class DeadWorkerError(RuntimeError):
     """The workers that read images die again and again; the message says what helps."""
 
 
-def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mixing: bool = True) -> Iterator[list[Batch]]:
+def step_batches(
+    loader: DataLoader, position: Position, accumulate: int, *, mixing: bool = True, flipping: bool = False
+) -> Iterator[list[Batch]]:
     """The batches that are left of an epoch, `accumulate` at a time; the last group may be smaller.
 
     Args:
@@ -34,13 +36,14 @@ def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mix
         position: progress of the run; it must be advanced between two groups, because a restart continues from it.
         accumulate: batches per optimiser step.
         mixing: whether images of this epoch may be mixed from several.
+        flipping: whether they may be turned upside down, where that is left to be found out.
 
     Raises:
         DeadWorkerError: more than :data:`MOST_RESTARTS` times.
     """
     for restart in range(MOST_RESTARTS + 1):
         try:
-            yield from _groups(loader, position, accumulate, mixing)
+            yield from _groups(loader, position, accumulate, mixing, flipping)
             return
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -53,8 +56,8 @@ def step_batches(loader: DataLoader, position: Position, accumulate: int, *, mix
             logger.warning("%s. Going on after step %d with new workers", ADVICE, position.step)
 
 
-def _groups(loader: DataLoader, position: Position, accumulate: int, mixing: bool) -> Iterator[list[Batch]]:
-    loader.sampler.set_epoch(position.epoch, skip_batches=position.batch, mixing=mixing)  # type: ignore[attr-defined]
+def _groups(loader: DataLoader, position: Position, accumulate: int, mixing: bool, flipping: bool) -> Iterator[list[Batch]]:
+    loader.sampler.set_epoch(position.epoch, skip_batches=position.batch, mixing=mixing, flipping=flipping)  # type: ignore[attr-defined]
     kept = random_state()
     batches = iter(loader)  # draws a seed for its workers, which must not change what the next steps draw
     set_random_state(kept)

@@ -44,10 +44,19 @@ class TimeLeft:
         """Time an evaluation, with what belongs to it (weights, drawings); the time is not one of steps."""
         began = self._clock()
         try:
-            yield
+            with self.elsewhere():
+                yield
         finally:
             self.last_evaluation = self._clock() - began
-            self._elsewhere += self.last_evaluation
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Leave out what happens only once and belongs to no step."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._elsewhere += self._clock() - began
 
     def seconds(self, steps: int, evaluations: int) -> float | None:
         """Estimate what is left; None as long as too few steps were seen.

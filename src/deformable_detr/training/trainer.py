@@ -30,6 +30,7 @@ from deformable_detr.training.callbacks import Callback, EarlyStopping, Step
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
 from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size, set_gradient_checkpointing
+from deformable_detr.training.orientation import Orientation
 from deformable_detr.training.pace import MOST_PASSES, Pace, Plan, TimedPace
 from deformable_detr.training.preparation import (
     build_accelerator,
@@ -124,6 +125,7 @@ class Trainer:
         self.learner = Learner(self.network, config, self.accelerator, self.folder, self.plan)
         self.time_left = self._watch_time()
         self.pace = self._build_pace()
+        self.orientation = Orientation(self.validation, undecided=config.data.vertical_flip == "auto")
         self.position, self.state = Position(), "training"
         self.stop_reason: str | None = None
         self.callbacks = self._callbacks(callbacks, show_progress)
@@ -215,7 +217,8 @@ class Trainer:
         self.learner.train()
         end_of_epoch = self.position.step + self.steps_per_epoch - self.position.batch // self.config.train.accumulate
         mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
-        for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, mixing=mixing):
+        flipping, accumulate = self.orientation.free, self.config.train.accumulate
+        for batches in step_batches(self.train_loader, self.position, accumulate, mixing=mixing, flipping=flipping):
             self._step(batches)
             if self.position.step == min(end_of_epoch, self.total_steps) or self._told_to_stop():
                 return
@@ -276,6 +279,8 @@ class Trainer:
             metrics = self._evaluate() if due else None
             self.over_epoch.take()
             weights = self._save_weights(metrics)
+        if metrics is not None and self.orientation.due(metrics, self.position.step / self.total_steps, self.total_epochs):
+            self._ask_orientation(metrics)
         self.position = Position(self.position.step, self.position.epoch + 1)
         self.pace.check(self.position.step, self._evaluations_left, evaluated=due)
         self._save_state(weights)
@@ -298,6 +303,13 @@ class Trainer:
         set_random_state(kept)
         self.state = "training"
         return metrics
+
+    def _ask_orientation(self, metrics: Metrics) -> None:
+        """Once in a run, so it is no part of what an evaluation takes; random numbers go on as without it."""
+        kept = random_state()
+        with self.time_left.elsewhere():
+            self.orientation.decide(self.learner.result, metrics, self.position.step)
+        set_random_state(kept)
 
     def _evaluation_step(self, done: int, total: int) -> None:
         for callback in self.callbacks:
@@ -362,6 +374,7 @@ class Trainer:
                 "averages": [vars(self.recent), vars(self.over_epoch)],
                 "history": self.validation.history,
                 "pace": self.pace.state_dict(),
+                "orientation": self.orientation.state_dict(),
             }
             weights = [*weights, *save_state(self.folder.state, self.position.step, state)]
         self.accelerator.wait_for_everyone()
@@ -371,6 +384,7 @@ class Trainer:
         self.learner.load_state_dict(saved)
         self.position = Position(**saved["position"])
         self.pace.load_state_dict(saved.get("pace", {}))
+        self.orientation.load_state_dict(saved.get("orientation", {}))
         if self.position.step > self.total_steps:
             done, asked = self.position.step, self.total_steps
             raise ValueError(

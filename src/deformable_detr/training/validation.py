@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from deformable_detr.acceleration.model import InferenceModel
@@ -19,6 +19,10 @@ from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
 
 BEST_METRIC = "ap"
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
 
 
 class Validation:
@@ -48,7 +52,9 @@ class Validation:
         every = self.config.evaluate_every
         return end // every - first // every + (end % every > 0) if every else 1
 
-    def measure(self, network: DeformableDETR, progress: Callable[[int, int], None]) -> Metrics:
+    def measure(
+        self, network: DeformableDETR, progress: Callable[[int, int], None], form: Callable[[nn.Module], nn.Module] = _as_it_is
+    ) -> Metrics:
         """Evaluate a model; every process must call this, and all get the numbers of the whole.
 
         The model is used in its inference form, whose folded weights are freed at the end: the numbers are those of
@@ -57,6 +63,7 @@ class Validation:
         Args:
             network: the model.
             progress: called after each batch with the images of this process, done and in all.
+            form: puts something around the model, such as :class:`~.orientation.UpsideDown`.
 
         Raises:
             ValueError: there is no validation split.
@@ -68,7 +75,7 @@ class Validation:
                 buffer.copy_(cast(Tensor, broadcast(buffer.detach().clone())))
         precision, total = self.config.precision, len(self.loader.sampler)  # type: ignore[arg-type]
         metrics = evaluate(
-            InferenceModel(network, precision=precision),
+            form(InferenceModel(network, precision=precision)),
             self.loader,
             self.categories,
             self.ground_truth,
