@@ -28,10 +28,12 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 from trained_peers import PEERS, PeerRun, clock, test_split
 
 from deformable_detr.acceleration.model import InferenceModel
@@ -46,6 +48,8 @@ from deformable_detr.training.callbacks import Run, Step
 from deformable_detr.training.recipe import plan_run
 
 Row = dict[str, Any]
+
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 def main() -> None:
@@ -67,12 +71,15 @@ def main() -> None:
     parser.add_argument("--clip", type=float, default=0.1, help="largest gradient norm of the peers (official: 0.1)")
     parser.add_argument("--output", type=Path, default=Path("proof"))
     parser.add_argument("--only-table", action="store_true", help="of what was run already")
+    parser.add_argument("--curves", type=Path, help="an image of AP50 over minutes (.png, .svg)")
     options = parser.parse_args()
     options.equal = options.equal or ("steps" if options.steps else "time")
     options.output.mkdir(parents=True, exist_ok=True)
     results = Results(options.output / "results.jsonl")
     failed = [] if options.only_table else run_missing(options, results)
     print(results.table())
+    if options.curves:
+        results.draw_curves(options.curves)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {failed}")
 
@@ -185,21 +192,46 @@ class Results:
 
     def table(self) -> str:
         """Mean ± standard deviation over the seeds, each system at its best learning rate."""
-        runs: dict[tuple, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
-        for row in self.rows:
-            key = tuple(str(row[name] or "") for name in ("dataset", "device", "length", "system", "equal"))
-            runs[key][row["lr"]].append(row)
         lines = [
             "| dataset | device | length | system | equal | rate | seeds | steps | ms a step | AP | AP50 | test AP | test AP50 |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for key, of_rate in sorted(runs.items()):
-            rows = max(of_rate.values(), key=lambda rows: (len(rows), statistics.mean(row["ap50"] for row in rows)))
+        for key, rows in self._at_best_rate():
             means = [str(round(statistics.mean(row[name] for row in rows))) for name in ("steps", "step_ms")]
             measures = [_spread([row[name] for row in rows if name in row]) for name in ("ap", "ap50", "test_ap", "test_ap50")]
             cells = [*key, str(rows[0]["lr"] or "recipe"), str(len(rows)), *means, *measures]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
+
+    def draw_curves(self, path: Path) -> None:
+        """AP50 on val over the minutes of the steps, a panel for each dataset and length, a line for each run."""
+        panels: dict[tuple, list[tuple[str, list[Row]]]] = defaultdict(list)
+        for (dataset, device, length, system, equal), rows in self._at_best_rate():
+            if equal != "steps":
+                panels[dataset, device, length].append((system, rows))
+        figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+        figure.supxlabel("minutes of training steps")
+        for axes, (names, systems) in zip(
+            figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
+        ):
+            for color, (system, rows) in zip(COLORS, systems, strict=False):
+                for label, row in zip_longest([system], rows):
+                    minutes, _, ap50 = zip(*[(0, 0, 0), *row["curve"]], strict=True)
+                    axes.plot([time / 60 for time in minutes], ap50, color=color, label=label, marker=".", linewidth=1)
+            axes.set(title=f"{names[0]} ({len(systems[0][1])} seeds)", ylim=(0, 1))
+            axes.grid(alpha=0.3)
+        figure.axes[0].set_ylabel("AP50 (val)")
+        figure.axes[0].legend()
+        figure.savefig(path, dpi=110)
+
+    def _at_best_rate(self) -> Iterator[tuple[tuple[str, ...], list[Row]]]:
+        """For each (dataset, device, length, system, equal) the runs with its best rate of those that most seeds have."""
+        runs: dict[tuple, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        for row in self.rows:
+            key = tuple(str(row[name] or "") for name in ("dataset", "device", "length", "system", "equal"))
+            runs[key][row["lr"]].append(row)
+        for key, of_rate in sorted(runs.items()):
+            yield key, max(of_rate.values(), key=lambda rows: (len(rows), statistics.mean(row["ap50"] for row in rows)))
 
 
 def _spread(values: list[float]) -> str:
