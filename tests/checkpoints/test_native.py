@@ -195,3 +195,27 @@ def test_weights_loaded_in_inference_mode_can_be_trained(make_model, tmp_path):
         loaded = load_pretrained(path)
     loaded(ImageBatch.from_images([torch.rand(3, 64, 64)])).logits.sum().backward()
     assert loaded.get_parameter("class_heads.0.bias").grad is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dilation", True), ("num_heads", 4), ("num_decoder_points", 2), ("position_offset", -0.5), ("output_eps", 1e-3)],
+)
+def test_what_the_weights_have_learned_with_is_not_to_be_chosen(name, value, make_model, tmp_path):
+    """The tensors would fit, and the network would compute something else."""
+    path = save_weights(tmp_path / "a.safetensors", make_model())
+    with pytest.raises(ValueError, match=rf"{name}={value} was asked for, but the native checkpoint holds a network with {name}="):
+        load_pretrained(path, **{name: value})
+    stored = load_pretrained(path).metadata.model
+    assert load_pretrained(path, **{name: getattr(stored, name)}, dropout=0.3).metadata.model == replace(stored, dropout=0.3)
+
+
+def test_the_kind_of_weights_that_was_asked_for(make_model, tmp_path):
+    model = make_model()
+    for averaged in (True, False):
+        model.metadata = replace(model.metadata, training={"ema": averaged})
+        path = save_weights(tmp_path / "a.safetensors", model)
+        load_pretrained(path)
+        load_pretrained(path, ema=averaged)
+        with pytest.raises(ValueError, match=rf"a\.safetensors holds no .*\(ema={not averaged}\)"):
+            load_pretrained(path, ema=not averaged)

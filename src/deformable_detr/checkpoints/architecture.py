@@ -52,6 +52,20 @@ _HIDDEN = (
 )
 """Settings that the tensors do not show."""
 
+_LEARNED_WITH = (
+    "dilation",
+    "num_heads",
+    "num_encoder_points",
+    "num_decoder_points",
+    "position_temperature",
+    "position_offset",
+    "logit_eps",
+    "output_eps",
+    "proposal_classes",
+)
+"""Those of them with other values of which the weights would compute something else than they have learned: where a record of ours
+says them, nothing is left to be chosen."""
+
 _QUERIES = ("num_queries", "one_to_many_queries", "denoising_queries")
 """Settings that may be chosen where queries come from proposals."""
 
@@ -94,7 +108,9 @@ def with_overrides(config: ModelConfig, overrides: dict[str, Any], weights: Weig
     Raises:
         ValueError: an unknown setting, or one that the tensors contradict.
     """
-    free = (*_HIDDEN, *_QUERIES) if config.two_stage else _HIDDEN
+    free = {*_HIDDEN, *_QUERIES} if config.two_stage else {*_HIDDEN}
+    if weights.metadata is not None:
+        free -= {*_LEARNED_WITH}
     chosen = config.replace(**overrides)
     for name in overrides:
         if name not in free and getattr(chosen, name) != getattr(config, name):

@@ -200,7 +200,7 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
         ValueError: an unknown layout, or no weights of the kind that `ema` asks for.
     """
     if file.header.get("format") == native.FORMAT:
-        return native.read(file)
+        return _of_the_kind(native.read(file), ema, file.path)
     file, layout, notes = select_state_dict(file, ema)
     weights = READERS[layout](file)
     weights.report.notes += notes
@@ -221,6 +221,16 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
         logger.info("%s: %s", file.path, note)
     for loss in weights.report.lossy:
         logger.warning("%s: %s", file.path, loss)
+    return weights
+
+
+def _of_the_kind(weights: Weights, ema: bool | None, path: Path) -> Weights:
+    """Weights of a file of ours, which has one set of them and says which."""
+    averaged = bool(weights.metadata is not None and (weights.metadata.training or {}).get("ema"))
+    if ema is not None and ema is not averaged:
+        wanted = "EMA weights" if ema else "weights without averaging"
+        said = "EMA weights" if averaged else "not said to be EMA weights"
+        raise ValueError(f"{path} holds no {wanted} (ema={ema}): its only ones are {said}")
     return weights
 
 
