@@ -142,7 +142,7 @@ class ExportedNetwork(nn.Module):
             logger.warning(
                 "%s: %dx%d pixels after resizing are padded to %dx%d, which moves scores a little against the detector's own "
                 "(said once; docs/deploying.md)",
-                *(self.path, height, width, *canvas),
+                *(self.path.name, height, width, *canvas),
             )
         return F.pad(images, (0, right, 0, bottom)), F.pad(mask, (0, right, 0, bottom), value=True)
 
