@@ -203,7 +203,7 @@ def test_weights_loaded_in_inference_mode_can_be_trained(make_model, tmp_path):
 )
 def test_what_the_weights_have_learned_with_is_not_to_be_chosen(name, value, make_model, tmp_path):
     """The tensors would fit, and the network would compute something else."""
-    path = save_weights(tmp_path / "a.safetensors", make_model())
+    path = save_weights(tmp_path / "a.safetensors", make_model("two-stage"))
     with pytest.raises(ValueError, match=rf"{name}={value} was asked for, but the native checkpoint holds a network with {name}="):
         load_pretrained(path, **{name: value})
     stored = load_pretrained(path).metadata.model
@@ -211,7 +211,7 @@ def test_what_the_weights_have_learned_with_is_not_to_be_chosen(name, value, mak
 
 
 def test_the_kind_of_weights_that_was_asked_for(make_model, tmp_path):
-    model = make_model()
+    model = make_model("two-stage")
     for averaged in (True, False):
         model.metadata = replace(model.metadata, training={"ema": averaged})
         path = save_weights(tmp_path / "a.safetensors", model)
