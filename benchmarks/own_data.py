@@ -10,8 +10,9 @@ time`).
 Seconds are those of the training steps with reading the images, evaluations left out: on a CPU of its own time, so start it with
 OMP_NUM_THREADS=1; on a GPU as they pass, so `--equal time` there needs `--jobs 1` and nothing else on that GPU.
 
-Lines in `proof/results.jsonl` are not computed again, so the command goes on where it stopped, and two of them may run beside each
-other. The first seed tries every learning rate in `--lr` for each peer and dataset, the others take the one with the best AP50.
+Lines in `proof/results.jsonl` are not computed again, so the command goes on where it stopped (delete the folder of a run of ours
+that was cut off), and two of them with different datasets may run beside each other. The first seed tries every learning rate in
+`--lr` for each peer and dataset, the others take the one with the best AP50.
 Peers are measured with and without NMS, and the better one counts.
 """
 
@@ -48,8 +49,6 @@ from deformable_detr.training.callbacks import Run, Step
 from deformable_detr.training.recipe import plan_run
 
 Row = dict[str, Any]
-
-COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
 
 def main() -> None:
@@ -204,25 +203,26 @@ class Results:
         return "\n".join(lines)
 
     def draw_curves(self, path: Path) -> None:
-        """AP50 on val over the minutes of the steps, a panel for each dataset and length, a line for each run."""
-        panels: dict[tuple, list[tuple[str, list[Row]]]] = defaultdict(list)
+        """AP50 on val over the minutes of the steps: a panel for each dataset and length, a line for each run."""
+        panels: dict[str, dict[str, list[Row]]] = defaultdict(dict)
         for (dataset, device, length, system, equal), rows in self._at_best_rate():
             if equal != "steps":
-                panels[dataset, device, length].append((system, rows))
-        figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
-        figure.supxlabel("minutes of training steps")
-        for axes, (names, systems) in zip(
-            figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
-        ):
-            for color, (system, rows) in zip(COLORS, systems, strict=False):
+                panels[f"{dataset}, {length}, {device}"][system] = rows
+        colors = {
+            system: f"C{number}" for number, system in enumerate(sorted({name for panel in panels.values() for name in panel}))
+        }
+        across = min(3, len(panels))
+        figure = Figure(figsize=(4 * across, 3.2 * -(-len(panels) // across)), layout="constrained")
+        for number, (title, systems) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(-(-len(panels) // across), across, number)
+            for system, rows in systems.items():
                 for label, row in zip_longest([system], rows):
                     minutes, _, ap50 = zip(*[(0, 0, 0), *row["curve"]], strict=True)
-                    axes.plot([time / 60 for time in minutes], ap50, color=color, label=label, marker=".", linewidth=1)
-            axes.set(title=f"{names[0]} ({len(systems[0][1])} seeds)", ylim=(0, 1))
+                    axes.plot([time / 60 for time in minutes], ap50, color=colors[system], label=label, marker=".", linewidth=1)
+            axes.set(title=title, xlabel="minutes of training steps", ylabel="AP50 (val)", ylim=(0, 1))
             axes.grid(alpha=0.3)
-        figure.axes[0].set_ylabel("AP50 (val)")
-        figure.axes[0].legend()
-        figure.savefig(path, dpi=110)
+            axes.legend()
+        figure.savefig(path, dpi=100)
 
     def _at_best_rate(self) -> Iterator[tuple[tuple[str, ...], list[Row]]]:
         """For each (dataset, device, length, system, equal) the runs with its best rate of those that most seeds have."""
