@@ -29,7 +29,6 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +211,15 @@ class Results:
             system: f"C{number}" for number, system in enumerate(sorted({name for panel in panels.values() for name in panel}))
         }
         across = min(3, len(panels))
-        figure = Figure(figsize=(4 * across, 3.2 * -(-len(panels) // across)), layout="constrained")
+        down = -(-len(panels) // across)
+        figure = Figure(figsize=(4 * across, 3.2 * down), layout="constrained")
         for number, (title, systems) in enumerate(panels.items(), 1):
-            axes = figure.add_subplot(-(-len(panels) // across), across, number)
+            axes = figure.add_subplot(down, across, number)
             for system, rows in systems.items():
-                for label, row in zip_longest([system], rows):
-                    minutes, _, ap50 = zip(*[(0, 0, 0), *row["curve"]], strict=True)
-                    axes.plot([time / 60 for time in minutes], ap50, color=colors[system], label=label, marker=".", linewidth=1)
+                for index, row in enumerate(rows):
+                    seconds, _, ap50 = zip(*[(0, 0, 0), *row["curve"]], strict=True)
+                    style = {"color": colors[system], "marker": ".", "linewidth": 1}
+                    axes.plot([time / 60 for time in seconds], ap50, label=None if index else system, **style)
             axes.set(title=title, xlabel="minutes of training steps", ylabel="AP50 (val)", ylim=(0, 1))
             axes.grid(alpha=0.3)
             axes.legend()

@@ -26,32 +26,6 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
 }
 """(bottleneck blocks, blocks per stage) → timm's name."""
 
-_HIDDEN = (
-    "dilation",
-    "num_heads",
-    "num_encoder_points",
-    "num_decoder_points",
-    "dropout",
-    "backbone",
-    "backbone_options",
-    "freeze_batch_norm",
-    "frozen_backbone_stages",
-    "pretrained_backbone",
-    "original_padding",
-    "max_detections",
-    "position_temperature",
-    "position_offset",
-    "logit_eps",
-    "output_eps",
-    "proposal_classes",
-    "proposal_loss",
-    "look_forward_twice",
-    "label_noise",
-    "box_noise",
-    "denoising_first_layer",
-)
-"""Settings that the tensors do not show."""
-
 _LEARNED_WITH = (
     "dilation",
     "num_heads",
@@ -63,8 +37,26 @@ _LEARNED_WITH = (
     "output_eps",
     "proposal_classes",
 )
-"""Those of them with other values of which the weights would compute something else than they have learned: where a record of ours
-says them, nothing is left to be chosen."""
+"""Settings that the tensors do not show, and with other values of which they would compute something else than they have learned:
+where a record of ours says them, nothing is left to be chosen."""
+
+_HIDDEN = (
+    *_LEARNED_WITH,
+    "dropout",
+    "backbone",
+    "backbone_options",
+    "freeze_batch_norm",
+    "frozen_backbone_stages",
+    "pretrained_backbone",
+    "original_padding",
+    "max_detections",
+    "proposal_loss",
+    "look_forward_twice",
+    "label_noise",
+    "box_noise",
+    "denoising_first_layer",
+)
+"""Settings that the tensors do not show."""
 
 _QUERIES = ("num_queries", "one_to_many_queries", "denoising_queries")
 """Settings that may be chosen where queries come from proposals."""
@@ -106,7 +98,7 @@ def with_overrides(config: ModelConfig, overrides: dict[str, Any], weights: Weig
     """The settings with those of the user, as far as the tensors leave a choice.
 
     Raises:
-        ValueError: an unknown setting, or one that the tensors contradict.
+        ValueError: an unknown setting, or one that the tensors, or a record of ours, contradict.
     """
     free = {*_HIDDEN, *_QUERIES} if config.two_stage else {*_HIDDEN}
     if weights.metadata is not None:

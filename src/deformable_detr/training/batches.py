@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from deformable_detr.training.processes import MAIN_GUARD
 from deformable_detr.training.result import Position
-from deformable_detr.training.state import random_state, set_random_state
+from deformable_detr.training.state import random_state_kept
 from deformable_detr.training.train_step import Batch
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,8 @@ def step_batches(
 
 def _groups(loader: DataLoader, position: Position, accumulate: int, mixing: bool, flipping: bool) -> Iterator[list[Batch]]:
     loader.sampler.set_epoch(position.epoch, skip_batches=position.batch, mixing=mixing, flipping=flipping)  # type: ignore[attr-defined]
-    kept = random_state()
-    batches = iter(loader)  # draws a seed for its workers, which must not change what the next steps draw
-    set_random_state(kept)
+    with random_state_kept():
+        batches = iter(loader)  # draws a seed for its workers, which must not change what the next steps draw
     together: list[Batch] = []
     while True:
         batch = next(batches, None)

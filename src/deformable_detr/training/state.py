@@ -7,6 +7,8 @@ import logging
 import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,16 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Let this process's random numbers go on afterwards as if nothing had been drawn within."""
+    kept = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(kept)
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> list[Path]:

@@ -46,7 +46,14 @@ from deformable_detr.training.processes import in_any_process, mean_over_process
 from deformable_detr.training.result import Position, TrainResult
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.run_log import Averages, RunLog
-from deformable_detr.training.state import latest_state, load_latest_state, random_state, save_state, set_random_state
+from deformable_detr.training.state import (
+    latest_state,
+    load_latest_state,
+    random_state,
+    random_state_kept,
+    save_state,
+    set_random_state,
+)
 from deformable_detr.training.time_left import TimeLeft
 from deformable_detr.training.trackers import TrackerLog, check_loggers
 from deformable_detr.training.train_step import Batch
@@ -257,10 +264,9 @@ class Trainer:
 
     def _tell(self, hook: Callable[[Callback], object]) -> None:
         """Call a hook of all callbacks. Random numbers go on as without: what they draw would be missing in a resumed run."""
-        kept = random_state()
-        for callback in self.callbacks:
-            hook(callback)
-        set_random_state(kept)
+        with random_state_kept():
+            for callback in self.callbacks:
+                hook(callback)
 
     def _means(self) -> dict[str, float]:
         """Of the losses since the last call, over all processes."""
@@ -280,7 +286,8 @@ class Trainer:
             self.over_epoch.take()
             weights = self._save_weights(metrics)
         if metrics is not None and self.orientation.due(metrics, self.position.step / self.total_steps, self.total_epochs):
-            self._ask_orientation(metrics)
+            with self.time_left.elsewhere(), random_state_kept():
+                self.orientation.decide(self.learner.result, metrics, self.position.step)
         self.position = Position(self.position.step, self.position.epoch + 1)
         self.pace.check(self.position.step, self._evaluations_left, evaluated=due)
         self._save_state(weights)
@@ -293,23 +300,16 @@ class Trainer:
         self._save_state()
         if self._interrupted():
             self._raise_interrupted()
-        self.state, kept = "evaluating", random_state()
-        metrics = self.validation.measure(self.learner.result, self._evaluation_step)
-        at = {"step": self.position.step, "epoch": self.position.epoch + 1, "lr": self.learner.optimizer.param_groups[0]["lr"]}
-        train_loss = mean_over_processes(self.over_epoch.take(), self.accelerator).get("loss")
-        self.validation.add({**at, "train_loss": train_loss}, metrics)
-        for callback in self.callbacks:
-            callback.on_evaluation(self, metrics)
-        set_random_state(kept)
+        self.state = "evaluating"
+        with random_state_kept():
+            metrics = self.validation.measure(self.learner.result, self._evaluation_step)
+            at = {"step": self.position.step, "epoch": self.position.epoch + 1, "lr": self.learner.optimizer.param_groups[0]["lr"]}
+            train_loss = mean_over_processes(self.over_epoch.take(), self.accelerator).get("loss")
+            self.validation.add({**at, "train_loss": train_loss}, metrics)
+            for callback in self.callbacks:
+                callback.on_evaluation(self, metrics)
         self.state = "training"
         return metrics
-
-    def _ask_orientation(self, metrics: Metrics) -> None:
-        """Once in a run, so it is no part of what an evaluation takes; random numbers go on as without it."""
-        kept = random_state()
-        with self.time_left.elsewhere():
-            self.orientation.decide(self.learner.result, metrics, self.position.step)
-        set_random_state(kept)
 
     def _evaluation_step(self, done: int, total: int) -> None:
         for callback in self.callbacks:
