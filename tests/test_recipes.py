@@ -9,6 +9,7 @@ from deformable_detr.cli.train import parse_config
 from deformable_detr.config import RunConfig
 from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.data.facts import data_facts
+from deformable_detr.data.transforms import resized_size
 from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
 from deformable_detr.settings import read_config
 from deformable_detr.training.recipe import plan_run
@@ -61,6 +62,14 @@ def test_the_cells_of_all_levels_fit_the_canvas(side: int, aspect: float) -> Non
     assert max(sides) == chosen["data.eval_short_side"] == side
     assert all(short % 64 == 0 and 0.6 * side <= short for short in (*sides, chosen["data.max_long_side"]))
     assert chosen["data.max_long_side"] >= side * aspect
+
+
+@pytest.mark.parametrize("side", [540, 543, 672])
+@pytest.mark.parametrize("aspect", [1.0, 1.1])
+def test_a_size_beside_the_grid_is_reached(side: int, aspect: float) -> None:
+    """540 pixels are nearer to 512 than to 576, which square images were evaluated at then."""
+    chosen = recipe_settings("small-data", replace(FACTS, aspect=aspect), 4, short_side=side)
+    assert resized_size(1000, round(1000 * aspect), side, chosen["data.max_long_side"])[0] == side
 
 
 @pytest.mark.parametrize("name", RECIPES)

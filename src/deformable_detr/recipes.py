@@ -149,7 +149,7 @@ def _sizes(facts: DataFacts, short: int) -> dict[str, Any]:
         "data.eval_short_side": short,
         "data.train_short_sides": tuple(around),
         "data.crop_short_sides": (),
-        "data.max_long_side": GRID * math.ceil(max(around) * min(3.0, facts.aspect) / GRID),
+        "data.max_long_side": GRID * math.ceil(max(short, *around) * min(3.0, facts.aspect) / GRID),
         "data.pad_size_divisor": GRID,
     }
 

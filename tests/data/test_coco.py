@@ -66,6 +66,28 @@ def test_samples(folder):
     assert pickle.loads(pickle.dumps(dataset))[1][1].labels.tolist() == [1]
 
 
+def test_samples_from_the_end(folder):
+    """They had no boxes."""
+    dataset = open_record(folder, RECORD)
+    for index in range(3):
+        torch.testing.assert_close(dataset[index - 3][1].boxes, dataset[index][1].boxes, rtol=0, atol=0)
+        assert dataset[index - 3][1].image_id == dataset[index][1].image_id
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
+def test_a_box_that_float32_leaves_no_area_of(folder):
+    """Beyond float32's last place before 4000, so that left and right are one number; beside it a box of a pixel."""
+    Image.new("RGB", (4000, 20)).save(folder / "a.png")
+    record = changed("images", 0, width=4000)
+    record["annotations"] = [
+        {"id": 1, "image_id": 70, "category_id": 3, "bbox": [3999.99999, 5, 1.5, 10]},
+        {"id": 2, "image_id": 70, "category_id": 3, "bbox": [3999, 5, 1.5, 10]},
+    ]
+    assert open_record(folder, record).boxes().tolist() == [[3999, 5, 4000, 15]]
+
+
 def changed(section, index, **values):
     record = copy.deepcopy(RECORD)
     for key, value in values.items():

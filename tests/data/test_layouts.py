@@ -18,6 +18,7 @@ from deformable_detr.data.yolo import YoloLayout
 XML = "<annotation><filename>{name}</filename><object><name>cat</name><bndbox><xmin>6</xmin><ymin>7</ymin><xmax>25</xmax>\
 <ymax>21</ymax></bndbox></object></annotation>"
 BOX = [[5, 6, 20, 15]]
+YOLO_FILES = ("images/train/1.png", "images/val/1.png", "labels/train/1.txt", "labels/val/1.txt")
 LABEL = "0 0.375 0.5 0.25 0.5\n"  # of 40 x 20 pixels: 10, 5, 10, 10
 
 
@@ -276,6 +277,31 @@ def test_darknet_and_cvat(tmp_path):
     assert codes(tmp_path) == set()
 
 
+@pytest.mark.parametrize("settings", ["data.yaml", "obj.data"])
+def test_a_list_of_names_that_changes(settings, tmp_path):
+    """The boxes were kept with the names of before, and the list was said to be unused."""
+    texts = {
+        "data.yaml": "train: images/train\nval: images/val\nnames: lists/classes.txt\n",
+        "obj.data": "train = train.lst\nvalid = val.lst\nnames = lists/classes.txt\n",
+    }
+    lists = {f"{split}.lst": f"images/{split}/1.png\n" for split in ("train", "val")} if settings == "obj.data" else {}
+    lay(tmp_path, *YOLO_FILES, text={settings: texts[settings], **lists})
+    for names in ("cat\ndog\n", "dog\ncattle\n"):
+        lay(tmp_path, text={"lists/classes.txt": names})
+        opened = open_dataset(tmp_path)
+        assert opened.own("train").check().annotations.categories.names == tuple(names.split())
+        assert opened.unused() == []
+
+
+def test_a_data_yaml_that_names_its_own_folder(tmp_path, monkeypatch):
+    """From the root, and the dataset is opened by a relative path: all images and labels were said to be unused."""
+    root = tmp_path / "set"
+    settings = f"path: {root}\ntrain: images/train\nval: images/val\nnames: [cat]\n"
+    lay(root, *YOLO_FILES, "more/2.png", text={"data.yaml": settings})
+    monkeypatch.chdir(tmp_path)
+    assert [(code, item.text) for code, item in open_dataset("set").unused()] == [("image-unlisted", "more/2.png")]
+
+
 @pytest.mark.parametrize(
     "written", ["[no, 1.0, null, 2024-01-01, 'on', 007]", "{0: no, 1: 1.0, 2: null, 3: 2024-01-01, 4: 'on', 5: 007}"]
 )
@@ -493,6 +519,24 @@ def test_one_entry_of_images_per_box(tmp_path):
         assert all(len(part.annotations.boxes) == 2 * len(part.paths) for part in parts)
         written = json.loads((tmp_path / FOLDER / "splits.json").read_text())["labels.json"]["images"]
         assert sorted(name for names in written.values() for name in names) == [f"{n}.png" for n in range(10)]
+
+
+def test_faults_of_an_image_that_is_listed_again(tmp_path):
+    """They belong to the one image that its entries become; they were forgotten with the second entry."""
+    record = json.loads(coco("1.png", "1.png", "2.png"))
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    faulty = [box | {"id": 7, "bbox": [1, 2, 3]}, box | {"id": 8, "category_id": 5}, box | {"id": 9, "image_id": 2, "iscrowd": 3}]
+    record["annotations"][1]["bbox"] = [2, 2, 9, 9]
+    record["annotations"] += faulty
+    lay(tmp_path, "1.png", "2.png", text={"train.json": json.dumps(record)})
+    found = open_dataset(tmp_path).own("train")
+    assert [(code, item.annotation_id, item.image) for code, item in found.found.errors] == [
+        ("box-malformed", 7, 0),
+        ("category-unknown", 8, 0),
+        ("entry-malformed", 9, 1),
+    ]
+    with pytest.raises(ValueError, match=r"annotation 7: bbox is \[1, 2, 3\].* \(and 2 more such faults\)"):
+        open_dataset(tmp_path).own("train").check()
 
 
 def test_sizes_that_are_missing_or_impossible(tmp_path):

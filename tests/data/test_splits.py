@@ -69,6 +69,13 @@ def test_a_division_is_made_once_and_written_down(training_only, caplog):
     assert written == {"annotations/instances_train.json": {"seed": 0, "images": parts}}
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("written", [str.upper, str.title])
+def test_upper_and_lower_case_are_the_same(training_only, split, written):
+    """`Train` was all images, those of val and test among them."""
+    assert images(training_only, written(split)) == images(training_only, split)
+
+
 def test_new_images_are_added_and_old_ones_stay(training_only):
     before = {split: images(training_only, split) for split in ("train", "val", "test")}
     file = training_only / "annotations" / "instances_train.json"

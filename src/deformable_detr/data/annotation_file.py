@@ -114,6 +114,7 @@ class AnnotationFile:
         if len(kept) == len(target):
             return replace(self, found=found)
         images = np.array(target, dtype=np.int64)[self.images]
+        found = found.take(dict(enumerate(target)))  # what is wrong with the others is wrong with the one
         return replace(self, images=images, found=found).take(np.array(kept, dtype=np.int64))
 
     def _boxes_of_images(self) -> dict[int, list[tuple]]:

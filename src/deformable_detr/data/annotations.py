@@ -54,7 +54,7 @@ def target_annotations(file: AnnotationFile, categories: Categories | None = Non
     rows = np.flatnonzero(~file.crowd)
     limits = file.image_sizes[file.images[rows]][:, ::-1].astype(np.float64)  # [A, 2] width, height
     lower, upper = file.boxes[rows, :2], file.boxes[rows, :2] + file.boxes[rows, 2:]
-    clipped = np.concatenate((lower.clip(0, limits), upper.clip(0, limits)), axis=1)
+    clipped = np.concatenate((lower.clip(0, limits), upper.clip(0, limits)), axis=1).astype(np.float32)
     keep = np.asarray((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
     if not keep.all():
         examples = file.annotation_ids[rows[~keep][:5]].tolist()
@@ -71,7 +71,7 @@ def target_annotations(file: AnnotationFile, categories: Categories | None = Non
         image_ids=file.image_ids,
         image_sizes=file.image_sizes,
         first_box=np.searchsorted(file.images[rows], np.arange(len(file.image_ids) + 1)),
-        boxes=clipped[order].astype(np.float32),
+        boxes=clipped[order],
         labels=labels,
         categories=wanted,
     )

@@ -136,6 +136,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
 
     def target(self, index: int) -> Target:
         """The ground truth of an image, before any transform."""
+        index = range(len(self))[index]  # -1 is the last one
         found = self._annotations
         height, width = (int(side) for side in found.image_sizes[index])
         rows = slice(int(found.first_box[index]), int(found.first_box[index + 1]))

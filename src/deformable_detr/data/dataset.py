@@ -143,15 +143,15 @@ class DetectionDataset:
             ValueError: several fit.
         """
         own, pool = self.layout.own_split(name), self.pool
-        if pool is not None and name in MADE_SPLITS and own in (None, pool):
+        if pool is not None and (made_of := MADE_SPLITS.get(name.lower())) and own in (None, pool):
             count = len(self._read(pool).paths)
             if not count:
                 return self._read(pool)  # what is wrong with it is found there
             made = self._divide()
-            if MADE_SPLITS[name] not in made:
+            if made_of not in made:
                 raise FileNotFoundError(f"{self.root}: no split {name!r}, and {count} images are too few to make one")
-            return made[MADE_SPLITS[name]]
-        if own is None and name == ALL and pool is not None:
+            return made[made_of]
+        if own is None and name.lower() == ALL and pool is not None:
             own = pool
         if own is None:
             raise FileNotFoundError(f"{self.layout.source}: no split {name!r}{self._what_there_is(name)}")

@@ -51,11 +51,12 @@ class Layout(ABC):
             ValueError: several fit equally well.
         """
         names = self.splits()
-        spellings = SPLIT_NAMES.get(split, (split,))
+        asked = split.lower()
+        spellings = (split, *SPLIT_NAMES.get(asked, (asked,)))
         for spelling in spellings:
             if spelling in names:
                 return spelling
-        if (role := split_role(split)) is None or split.lower() not in (*SPLIT_NAMES, "train", "test"):
+        if (role := split_role(split)) is None or asked not in (*SPLIT_NAMES, "train", "test"):
             return next((name for name in names if name.casefold() == split.casefold()), None)
         years = [name for name in names if re.fullmatch(rf"({'|'.join(spellings)})[0-9].*", name)]
         same = [name for name in names if name.casefold() in spellings]

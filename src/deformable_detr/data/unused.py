@@ -28,12 +28,12 @@ def unused_files(index: FileIndex, used: Iterable[str], reasons: Mapping[str, st
     Returns:
         The code of a finding with the file, in the order of the index.
     """
-    taken = {os.path.normpath(path) for path in (*used, index.root / OWN)}
+    taken = {os.path.abspath(path) for path in (*used, index.root / OWN)}  # noqa: PTH100 (a data.yaml may name the folder so)
     found = []
     for path in index.files:
-        if path not in taken:
+        if os.path.abspath(path) not in taken:  # noqa: PTH100
             code, reason = _judge(Path(path))
-            reason = reasons.get(path, reason) if code == "annotation-unused" else reason
+            reason = reason or (reasons.get(path, "") if code == "annotation-unused" else "")
             found.append((code, Item(f"{index.relative(path)}{': ' if reason else ''}{reason}", file=path)))
     return found
 

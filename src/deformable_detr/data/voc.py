@@ -51,10 +51,7 @@ class VocLayout(ForeignLayout):
             return cls(index, parts, [path for _, path in lists])
         parts = {}
         for path in files:
-            relative = PurePosixPath(index.relative(path))
-            role = path_role(relative)
-            folder = next((part for part in relative.parts[:-1] if split_role(part)), "all")
-            parts.setdefault(role or folder, []).append(path)
+            parts.setdefault(path_role(index.relative(path)) or "all", []).append(path)
         if len(parts) > 1:
             parts.pop("all", None)  # listed among the files that are not used
         return cls(index, parts, [])

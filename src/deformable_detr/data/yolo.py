@@ -48,6 +48,7 @@ class YoloLayout(ForeignLayout):
         parts: of each split, its folders of images and its .txt lists of images, or the images themselves.
         keypoints: `kpt_shape`.
         found: what was noticed while opening.
+        names_file: the list that the names come from, where it is not the source.
     """
 
     format = "YOLO"
@@ -60,8 +61,10 @@ class YoloLayout(ForeignLayout):
         parts: dict[str, list[Path]],
         keypoints: tuple[int, int] | None = None,
         found: Found | None = None,
+        names_file: Path | None = None,
     ) -> None:
         super().__init__(index, source)
+        self.names_file = names_file
         self.names, self.parts, self.keypoints = names, parts, keypoints
         self.found = found or Found("")
         self._images: dict[str, list[Path]] = {}
@@ -109,9 +112,10 @@ class YoloLayout(ForeignLayout):
                 continue
             parts.setdefault(split_role(key) or key, []).extend(paths)
         keypoints = (0, 0) if settings.get("task") in ("segment", "obb") else _keypoints(settings.get("kpt_shape"), file)
-        names = _class_names(settings["names"], file, found)
+        names_file = _names_file(settings["names"], file)
+        names = _listed_names(names_file, found) if names_file else _class_names(settings["names"], file)
         _check_count(settings.get("nc"), names, f"{file}: `nc`")
-        return cls(index, file, names, parts, keypoints, found)
+        return cls(index, file, names, parts, keypoints, found, names_file)
 
     @classmethod
     def _of_darknet(cls, index: FileIndex, file: Path) -> Self | None:
@@ -121,7 +125,8 @@ class YoloLayout(ForeignLayout):
         if "names" not in settings or not any(settings.get(key) for key in SPLIT_KEYS):
             return None
         found = Found("")
-        names = _listed_names(_resolve(file.parent, index, settings["names"], f"{file}: names", found), found)
+        names_file = _resolve(file.parent, index, settings["names"], f"{file}: names", found)
+        names = _listed_names(names_file, found)
         _check_count(settings.get("classes"), names, f"{file}: `classes`")
         parts: dict[str, list[Path]] = {}
         for key in SPLIT_KEYS:
@@ -136,7 +141,7 @@ class YoloLayout(ForeignLayout):
                 parts[role] = [path]
         if not parts:
             raise FileNotFoundError(f"{file}: none of the lists of images that it names is there")
-        return cls(index, file, names, parts, None, found)
+        return cls(index, file, names, parts, None, found, names_file)
 
     @classmethod
     def _of_class_list(cls, index: FileIndex) -> Self | None:
@@ -166,11 +171,9 @@ class YoloLayout(ForeignLayout):
 
     def used_files(self) -> Iterator[Path]:
         """The yaml or class list, the lists, the images, and their label files."""
-        yield self.source
-        if self.source.suffix == ".data":
-            yield from (path for path in self.index.select(".names"))
+        yield from filter(None, (self.source, self.names_file))
         for split, parts in self.parts.items():
-            yield from (part for part in parts if is_file(part) and part.suffix.lower() == ".txt")
+            yield from filter(is_file, parts)
             try:
                 images = self.image_files(split)
             except (OSError, ValueError):  # said where the split is read
@@ -311,13 +314,16 @@ def looks_like_labels(file: Path) -> bool:
         return False
 
 
-def _class_names(names: Any, file: Path, found: Found) -> dict[int, str]:
+def _names_file(names: Any, file: Path) -> Path | None:
+    """The list that `names` of a data.yaml is the path of, as in darknet; None where it is none."""
+    is_path = isinstance(names, str) and names not in EMPTY and as_whole(names) is None
+    return _find_tail(slashed(names), (file.parent,)) if is_path else None
+
+
+def _class_names(names: Any, file: Path) -> dict[int, str]:
     """`names` of a data.yaml, a list or a mapping, by class number."""
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if isinstance(names, str) and names not in EMPTY and as_whole(names) is None:  # the path of a list, as in darknet
-        path = _find_tail(slashed(names), (file.parent,))
-        names = _listed_names(path, found) if path else None
     entries = list(names.items()) if isinstance(names, dict) else []
     known = {number: name for key, name in entries if (number := as_whole(key)) is not None and isinstance(name, str)}
     if not entries or not all(as_whole(key) in known and isinstance(name, str) for key, name in entries):
