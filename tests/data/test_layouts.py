@@ -98,6 +98,18 @@ def test_lists_of_image_sets(line, tmp_path):
     assert "annotation-unused" in codes(tmp_path)  # the list of a single class
 
 
+@pytest.mark.parametrize("folders", [("", ""), ("Annotations/", "JPEGImages/")])
+def test_files_of_one_name_in_several_folders(folders, tmp_path):
+    """As cameras number their images: both lists led to the first XML file of the name."""
+    xml, image = folders
+    lay(tmp_path, *(f"{xml}{camera}/1.xml" for camera in "ab"), *(f"{image}{camera}/1.png" for camera in "ab"))
+    for camera, split in zip("ab", ("train", "val"), strict=True):
+        lay(tmp_path, text={f"ImageSets/Main/{split}.txt": f"{camera}/1\n", f"{xml}{camera}/1.xml": XML.format(name="1.png")})
+    (tmp_path / f"{xml}b/1.xml").write_text(XML.format(name="1.png").replace(">6<", ">8<"))
+    assert contents(tmp_path, "train") == {f"{image}a/1.png": BOX}
+    assert contents(tmp_path, "val") == {f"{image}b/1.png": [[7, 6, 18, 15]]}
+
+
 def test_files_of_a_mac_are_no_annotations(tmp_path):
     lay(tmp_path, "1.png", "1.xml", text={"._1.xml": "\0 Mac OS X", "__MACOSX/1.xml": "\0"})
     assert contents(tmp_path, "all") == {"1.png": BOX}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.boxes import pixels_of, xyxy_to_cxcywh
 from deformable_detr.config import DataConfig
 from deformable_detr.data.coco import SampleKey
 from deformable_detr.data.loader import TrainingSampler, build_dataset, build_loader
@@ -113,6 +114,13 @@ def test_pasted_objects_and_what_they_hide():
     assert hidden > 3
     assert ground.image.max() == 140  # the image that is pasted into is not changed
     assert len(paste_objects(ground, scene(20, 20, [])).labels) == 3
+
+
+def test_an_object_thinner_than_the_last_place_of_its_position():
+    """At the right edge of a wide image its left is its right once it has been a share of the image: no pixel was left to paste."""
+    edge = Target(xyxy_to_cxcywh(torch.tensor([[3999.9998, 1, 4000, 5]]) / pixels_of((10, 4000))), torch.tensor([0]), 1, (10, 4000))
+    image, target = Mixing(copy_paste=1.0)(0, 1, lambda index: (torch.zeros(3, 10, 4000, dtype=torch.uint8), edge))
+    assert image.shape == (3, 10, 4000) and len(target) >= 1
 
 
 def test_the_rule_of_a_fifth():

@@ -90,6 +90,37 @@ def test_new_images_are_added_and_old_ones_stay(training_only):
     assert [len(after[split]) for split in ("val", "test")] == [2, 2]
 
 
+def test_images_that_are_away_for_a_while_stay_in_their_split(training_only, scenes):
+    """They were forgotten when others came, and a former validation image could be trained on; so was all of test, once it had a
+    file of its own."""
+    before = {split: images(training_only, split) for split in ("train", "val", "test")}
+    file = training_only / "annotations" / "instances_train.json"
+    whole = json.loads(file.read_text())
+    away = {*before["val"], before["train"][0]}
+    new = [whole["images"][0] | {"id": 100 + number, "file_name": f"new{number}.png"} for number in range(10)]
+    entries = [entry for entry in whole["images"] if entry["file_name"] not in away] + new
+    boxes = [entry for entry in whole["annotations"] if entry["image_id"] in {entry["id"] for entry in entries}]
+    file.write_text(json.dumps(whole | {"images": entries, "annotations": boxes}))
+    shutil.copy(scenes / "annotations" / "instances_val.json", training_only / "annotations" / "instances_test.json")
+    assert not away & {*images(training_only, "train"), *images(training_only, "val")}
+    file.write_text(json.dumps(whole | {"images": whole["images"] + new}))
+    for split in ("train", "val"):
+        assert set(before[split]) <= set(images(training_only, split))
+    written = json.loads((training_only / FOLDER / "splits.json").read_text())["annotations/instances_train.json"]["images"]
+    assert written["test"] == before["test"]
+
+
+@pytest.mark.parametrize(
+    "lists", [None, [], "1.png", {"train": "1.png"}, {"train": {"1.png": 1}}, {"train": [["1.png"]]}, {"val": [1]}]
+)
+def test_divisions_that_are_none(training_only, lists):
+    file = training_only / FOLDER / "splits.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"annotations/instances_train.json": {"images": lists}}))
+    with pytest.raises(ValueError, match=r"splits\.json: 'annotations/instances_train\.json' has no lists of images per split"):
+        split_of(training_only, "train")
+
+
 def test_a_division_by_hand_is_kept(training_only):
     moved = images(training_only, "train")[0]
     file = training_only / FOLDER / "splits.json"

@@ -49,6 +49,16 @@ def test_a_lucky_peak_does_not_beat_a_broad_top():
     assert found.at(threshold).f1 >= 0.99 * found.steps[1].max()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_that_differ_in_their_last_place(dtype):
+    """Six digits of the middle lay outside the only good range: nothing was detected, or the false positive, too."""
+    for score in np.random.default_rng(0).uniform(0.01, 0.99, 50).astype(dtype):
+        low, high = float(score), float(np.nextafter(score, dtype(1)))
+        found = curve((high, True), (low, False), (low / 2, False), objects=1)
+        threshold = found.best_threshold()
+        assert threshold is not None and low < threshold <= high and found.at(threshold).f1 == 1
+
+
 def test_equal_scores_stand_or_fall_together():
     found = curve((0.5, True), (0.5, False), (0.5, True), objects=2)
     assert found.steps[0].tolist() == [0.5]

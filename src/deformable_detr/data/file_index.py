@@ -6,11 +6,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import unquote
 
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 
-__all__ = ["FileIndex", "fold_name", "path_role", "slashed", "split_role", "walk_files"]
+__all__ = ["FileIndex", "fold_name", "most_alike", "path_role", "slashed", "split_role", "walk_files"]
 
 ROLES = {
     **dict.fromkeys(("train", "training", "trainval", "trainset"), "train"),
@@ -163,7 +164,7 @@ class FileIndex:
         for key in (base, _stem(base), HASH_PREFIX.sub("", base, 1), _stem(HASH_PREFIX.sub("", base, 1))):
             found = [path for path in self._by_name.get(key, ()) if role is None or path_role(self.relative(path)) in (None, role)]
             if len(found) > 1:
-                found = _most_alike(name, found)
+                found = most_alike(name, found)
             if found:
                 return found[0] if len(found) == 1 else AMBIGUOUS
         return None
@@ -185,13 +186,16 @@ def _stem(name: str) -> str:
     return stem if stem and f".{suffix}" in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES else name
 
 
-def _most_alike(name: str, paths: list[str]) -> list[str]:
+AnyPath = TypeVar("AnyPath", str, Path)
+
+
+def most_alike(name: str, paths: list[AnyPath]) -> list[AnyPath]:
     """Those whose last folders are the most like those of a name."""
 
     wanted = fold_name(name).split("/")[-2::-1]
 
-    def common(path: str) -> int:
-        there = fold_name(slashed(path)).split("/")[-2::-1]
+    def common(path: AnyPath) -> int:
+        there = fold_name(slashed(str(path))).split("/")[-2::-1]
         return next((count for count, (one, other) in enumerate(zip(wanted, there, strict=False)) if one != other), len(wanted))
 
     best = max(map(common, paths))

@@ -190,8 +190,9 @@ def _what_is_seen(scene: Scene, layers: Tensor, owners: Sequence[int]) -> Scene:
 
 
 def _whole_pixels(box: Tensor) -> list[int]:
-    """All pixels that a box touches: left, top, right, bottom."""
-    return torch.cat((box[:2].floor(), box[2:].ceil())).int().tolist()
+    """All pixels that a box touches, at least one: left, top, right, bottom."""
+    right_bottom = box[2:].ceil()
+    return torch.cat((box[:2].floor().minimum(right_bottom - 1), right_bottom)).int().tolist()
 
 
 def _window(scene: Scene, size: tuple[int, int], factor: float) -> Scene:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,9 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
     split_of = dict(zip(files, stratified, strict=True))
     chosen = [split_of[path] for path in paths]
     if keep and len(fixed) < len(files):
-        of_names = dict(zip(names, chosen, strict=True))
-        images = {split: [name for name, its in of_names.items() if its == split] for split in ("train", *shares)}
+        of_names = before | dict(zip(names, chosen, strict=True))  # also of images that are not here today
+        parts = dict.fromkeys(("train", *shares, *of_names.values()))
+        images = {split: [name for name, its in of_names.items() if its == split] for split in parts}
         write_json(written, everything | {source: {"seed": SEED, "images": images}}, indent=1)
         counts = ", ".join(f"{len(found)} {split}" for split, found in images.items())
         what = f"added {len(files) - len(fixed)} new images to the division" if fixed else "has no validation split, so divided"
@@ -78,10 +80,11 @@ def is_divided(root: Path, source: str) -> bool:
 
 def _read_division(everything: dict, source: str, written: Path) -> dict[str, str]:
     """Image → split, as written down for a source."""
-    try:
-        pairs = [(name, split) for split, found in everything.get(source, {"images": {}})["images"].items() for name in found]
-    except (KeyError, AttributeError, TypeError):
-        raise ValueError(f"{written}: {source!r} has no lists of images per split; correct the file, or delete it") from None
+    entry = everything.get(source, {"images": {}})
+    lists = entry.get("images") if isinstance(entry, dict) else None
+    if not isinstance(lists, dict) or not all(map(_is_list_of_names, lists.values())):
+        raise ValueError(f"{written}: {source!r} has no lists of images per split; correct the file, or delete it")
+    pairs = [(slashed(name), split) for split, found in lists.items() for name in found]
     division = dict(pairs)
     unknown = set(division.values()) - {"train", "val", "test"}
     if unknown or len(division) < len(pairs):
@@ -89,7 +92,11 @@ def _read_division(everything: dict, source: str, written: Path) -> dict[str, st
         what = f"unknown split {sorted(unknown)[0]!r}" if unknown else f"image {twice!r} stands in two lists" if twice else None
         if what:
             raise ValueError(f"{written}: {what}; correct the file, or delete it")
-    return {slashed(name): split for name, split in division.items()}
+    return division
+
+
+def _is_list_of_names(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) for name in found)
 
 
 def _labels(whole: AnnotationFile, paths: list[str]) -> list[set[int]]:

@@ -10,7 +10,7 @@ from typing import Self
 from xml.etree import ElementTree
 
 from deformable_detr.data.entries import as_number, as_side, read_flag, read_number
-from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role
+from deformable_detr.data.file_index import FileIndex, fold_name, most_alike, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
 from deformable_detr.data.text import Record, decode, read_text, split_lines
@@ -112,19 +112,19 @@ class VocLayout(ForeignLayout):
         return tuple(sorted(names - {""}))
 
     def _image(self, file: Path, filename: str | None) -> Path | str:
-        """The image of an XML file: of the same name, the nearest one; else the one that its <filename> names; or what is wrong."""
+        """The image of an XML file, or what is wrong: of the same name, the nearest one or that in a folder of the same name; else
+        the one that its <filename> names."""
         found = self._images_by_stem.get(file.stem) or self._images_by_stem.get(fold_name(file.stem)) or []
         if not found and filename:
-            base = PurePosixPath(slashed(filename)).name
-            found = [path for path in self._images_by_stem.get(fold_name(PurePosixPath(base).stem), ()) if path]
+            found = self._images_by_stem.get(fold_name(PurePosixPath(slashed(filename)).stem), [])
         found = [path for path in found if path.stem == file.stem] or found
         role = path_role(self.index.relative(file))
         found = [path for path in found if role is None or path_role(self.index.relative(path)) in (None, role)]
         if len(found) > 1:
             shared = {path: len(os.path.commonpath([file.parent, path.parent])) for path in found}
-            found = [path for path in found if shared[path] == max(shared.values())]
+            found = most_alike(str(file), [path for path in found if shared[path] == max(shared.values())])
         if len(found) == 1:
-            return Path(found[0])
+            return found[0]
         if found:
             return f"may be {' or '.join(map(self.index.relative, found[:3]))}: give them different names"
         return f"{file.stem}.jpg: no such image, neither beside it nor elsewhere in {self.root}"
@@ -171,7 +171,8 @@ def _listed_files(file: Path, xmls: list[Path]) -> list[Path]:
         names = [name for word in words for name in (PurePosixPath(slashed(word)).name, PurePosixPath(slashed(word)).stem)]
         found = next((by_stem[name] for name in names if name in by_stem), None)
         folder = xmls[0].parent if xmls[0].is_relative_to(root) else root / "Annotations"
-        listed.append(found[0] if found else folder / f"{PurePosixPath(slashed(words[-1])).name}.xml")
+        missing = folder / f"{PurePosixPath(slashed(words[-1])).name}.xml"
+        listed.append(most_alike(slashed(words[0]), found)[0] if found else missing)
     return listed
 
 

@@ -114,7 +114,7 @@ class ScoreCurve:
         the middle of their widest uninterrupted range a small shift of the scores changes F1 least.
 
         Returns:
-            A score in (0, 1), or None without a true positive.
+            A score within that range, six digits of it where they suffice, or None without a true positive.
         """
         scores, f1 = self.steps
         if not self.true_positive.any():
@@ -124,7 +124,9 @@ class ScoreCurve:
         edges = np.flatnonzero(np.diff(np.concatenate(([False], good, [False]))))
         highest, lowest = scores[edges[::2]], below[edges[1::2] - 1]
         widest = int((highest - lowest).argmax())
-        return float(f"{(highest[widest] + lowest[widest]) / 2:.6g}")
+        low, high = float(lowest[widest]), float(highest[widest])
+        middle = (low + high) / 2
+        return next((found for found in (float(f"{middle:.6g}"), middle) if low < found <= high), high)
 
 
 def score_curves(images: Sequence[EvaluatedImage], names: Sequence[str]) -> tuple[ScoreCurve, ...]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deformable_detr.cli.__main__ import main
 from deformable_detr.data.coco import CocoDataset
-from deformable_detr.data.dataset import open_dataset
+from deformable_detr.data.dataset import Split, open_dataset
 from deformable_detr.data.doctor.examine import examine, quick_check
 from deformable_detr.data.doctor.repair import repair
 from deformable_detr.data.findings import KINDS
@@ -123,6 +123,22 @@ def test_images_of_two_splits_before_a_training(clean):
     (clean / "train/03.png").unlink()
     (clean / "train/03.png").symlink_to("../val/03.png")
     assert [(finding.code, finding.count) for finding in quick_check(files, 300)] == [("image-leak", 1)]
+
+
+def test_images_of_two_splits_whose_names_come_again(tmp_path, image):
+    """In folders of their own; only the first image of each name was compared."""
+    for camera, seed in zip("abc", range(3), strict=True):
+        (tmp_path / camera).mkdir()
+        image(seed).save(tmp_path / camera / "1.png")
+    for split, cameras in (("train", "bc"), ("val", "ab")):
+        entries = [
+            {"id": number, "file_name": f"{camera}/1.png", "width": 96, "height": 64} for number, camera in enumerate(cameras)
+        ]
+        record = {"images": entries, "annotations": [], "categories": [{"id": 0, "name": "cat"}]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(record))
+    files = [Split.of_file(tmp_path / f"{split}.json", tmp_path, split) for split in ("train", "val")]
+    found = [item.text for finding in quick_check(files, 300) if finding.code == "image-leak" for item in finding.items]
+    assert found == ["b/1.png: the same file as b/1.png of val"]
 
 
 def test_a_clean_data_set(clean):

@@ -42,20 +42,31 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, I
 def check_shared_files(splits: Sequence[SplitData]) -> None:
     """Note images that two splits share under one name, be it through a link: what can be told without reading them."""
     for number, other in enumerate(splits):
-        places = {other.path(image).name: image for image in reversed(other.usable_images())}
         for data in splits[:number]:
-            for image in data.usable_images():
-                there = places.get(data.path(image).name)
-                if there is not None and _same_file(data.path(image), other.path(there)):
+            shared = _names(data) & _names(other)
+            places = {_identity(path): image for image, path in reversed(_paths(other)) if path.name in shared}
+            for image, path in _paths(data):
+                there = places.get(_identity(path)) if path.name in shared else None
+                if there is not None:
                     text = f"the same file as {other.file_name(there)} of {other.name}"
                     data.found.add("image-leak", data.image_item(image, text, value=(other.name, there)))
 
 
-def _same_file(first: Path, second: Path) -> bool:
+def _paths(data: SplitData) -> list[tuple[int, Path]]:
+    return [(image, data.path(image)) for image in data.usable_images()]
+
+
+def _names(data: SplitData) -> set[str]:
+    return {path.name for _, path in _paths(data)}
+
+
+def _identity(path: Path) -> object:
+    """What two paths of one file have in common."""
     try:
-        return first == second or first.samefile(second)
+        state = path.stat()
     except OSError:  # not there: said elsewhere
-        return False
+        return path
+    return state.st_dev, state.st_ino
 
 
 def _like_pairs(read: Sequence[ImageFacts]) -> set[tuple[int, int]]:
