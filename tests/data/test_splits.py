@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -170,18 +171,20 @@ def test_other_formats_are_divided_too(name, scenes, write_as, tmp_path):
     assert [len(images(folder, split)) for split in ("train", "val", "test")] == [8, 1, 1]
 
 
-def test_an_image_that_is_listed_again_stays_in_one_split(tmp_path):
-    """With the very same boxes, to be seen more often, also below another path."""
+@pytest.mark.parametrize("other", ["../{0.name}/", "{0}/"], ids=["another path", "from the root"])
+def test_an_image_that_is_listed_again_stays_in_one_split(other, tmp_path, monkeypatch):
+    """With the very same boxes, to be seen more often, also below another path, in a dataset that is opened by a relative one."""
+    monkeypatch.chdir(tmp_path.parent)
     images, boxes = [], []
     for number in range(20):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number // 2}.png")
-        name = f"{f'../{tmp_path.name}/' if number % 4 == 1 else ''}{number // 2}.png"
+        name = f"{other.format(tmp_path) if number % 4 == 1 else ''}{number // 2}.png"
         images.append({"id": number, "file_name": name, "width": 8, "height": 8})
         boxes.append({"id": number, "image_id": number, "category_id": 1, "bbox": [1, 1, 4, 4]})
     record = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "labels.json").write_text(json.dumps(record))
     for _ in range(2):  # divided, and read again
-        dataset = open_dataset(tmp_path)
-        found = {name: dataset.split(name).paths.tolist() for name in ("train", "val", "test")}
+        dataset = open_dataset(tmp_path.name)
+        found = {name: list(map(os.path.abspath, dataset.split(name).paths.tolist())) for name in ("train", "val", "test")}
         assert [(len(paths), len(set(paths))) for paths in found.values()] == [(16, 8), (2, 1), (2, 1)]
         assert len({path for paths in found.values() for path in paths}) == 10

@@ -22,6 +22,7 @@ from deformable_detr.data.coco import CocoDataset
 from deformable_detr.training import Callback, batches, train, trainer, validation
 from deformable_detr.training.batches import DeadWorkerError
 from deformable_detr.training.callbacks import Run, Step
+from deformable_detr.training.preparation import open_data
 from deformable_detr.training.result import Position
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
@@ -75,6 +76,19 @@ def test_an_unreadable_image(config: RunConfig, dataset: Path, tmp_path: Path, c
     skipping = replace(config, data=replace(config.data, on_bad_image="skip"), output_dir=str(tmp_path / "goes on"))
     assert train(skipping).steps == 4
     assert any("3.png" in record.getMessage() and "next image" in record.getMessage() for record in caplog.records)
+
+
+def test_an_image_of_the_validation_that_is_missing_is_said_before_the_training(
+    config: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    """Also where training skips such images: the first evaluation ended the run, an epoch later."""
+    lacking = shutil.copytree(dataset, tmp_path / "set")
+    config = replace(config, dataset=str(lacking), data=replace(config.data, on_bad_image="skip"))
+    (lacking / "train" / "3.png").unlink()
+    open_data(config)
+    (lacking / "val" / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"val: images that are not there \(3\.png"):
+        open_data(config)
 
 
 @contextmanager

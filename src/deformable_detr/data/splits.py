@@ -1,6 +1,7 @@
 """Train, val and test made from one set of images: stratified over the classes, seeded, written down, and kept."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
     everything = read_json(written) if written.is_file() else {}
     before = _read_division(everything, source, written)
     names = list(map(slashed, whole.file_names.tolist()))
+    paths = list(map(os.path.abspath, paths))
     files = list(dict.fromkeys(paths))
     known = {path: before[name] for path, name in zip(paths, names, strict=True) if name in before}
     fixed = {index: known[path] for index, path in enumerate(files) if path in known}

@@ -141,9 +141,11 @@ def open_data(config: RunConfig, dataset: DetectionDataset | None = None) -> Run
 
 def _check_data(config: RunConfig, dataset: DetectionDataset, names: Sequence[str]) -> None:
     """Log what is doubtful about the splits of these names, and stop at what would spoil the training."""
-    errors = []
-    for finding in quick_check([read_split(dataset, name, config.data) for name in names], config.model.num_queries):
-        borne = config.data.on_bad_image == "skip" and finding.code in ("image-missing", "image-damaged", "image-size")
+    errors, skips = [], config.data.on_bad_image == "skip"
+    splits = [read_split(dataset, name, config.data) for name in names]
+    for finding in quick_check(splits, config.model.num_queries):
+        replaced = finding.code in ("image-missing", "image-damaged", "image-size") and finding.split == splits[0].name
+        borne = skips and replaced  # not in validation, which leaves no image out
         if finding.severity == "error" and not borne:
             errors.append(str(finding))
         else:
