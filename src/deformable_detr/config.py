@@ -420,8 +420,9 @@ class DataConfig:
     shows that the model detects about as well in the validation images upside down, half of the training images are, too; see
     docs/recipes.md."""
 
-    transpose: float = 0.0
-    """Training: probability of exchanging x and y. For images without an up."""
+    transpose: float | Literal["auto"] = 0.0
+    """Training: probability of exchanging x and y. For images without an up. `auto`: found out in the same way, where images may
+    be turned upside down."""
 
     color_jitter: float | tuple[float, float, float, float] = 0.0
     """Training: strength of random brightness, contrast, saturation (factors within 1 ± s) and hue (turned by up to s of the
@@ -463,9 +464,15 @@ class DataConfig:
         _check_range(self, "eval_short_side max_long_side pad_size_divisor", 1)
         _check_range(self, "bit_depth", 8, 16)
         _check_range(self, "num_workers")
-        _check_range(self, "horizontal_flip transpose mosaic copy_paste mixup mixing_until", 0, 1)
-        if self.vertical_flip != "auto":
-            _check_range(self, "vertical_flip", 0, 1)
+        _check_range(self, "horizontal_flip mosaic copy_paste mixup mixing_until", 0, 1)
+        for name in ("vertical_flip", "transpose"):
+            if getattr(self, name) != "auto":
+                _check_range(self, name, 0, 1)
+
+    @property
+    def undecided_turns(self) -> tuple[str, ...]:
+        """Those of `vertical_flip` and `transpose` that a run finds out about. Without flips nothing is transposed either."""
+        return tuple(name for name in ("vertical_flip", "transpose") if self.vertical_flip and getattr(self, name) == "auto")
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ class TrainSettings(TypedDict, total=False):
     pad_size_divisor: int
     horizontal_flip: float
     vertical_flip: float | Literal["auto"]
-    transpose: float
+    transpose: float | Literal["auto"]
     color_jitter: float | Sequence[float]
     scale_jitter: Sequence[float]
     mosaic: float

@@ -100,6 +100,7 @@ def _small_data(facts: DataFacts, images_per_step: int) -> dict[str, Any]:
         "optimizer.clip_grad_norm": 0.5,
         "loss.encoder_copies": 4,
         "data.vertical_flip": "auto",
+        "data.transpose": "auto",
         "model.hidden_dim": 128 if small else 256,
         "model.ffn_dim": 512 if small else 1024,
         "model.num_encoder_layers": 2 if small else 3,

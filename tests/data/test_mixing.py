@@ -7,7 +7,7 @@ import torch
 from deformable_detr.boxes import pixels_of, xyxy_to_cxcywh
 from deformable_detr.config import DataConfig
 from deformable_detr.data.coco import SampleKey
-from deformable_detr.data.loader import TrainingSampler, build_dataset, build_loader
+from deformable_detr.data.loader import Allowed, TrainingSampler, build_dataset, build_loader
 from deformable_detr.data.mixing import Mixing, Scene, make_mosaic, mix_up, paste_objects
 from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.structures import Target
@@ -162,7 +162,7 @@ def test_mixing_depends_on_seed_epoch_and_image_alone(scenes):
     def batches(workers, skip=0, mixing=True):
         loader = build_loader(dataset, batch_size=2, training=True, num_workers=workers, seed=5)
         assert isinstance(loader.sampler, TrainingSampler)
-        loader.sampler.set_epoch(2, skip, mixing=mixing)
+        loader.sampler.set_epoch(2, skip, Allowed(mixing))
         return [(batch.images, [target.boxes for target in targets]) for batch, targets in loader]
 
     torch.manual_seed(0)

@@ -1,8 +1,9 @@
 """The samples of a split as (image, target)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ class SampleKey(NamedTuple):
     mix: bool = False
     """Whether other images may be mixed into it."""
 
-    flip: bool = False
-    """Whether it may be turned upside down by the dataset's `flip`."""
+    turns: tuple[str, ...] = ()
+    """Which of the dataset's `turns` it goes through."""
 
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
@@ -49,7 +50,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         split: annotations and the paths of the images.
         transform: takes and gives (image, target), such as `train_transform(...)`.
         mixing: mixes other images into those whose key asks for it, before `transform`. None: never.
-        flip: likewise, after `mixing`: turns some of those whose key asks for it upside down. None: never.
+        turns: likewise, by name, after `mixing`: what turns those whose key names it, such as upside down.
         categories: the classes to map to, by name: a validation set must use those of the training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
         on_bad_image: `skip` replaces an image that cannot be read by the next one and says so in the log. Only for training: an
@@ -67,14 +68,14 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         transform: Transform,
         *,
         mixing: Mixing | None = None,
-        flip: Transform | None = None,
+        turns: Mapping[str, Transform] = MappingProxyType({}),
         categories: Categories | None = None,
         training: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
         bit_depth: int = 16,
     ) -> None:
         self.on_bad_image, self.bit_depth = on_bad_image, bit_depth
-        self.transform, self.mixing, self.flip = transform, mixing, flip
+        self.transform, self.mixing, self.turns = transform, mixing, dict(turns)
         self.annotation_file = split.annotations.path
         data = SplitData.of(split.check(boxes_required=training))
         check_geometry(data)
@@ -177,8 +178,8 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
     def _sample(self, key: SampleKey) -> tuple[Tensor, Target]:
         mixing = self.mixing if key.mix else None
         image, target = self._image(key.index) if mixing is None else mixing(key.index, len(self), self._image)
-        if key.flip and self.flip is not None:
-            image, target = self.flip(image, target)
+        for name in key.turns:
+            image, target = self.turns[name](image, target)
         image, target = self.transform(image, target)
         if target is None:
             raise TypeError("the transform of a dataset must give back the target")

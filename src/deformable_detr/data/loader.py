@@ -1,16 +1,19 @@
 """Dataset → batches: which images, in which order, on which process; the only file of `data` that sees a config.
 
-The order depends on (seed, epoch) alone, and what is done to an image (also which others are mixed into it) on (seed, epoch,
-image) alone: not on the number of workers, nor on where in the epoch one starts. Step s of W processes with B images each
-takes the images [s·W·B, (s+1)·W·B) of the epoch's order, B to each process: the same images as one process with W·B. The
-samplers do this themselves, so the loader must not be passed through `accelerator.prepare`, which would divide the images again.
+The order depends on (seed, epoch) alone, what is done to an image (also which others are mixed into it) on (seed, epoch, image)
+alone, and what is done to the images of a step together on (seed, epoch, step) alone: not on the number of workers, nor on where
+in the epoch one starts. Step s of W processes with B images each takes the images [s·W·B, (s+1)·W·B) of the epoch's order, B to
+each process: the same images as one process with W·B. The samplers do this themselves, so the loader must not be passed through
+`accelerator.prepare`, which would divide the images again.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey
 from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.mixing import Mixing
-from deformable_detr.data.transforms import eval_transform, random_vertical_flip, train_transform
+from deformable_detr.data.transforms import eval_transform, train_transform, turn
 from deformable_detr.schema import plain_numbers
 
 
@@ -52,7 +55,7 @@ def build_dataset(
             std=config.std,
             horizontal_flip=config.horizontal_flip,
             vertical_flip=0.0 if config.vertical_flip == "auto" else config.vertical_flip,
-            transpose=config.transpose,
+            transpose=0.0 if config.transpose == "auto" else config.transpose,
             color_jitter=config.color_jitter,
             scale_jitter=config.scale_jitter,
         )
@@ -63,7 +66,7 @@ def build_dataset(
         read_split(dataset, split, config),
         transform,
         mixing=Mixing(config.mosaic, config.copy_paste, config.mixup) if training else None,
-        flip=random_vertical_flip() if training and config.vertical_flip == "auto" else None,
+        turns={name: turn(name) for name in config.undecided_turns} if training else {},
         categories=categories,
         training=training,
         on_bad_image=config.on_bad_image if training else "stop",
@@ -133,6 +136,21 @@ def build_loader(
     )
 
 
+class Allowed(NamedTuple):
+    """What may be done to the images of an epoch beside the dataset's transform."""
+
+    mixing: bool = True
+    """Whether other images may be mixed into them, where the dataset is set to."""
+
+    turns: tuple[str, ...] = ()
+    """The dataset's `turns` that every second batch goes through, each by its own chance. Whole batches, since wide and tall
+    images in one batch would be padded to squares."""
+
+
+AS_SET = Allowed()
+"""What the settings say and nothing that is found out."""
+
+
 class TrainingSampler(Sampler[SampleKey]):
     """This process's share of a shuffled epoch, with a seed for each image.
 
@@ -144,23 +162,22 @@ class TrainingSampler(Sampler[SampleKey]):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.batches = max(1, length // (batch_size * world_size))
-        self.epoch, self.skip_batches, self.mixing, self.flipping = 0, 0, True, False
+        self.epoch, self.skip_batches, self.allowed = 0, 0, AS_SET
 
-    def set_epoch(self, epoch: int, skip_batches: int = 0, mixing: bool = True, flipping: bool = False) -> None:
+    def set_epoch(self, epoch: int, skip_batches: int = 0, allowed: Allowed = AS_SET) -> None:
         """Choose the epoch that the next iteration goes through.
 
         Args:
             epoch: from 0.
             skip_batches: number of its first batches that are left out without reading them.
-            mixing: whether the dataset may mix several images into one, where it is set to.
-            flipping: whether it may turn images upside down, where that is left to be found out.
+            allowed: what may be done to its images beside the dataset's transform.
 
         Raises:
             ValueError: the epoch has fewer batches than are to be left out.
         """
         if not 0 <= skip_batches <= self.batches:
             raise ValueError(f"skip_batches must be in [0, {self.batches}], the batches of an epoch, not {skip_batches}")
-        self.epoch, self.skip_batches, self.mixing, self.flipping = epoch, skip_batches, mixing, flipping
+        self.epoch, self.skip_batches, self.allowed = epoch, skip_batches, allowed
 
     def __iter__(self) -> Iterator[SampleKey]:
         generator = torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch))
@@ -168,8 +185,11 @@ class TrainingSampler(Sampler[SampleKey]):
         step = self.batch_size * self.world_size
         order = order.repeat(-(-step // self.length))[: self.batches * step] if self.length < step else order[: self.batches * step]
         mine = order.view(self.batches, self.world_size, self.batch_size)[self.skip_batches :, self.rank]  # [batches, B]
-        for index in mine.flatten().tolist():
-            yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index), self.mixing, self.flipping)
+        mixing, turns = self.allowed
+        chosen = torch.randint(2, (self.batches, len(turns)), generator=generator, device="cpu")[self.skip_batches :]
+        for indices, choice in zip(mine.tolist(), chosen.tolist(), strict=True):
+            for index in indices:
+                yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index), mixing, tuple(compress(turns, choice)))
 
     def __len__(self) -> int:
         return self.batches * self.batch_size

@@ -66,9 +66,9 @@ def train_transform(
     )
 
 
-def random_vertical_flip() -> "DetectionTransform":
-    """Turn every second image upside down: what `vertical_flip: auto` does before the other steps, once it has been allowed."""
-    return DetectionTransform(v2.RandomVerticalFlip(0.5))
+def turn(name: str) -> "DetectionTransform":
+    """What `vertical_flip: auto` or `transpose: auto` does to images before the other steps, in every case."""
+    return DetectionTransform({"vertical_flip": v2.RandomVerticalFlip, "transpose": RandomTranspose}[name](1.0))
 
 
 def eval_transform(short_side: int, max_long_side: int, mean: Triple, std: Triple) -> "DetectionTransform":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
 
+from deformable_detr.data.loader import AS_SET, Allowed
 from deformable_detr.training.processes import MAIN_GUARD
 from deformable_detr.training.result import Position
 from deformable_detr.training.state import random_state_kept
@@ -26,24 +27,21 @@ class DeadWorkerError(RuntimeError):
     """The workers that read images die again and again; the message says what helps."""
 
 
-def step_batches(
-    loader: DataLoader, position: Position, accumulate: int, *, mixing: bool = True, flipping: bool = False
-) -> Iterator[list[Batch]]:
+def step_batches(loader: DataLoader, position: Position, accumulate: int, allowed: Allowed = AS_SET) -> Iterator[list[Batch]]:
     """The batches that are left of an epoch, `accumulate` at a time; the last group may be smaller.
 
     Args:
         loader: of the training split.
         position: progress of the run; it must be advanced between two groups, because a restart continues from it.
         accumulate: batches per optimiser step.
-        mixing: whether images of this epoch may be mixed from several.
-        flipping: whether they may be turned upside down, where that is left to be found out.
+        allowed: what may be done to the images of this epoch beside the dataset's transform.
 
     Raises:
         DeadWorkerError: more than :data:`MOST_RESTARTS` times.
     """
     for restart in range(MOST_RESTARTS + 1):
         try:
-            yield from _groups(loader, position, accumulate, mixing, flipping)
+            yield from _groups(loader, position, accumulate, allowed)
             return
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -56,8 +54,8 @@ def step_batches(
             logger.warning("%s. Going on after step %d with new workers", ADVICE, position.step)
 
 
-def _groups(loader: DataLoader, position: Position, accumulate: int, mixing: bool, flipping: bool) -> Iterator[list[Batch]]:
-    loader.sampler.set_epoch(position.epoch, skip_batches=position.batch, mixing=mixing, flipping=flipping)  # type: ignore[attr-defined]
+def _groups(loader: DataLoader, position: Position, accumulate: int, allowed: Allowed) -> Iterator[list[Batch]]:
+    loader.sampler.set_epoch(position.epoch, position.batch, allowed)  # type: ignore[attr-defined]
     with random_state_kept():
         batches = iter(loader)  # draws a seed for its workers, which must not change what the next steps draw
     together: list[Batch] = []

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object, set_seed
 
 from deformable_detr.config import ModelConfig, RunConfig
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.loader import Allowed
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
 from deformable_detr.process import is_first_process
@@ -132,7 +133,7 @@ class Trainer:
         self.learner = Learner(self.network, config, self.accelerator, self.folder, self.plan)
         self.time_left = self._watch_time()
         self.pace = self._build_pace()
-        self.orientation = Orientation(self.validation, undecided=config.data.vertical_flip == "auto")
+        self.orientation = Orientation(self.validation, config.data.undecided_turns)
         self.position, self.state = Position(), "training"
         self.stop_reason: str | None = None
         self.callbacks = self._callbacks(callbacks, show_progress)
@@ -224,8 +225,8 @@ class Trainer:
         self.learner.train()
         end_of_epoch = self.position.step + self.steps_per_epoch - self.position.batch // self.config.train.accumulate
         mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
-        flipping, accumulate = self.orientation.free, self.config.train.accumulate
-        for batches in step_batches(self.train_loader, self.position, accumulate, mixing=mixing, flipping=flipping):
+        allowed = Allowed(mixing, self.orientation.free)
+        for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, allowed):
             self._step(batches)
             if self.position.step == min(end_of_epoch, self.total_steps) or self._told_to_stop():
                 return
