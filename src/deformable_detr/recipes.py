@@ -42,7 +42,7 @@ SMALLEST_OBJECT = 14
 
 GRID = 64
 """Input sizes are multiples of this, the stride of the coarsest level. At others its last cells reach beyond the image, and a place
-means other pixels there than on the finer levels; docs/recipes.md has what that costs (pixels)."""
+means other pixels there than on the finer levels; docs/recipes-measured.md has what that costs (pixels)."""
 
 SHORT_SIDES = (256, 768)
 """Smallest and largest input size that is chosen."""
