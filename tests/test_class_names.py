@@ -94,3 +94,8 @@ def test_training_evaluation_and_class_heads_agree(written, same, tmp_path):
     else:
         with pytest.raises(ValueError, match="do not know: 'traffic lights'"):
             target_annotations(read_annotation_file(path), model)
+
+
+def test_an_unknown_way_to_match():
+    with pytest.raises(ValueError, match="unknown way to match classes 'ids'; did you mean 'id'"):
+        match_classes(names("cat"), names("cat"), by="ids")  # type: ignore[arg-type]

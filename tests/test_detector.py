@@ -137,6 +137,9 @@ def test_evaluate(trained, dataset, tmp_path):
     assert detector.evaluate(dataset, "train", num_workers=0, batch_size=4).num_images == 6
     with pytest.raises(FileNotFoundError, match="no split 'test'"):
         detector.evaluate(dataset, "test")
+    for measure in (detector.evaluate, detector.analyze):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'nms_iou'"):
+            measure(dataset, nms_iou=0.7)  # type: ignore[call-arg]
 
 
 def test_evaluating_what_predict_finds_gives_the_same_boxes(trained, dataset, tmp_path):

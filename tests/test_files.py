@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deformable_detr.files import atomic_file, atomic_folder, check_place, write_json, write_text
+from deformable_detr.files import atomic_file, atomic_folder, check_place, short_stem, write_json, write_text
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -103,3 +103,11 @@ def test_names_as_long_as_file_systems_take_them(tmp_path):
         first.write_text("1")
         second.write_text("2")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {names[0]: "1", names[1]: "2"}
+
+
+def test_names_that_leave_room_for_more():
+    assert short_stem("a/b.c.jpg") == "b.c"
+    for character in "aäあ🙂\udcff":
+        stem = short_stem(80 * character + ".jpg")
+        assert stem == len(stem) * character
+        assert 147 <= len(os.fsencode(stem)) <= 150 or len(stem) == 80

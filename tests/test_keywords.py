@@ -10,7 +10,6 @@ import pytest
 from deformable_detr.checkpoints import load_checkpoint
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.detector import Detector
-from deformable_detr.evaluation import detect
 from deformable_detr.inference import Predictor
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.schema import alternatives
@@ -40,8 +39,8 @@ def test_prediction() -> None:
 
 
 def test_evaluation() -> None:
-    own = {"batch_size", "num_workers"}
-    assert set(get_type_hints(EvaluationOptions)) - own <= set(inspect.signature(detect).parameters)
+    parameters = list(inspect.signature(Detector._detect_split).parameters)
+    assert parameters == ["self", "dataset", "split", *get_type_hints(EvaluationOptions)]
 
 
 def test_loading() -> None:

@@ -15,7 +15,7 @@ from deformable_detr.cli.commands import COMMANDS, find_command
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-MODULES = ("boxes", "config", "detector", "postprocessing", "presets", "structures")
+MODULES = ("boxes", "categories", "config", "detector", "keywords", "postprocessing", "presets", "structures")
 """Modules with public names that are not in a room of their own."""
 
 

@@ -3,9 +3,10 @@
 import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from deformable_detr.categories import Categories
+from deformable_detr.schema import known as known_name
 
 __all__ = ["NO_CLASS", "MatchBy", "list_classes", "match_classes", "normalise_name"]
 
@@ -89,8 +90,11 @@ def match_classes(
 
     Returns:
         For each wanted class the position in `known`, or None.
+
+    Raises:
+        ValueError: `by` is neither.
     """
-    if by == "id":
+    if known_name(by, "way to match classes", get_args(MatchBy)) == "id":
         return [known.label_of.get(category_id) for category_id in wanted.ids]
     found: list[int | None] = [None] * len(wanted)
     for key in (str, normalise_name, _meaning):

@@ -5,13 +5,14 @@ Whoever only predicts does not wait for training, figures and videos to be impor
 
 import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import torch
 
 from deformable_detr.checkpoints import hub, load_pretrained, save_weights
+from deformable_detr.class_names import MatchBy
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_single
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
@@ -144,7 +145,7 @@ class Detector(Predictor):
         from deformable_detr.data.dataset import open_dataset
 
         opened = open_dataset(dataset)
-        return self._detect_split(opened, split or opened.evaluation_split(), options)[0].compute()
+        return self._detect_split(opened, split or opened.evaluation_split(), **options)[0].compute()
 
     def analyze(
         self,
@@ -187,7 +188,7 @@ class Detector(Predictor):
             raise ValueError(f"worst must be at least 0, not {worst}")
         opened = open_dataset(dataset)
         split = split or opened.evaluation_split()
-        evaluator, images = self._detect_split(opened, split, options)
+        evaluator, images = self._detect_split(opened, split, **options)
         index_of = {image_id: index for index, image_id in enumerate(images.image_ids)}
         return Report(
             analysis=analyze(evaluator, self.metadata.thresholds if thresholds is None else thresholds),
@@ -198,9 +199,18 @@ class Detector(Predictor):
         )
 
     def _detect_split(
-        self, dataset: "DetectionDataset", split: str, options: EvaluationOptions
+        self,
+        dataset: "DetectionDataset",
+        split: str,
+        *,
+        batch_size: int = 1,
+        num_workers: int = 2,
+        top_k: int | None = None,
+        match_by: MatchBy = "name",
+        results_file: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> "tuple[CocoEvaluator, CocoDataset]":
-        """The detections of a whole split, in every process, and its images."""
+        """The detections of a whole split, in every process, and its images; options are those of :class:`EvaluationOptions`."""
         from deformable_detr.data.loader import build_dataset, build_loader
         from deformable_detr.evaluation import detect
 
@@ -208,22 +218,19 @@ class Detector(Predictor):
         images = build_dataset(dataset, split, self.metadata.evaluation_data(), training=False)
         one = f", all classes as one ({self.categories.names[0]})" if self.metadata.single_class else ""
         logger.info("%s: %d images of the split %r%s", dataset.path, len(images), split, one)
-        loader = build_loader(
-            images, batch_size=options.get("batch_size", 1), training=False, num_workers=options.get("num_workers", 2)
-        )
+        loader = build_loader(images, batch_size=batch_size, training=False, num_workers=num_workers)
         total = len(loader.sampler)  # pyright: ignore[reportArgumentType] (this process's share)
-        progress = options.get("progress")
         evaluator = detect(
             self.inference_model,
             loader,
             self.categories,
             images.ground_truth,
             device=self.device,
-            top_k=self.metadata.model.max_detections if (top_k := options.get("top_k")) is None else top_k,
+            top_k=self.metadata.model.max_detections if top_k is None else top_k,
             nms_iou=self.nms_iou,
-            match_by=options.get("match_by", "name"),
+            match_by=match_by,
             precision=self.precision,
-            results_file=options.get("results_file"),
+            results_file=results_file,
             progress=None if progress is None else lambda done: progress(done, total),
         )
         return evaluator, images

@@ -16,6 +16,14 @@ LONG_NAME = 150
 """Bytes of a name to which no more can be added safely: file systems take 255, encrypted ones 143 to 200."""
 
 
+def short_stem(name: str | Path) -> str:
+    """The name of a file without its suffix, cut off where no more could be added to it safely."""
+    stem = Path(name).stem
+    while len(os.fsencode(stem)) > LONG_NAME:
+        stem = stem[:-1]
+    return stem
+
+
 def is_there(path: str | Path) -> bool:
     """Whether there is a file or folder of a name that a user's file gives: False, too, where pathlib raises (a name too long)."""
     return os.path.exists(path)  # noqa: PTH110

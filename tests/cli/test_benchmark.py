@@ -42,7 +42,14 @@ def test_unknown_choice(capsys):
     assert "unknown case 'tine'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["threads", "rounds", "batch-size"])
+@pytest.mark.parametrize("option", ["threads", "rounds", "batch-size", "num-images"])
 def test_numbers_that_make_no_sense(option, capsys):
     assert main(["benchmark", "op", f"--{option}", "0"]) == 2
     assert f"{option.replace('-', '_')} must be at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["op", "model", "train"])
+def test_a_gpu_that_is_not_there(what, monkeypatch, capsys):
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
+    assert main(["benchmark", what, "--device", "cuda"]) == 2
+    assert "PyTorch sees no CUDA GPU" in capsys.readouterr().err

@@ -52,6 +52,15 @@ def test_a_demo_that_was_run_here_comes_first(cache, tmp_path, monkeypatch):
     assert images == []
 
 
+def test_what_is_left_of_an_earlier_one_is_replaced(cache, monkeypatch):
+    (cache / "run").mkdir(parents=True)
+    (cache / "run" / "log.jsonl").touch()
+    monkeypatch.setattr(module, "train_demo", fake_training([]))
+    run, images = demo_detector("cpu")
+    assert (run, len(images)) == (cache / "run", 2)
+    assert [path.name for path in run.rglob("*")] == ["weights", "best.safetensors"]
+
+
 def test_a_training_that_was_stopped_leaves_nothing(cache, monkeypatch):
     def stopped(folder, **settings):
         (folder / "data").mkdir(parents=True)
@@ -84,6 +93,8 @@ def test_mistakes_are_named(tmp_path, capsys):
     assert "nowhere.safetensors" in capsys.readouterr().err
     assert main(["explore", "--prot", "7"]) == 2
     assert "--prot" in capsys.readouterr().err
+    assert main(["explore", "--port", "70000"]) == 2
+    assert "port must lie in [0, 65535]" in capsys.readouterr().err
 
 
 def test_without_gradio_the_message_says_how_to_get_it(monkeypatch, capsys):

@@ -99,6 +99,20 @@ def test_int8_states_its_accuracy(folder, exported, capsys, monkeypatch):
     assert form.details["images"] == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "tensorrt", "--fp16", "weights"], "--to tensorrt is opset 17 with --fp16 compute"),
+        (["--to", "tensorrt", "--opset", "20", "--onnxruntime-web", "file.tgz"], "--to tensorrt is opset 17"),
+        (["--to", "web", "--opset", "18"], "--to web goes together with"),
+        (["--to", "web", "--no-padding-mask"], "--to web goes together with"),
+    ],
+)
+def test_options_that_would_have_no_effect(options, message, tmp_path, capsys):
+    assert main(["export", "no/weights", str(tmp_path / "detector.onnx"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_int8_is_for_onnx(folder, capsys):
     assert main(["export", str(folder / "weights.safetensors"), str(folder / "x.pt2"), "--int8", str(folder / "data")]) == 2
     assert "--int8 writes .onnx files" in capsys.readouterr().err

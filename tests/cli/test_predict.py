@@ -96,6 +96,16 @@ def test_an_image_that_is_given_several_times_counts_once(weights, photos, tmp_p
     assert "4 images" in capsys.readouterr().out
 
 
+def test_names_and_patterns_that_begin_with_a_bracket(weights, photos, tmp_path, monkeypatch):
+    """Options take lists in brackets; what is predicted on is named as it is."""
+    monkeypatch.chdir(photos)
+    (photos / "a.jpg").rename(photos / "[1] a.jpg")
+    for number, (source, names) in enumerate({"[bc].*": ["b.png", "c.jpg"], "[1] a.jpg": ["[1] a.jpg"]}.items()):
+        assert main(["predict", weights, source, "--classes", "[cat, dog]", "--output", str(tmp_path / str(number))]) == 0
+        record = json.loads((tmp_path / str(number) / "predictions.json").read_text())
+        assert [image["file_name"] for image in record["images"]] == names
+
+
 def test_unreadable_images(weights, photos, tmp_path, capsys):
     (photos / "b.png").write_bytes(b"no image")
     arguments = ["predict", weights, str(photos), "--output", str(tmp_path / "out")]

@@ -59,6 +59,13 @@ def test_describing_and_optimizing(preset: str) -> None:
     torch.testing.assert_close((fast.logits[-1], fast.boxes[-1]), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_levels_of_a_plain_transformer_are_described_as_they_are_made() -> None:
+    """The neck makes three levels of its one map, and a fourth one of the last of these."""
+    rows = describe(small_model("vit-dino"), torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)).rows
+    notes = [row.note for row in rows if row.part == "neck"]
+    assert notes == [*["1x1 convolution, GroupNorm"] * 3, "3x3 convolution, stride 2, GroupNorm"]
+
+
 @pytest.mark.parametrize("preset", TRACED)
 def test_exporting(preset: str) -> None:
     plain = plain_network(small_model(preset))

@@ -20,13 +20,16 @@ def run(options: BenchmarkOptions) -> None:
     """Measure, write, show.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or a GPU where there is none.
     """
-    for name in ("threads", "rounds", "batch_size"):
+    for name in ("threads", "rounds", "batch_size", "num_images"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
     import torch
 
+    from deformable_detr.inference.predictor import choose_device
+
+    choose_device(options.device or "cpu")
     torch.set_num_threads(options.threads or torch.get_num_threads())
     if options.what == "op":
         from deformable_detr.cli.benchmark_operator import benchmark_operator

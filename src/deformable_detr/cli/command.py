@@ -5,7 +5,7 @@ The fields of the dataclass are the options, the strings below them the help:
 - a field without a default, or one with the metadata :data:`POSITIONAL`, is positional: `weights: str`
 - a bool is a flag: `draw: bool = True` is `--draw` and `--no-draw`
 - a field with the metadata of :func:`needs` is refused where the option that it belongs to is not given
-- a list or tuple takes several words, or one in brackets: `--size 480 640`, `--size "[480, 640]"`
+- a list or tuple takes several words, as an option also one in brackets: `--size 480 640`, `--size "[480, 640]"`
 - a field of the type :class:`PlannedRun` holds all settings of a training, as `training/recipe.py:plan_run` puts them together
 
 Options are shown with hyphens and may be written with underscores.
@@ -107,7 +107,8 @@ class Command(Generic[Options]):
                 values[name] = _planned({key: value for key, value in given.items() if key not in entries(self.options)})
             elif name in given:
                 shown = name.upper() if _is_positional(entry) else f"--{_hyphenated(name)}"
-                values[name] = _at_home(_value(given[name], entry.hint, shown))
+                as_given = _is_positional(entry) and isinstance(given[name], list)  # names of files may begin with a bracket
+                values[name] = _at_home(given[name] if as_given else _value(given[name], entry.hint, shown))
         options = self.options(**values)
         for name, entry in entries(self.options).items():
             other = entry.metadata.get("needs")
@@ -157,6 +158,16 @@ class Command(Generic[Options]):
         places = [_place(action) for action in parser._actions if not action.option_strings]
         parser.usage = " ".join([parser.prog, *places, "[options]"])
         return parser
+
+
+def check_port(port: int | None) -> None:
+    """Check a port to listen on; None: it was not asked for.
+
+    Raises:
+        ValueError: there is no such port.
+    """
+    if port is not None and not 0 <= port <= 65535:
+        raise ValueError(f"port must lie in [0, 65535], not {port}")
 
 
 def _words(options: Any, name: str) -> list[str]:

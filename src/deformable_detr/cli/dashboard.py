@@ -4,7 +4,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from deformable_detr.cli.command import Command
+from deformable_detr.cli.command import Command, check_port
 from deformable_detr.cli.screen import show
 
 DESCRIPTION = """\
@@ -34,7 +34,9 @@ def run(options: DashboardOptions) -> None:
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: there is no such port.
     """
+    check_port(options.port)
     from deformable_detr.visualize.pages.dashboard import Dashboard
 
     if not Path(options.run).is_dir():

@@ -103,12 +103,13 @@ def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
             return run, list_images(data / "val")[:MOST_IMAGES] if (data / "val").is_dir() else []
     folder = cache_folder()
     logger.info("first use: training the demo's small detector for %d steps, a few minutes, kept in %s", FIRST_STEPS, folder)
+    shutil.rmtree(folder, ignore_errors=True)  # what is left of an earlier one
     with atomic_folder(folder) as partial:
         try:
             train_demo(partial, steps=FIRST_STEPS, device=device)
         except TrainingInterrupted:
             raise TrainingInterrupted("training the small detector; nothing of it is kept, the next call begins anew") from None
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # another process was quicker
     return demo_detector(device)
 
 

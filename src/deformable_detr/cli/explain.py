@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deformable_detr.cli.command import Command
 from deformable_detr.cli.screen import Finish, log_to_screen
+from deformable_detr.files import short_stem
 
 DESCRIPTION = """\
 Explain one detection of an image: its class and score, the reference that its query starts from, its box and class scores
@@ -67,7 +68,7 @@ def run(options: ExplainOptions) -> None:
     left, top, right, bottom = explanation.detection.box
     with Finish() as finish:
         finish.show(f"{explanation.title}, box ({left:.0f}, {top:.0f}, {right:.0f}, {bottom:.0f})", explanation.origin)
-        page = Path("runs/explain") / f"{Path(options.image).stem}-query-{explanation.detection.query}.html"
+        page = Path("runs/explain") / f"{short_stem(options.image)}-query-{explanation.detection.query}.html"
         finish.write(options.output or page, explanation.save)
 
 

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deformable_detr.cli.command import POSITIONAL, Command
+from deformable_detr.cli.command import POSITIONAL, Command, check_port
 from deformable_detr.cli.screen import log_to_screen, show
 
 DESCRIPTION = """\
@@ -50,6 +50,7 @@ class ExploreOptions:
 
 def run(options: ExploreOptions) -> None:
     """Serve the page until Ctrl-C."""
+    check_port(options.port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from deformable_detr.visualize.explorer.page import Page

@@ -98,9 +98,12 @@ def run(options: ExportOptions) -> None:
 
     log_to_screen()
     if options.to == "tensorrt":
+        if options.onnxruntime_web or options.fp16 == "weights" or options.opset not in (17, ExportOptions.opset):
+            raise ValueError("--to tensorrt is opset 17 with --fp16 compute: leave out --opset, --fp16 and --onnxruntime-web")
         options = replace(options, grid_sample=False, fp16="compute", opset=17)
     output = Path(options.output)
-    if options.to == "web" and (options.int8 or options.size or options.batch_size or options.fp16 or not options.padding_mask):
+    fixed = options.int8 or options.size or options.batch_size or options.fp16 or options.opset != ExportOptions.opset
+    if options.to == "web" and (fixed or not options.padding_mask):
         raise ValueError(
             "--to web goes together with --grid-sample and --top-k alone: its file prepares images by itself, one at a time"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deformable_detr.cli.command import FOLDER, Command, PlannedRun
 from deformable_detr.cli.screen import show
 from deformable_detr.config import DataConfig
+from deformable_detr.files import short_stem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +65,7 @@ def _draw_first(options: PreviewOptions, count: int) -> int:
 
     drawings = _images(options, options.run.config.data, count)
     for number, (name, image) in enumerate(drawings):
-        save_drawing(Path(options.output) / f"{number:03d}-{Path(name).stem}.png", image)
+        save_drawing(Path(options.output) / f"{number:03d}-{short_stem(name)}.png", image)
     images = [image for _, image in drawings]
     titles = [name for name, _ in drawings]
     save_drawing(Path(options.output) / "overview.png", draw_grid(images, COLUMNS, titles=titles, cell_width=CELL_WIDTH))

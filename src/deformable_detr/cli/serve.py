@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deformable_detr.cli.command import Command
+from deformable_detr.cli.command import Command, check_port
 from deformable_detr.cli.detector_options import DetectorOptions
 from deformable_detr.cli.screen import log_to_screen
 
@@ -73,8 +73,7 @@ class ServeOptions(DetectorOptions):
 
 def run(options: ServeOptions) -> int:
     """Serve until SIGINT or SIGTERM."""
-    if not 0 <= options.port <= 65535:
-        raise ValueError(f"port must lie in [0, 65535], not {options.port}")
+    check_port(options.port)
     if options.threads < 1:
         raise ValueError(f"threads must be at least 1, not {options.threads}")
     log_to_screen()

@@ -28,6 +28,7 @@ def test_a_click_in_the_decoder_takes_the_query_whose_box_is_there(inside):
     assert at_point(inside, choices, 150, 50).query == 1
     assert at_point(inside, choices, 102, 52).query == 2  # in no box of a detection, but in this one
     assert at_point(inside, choices, 95, 30).query == 2  # in no box: the nearest
+    assert [at_point(inside, choices, x, y).query for x, y in ((-12, 50), (210, 50), (100, 107))] == [0, 1, 2]  # in the margin
 
 
 def test_a_click_in_the_encoder_takes_the_position_whose_cell_is_there(inside):

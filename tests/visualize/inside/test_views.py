@@ -15,6 +15,7 @@ from PIL import Image
 
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.inference import Predictor
 from deformable_detr.model import build_model
 from deformable_detr.structures import Predictions, Target
 from deformable_detr.visualize import (
@@ -269,6 +270,21 @@ def test_weight_changes_of_files_and_from_nothing(two_stage, tmp_path):
     assert "class heads" not in {part.part for part in view_weight_changes(two_stage, other_classes).parts}
 
 
+def test_weight_changes_of_later_models():
+    """Each part has its own name; what has a row for each class is left out where the classes are others."""
+    small = {"hidden_dim": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 2, "ffn_dim": 32, "num_queries": 6}
+    small |= {"backbone": "resnet18", "backbone_options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
+    settings = {**small, "relation_bias": True, "pretrained_backbone": False}
+    first, second = (build_model("r50-dino", num_classes=classes, **settings) for classes in (3, 5))
+    with torch.no_grad():
+        second.get_parameter("decoder.norm.weight").fill_(2.0)  # from 1; the bias is 0
+    parts = {part.part: part for part in view_weight_changes(first, second).parts}
+    assert (parts["decoder norm"].change, parts["decoder norm"].parameters) == (pytest.approx(1), 2 * 32)
+    assert {"decoder position mlp", "decoder relation", "box heads"} <= parts.keys()
+    assert all(part.most_changed.startswith("decoder.box_heads.") for name, part in parts.items() if name == "box heads")
+    assert not {"class heads", "denoising"} & parts.keys()
+
+
 def test_colors_of_features():
     """Two groups that differ along one direction get two colours; a shift of all changes nothing."""
     features = torch.zeros(40, 8)
@@ -278,6 +294,13 @@ def test_colors_of_features():
     assert (colors[:20, 0] != colors[20:, 0]).all()
     assert torch.equal(colors[:20], colors[:1].expand(20, -1))
     torch.testing.assert_close(principal_colors(features + 3), colors)
+
+
+def test_journey_in_low_precision(two_stage, photo):
+    """NumPy has no bfloat16."""
+    view_journey(
+        look_inside(Predictor(two_stage, device="cpu", precision="bf16"), photo), ["neck", "padding", "positions", "sequence"]
+    )
 
 
 @pytest.mark.slow

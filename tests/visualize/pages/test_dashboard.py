@@ -38,6 +38,12 @@ def test_state_of_a_run(folder):
     json.dumps(state, allow_nan=False)
 
 
+def test_a_line_that_a_full_disk_cut_off(folder):
+    with (folder / "log.jsonl").open("a") as log:  # behind one without an end
+        log.write('{"kind": "train", "step": 1010, "loss": 0.5}\n{"kind": "train", "step": 1020, "loss": 0.25}\n')
+    assert run_state(folder)["loss"][-2:] == [(1000, 0.02), (1020, 0.25)]
+
+
 def test_a_run_that_has_not_begun(tmp_path):
     state = run_state(tmp_path / "later")
     assert (state["state"], state["seconds_left"], state["loss"], state["samples"]) == (None, None, [], None)

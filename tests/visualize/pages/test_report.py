@@ -1,6 +1,7 @@
 """The report on disk and in a browser: complete in itself, readable with many classes, nothing asked from elsewhere."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,20 @@ def test_everything_is_written(tmp_path, make_report, nasty):
     assert "http" not in text and "<b>bold</b>" not in text
     assert text.count('src="') == text.count('src="data:image/') == 5 + 2 * 2
     assert text.count('srcset="') == text.count('srcset="data:image/') == 5
+
+
+def test_an_earlier_report_and_long_names(tmp_path, make_report):
+    """The worst images are those of this report alone; their names hold as much of the images' as fits."""
+    worst = tmp_path / "report" / "worst"
+    worst.mkdir(parents=True)
+    for name in ("01-old.png", "99-old.png", "120-old.png", "2024-mine.png", "mine.png"):
+        (worst / name).touch()
+    report = replace(make_report(tmp_path, 3), image_name=lambda image_id: f"{image_id}{124 * 'ä'}.jpg")  # 253 bytes
+    report.save(tmp_path / "report")
+    names = sorted(path.name for path in worst.iterdir())
+    assert names[2:] == ["2024-mine.png", "mine.png"]
+    ids = [image.image.image_id for image in report.analysis.images[:2]]
+    assert [name[:6] for name in names[:2]] == [f"01-{ids[0]}ää", f"02-{ids[1]}ää"]
 
 
 def test_no_errors_and_no_objects(tmp_path, make_report):

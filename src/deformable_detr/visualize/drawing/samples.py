@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from deformable_detr.data.coco import CocoDataset
+from deformable_detr.files import short_stem
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.visualize.drawing.detections import draw_detections, draw_grid, save_drawing, truth_detections
 
@@ -31,7 +32,7 @@ def draw_samples(
         ground_truth = truth_detections(dataset.target(index), dataset.categories)
         pair = [draw_detections(image, detections), draw_detections(image, ground_truth)]
         cells += pair
-        name = f"{index:05d}-{dataset.image_path(index).stem}.png"
+        name = f"{index:05d}-{short_stem(dataset.image_path(index))}.png"
         save_drawing(Path(output_dir) / name, draw_grid(pair, 2, titles=titles))
     columns = 4 if len(cells) > 2 else 2
     sheet = draw_grid(cells, columns, titles=titles * (columns // 2), cell_width=400)

@@ -70,13 +70,13 @@ def at_point(inside: Inside, choices: Choices, x: float, y: float) -> Choices:
     """Choose what a click on the point (x, y) of the image, in pixels, means.
 
     In the decoder: the query whose box contains the point (shown detections first), else the nearest query. In the encoder: the
-    position whose cell contains the point, on the same level as before; outside the image the nearest one.
+    position whose cell contains the point, on the same level as before. For a point outside the image, that of the nearest in it.
     """
+    height, width = inside.image_size
+    x, y = min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))
     if choices.stage == "decoder":
         return replace(choices, query=inside.query_at(x, y, choices.threshold))
-    height, width = inside.image_size
     level = inside.level_and_cell(choices.position)[0]
-    x, y = min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))
     return replace(choices, position=inside.position_at(x, y, level))
 
 

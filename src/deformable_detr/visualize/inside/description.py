@@ -176,11 +176,12 @@ def _rows(
     yield Row("image", "as read", tuple(image.shape), "uint8 RGB, upright")
     yield Row("image", "resized, normalised", tuple(batch.images.shape), f"short side {model.metadata.eval_short_side}")
     backbone: Any = model.backbone
+    neck: Any = model.neck
     levels = calls[model.backbone].output
     for index, (level, stride) in enumerate(zip(levels, backbone.strides, strict=True)):
         yield Row("backbone", f"C{index + 6 - len(levels)}", tuple(level.shape), f"stride {stride}")
-    for index, level in enumerate(calls[model.neck].output):
-        origin = "1x1 convolution" if index < len(levels) else "3x3 convolution, stride 2"
+    for index, level in enumerate(calls[neck].output):
+        origin = "1x1 convolution" if index < neck.num_backbone_levels else "3x3 convolution, stride 2"
         yield Row("neck", f"level {index}", tuple(level.shape), f"{origin}, GroupNorm")
     lengths = " + ".join(f"{h}x{w}" for h, w in flat.spatial_shapes)
     starts = ", ".join(map(str, flat.level_start_index))

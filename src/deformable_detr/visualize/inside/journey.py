@@ -95,8 +95,10 @@ def _draw_levels(figure: Canvas, inside: Inside, maps: Sequence[torch.Tensor]) -
 
 
 def _draw_padding(figure: Canvas, inside: Inside) -> None:
-    mask = inside.flat.padding_mask  # None for an image alone
-    masks = split_levels(inside, torch.zeros_like(inside.flat.positions[..., :1]) if mask is None else mask[..., None])
+    padding = inside.flat.padding_mask
+    if padding is None:  # an image alone
+        padding = torch.zeros_like(inside.flat.positions[..., 0], dtype=torch.bool)
+    masks = split_levels(inside, padding[..., None])
     for level, (axes, mask) in enumerate(zip(_row(figure, len(masks)), masks, strict=True)):
         rows, columns = inside.spatial_shapes[level]
         shown = mask[0, 0].numpy()

@@ -16,6 +16,7 @@ from deformable_detr.checkpoints import load_pretrained
 from deformable_detr.visualize.figures import View, new_figure, open_frame
 
 LAYER = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.(.+)$")
+OF_CLASSES = re.compile("class_head|label_embed")
 KINDS = {
     "self_attn.in_proj": "self-attention",
     "self_attn.out_proj": "self-attention",
@@ -60,7 +61,7 @@ Weights = nn.Module | Mapping[str, Tensor] | str | Path
 
 
 def view_weight_changes(before: Weights, after: Weights) -> WeightChangesView:
-    """Compare two checkpoints. Class heads for another number of classes are left out.
+    """Compare two checkpoints. Class heads and label embeddings for another number of classes are left out.
 
     ```python
     view_weight_changes("coco.safetensors", "runs/first").save("changes.png")  # the effect of fine-tuning
@@ -75,7 +76,7 @@ def view_weight_changes(before: Weights, after: Weights) -> WeightChangesView:
         ValueError: tensors that are in only one of them, or of different shapes.
     """
     old, new = (_floating(one) for one in (before, after))
-    for name in [name for name in old.keys() & new.keys() if "class_head" in name and old[name].shape != new[name].shape]:
+    for name in [name for name in old.keys() & new.keys() if OF_CLASSES.search(name) and old[name].shape != new[name].shape]:
         del old[name], new[name]
     different = sorted(old.keys() ^ new.keys()) or [name for name in old if old[name].shape != new[name].shape]
     if different:
@@ -100,7 +101,7 @@ def part_of(name: str) -> str:
     if pieces[0] == "backbone":
         return f"backbone {pieces[2]}" if len(pieces) > 3 else "backbone"
     if pieces[0] == "decoder":
-        return "box heads"
+        return "box heads" if pieces[1] == "box_heads" else f"decoder {pieces[1].replace('_', ' ')}"
     return {"class_heads": "class heads", "query_source": "queries", "flatten": "level embedding"}.get(pieces[0], pieces[0])
 
 

@@ -130,14 +130,12 @@ def _listen(folder: Path, ports: Sequence[int]) -> ThreadingHTTPServer:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that is being written is left out."""
+    """The lines of a log; one that is being written, or was cut off by a full disk, is left out."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
+            with suppress(ValueError):
                 records.append(json.loads(line))
-            except ValueError:
-                break
     return records
 
 

@@ -20,8 +20,8 @@ IMAGES = 6
 LISTED = 12
 """Cases per finding in words."""
 
-WIDTH = 340
-"""Pixels of an image on the page."""
+WIDTH, MOST_HEIGHT = 340, 1360
+"""Pixels of an image on the page; tall ones are narrower."""
 
 FAULTY, OTHER = (255, 59, 48), (64, 156, 255)
 
@@ -109,8 +109,8 @@ def _drawing(data: SplitData, image: int, rows: set[int]) -> str | None:
     except (OSError, ValueError):
         return None
     thumbnail = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    scale = WIDTH / thumbnail.width
-    thumbnail = thumbnail.resize((WIDTH, max(1, round(thumbnail.height * scale))), Image.Resampling.BOX)
+    scale = min(WIDTH / thumbnail.width, MOST_HEIGHT / thumbnail.height)
+    thumbnail = thumbnail.resize([max(1, round(side * scale)) for side in thumbnail.size], Image.Resampling.BOX)
     chosen = np.flatnonzero(data.images == image)
     in_question = np.isin(data.rows[chosen], list(rows))
     _draw(thumbnail, data.boxes[chosen[~in_question]] * scale, OTHER, 2)

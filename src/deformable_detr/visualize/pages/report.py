@@ -14,6 +14,7 @@ from deformable_detr.evaluation.analysis import Analysis
 from deformable_detr.evaluation.bootstrap import Interval
 from deformable_detr.evaluation.error_types import ErrorType
 from deformable_detr.evaluation.metrics import percent
+from deformable_detr.files import short_stem
 from deformable_detr.structures import ImageId
 from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
 from deformable_detr.visualize.figures import save_figure
@@ -86,6 +87,8 @@ class Report:
     def save(self, folder: str | Path) -> Path:
         """Write `report.html` (complete in itself), `report.json`, the figures, and the worst images under `worst/`.
 
+        Those of an earlier report are replaced.
+
         Returns:
             The path of the page.
         """
@@ -93,9 +96,13 @@ class Report:
         self.analysis.save_json(folder / "report.json")
         for name, figure in self.figures.items():
             save_figure(figure, folder / name)
+        names = "[0-9][0-9]-*.png", "[0-9][0-9][0-9]-*.png"
+        old = {path for name in names for path in (folder / "worst").glob(name)}
         for number, (name, _, drawings) in enumerate(self.worst_images, 1):
             sheet = draw_grid(list(drawings.values()), 2, titles=("predictions", "ground truth"))
-            save_drawing(folder / "worst" / f"{number:02d}-{Path(name).stem}.png", sheet)
+            old.discard(save_drawing(folder / "worst" / f"{number:02d}-{short_stem(name)}.png", sheet))
+        for path in old:
+            path.unlink()
         return self.save_html(folder / "report.html")
 
     def save_html(self, path: str | Path) -> Path:
