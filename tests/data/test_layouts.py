@@ -524,13 +524,27 @@ def test_what_is_evaluated_without_a_split(tmp_path):
 
 def test_one_entry_of_images_per_box(tmp_path):
     names = [name for n in range(10) for name in (f"{n}.png", f"./{n}.png")]
-    lay(tmp_path, *(f"images/{n}.png" for n in range(10)), text={"labels.json": coco(*names)})
+    record = json.loads(coco(*names))
+    for entry in record["annotations"][1::2]:
+        entry["bbox"] = [20, 2, 9, 9]
+    lay(tmp_path, *(f"images/{n}.png" for n in range(10)), text={"labels.json": json.dumps(record)})
     for _ in range(2):
         parts = [open_dataset(tmp_path).split(split) for split in ("train", "val", "test")]
         assert [len(part.paths) for part in parts] == [8, 1, 1]
         assert all(len(part.annotations.boxes) == 2 * len(part.paths) for part in parts)
         written = json.loads((tmp_path / FOLDER / "splits.json").read_text())["labels.json"]["images"]
         assert sorted(name for names in written.values() for name in names) == [f"{n}.png" for n in range(10)]
+
+
+def test_one_entry_of_images_per_box_of_which_two_are_the_same(tmp_path):
+    """That the first two entries have the same box is no purpose: the copy of the image lacked the other boxes."""
+    record = json.loads(coco("1.png", "1.png", "1.png", "2.png", "2.png"))
+    record["annotations"][2]["bbox"] = [20, 2, 9, 9]
+    lay(tmp_path, "1.png", "2.png", text={"labels.json": json.dumps(record)})
+    found = open_dataset(tmp_path).own("labels").check().annotations
+    assert found.file_names.tolist() == ["1.png", "2.png", "2.png"]
+    boxes = [found.boxes[found.images == image].tolist() for image in range(3)]
+    assert boxes == [[*BOX, *BOX, [20, 2, 9, 9]], BOX, BOX]
 
 
 def test_faults_of_an_image_that_is_listed_again(tmp_path):

@@ -96,26 +96,24 @@ class AnnotationFile:
     def merged(self) -> Self:
         """The same file with one image for all entries of the same file name, the first of them.
 
-        Entries with the very same boxes stay apart: such an image was listed again on purpose, to be seen more often in training.
+        Where all of them have the very same boxes they stay apart: the image was listed again on purpose, to be seen more often.
         """
-        first: dict[str, int] = {}
-        target, kept, found = [], [], self.found.copy()
-        boxes = self._boxes_of_images() if len(set(self.file_names.tolist())) < len(self.file_names) else {}
+        entries: dict[str, list[int]] = {}
         for position, name in enumerate(self.file_names.tolist()):
-            entry = first.setdefault(slashed(name) or f"/{position}", position)
-            again = entry != position
-            apart = again and position in boxes and boxes[position] == boxes.get(entry)
-            if again:
-                text = f"{name}: image {self.image_ids[position]!r} is image {self.image_ids[entry]!r} once more"
-                found.add("image-listed-twice", Item(text, position if apart else entry, None, name, self.image_ids[position]))
-            if apart or not again:
-                kept.append(position)
-            target.append(position if apart else entry)
-        if len(kept) == len(target):
-            return replace(self, found=found)
-        images = np.array(target, dtype=np.int64)[self.images]
-        found = found.take(dict(enumerate(target)))  # what is wrong with the others is wrong with the one
-        return replace(self, images=images, found=found).take(np.array(kept, dtype=np.int64))
+            entries.setdefault(slashed(name) or f"/{position}", []).append(position)
+        if len(entries) == len(self.file_names):
+            return self
+        found, target, boxes = self.found.copy(), np.arange(len(self.file_names)), self._boxes_of_images()
+        for first, *others in entries.values():
+            apart = first in boxes and all(boxes.get(position) == boxes[first] for position in others)
+            for position in others:
+                target[position] = position if apart else first
+                name, image_id = str(self.file_names[position]), self.image_ids[position]
+                text = f"{name}: image {image_id!r} is image {self.image_ids[first]!r} once more"
+                found.add("image-listed-twice", Item(text, int(target[position]), None, name, image_id))
+        found = found.take(dict(enumerate(target.tolist())))  # what is wrong with the others is wrong with the one
+        kept = np.flatnonzero(target == np.arange(len(target)))
+        return replace(self, images=target[self.images], found=found).take(kept)
 
     def _boxes_of_images(self) -> dict[int, list[tuple]]:
         """Label and box of all annotations of each image, in ascending order."""
