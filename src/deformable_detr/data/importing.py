@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deformable_detr.data.doctor.repair import check_output
+from deformable_detr.data.doctor.repair import SAME_ASPECT, check_output
 from deformable_detr.data.entries import read_number
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
 from deformable_detr.data.foreign import IMPORTABLE, PER_IMAGE, advice, files_of, recognise
@@ -25,9 +25,6 @@ __all__ = ["convert_dataset"]
 
 UNNAMED = "object"
 """The class of a dataset whose objects were all drawn without one."""
-
-SAME_ASPECT = 0.02
-"""Largest relative difference of two aspect ratios that count as one."""
 
 
 @dataclass

@@ -34,8 +34,8 @@ class ImageDetections:
     scores: np.ndarray
     """`[D]` float64, best first."""
 
-    category_ids: np.ndarray
-    """`[D]` int64, of the annotation file."""
+    labels: np.ndarray
+    """`[D]` int64, positions in the categories of the annotation file."""
 
     boxes: np.ndarray
     """`[D, 4]` float64 xywh in pixels."""
@@ -61,11 +61,10 @@ class CocoEvaluator:
         """
         self.ground_truth = GroundTruth.of(annotations)
         self.categories = categories
-        self._category_id_of = np.full(len(categories), -1, dtype=np.int64)
-        self._fits = np.zeros(len(categories), dtype=bool)
+        label_of = self.ground_truth.categories.label_of
+        self._columns = np.full(len(categories), -1, dtype=np.int64)
         for label, category_id in match_categories(categories, self.ground_truth.categories, match_by).items():
-            self._category_id_of[label] = category_id
-            self._fits[label] = True
+            self._columns[label] = label_of[category_id]
         self._detections: dict[ImageId, ImageDetections] = {}
 
     @property
@@ -130,16 +129,16 @@ class CocoEvaluator:
 
     def columns(self) -> list[int | None]:
         """For each label of the model the index of its category in the file; None where the file does not have it."""
-        label_of = self.ground_truth.categories.label_of
-        return [label_of[i] if fits else None for i, fits in zip(self._category_id_of.tolist(), self._fits, strict=True)]
+        return [None if column < 0 else column for column in self._columns.tolist()]
 
     def results(self) -> list[dict[str, Any]]:
         """All detections in COCO's result format: image_id, category_id, bbox (xywh in pixels), score; in the order of the file."""
+        ids = self.ground_truth.categories.ids
         return [
-            {"image_id": image_id, "category_id": category_id, "bbox": [round(x, 3) for x in box], "score": round(score, 6)}
+            {"image_id": image_id, "category_id": ids[label], "bbox": [round(x, 3) for x in box], "score": round(score, 6)}
             for image_id in self.ground_truth.annotations
             if image_id in self._detections
-            for category_id, box, score in _rows(self._detections[image_id])
+            for label, box, score in _rows(self._detections[image_id])
         ]
 
     def save_results(self, path: str | Path) -> None:
@@ -178,27 +177,27 @@ class CocoEvaluator:
                 f"image {image_id!r}: detections have labels from {labels.min()} to {labels.max()}, but there are "
                 f"{len(self.categories)} classes; are these the categories of this model?"
             )
-        kept = self._fits[labels]
+        columns = self._columns[labels]
+        kept = columns >= 0
         scores = found["scores"].double().numpy()[kept]
         boxes = xyxy_to_xywh(found["boxes"].double()).numpy()[kept]
         if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
             raise FloatingPointError(f"image {image_id!r}: detections have NaN or infinite scores or boxes; is the model broken?")
         order = np.argsort(-scores, kind="stable")
-        return ImageDetections(scores[order], self._category_id_of[labels[kept]][order], boxes[order])
+        return ImageDetections(scores[order], columns[kept][order], boxes[order])
 
 
 def _evaluated(
     image_id: ImageId, found: ImageDetections, annotations: Sequence[Mapping[str, Any]], label_of: Mapping[int, int]
 ) -> EvaluatedImage:
-    labels = np.array([label_of[i] for i in found.category_ids.tolist()], dtype=np.int64)
-    kept = _rank_in_class(labels) < MOST_PER_CLASS
+    kept = _rank_in_class(found.labels) < MOST_PER_CLASS
     true_labels = np.array([label_of[entry["category_id"]] for entry in annotations], dtype=np.int64)
     true_boxes = _to_xyxy(np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4))
     crowd = np.array([bool(entry["iscrowd"]) for entry in annotations], dtype=bool)
     return EvaluatedImage(
         image_id=image_id,
         scores=found.scores[kept],
-        labels=labels[kept],
+        labels=found.labels[kept],
         boxes=_to_xyxy(found.boxes[kept]),
         true_labels=true_labels[~crowd],
         true_boxes=true_boxes[~crowd],
@@ -217,7 +216,7 @@ def _to_xyxy(boxes: np.ndarray) -> np.ndarray:
 
 
 def _rows(found: ImageDetections) -> Iterable[tuple[int, list[float], float]]:
-    return zip(found.category_ids.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
+    return zip(found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
 
 
 def _accumulate(ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDetections]) -> dict[str, np.ndarray]:
@@ -241,9 +240,9 @@ def _accumulate(ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDet
         for entry in ground_truth.annotations[image_id]
     ]
     found = [
-        {"image_id": number, "category_id": label_of[category], "bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
+        {"image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
         for number, image_id in numbered
-        for category, box, score in _rows(detections[image_id])
+        for label, box, score in _rows(detections[image_id])
     ]
     sides = []
     for entries in (objects, found):

@@ -149,12 +149,12 @@ def score_curves(images: Sequence[EvaluatedImage], names: Sequence[str]) -> tupl
     )
 
 
-def joint_curve(curves: Sequence[ScoreCurve], name: str = "all classes") -> ScoreCurve:
+def joint_curve(curves: Sequence[ScoreCurve]) -> ScoreCurve:
     """Rank the detections of all classes together; a true positive still matches an object of its own class."""
     scores = np.concatenate([np.zeros(0), *(curve.scores for curve in curves)])
     true_positive = np.concatenate([np.zeros(0, dtype=bool), *(curve.true_positive for curve in curves)])
     order = np.argsort(-scores, kind="stable")
-    return ScoreCurve(name, sum(curve.num_objects for curve in curves), scores[order], true_positive[order])
+    return ScoreCurve("all classes", sum(curve.num_objects for curve in curves), scores[order], true_positive[order])
 
 
 def class_thresholds(curves: Sequence[ScoreCurve]) -> tuple[float, ...] | None:

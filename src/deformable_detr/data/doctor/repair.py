@@ -19,7 +19,7 @@ from deformable_detr.data.findings import Finding
 from deformable_detr.data.writing import check_new, free_name, place_image
 from deformable_detr.files import atomic_folder, write_json
 
-__all__ = ["check_output", "repair"]
+__all__ = ["SAME_ASPECT", "check_output", "repair"]
 
 LEFT_OUT_ANNOTATIONS = ("box-malformed", "image-unknown", "category-unknown", "box-outside", "box-degenerate", "box-twice")
 LEFT_OUT_IMAGES = ("file-name-missing", "image-missing", "image-damaged", "image-copy", "image-leak")
