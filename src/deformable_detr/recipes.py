@@ -116,7 +116,8 @@ RECIPES: dict[str, Callable[[DataFacts, int], dict[str, Any]]] = {"finetune": _f
 
 
 def eval_short_side(facts: DataFacts) -> int:
-    """The input size at which the small objects keep :data:`SMALLEST_OBJECT` pixels; at most 1.5 times the images' own (pixels)."""
+    """About the input size at which the small objects keep :data:`SMALLEST_OBJECT` pixels; at most 1.5 times the images' own, both
+    within :data:`SHORT_SIDES` (pixels)."""
     low, high = SHORT_SIDES
     return on_grid(min(high, max(low, min(SMALLEST_OBJECT / facts.small_object, 1.5 * facts.short_side))))
 

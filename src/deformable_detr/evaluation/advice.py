@@ -61,12 +61,13 @@ def _sizes(analysis: Analysis) -> Iterator[str]:
 
 
 def _confusions(analysis: Analysis) -> Iterator[str]:
-    for confusion in analysis.confusion.confusions(2):
-        if confusion.count >= 3 and confusion.share >= 0.05:
-            yield (
-                f"The class “{confusion.ground_truth}” is confused with “{confusion.confused_with}” in {confusion.count} objects "
-                f"({100 * confusion.share:.0f} %)."
-            )
+    every = analysis.confusion.confusions(analysis.confusion.counts.size)
+    notable = [confusion for confusion in every if confusion.count >= 3 and confusion.share >= 0.05]
+    for confusion in notable[:2]:
+        yield (
+            f"The class “{confusion.ground_truth}” is confused with “{confusion.confused_with}” in {confusion.count} objects "
+            f"({100 * confusion.share:.0f} %)."
+        )
 
 
 def _classes(analysis: Analysis) -> Iterator[str]:
