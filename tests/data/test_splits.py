@@ -122,6 +122,31 @@ def test_divisions_that_are_none(training_only, lists):
         split_of(training_only, "train")
 
 
+def test_a_division_holds_where_the_dataset_is_read_only(training_only, tmp_path_factory, monkeypatch):
+    """As in a container: it was divided anew there, without what had been moved by hand, and `evaluate` took all images."""
+    before = {split: images(training_only, split) for split in ("train", "val", "test")}
+    file = training_only / FOLDER / "splits.json"
+    written = json.loads(file.read_text())
+    lists = written["annotations/instances_train.json"]["images"]
+    lists["train"], lists["val"] = lists["train"][1:], lists["val"] + lists["train"][:1]
+    file.write_text(json.dumps(written))
+    elsewhere = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("deformable_detr.data.splits.derived_folder", lambda root: elsewhere)
+    assert open_dataset(training_only).evaluation_split() == "val"
+    assert set(images(training_only, "val")) == {*before["val"], before["train"][0]}
+    assert images(training_only, "train") == before["train"][1:]
+    annotations = training_only / "annotations" / "instances_train.json"
+    record = json.loads(annotations.read_text())
+    record["images"] += [record["images"][0] | {"id": 100 + number, "file_name": f"new{number}.png"} for number in range(10)]
+    annotations.write_text(json.dumps(record))
+    for _ in range(2):  # written down elsewhere, and read from both
+        found = {split: images(training_only, split) for split in ("train", "val", "test")}
+        assert all(set(names) <= set(found[split]) for split, names in lists.items())
+    added = json.loads((elsewhere / "splits.json").read_text())["annotations/instances_train.json"]["images"]
+    assert {split: sorted(names) for split, names in added.items()} == {split: sorted(names) for split, names in found.items()}
+    assert json.loads(file.read_text()) == written
+
+
 def test_a_division_by_hand_is_kept(training_only):
     moved = images(training_only, "train")[0]
     file = training_only / FOLDER / "splits.json"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from deformable_detr.data.annotation_file import AnnotationFile
-from deformable_detr.data.cache import derived_folder
+from deformable_detr.data.cache import FOLDER, derived_folder
 from deformable_detr.data.file_index import slashed
 from deformable_detr.data.text import read_json
-from deformable_detr.files import write_json
+from deformable_detr.files import is_file, write_json
 
 __all__ = ["MADE_SPLITS", "divide", "is_divided", "split_sizes", "stratify"]
 
@@ -30,7 +30,7 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
     """Divide the images of a dataset that has no splits.
 
     The division is written to `splits.json` among the derived files, image by image, and holds from then on: images that came
-    later are added to it, and the file may be edited.
+    later are added to it, and the file may be edited. One that lies in a dataset which is read-only here holds, too.
 
     Args:
         root: the folder of the dataset.
@@ -47,8 +47,9 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
         ValueError: splits.json is damaged, or names an image twice.
     """
     written = derived_folder(root) / WRITTEN
-    everything = read_json(written) if written.is_file() else {}
-    before = _read_division(everything, source, written)
+    before: dict[str, str] = {}
+    for place in _divisions(root):
+        before |= _read_division(read_json(place), source, place)
     names = list(map(slashed, whole.file_names.tolist()))
     paths = list(map(os.path.abspath, paths))
     files = list(dict.fromkeys(paths))
@@ -62,6 +63,7 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
         of_names = before | dict(zip(names, chosen, strict=True))  # also of images that are not here today
         parts = dict.fromkeys(("train", *shares, *of_names.values()))
         images = {split: [name for name, its in of_names.items() if its == split] for split in parts}
+        everything = read_json(written) if written.is_file() else {}
         write_json(written, everything | {source: {"seed": SEED, "images": images}}, indent=1)
         counts = ", ".join(f"{len(found)} {split}" for split, found in images.items())
         what = f"added {len(files) - len(fixed)} new images to the division" if fixed else "has no validation split, so divided"
@@ -73,11 +75,16 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
 
 def is_divided(root: Path, source: str) -> bool:
     """Whether a division of `source` has been written down."""
-    written = derived_folder(root) / WRITTEN
     try:
-        return written.is_file() and source in read_json(written)
+        return any(source in read_json(place) for place in _divisions(root))
     except ValueError:  # damaged: said where it is used
         return True
+
+
+def _divisions(root: Path) -> list[Path]:
+    """The files of divisions of a dataset; its own, which holds, is the last."""
+    places = dict.fromkeys((derived_folder(root) / WRITTEN, root / FOLDER / WRITTEN))
+    return [place for place in places if is_file(place)]
 
 
 def _read_division(everything: dict, source: str, written: Path) -> dict[str, str]:
