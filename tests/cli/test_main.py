@@ -166,6 +166,12 @@ def test_a_file_where_a_folder_is_to_be_is_noticed_before_the_work(arguments, tm
     assert f"{tmp_path / 'file'}: is a file; name a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["evaluate", "no/weights", "data", "--curves"], ["describe", "no.png", "--figure"]])
+def test_a_figure_of_another_kind_is_noticed_before_the_work(arguments, tmp_path, capsys) -> None:
+    assert cli.main([*arguments, str(tmp_path / "a.gif")]) == 2
+    assert "a figure is written as .png, .svg, .pdf, .jpg, .webp, not .gif" in capsys.readouterr().err
+
+
 def test_what_outputs_may_replace(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "boxes.json").write_text('{"images": [], "annotations": [{"score": 0.5}], "categories": []}')

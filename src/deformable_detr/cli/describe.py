@@ -57,9 +57,12 @@ def run(options: DescribeOptions) -> None:
     from deformable_detr.detector import Detector
     from deformable_detr.files import write_json
     from deformable_detr.model import build_model
+    from deformable_detr.visualize.figures import check_format
     from deformable_detr.visualize.inside.journey import view_journey
 
     log_to_screen()
+    if options.figure:
+        check_format(options.figure)
     if options.weights is not None and options.preset is not None:
         raise ValueError("--preset is for a model with random weights: leave it out, or --weights")
     if options.weights is not None:

@@ -73,9 +73,12 @@ def run(options: EvaluateOptions) -> None:
     from deformable_detr.detector import join_processes
     from deformable_detr.evaluation.evaluate import check_no_annotations
     from deformable_detr.inference.predictor import choose_device
+    from deformable_detr.visualize.figures import check_format
 
     log_to_screen()
     check_no_annotations(options.json)
+    if options.curves:
+        check_format(options.curves)
     if options.save_thresholds:
         read_own(find_weights(options.weights))  # a file that cannot take them is refused before the work, not after
     state = join_processes(choose_device(options.device))

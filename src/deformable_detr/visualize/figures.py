@@ -32,6 +32,17 @@ class View:
         return save_figure(self.figure, path, dpi=dpi)
 
 
+def check_format(path: str | Path) -> None:
+    """See that a figure can be written under this name.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: a figure is written as {', '.join(FORMATS)}, not {suffix or 'without a suffix'}")
+
+
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     """Write a figure as PNG, SVG, PDF, JPEG or WebP (by the suffix), making the folder where needed.
 
@@ -39,8 +50,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
         ValueError: another suffix.
     """
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: a figure is written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'}")
+    check_format(path)
     plain_text(figure)
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=dpi, format=path.suffix.lower()[1:])

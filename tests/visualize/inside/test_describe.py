@@ -1,7 +1,9 @@
 """The journey of an image: the numbers against hand-computed ones, and no traces left in the model."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import get_ident
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from deformable_detr.cli.__main__ import main
 from deformable_detr.model import build_model
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.visualize.inside.description import describe
+from deformable_detr.visualize.inside.look import batch_of
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,31 @@ def test_the_model_is_left_as_it_was(model):
     assert model.training
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == learning
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_other_threads_are_left_alone(model):
+    """Meanwhile one predicts, one describes, and one would find all parameters learning."""
+    model, image = small(model, 64), photo(64, 64)
+    expected = describe(model, image)
+    learning = [parameter.requires_grad for parameter in model.parameters()]
+
+    def predict() -> torch.Tensor:
+        with torch.no_grad():
+            return model([batch_of(model, image).images[0]]).boxes
+
+    def look(module: torch.nn.Module, args: tuple, output: object) -> None:
+        if get_ident() == here:
+            seen.extend(pool.submit(work).result() for work in (predict, lambda: describe(model, image)))
+            seen.append([parameter.requires_grad for parameter in model.parameters()])
+
+    boxes, seen, here = predict(), [], get_ident()
+    handle = model.encoder.register_forward_hook(look)
+    with ThreadPoolExecutor(1) as pool:
+        found = describe(model, image)
+    handle.remove()
+    assert torch.equal(seen[0], boxes)
+    assert seen[1].costs == found.costs == expected.costs
+    assert seen[2] == learning
 
 
 def test_command(tmp_path, capsys):

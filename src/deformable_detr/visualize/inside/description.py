@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
 from deformable_detr.model.plain import network_of
@@ -82,6 +84,7 @@ class Description:
         return {name: [asdict(item) for item in getattr(self, name)] for name in ("steps", "rows", "costs", "detections")}
 
 
+@torch.no_grad()
 def describe(model: nn.Module, image: Tensor, *, num_detections: int = 5) -> Description:
     """Run the model on one image and note the shapes and the cost of every stage.
 
@@ -97,10 +100,9 @@ def describe(model: nn.Module, image: Tensor, *, num_detections: int = 5) -> Des
     batch = batch_of(model, image)
     own = "deformable_detr."
     modules = [module for module in model.modules() if not list(module.children()) or type(module).__module__.startswith(own)]
-    with evaluating(model), _without_gradients(model):
-        with capture_calls(modules) as calls, _operations(model) as flops:
-            predictions = model(batch)
-        inside = inside_of_calls(model, calls, image, batch, predictions)
+    with evaluating(model), capture_calls(modules) as calls, _operations(model) as flops:
+        predictions = model(batch)
+    inside = inside_of_calls(model, calls, image, batch, predictions)
     return Description(
         steps=tuple(_steps(model, calls, batch, predictions)),
         rows=tuple(_rows(model, calls, image, batch, predictions)),
@@ -110,41 +112,51 @@ def describe(model: nn.Module, image: Tensor, *, num_detections: int = 5) -> Des
     )
 
 
+class _OperationCounter(TorchDispatchMode):
+    """Counts the operations of this thread by PyTorch's formulas.
+
+    PyTorch's own counter has hooks in the modules of all threads, and fails with gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """See PyTorch."""
+        kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:
+                output = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if output is NotImplemented else output
+        output = func(*args, **kwargs)
+        self.total += formula(*args, **kwargs, out_val=output)
+        return output
+
+
 @contextmanager
 def _operations(model: DeformableDETR) -> Iterator[dict[str, int]]:
-    """Operations of each part in this thread; the counter's own sums by module also go to modules that run in other threads."""
+    """Operations of each part in this thread."""
     flops: dict[str, int] = dict.fromkeys(PARTS, 0)
     begun: dict[nn.Module, int] = {}
     names, thread = {model.get_submodule(part): part for part in PARTS}, get_ident()
 
     def begin(module: nn.Module, args: tuple) -> None:
         if get_ident() == thread:
-            begun[module] = counter.get_total_flops()
+            begun[module] = counter.total
 
     def end(module: nn.Module, args: tuple, output: Any) -> None:
         if get_ident() == thread:
-            flops[names[module]] += counter.get_total_flops() - begun[module]
+            flops[names[module]] += counter.total - begun[module]
 
     handles = [module.register_forward_pre_hook(begin) for module in names]
     handles += [module.register_forward_hook(end) for module in names]
     try:
-        with FlopCounterMode(display=False) as counter:
+        with _OperationCounter() as counter:
             yield flops
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Switch off the gradients of all parameters, with which the operation counter fails."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
