@@ -20,8 +20,11 @@ from deformable_detr.structures import ImageBatch, Predictions
 from deformable_detr.training import orientation, train
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.orientation import Orientation, SquareWindow, UpsideDown
+from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
 from deformable_detr.training.validation import Validation
+
+from ..processes import run_two
 
 
 class BrightPixel(nn.Module):
@@ -227,6 +230,41 @@ def test_a_run_that_found_out_goes_on_so_when_it_is_resumed(config: RunConfig, t
     losses = [[row["train_loss"] for row in result.history] for result in (whole, upright)]
     assert losses[0][0] == losses[1][0]  # before it is decided nothing differs
     assert losses[0][1] != losses[1][1]
+
+
+def train_asking(rank: int, config: RunConfig) -> None:
+    """A run that decides after its first epoch, whatever it has learned."""
+    orientation.AS_WELL, orientation.KNOWS_ENOUGH, orientation.LEAST_PASSES = 0.0, 0.0, 2
+    train(config)
+
+
+@pytest.mark.slow
+def test_several_processes_decide_alike_and_turn_the_same_steps(config: RunConfig, tmp_path: Path, monkeypatch) -> None:
+    """Two processes go on like one with twice the batch."""
+    for name in ("AS_WELL", "KNOWS_ENOUGH", "LEAST_PASSES"):
+        monkeypatch.setattr(orientation, name, getattr(orientation, name))  # for putting it back
+    config = replace(
+        config,
+        # what depends on the composition of a batch; Adam would amplify rounding at lr 1e-3
+        model=replace(config.model, freeze_batch_norm=True, dropout=0.0),
+        data=replace(config.data, train_short_sides=(64,), vertical_flip="auto", transpose="auto"),
+        optimizer=replace(config.optimizer, lr=1e-4),
+        train=replace(config.train, evaluate_every=1, batch_size=4),
+    )
+    one = replace(config, output_dir=str(tmp_path / "one"))
+    train_asking(0, one)
+    two = replace(config, output_dir=str(tmp_path / "two"), train=replace(config.train, batch_size=2))
+    run_two(train_asking, two)
+    weights, states = [], []
+    for run in (one, two):
+        folder = RunFolder(run.output_dir)
+        weights.append(load_file(folder.last_weights))
+        saved = latest_state(folder.state)
+        assert saved is not None
+        states.append(load_state(saved)["orientation"])
+    assert states == [{"undecided": (), "free": ("vertical_flip", "transpose")}] * 2
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=0, atol=1e-5, msg=name)
 
 
 def test_other_words_are_refused() -> None:

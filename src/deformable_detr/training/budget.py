@@ -40,7 +40,7 @@ EVALUATION_SHARE = 0.1
 """Largest share of the budget that evaluations may take, the one at the end aside."""
 
 FEW_STEPS, MANY_STEPS = 600, 2000
-"""Below so many steps of a recipe the images become smaller, above it larger: see docs/recipes-measured.md for what either gives."""
+"""Below so many steps of a recipe the images become smaller, above it larger (docs/recipes-measured.md has what either gives)."""
 
 SMALLEST_SIDE = 128
 """Input size below which no budget goes (pixels)."""
