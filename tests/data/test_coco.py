@@ -158,6 +158,16 @@ def test_missing_files(folder):
         open_record(folder, RECORD)[2]
 
 
+def test_missing_images_are_skipped_wherever_they_are(folder):
+    """The first one ended the training all the same."""
+    (folder / "a.png").unlink()
+    assert open_record(folder, RECORD, training=True, on_bad_image="skip")[0][1].image_id == 5
+    for name in ("sub/b.png", "c.png"):
+        (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.png: the first image of .*a\.json is missing"):
+        open_record(folder, RECORD, training=True, on_bad_image="skip")
+
+
 def test_degenerate_boxes_are_dropped_with_one_line(folder, caplog):
     record = changed("annotations", 1, bbox=[10, 5, 0, 10])
     with caplog.at_level(logging.WARNING):

@@ -58,7 +58,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         bit_depth: how many bits of 16-bit images are used, see :func:`~deformable_detr.data.images.read_image`.
 
     Raises:
-        FileNotFoundError: the first image is missing.
+        FileNotFoundError: the first image is missing; with `skip`, all of them.
         ValueError: the annotations are at fault: the first error that `deformable-detr doctor` finds in them.
     """
 
@@ -87,7 +87,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
             looked = "; ".join(item.text for item in split.found.items.get("labels-missing", ()))
             reason = looked or "empty, crowd and degenerate ones are left out"
             raise ValueError(f"{self.annotation_file}: not one box to train on ({reason})")
-        if not is_file(self.image_path(0)):
+        if not any(is_file(self.image_path(index)) for index in range(len(self) if on_bad_image == "skip" else 1)):
             looked = ", ".join(map(str, split.folders))
             raise FileNotFoundError(
                 f"{self.image_path(0)}: the first image of {self.annotation_file} is missing; is this the right image folder? "
