@@ -284,6 +284,14 @@ def test_images_that_exif_turns(clean, change, image, tmp_path):
     assert found_in(examine(tmp_path / "fixed")) == {("exif-stored", "train"): 2}
 
 
+def test_a_validation_split_alone_is_none_that_is_trained_on(clean, change):
+    """Its classes were said to have fewer than 10 training boxes, and without a box it was an error."""
+    assert found_in(examine(clean, ["val"])) == {}
+    change(lambda record: record["annotations"].clear(), "val")
+    codes = {finding.code: finding.severity for finding in examine(clean, ["val"]).findings}
+    assert codes == {"no-boxes-to-measure": "warning", "class-empty": "note", "images-empty": "note"}
+
+
 def test_the_same_image_twice(clean, image, tmp_path):
     """A copy in the same split, one in the other split, and one that was saved anew, larger, as JPEG."""
     shutil.copy(clean / "train" / "02.png", clean / "train" / "05.png")

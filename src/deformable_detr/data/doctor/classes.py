@@ -26,7 +26,7 @@ def training_split(splits: Sequence[SplitData]) -> SplitData | None:
     """The split that is trained on: that of this name, else the one that is nothing else."""
     named = next((data for data in splits if split_role(data.name) == "train"), None)
     rest = [data for data in splits if split_role(data.name) is None]
-    return named or (rest[0] if len(rest) == 1 else splits[0] if len(splits) == 1 else None)
+    return named or (rest[0] if len(rest) == 1 else None)
 
 
 def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
