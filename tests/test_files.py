@@ -111,3 +111,9 @@ def test_names_that_leave_room_for_more():
         stem = short_stem(80 * character + ".jpg")
         assert stem == len(stem) * character
         assert 147 <= len(os.fsencode(stem)) <= 150 or len(stem) == 80
+
+
+def test_what_utf8_cannot_hold_is_escaped(tmp_path):
+    assert write_text(tmp_path / "a.txt", "ä \udce9 🙂").read_text(encoding="utf-8") == "ä \\udce9 🙂"
+    content = {"g\udce9": ["ä\udcff", "\\udce9"]}
+    assert json.loads(write_json(tmp_path / "a.json", content).read_text(encoding="utf-8")) == content

@@ -135,7 +135,7 @@ def check_place(path: str | Path, *, folder: bool = True) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file whole, as UTF-8.
+    """Write a text file whole, as UTF-8; what that cannot hold (of file names in another encoding) as `\\udc..`.
 
     Returns:
         `path`.
@@ -144,12 +144,12 @@ def write_text(path: str | Path, text: str) -> Path:
         OSError: see :func:`atomic_file`.
     """
     with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
 def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> Path:
-    """Write a JSON file whole.
+    """Write a JSON file whole; reading it gives back also what :func:`write_text` escapes.
 
     Returns:
         `path`.
@@ -158,10 +158,7 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> 
         OSError: see :func:`atomic_file`.
         TypeError: something in `content` has no form in JSON; then nothing is written.
     """
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
-    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
-        text = json.dumps(content, indent=indent)  # file names in another encoding than UTF-8: as \udc.., which reading gives back
-    return write_text(path, text + "\n")
+    return write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def _target(path: str | Path) -> Path:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,19 @@ def images(tmp_path: Path) -> list[LabelledImage]:
         Image.new("RGB", (64, 48)).save(path)
         made.append(LabelledImage(path, (48, 64), np.array(boxes, dtype=float).reshape(-1, 4), np.array(labels, dtype=int)))
     return made
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_names_in_another_encoding(tmp_path: Path, kind: str) -> None:
+    name = os.fsdecode(b"g\xe9.png")
+    Image.new("RGB", (64, 48)).save(tmp_path / name)
+    image = LabelledImage(tmp_path / name, (48, 64), np.array([[1.0, 2, 31, 22]]), np.array([0]))
+    write_dataset(tmp_path / "out", [image], CATEGORIES, kind, {"order.csv": f"{name}\n"})
+    dataset = open_dataset(tmp_path / "out")
+    found = dataset.own(dataset.own_splits[0]).check()
+    assert ([Path(path).name for path in found.paths.tolist()], len(found.annotations.images)) == ([name], 1)
+    assert (tmp_path / "out" / "order.csv").read_text() == "g\\udce9.png\n"
 
 
 @pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])

@@ -144,7 +144,7 @@ class FrameRecords:
     def add(self, frame: Frame) -> None:
         """Write one frame."""
         if self._file is None:
-            self._file = self._whole.__enter__().open("w", encoding="utf-8")
+            self._file = self._whole.__enter__().open("w", encoding="utf-8", errors="backslashreplace")
             height, width = frame.image.shape[:2]
             head = self._head | {"info": {**self._head["info"], "width": width, "height": height}}
             self._file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "frames": [\n')

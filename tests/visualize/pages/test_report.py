@@ -43,11 +43,17 @@ def test_an_earlier_report_and_long_names(tmp_path, make_report):
     for name in ("01-old.png", "99-old.png", "120-old.png", "2024-mine.png", "mine.png"):
         (worst / name).touch()
     report = replace(make_report(tmp_path, 3), image_name=lambda image_id: f"{image_id}{124 * 'ä'}.jpg")  # 253 bytes
-    report.save(tmp_path / "report")
+    page = report.save(tmp_path / "report")
+    assert f"{124 * 'ä'}.jpg" in page.read_text(encoding="utf-8")
     names = sorted(path.name for path in worst.iterdir())
     assert names[2:] == ["2024-mine.png", "mine.png"]
     ids = [image.image.image_id for image in report.analysis.images[:2]]
     assert [name[:6] for name in names[:2]] == [f"01-{ids[0]}ää", f"02-{ids[1]}ää"]
+
+
+def test_names_in_another_encoding(tmp_path, make_report):
+    report = replace(make_report(tmp_path, 3), image_name=lambda image_id: f"{image_id}-caf\udce9.jpg")
+    assert r"-caf\udce9.jpg" in report.save_html(tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_no_errors_and_no_objects(tmp_path, make_report):
