@@ -15,7 +15,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.ops import use_backend
 from deformable_detr.structures import Predictions
 from deformable_detr.visualize import look_inside
-from deformable_detr.visualize.inside.capture import capture_calls
+from deformable_detr.visualize.inside.capture import capture_calls, evaluating
 from deformable_detr.visualize.inside.look import parts_of
 
 OPERATOR = importlib.import_module("deformable_detr.ops.plain")
@@ -123,6 +123,20 @@ def test_outputs_and_model_stay_as_they_are(two_stage, photo, training):
         exact = two_stage([same])
     for name in ("logits", "boxes", "encoder_logits", "encoder_boxes"):
         assert torch.equal(getattr(inside.predictions, name), getattr(exact, name)), name
+
+
+def test_two_that_overlap_leave_the_mode_as_it_was(two_stage):
+    """As in two threads: the second one begins when the first one has switched, and ends after it."""
+    model = deepcopy(two_stage).train()
+    model.backbone.eval()
+    before = [module.training for module in model.modules()]
+    first, second = evaluating(model), evaluating(model)
+    for step in (first.__enter__, second.__enter__):
+        step()
+        assert not any(module.training for module in model.modules())
+    for end in (first, second):
+        end.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == before
 
 
 def test_hooks_go_when_the_network_fails(two_stage, photo, monkeypatch):

@@ -192,6 +192,8 @@ def test_stability_by_hand():
         compare_assignments(before, assignments(b=[1]))
     with pytest.raises(ValueError, match="at least two"):
         view_matching({"1": before})
+    with pytest.raises(ValueError, match="the recordings have no image with a target in common"):
+        view_matching({"1": assignments(a=[1], b=[2]), "2": assignments(b=[2], c=[3]), "3": assignments(c=[3])})
 
 
 def test_matching_is_recorded(one_stage, two_stage):

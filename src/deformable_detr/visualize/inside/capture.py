@@ -64,14 +64,14 @@ def capture_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Call
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and back to the previous mode of every module afterwards."""
-    was_training = {module: module.training for module in model.modules()}
+    """Switch to evaluation mode, and those modules that were in training mode back to it afterwards."""
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        for module, training in was_training.items():
-            module.training = training
+        for module in in_training:
+            module.training = True
 
 
 def sampling_of_call(attention: MultiScaleDeformableAttention, call: Call) -> Sampling:

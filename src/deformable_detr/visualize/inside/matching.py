@@ -175,7 +175,12 @@ def view_matching(assignments: Mapping[str, Assignments], *, num_targets: int = 
         raise ValueError("matching is compared between at least two checkpoints or epochs")
     steps = [compare_assignments(old, new) for old, new in pairwise(records)]
     stability, instability = (tuple(values) for values in zip(*steps, strict=True))
-    return MatchingView(_draw(names, records, stability, instability, num_targets), names, records, stability, instability)
+    common = [image_id for image_id in records[0].queries if all(image_id in record.queries for record in records)]
+    rows = [(image_id, target) for image_id in common for target in range(len(records[0].queries[image_id]))]
+    if not rows:
+        raise ValueError("the recordings have no image with a target in common")
+    figure = _draw(names, records, rows[:num_targets], stability, instability)
+    return MatchingView(figure, names, records, stability, instability)
 
 
 SAME, OTHER = "#cfe4f5", "#f6c667"
@@ -185,12 +190,10 @@ SAME, OTHER = "#cfe4f5", "#f6c667"
 def _draw(
     names: Sequence[str],
     records: Sequence[Assignments],
+    rows: Sequence[tuple[ImageId, int]],
     stability: Sequence[float],
     instability: Sequence[float],
-    num_targets: int,
 ):
-    common = [image_id for image_id in records[0].queries if all(image_id in record.queries for record in records)]
-    rows = [(image_id, target) for image_id in common for target in range(len(records[0].queries[image_id]))][:num_targets]
     table = np.array([[int(record.queries[image_id][target]) for record in records] for image_id, target in rows])
     kind = records[0].kind
     figure = new_figure(10.5, max(3.6, 0.22 * len(rows) + 1.4))
