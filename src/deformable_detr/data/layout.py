@@ -9,17 +9,11 @@ from typing import ClassVar
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import read_size
+from deformable_detr.data.splits import MADE_SPLITS
 from deformable_detr.data.text import Record
 from deformable_detr.pipeline import ordered_map
 
 __all__ = ["ForeignLayout", "Layout", "add_box", "add_image", "empty_record", "fault", "read_sizes", "relative_name"]
-
-SPLIT_NAMES = {
-    "val": ("val", "valid", "validation"),
-    "valid": ("valid", "val", "validation"),
-    "validation": ("validation", "val", "valid"),
-}
-"""Spellings of a split, that which was asked for first."""
 
 
 class Layout(ABC):
@@ -51,12 +45,12 @@ class Layout(ABC):
             ValueError: several fit equally well.
         """
         names = self.splits()
-        asked = split.lower()
-        spellings = (split, *SPLIT_NAMES.get(asked, (asked,)))
+        role = MADE_SPLITS.get(split.lower())
+        spellings = (split, split.lower(), *(name for name, its in MADE_SPLITS.items() if its == role))
         for spelling in spellings:
             if spelling in names:
                 return spelling
-        if (role := split_role(split)) is None or asked not in (*SPLIT_NAMES, "train", "test"):
+        if role is None:
             return next((name for name in names if name.casefold() == split.casefold()), None)
         years = [name for name in names if re.fullmatch(rf"({'|'.join(spellings)})[0-9].*", name)]
         same = [name for name in names if name.casefold() in spellings]

@@ -19,6 +19,8 @@ __all__ = ["MADE_SPLITS", "divide", "is_divided", "split_sizes", "stratify"]
 logger = logging.getLogger(__name__)
 
 MADE_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What the splits are called, and which is meant."""
+
 SHARES = {"val": 0.1, "test": 0.1}
 """Of the images; the rest is for training."""
 
