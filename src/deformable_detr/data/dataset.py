@@ -16,7 +16,7 @@ from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.foreign import name_format
 from deformable_detr.data.layout import ForeignLayout, Layout, read_sizes
-from deformable_detr.data.splits import MADE_SPLITS, divide, is_divided
+from deformable_detr.data.splits import MADE_SPLITS, divide, is_divided, read_division
 from deformable_detr.data.text import Record
 from deformable_detr.data.unused import unused_files
 from deformable_detr.data.voc import VocLayout
@@ -128,6 +128,14 @@ class DetectionDataset:
     def divided(self) -> bool:
         """Whether a division into splits has been written down for it."""
         return self.pool is not None and is_divided(self.root, self._source_name())
+
+    def division(self) -> dict[str, str]:
+        """Image → split, as written down for it; empty where nothing is.
+
+        Raises:
+            ValueError: splits.json is damaged.
+        """
+        return {} if self.pool is None else read_division(self.root, self._source_name())
 
     def split(self, name: str) -> Split:
         """Read one part of the dataset.

@@ -14,7 +14,7 @@ from deformable_detr.data.file_index import slashed
 from deformable_detr.data.text import read_json
 from deformable_detr.files import is_file, write_json
 
-__all__ = ["MADE_SPLITS", "divide", "is_divided", "split_sizes", "stratify"]
+__all__ = ["MADE_SPLITS", "WRITTEN", "divide", "is_divided", "read_division", "split_sizes", "stratify", "write_division"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,7 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
     Raises:
         ValueError: splits.json is damaged, or names an image twice.
     """
-    written = derived_folder(root) / WRITTEN
-    before: dict[str, str] = {}
-    for place in _divisions(root):
-        before |= _read_division(read_json(place), source, place)
+    before = read_division(root, source)
     names = list(map(slashed, whole.file_names.tolist()))
     paths = list(map(os.path.abspath, paths))
     files = list(dict.fromkeys(paths))
@@ -63,10 +60,8 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
     chosen = [split_of[path] for path in paths]
     if keep and len(fixed) < len(files):
         of_names = before | dict(zip(names, chosen, strict=True))  # also of images that are not here today
-        parts = dict.fromkeys(("train", *shares, *of_names.values()))
-        images = {split: [name for name, its in of_names.items() if its == split] for split in parts}
-        everything = read_json(written) if written.is_file() else {}
-        write_json(written, everything | {source: {"seed": SEED, "images": images}}, indent=1)
+        written = derived_folder(root) / WRITTEN
+        images = write_division(written, source, of_names, ("train", *shares))
         counts = ", ".join(f"{len(found)} {split}" for split, found in images.items())
         what = f"added {len(files) - len(fixed)} new images to the division" if fixed else "has no validation split, so divided"
         kept = "" if make_test else "; its own test split is for testing only"
@@ -81,6 +76,38 @@ def is_divided(root: Path, source: str) -> bool:
         return any(source in read_json(place) for place in _divisions(root))
     except ValueError:  # damaged: said where it is used
         return True
+
+
+def read_division(root: Path, source: str) -> dict[str, str]:
+    """Image → split, as written down for a source; empty where nothing is.
+
+    Raises:
+        ValueError: splits.json is damaged, or names an image twice.
+    """
+    found: dict[str, str] = {}
+    for place in _divisions(root):
+        found |= _read_division(read_json(place), source, place)
+    return found
+
+
+def write_division(file: Path, source: str, split_of: Mapping[str, str], splits: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Write down the split of each image of a source, beside what the file says of others.
+
+    Args:
+        file: the splits.json.
+        source: what is divided.
+        split_of: image → split.
+        splits: those that are listed first, also if they are empty.
+
+    Returns:
+        The images of each split.
+    """
+    images = {split: [] for split in splits}
+    for name, split in split_of.items():
+        images.setdefault(split, []).append(name)
+    everything = read_json(file) if file.is_file() else {}
+    write_json(file, everything | {source: {"seed": SEED, "images": images}}, indent=1)
+    return images
 
 
 def _divisions(root: Path) -> list[Path]:

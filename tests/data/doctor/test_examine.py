@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from deformable_detr.cli.__main__ import main
+from deformable_detr.data.cache import FOLDER
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import Split, open_dataset
 from deformable_detr.data.doctor.examine import examine, quick_check
@@ -282,6 +283,25 @@ def test_images_that_exif_turns(clean, change, image, tmp_path):
     assert found_in(examination) == {("exif-stored", "train"): 1, ("exif-boxes", "train"): 1}
     repair(examination, tmp_path / "fixed")
     assert found_in(examine(tmp_path / "fixed")) == {("exif-stored", "train"): 2}
+
+
+def test_the_copy_of_a_divided_dataset_is_divided_likewise(clean, change, tmp_path):
+    """It was divided anew: validation images of the copy had been trained on."""
+    (clean / "annotations" / "instances_val.json").unlink()
+    change(lambda record: (record["images"][0].update(file_name="../train/00.png"), boxes(record, [90, 10, 30, 20])))
+    open_dataset(clean).split("train")
+    file = clean / FOLDER / "splits.json"
+    written = json.loads(file.read_text())
+    lists = written["annotations/instances_train.json"]["images"]
+    lists["train"], lists["val"] = lists["train"][3:], lists["val"] + lists["train"][:3]
+    file.write_text(json.dumps(written))
+    (clean / "train" / lists["train"][-1]).write_bytes(b"")
+    repair(examine(clean), tmp_path / "fixed")
+    names = {"../train/00.png": "1_00.png"}  # what leads out of the folder gets another one
+    for split, expected in lists.items():
+        found = set(open_dataset(tmp_path / "fixed").split(split).check().annotations.file_names.tolist())
+        assert found <= {names.get(name, name) for name in expected}, split
+    assert sum(map(len, lists.values())) == 12
 
 
 def test_a_validation_split_alone_is_none_that_is_trained_on(clean, change):

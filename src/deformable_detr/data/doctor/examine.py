@@ -38,6 +38,9 @@ class Examination:
     undivided: bool
     """Whether training will make train, val and test out of it."""
 
+    division: dict[str, str]
+    """Image → split, where that has been done and written down."""
+
     def count(self, severity: str) -> int:
         """How many findings of a severity, each kind of a split being one."""
         return sum(finding.severity == severity for finding in self.findings)
@@ -97,6 +100,7 @@ def examine(
         {data.name: split_statistics(data) for data in parts},
         tuple(suggestions(_trained_on(opened, parts))),
         opened.pool is not None,
+        opened.division(),
     )
 
 

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from deformable_detr.data.cache import FOLDER
 from deformable_detr.data.doctor.boxes import limits_of, to_pixels
 from deformable_detr.data.doctor.examine import Examination
 from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.entries import box_of_segmentation
+from deformable_detr.data.file_index import slashed, split_role
 from deformable_detr.data.findings import Finding
+from deformable_detr.data.splits import WRITTEN, write_division
 from deformable_detr.data.writing import check_new, free_name, place_image
 from deformable_detr.files import atomic_folder, write_json
 
@@ -30,8 +33,9 @@ SAME_ASPECT = 0.02
 def repair(examination: Examination, output_dir: str | Path) -> list[str]:
     """Write a repaired copy: `annotations/instances_<split>.json`, the images in `<split>/`, and `changes.json`.
 
-    Images are hard links where the disk allows it, else copies. The original is only read. Crowd regions are converted and scaled
-    like boxes. Outlines are scaled with their image; run lengths and keypoints of such images are left out.
+    Images are hard links where the disk allows it, else copies, and stay in the split that they were divided into. The original
+    is only read. Crowd regions are converted and scaled like boxes. Outlines are scaled with their image; run lengths and keypoints
+    of such images are left out.
 
     Args:
         examination: of all splits that are to be in the copy.
@@ -53,9 +57,15 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
     with atomic_folder(out) as partial:
         for data in examination.splits:
             record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name])
+            originals = [slashed(image["file_name"]) for image in record["images"]]
             _place_images(data, record, partial / data.name)
-            write_json(partial / "annotations" / f"instances_{data.name}.json", record)
+            source = f"annotations/instances_{data.name}.json"
+            write_json(partial / source, record)
             changes[data.name] = noted
+            pairs = zip([image["file_name"] for image in record["images"]], originals, strict=True)
+            division = {name: examination.division[original] for name, original in pairs if original in examination.division}
+            if division and split_role(data.name) != "test":
+                write_division(partial / FOLDER / WRITTEN, source, division)
         write_json(partial / "changes.json", changes, indent=1)
     return [f"{name}: {text}" for name, noted in changes.items() for text in _summary(noted)]
 
