@@ -86,6 +86,17 @@ def test_an_empty_folder_stays_what_it_is(tmp_path):
     assert [item.relative_to(path).as_posix() for item in path.rglob("*")] == ["deep", "deep/a.txt"]
 
 
+def test_new_files_go_into_the_folders_that_are_there(tmp_path):
+    path = tmp_path / "data"
+    for deep, other in (("first", "b"), ("second", "c")):
+        with atomic_folder(path, merge=True) as partial:
+            (partial / "deep").mkdir()
+            write_text(partial / "deep" / "a.txt", deep)
+            write_text(partial / "deep" / other, "x")
+    content = {item.relative_to(path).as_posix(): item.read_text() for item in path.rglob("*") if item.is_file()}
+    assert content == {"deep/a.txt": "second", "deep/b": "x", "deep/c": "x"}
+
+
 def test_places_where_nothing_can_be_written_are_noticed(tmp_path):
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "new" / "folder", tmp_path, tmp_path / "file", Path("/dev/null")):

@@ -85,6 +85,28 @@ def test_second_boxes_on_an_object_are_dropped_within_a_class():
         assert len(result["boxes"]) == len(result["labels"]) == len(kept)
 
 
+def test_other_classes_have_no_say_in_what_is_dropped():
+    """Of a thousand classes, each loses the same duplicates among small boxes of a large image."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.cat((0.9 + torch.rand(60, 2, generator=generator) * 0.003, torch.full((60, 2), 0.001)), dim=1)
+    logits = torch.rand(60, generator=generator)
+    kept = []
+    for label in (0, 1202):
+        all_logits = torch.full((60, 1203), -math.inf)
+        all_logits[:, label] = logits
+        (found,) = postprocess(Predictions(all_logits[None, None], boxes[None, None]), [(6000, 6000)], nms_iou=0.5)
+        kept.append(found["boxes"].tolist())
+    assert kept[0] == kept[1] and 1 < len(kept[0]) < 60
+
+
+def test_boxes_beyond_the_image_do_not_reach_into_another_class():
+    """One ends with the image, one of the next class begins beyond its other end: they do not touch."""
+    boxes = torch.tensor([[[0.9, 0.9, 0.2, 0.2], [0.0, 0.0, 0.4, 0.4]]])
+    logits = torch.tensor([[[logit(0.9), -math.inf], [-math.inf, logit(0.8)]]])
+    (found,) = postprocess(Predictions(logits[None], boxes[None]), [(1000, 1000)], nms_iou=0.2)
+    assert found["labels"].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("iou", [0.0, -0.1, 1.1])
 def test_an_iou_out_of_range(iou):
     with pytest.raises(ValueError, match="nms_iou must lie in"):

@@ -101,12 +101,21 @@ def atomic_folder(path: str | Path, *, merge: bool = False) -> Iterator[Path]:
         if there:
             if not merge and any(entry != partial for entry in path.iterdir()):
                 raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
-            for entry in sorted(partial.iterdir()):
-                entry.replace(path / entry.name)
+            _move_content(partial, path)
         else:
             partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_content(source: Path, target: Path) -> None:
+    """Everything in a folder into another one, and into the folders in it."""
+    for entry in sorted(source.iterdir()):
+        place = target / entry.name
+        if entry.is_dir() and place.is_dir():
+            _move_content(entry, place)
+        else:
+            entry.replace(place)
 
 
 def check_place(path: str | Path, *, folder: bool = True) -> None:

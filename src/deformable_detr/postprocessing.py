@@ -70,7 +70,9 @@ def postprocess(
 
 def _without_duplicates(found: dict[str, Tensor], nms_iou: float) -> dict[str, Tensor]:
     """The detections of one image that do not overlap a better one of the same class too much."""
-    if not found["boxes"].isfinite().all():
-        return found  # for the caller to complain about
-    kept = batched_nms(found["boxes"], found["scores"], found["labels"], nms_iou)
-    return {name: value[kept] for name, value in found.items()}
+    boxes, scores, labels = (found[name].cpu() for name in ("boxes", "scores", "labels"))
+    if len(boxes) == 0 or not boxes.isfinite().all():
+        return found  # non-finite: for the caller to complain about
+    boxes = boxes.double()  # `batched_nms` moves each class by the largest coordinate: in float32 that rounds, below 0 it overlaps
+    kept = batched_nms(boxes - boxes.amin(), scores.double(), labels, nms_iou)
+    return {name: value[kept.to(value.device)] for name, value in found.items()}

@@ -96,6 +96,13 @@ def test_an_object_that_is_found_twice_has_one_track():
     assert numbers(tracker.update(found(box_at(50, 50), box_at(56, 50, score=0.8)))) == [1, 2]
 
 
+def test_a_box_too_far_away_takes_no_other_box_from_a_track():
+    """Squares of 100 moved by s overlap by (100 - s) / (100 + s): 0.6 for 25, 0.5 for 33, and 0.15 for 74, which is too little."""
+    tracker = Tracker(0.5, min_iou=0.2)
+    assert numbers(tracker.update(found(box_at(0, 0, 100), box_at(58, 0, 100)))) == [1, 2]
+    assert numbers(tracker.update(found(box_at(25, 0, 100), box_at(-74, 0, 100)))) == [1, 3]
+
+
 def test_another_class_is_another_object():
     tracker = Tracker()
     tracker.update(found(box_at(50, 50, label=0)))

@@ -192,6 +192,8 @@ def test_a_camera_gives_its_newest_frames(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     with Video("0") as video:
         assert (video.live, video.num_frames, video.fps) == (True, None, 30.0)
+        assert next(video.frames())[:2] == (0, 0.0)
+    with Video("0") as video:
         frames = list(iterate(Slow(), video))
     indices = [frame.index for frame in frames]
     assert indices == sorted(set(indices))

@@ -102,9 +102,9 @@ class Tracker:
         if len(tracks) == 0 or len(found) == 0:
             return tracks
         overlap = sv.box_iou_batch(self._motion.boxes()[tracks], detections.xyxy[found])  # [tracks, found]
-        overlap = np.where(self._labels[tracks, None] == _labels_of(detections)[found], overlap, 0)
-        rows, columns = linear_sum_assignment(overlap, maximize=True)
-        good = overlap[rows, columns] >= min_iou
+        possible = (overlap >= min_iou) & (self._labels[tracks, None] == _labels_of(detections)[found])
+        rows, columns = linear_sum_assignment(np.where(possible, overlap, 0), maximize=True)
+        good = possible[rows, columns]
         rows, columns = rows[good], columns[good]
         ids[found[columns]] = self._ids[tracks[rows]]
         self._motion.correct(tracks[rows], detections.xyxy[found[columns]])

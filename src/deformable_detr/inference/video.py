@@ -89,11 +89,13 @@ class Video:
         """
         if self._closed:
             raise ValueError(f"{self.name}: this video has been closed; open it again")
-        index, began, shift, seconds = 0, time.monotonic(), 0.0, 0.0
+        index, began, shift, seconds = 0, 0.0, 0.0, 0.0
         for stamp, pixels in self._reader.moments():
             earliest = seconds + 1 / self.fps if index else 0.0
             if self.live:
-                seconds = time.monotonic() - began
+                arrived = time.monotonic()
+                began = began if index else arrived
+                seconds = arrived - began
             elif stamp is None:
                 seconds = earliest
             else:
