@@ -110,6 +110,19 @@ def test_files_of_one_name_in_several_folders(folders, tmp_path):
     assert contents(tmp_path, "val") == {f"{image}b/1.png": [[7, 6, 18, 15]]}
 
 
+def test_pascal_voc_itself(tmp_path):
+    """It has segmentations of the images' names, which could be the images themselves."""
+    folders = ("JPEGImages/1.jpg", "SegmentationClass/1.png", "SegmentationObject/1.png")
+    lay(tmp_path, *folders, text={"Annotations/1.xml": XML.format(name="1.jpg"), "ImageSets/Main/train.txt": "1\n"})
+    lay(tmp_path, text={"ImageSets/Segmentation/train.txt": "1\n", "ImageSets/Main/cat_train.txt": "1  1\n"})
+    assert contents(tmp_path, "train") == {"JPEGImages/1.jpg": BOX}
+
+
+def test_the_nearest_image_whatever_its_suffix(tmp_path):
+    lay(tmp_path, "new/1.png", "old/1.jpg", text={"new/1.xml": XML.format(name="1.jpg")})
+    assert contents(tmp_path, "all") == {"new/1.png": BOX}
+
+
 def test_files_of_a_mac_are_no_annotations(tmp_path):
     lay(tmp_path, "1.png", "1.xml", text={"._1.xml": "\0 Mac OS X", "__MACOSX/1.xml": "\0"})
     assert contents(tmp_path, "all") == {"1.png": BOX}

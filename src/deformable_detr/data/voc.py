@@ -112,17 +112,23 @@ class VocLayout(ForeignLayout):
         return tuple(sorted(names - {""}))
 
     def _image(self, file: Path, filename: str | None) -> Path | str:
-        """The image of an XML file, or what is wrong: of the same name, the nearest one or that in a folder of the same name; else
-        the one that its <filename> names."""
+        """The image of an XML file, or what is wrong.
+
+        It is the nearest one of the same name; of several as near the one with the suffix of <filename>, and in a folder of the
+        same name. Where there is none, it is what <filename> names.
+        """
+        named = PurePosixPath(slashed(filename or ""))
         found = self._images_by_stem.get(file.stem) or self._images_by_stem.get(fold_name(file.stem)) or []
         if not found and filename:
-            found = self._images_by_stem.get(fold_name(PurePosixPath(slashed(filename)).stem), [])
+            found = self._images_by_stem.get(fold_name(named.stem), [])
         found = [path for path in found if path.stem == file.stem] or found
         role = path_role(self.index.relative(file))
         found = [path for path in found if role is None or path_role(self.index.relative(path)) in (None, role)]
         if len(found) > 1:
             shared = {path: len(os.path.commonpath([file.parent, path.parent])) for path in found}
-            found = most_alike(str(file), [path for path in found if shared[path] == max(shared.values())])
+            found = [path for path in found if shared[path] == max(shared.values())]
+            found = [path for path in found if path.suffix.lower() == named.suffix.lower()] or found
+            found = most_alike(str(file), found)
         if len(found) == 1:
             return found[0]
         if found:
