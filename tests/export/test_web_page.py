@@ -1,5 +1,6 @@
 """The page that `export --to web` writes, in a real browser, beside Python's detections."""
 
+import re
 import shutil
 import threading
 from functools import partial
@@ -29,7 +30,8 @@ def site(prepared, tmp_path, monkeypatch):
         shutil.copy(prepared[1], path)
 
     monkeypatch.setattr(web_page, "export_model", export)
-    export_web(prepared[0], tmp_path / "site", top_k=20)
+    for _ in range(2):  # a page that is there already is replaced
+        export_web(prepared[0], tmp_path / "site", top_k=20)
     return prepared[0], tmp_path / "site"
 
 
@@ -62,6 +64,11 @@ def test_the_page_finds_what_python_finds(site, address, open_tab, tmp_path):
         expect(tab.locator("#state")).to_contain_text("20 objects", timeout=120_000)
         found = tab.evaluate("self.detections")
         assert tab.locator("tbody tr").count() == 20
+        move = "value => { threshold.value = value; threshold.dispatchEvent(new Event('input')); }"
+        tab.evaluate(move, 1)
+        expect(tab.locator("#state")).to_contain_text(re.compile("^0 objects"))
+        tab.evaluate(f"[1, 0].forEach({move})")  # the second one while the first is at work
+        expect(tab.locator("#state")).to_contain_text("20 objects")
     assert [one["name"] for one in found] == expected.data["class_name"].tolist()
     np.testing.assert_allclose([one["score"] for one in found], expected.confidence, atol=1e-4)
     np.testing.assert_allclose([one["box"] for one in found], expected.xyxy, atol=0.05)

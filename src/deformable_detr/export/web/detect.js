@@ -45,7 +45,7 @@ function overlap(one, other) {
 
 const at = (id) => document.getElementById(id);
 const stage = at("stage"), canvas = document.createElement("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
-let detector, current, threshold = null, camera = null, busy = false;
+let detector, current, threshold = null, camera = null, busy = false, again = false;
 
 async function show(source, width, height) {
   canvas.width = width; canvas.height = height;
@@ -55,12 +55,15 @@ async function show(source, width, height) {
   await update();
 }
 
+// One image at a time; what changes meanwhile (another image, the threshold) is examined next.
 async function update() {
+  again = busy;
   if (!current || busy) return;
   busy = true;
   const began = performance.now();
   try {
     const image = current, found = await detect(detector, image, threshold);
+    if (image !== current) return;
     context.putImageData(image, 0, 0);
     found.forEach(draw);
     list(found);
@@ -68,7 +71,10 @@ async function update() {
     at("state").textContent = `${found.length} objects in ${Math.round(performance.now() - began)} ms (${detector.where}).`;
   } catch (error) {
     at("state").textContent = `The image could not be examined: ${error.message}`;
-  } finally { busy = false; }
+  } finally {
+    busy = false;
+    if (again) await update();
+  }
 }
 
 function draw({ label, name, score, box: [left, top, right, bottom] }) {
