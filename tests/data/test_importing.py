@@ -325,6 +325,22 @@ def test_kitti(tmp_path):
             convert_dataset(root, tmp_path / "other")
 
 
+@pytest.mark.parametrize("suffix", ["txt", "json"])
+def test_many_files_of_other_kinds_hide_no_format(suffix, tmp_path):
+    """KITTI comes with thousands of files of calibration, in a folder before that of the labels."""
+    label = "Car 0.00 0 -1.58 10 5 20 15 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n"
+    shape = {"label": "Car", "points": [[10, 5], [20, 15]], "shape_type": "rectangle"}
+    labelme = json.dumps({"shapes": [shape], "imagePath": "../image_2/1.png", "imageHeight": 20, "imageWidth": 40})
+    for folder in ("calib", "label_2", "image_2"):
+        (tmp_path / "set/training" / folder).mkdir(parents=True)
+    for number in range(200):
+        (tmp_path / f"set/training/calib/{number}.{suffix}").write_text("P0: 7.2 0.0 6.1\n" if suffix == "txt" else "{}")
+    (tmp_path / f"set/training/label_2/1.{suffix}").write_text(label if suffix == "txt" else labelme)
+    Image.new("RGB", (40, 20)).save(tmp_path / "set/training/image_2/1.png")
+    convert_dataset(tmp_path / "set", tmp_path / "out")
+    assert open_dataset(tmp_path / "out").own("train").check().annotations.boxes.tolist() == [[10, 5, 10, 10]]
+
+
 TABLE = "filename,width,height,class,xmin,ymin,xmax,ymax"
 RECT = {"name": "rect", "x": 5, "y": 6, "width": 20, "height": 10}
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from deformable_detr.data.coco_layout import json_kind
@@ -44,6 +45,8 @@ LINES = {
 """The first line of a text file with the objects of one image."""
 CVAT = re.compile(r"<annotations>.*<(image|track|version)\b", re.DOTALL)
 MOST_FILES = 50
+"""Of each suffix, that a format is recognised by."""
+
 DAMAGED = "damaged"
 
 
@@ -65,17 +68,28 @@ def advice(kind: str, root: Path) -> str:
 def recognise(index: FileIndex) -> str | None:
     """`LabelMe`, `VIA`, `KITTI` and others, by looking into a few files; None where nothing is known."""
     for suffix in (".json", ".csv", ".xml"):
-        for path in index.select(suffix)[:MOST_FILES]:
+        for path in _a_few(index.select(suffix)):
             if (kind := _file_format(path)) and kind != DAMAGED:
                 return kind
+    texts = _a_few(index.select(".txt"))
     for kind in LINES:
-        if any(_begins_as(kind, path) for path in index.select(".txt")[:MOST_FILES]):
+        if any(_begins_as(kind, path) for path in texts):
             return kind
     if index.select(".tfrecord", ".record"):
         return "TFRecord"
-    if any(map(looks_like_labels, index.select(".txt")[:MOST_FILES])):
+    if any(map(looks_like_labels, texts)):
         return "YOLO without names of classes"
     return None
+
+
+def _a_few(paths: list[Path]) -> list[Path]:
+    """The first file of every folder, then the second ones …, so that a folder of other files hides none."""
+    rank: Counter[Path] = Counter()
+    ranked = []
+    for path in paths:
+        ranked.append((rank[path.parent], path))
+        rank[path.parent] += 1
+    return [path for _, path in sorted(ranked)[:MOST_FILES]]
 
 
 def files_of(kind: str, index: FileIndex) -> list[Path]:
