@@ -118,7 +118,14 @@ def test_pascal_voc_itself(tmp_path):
     assert contents(tmp_path, "train") == {"JPEGImages/1.jpg": BOX}
 
 
-def test_the_nearest_image_whatever_its_suffix(tmp_path):
+def test_masks_that_are_nearer_than_the_images(tmp_path):
+    """As in the Oxford-IIIT Pet dataset: the masks were taken for the images, without a word."""
+    folders = ("images/cat_1.jpg", "annotations/trimaps/cat_1.png")
+    lay(tmp_path, *folders, text={"annotations/xmls/cat_1.xml": XML.format(name="cat_1.jpg")})
+    assert contents(tmp_path, "all") == {"images/cat_1.jpg": BOX}
+
+
+def test_the_image_beside_an_xml_file_whatever_its_suffix(tmp_path):
     lay(tmp_path, "new/1.png", "old/1.jpg", text={"new/1.xml": XML.format(name="1.jpg")})
     assert contents(tmp_path, "all") == {"new/1.png": BOX}
 

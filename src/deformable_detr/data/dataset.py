@@ -27,7 +27,7 @@ __all__ = ["ALL", "DetectionDataset", "Split", "open_dataset"]
 
 logger = logging.getLogger(__name__)
 
-CONVERSION = 3
+CONVERSION = 4
 """Raised when converted files change, so that those of an older version are not taken."""
 
 ALL = "all"

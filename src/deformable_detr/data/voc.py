@@ -114,8 +114,8 @@ class VocLayout(ForeignLayout):
     def _image(self, file: Path, filename: str | None) -> Path | str:
         """The image of an XML file, or what is wrong.
 
-        It is the nearest one of the same name; of several as near the one with the suffix of <filename>, and in a folder of the
-        same name. Where there is none, it is what <filename> names.
+        It has the same name; of several it is the one beside the file, else one with the suffix of <filename> (masks often have
+        another), and then the nearest, or that in a folder of the same name. Where there is none, it is what <filename> names.
         """
         named = PurePosixPath(slashed(filename or ""))
         found = self._images_by_stem.get(file.stem) or self._images_by_stem.get(fold_name(file.stem)) or []
@@ -125,10 +125,10 @@ class VocLayout(ForeignLayout):
         role = path_role(self.index.relative(file))
         found = [path for path in found if role is None or path_role(self.index.relative(path)) in (None, role)]
         if len(found) > 1:
+            beside = [path for path in found if path.parent == file.parent]
+            found = beside or [path for path in found if path.suffix.lower() == named.suffix.lower()] or found
             shared = {path: len(os.path.commonpath([file.parent, path.parent])) for path in found}
-            found = [path for path in found if shared[path] == max(shared.values())]
-            found = [path for path in found if path.suffix.lower() == named.suffix.lower()] or found
-            found = most_alike(str(file), found)
+            found = most_alike(str(file), [path for path in found if shared[path] == max(shared.values())])
         if len(found) == 1:
             return found[0]
         if found:
