@@ -137,6 +137,8 @@ def test_evaluate(trained, dataset, tmp_path):
     assert detector.evaluate(dataset, "train", num_workers=0, batch_size=4).num_images == 6
     with pytest.raises(FileNotFoundError, match="no split 'test'"):
         detector.evaluate(dataset, "test")
+    with pytest.raises(TypeError, match="worst must be a whole number"):
+        detector.analyze(dataset, worst=2.5)  # type: ignore[arg-type]
     for measure in (detector.evaluate, detector.analyze):
         with pytest.raises(TypeError, match="unexpected keyword argument 'nms_iou'"):
             measure(dataset, nms_iou=0.7)  # type: ignore[call-arg]
@@ -232,6 +234,8 @@ def test_looking_inside(trained, dataset, tmp_path):
     assert strongest.save(tmp_path / "why.html").is_file()
     with pytest.raises(ValueError, match="query and point may not go together"):
         detector.explain(image, 3, point=(1, 2))
+    with pytest.raises(ValueError, match=r"a point is x, y in pixels, not \[1, 2, 3\]"):
+        detector.explain(image, point=(1, 2, 3))
     description = detector.describe(image, num_detections=2)
     assert len(description.detections) == 2
     assert description.detections[0].query == strongest.detection.query

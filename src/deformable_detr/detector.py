@@ -6,6 +6,7 @@ Whoever only predicts does not wait for training, figures and videos to be impor
 import logging
 import os
 from collections.abc import Callable, Generator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -17,6 +18,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_single
 from deformable_detr.keywords import EvaluationOptions, LoadOptions, PredictionOptions, TrainSettings
 from deformable_detr.precision import Precision
+from deformable_detr.schema import plain_numbers
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -184,6 +186,7 @@ class Detector(Predictor):
         from deformable_detr.evaluation import analyze
         from deformable_detr.visualize import Report
 
+        (worst,) = plain_numbers("a whole number", Integral, int, worst=worst)
         if worst < 0:
             raise ValueError(f"worst must be at least 0, not {worst}")
         opened = open_dataset(dataset)
@@ -313,7 +316,7 @@ class Detector(Predictor):
 
         Raises:
             FileNotFoundError: no such image.
-            ValueError: more than one of query, box and point, or there is no such query.
+            ValueError: more than one of query, box and point, no such query, or a box or point of another number of numbers.
         """
         from deformable_detr.visualize import explain, look_inside
 
@@ -324,6 +327,8 @@ class Detector(Predictor):
         if box is not None:
             query = inside.query_of_box(box)
         elif point is not None:
+            if len(point) != 2:
+                raise ValueError(f"a point is x, y in pixels, not {list(point)}")
             query = inside.query_at(*point)
         elif query is None:
             query = inside.detections(top_k=1)[0].query

@@ -5,6 +5,7 @@ Figures are made without pyplot: nothing is shown, nothing is global, and thread
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
 from deformable_detr.files import atomic_file
+from deformable_detr.schema import plain_numbers
 
 INK = "#1b2230"
 """Text, axes and main lines."""
@@ -55,6 +57,19 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     with atomic_file(path) as partial:
         figure.savefig(partial, dpi=dpi, format=path.suffix.lower()[1:])
     return path
+
+
+def check_counts(**counts: int) -> None:
+    """See that something is left to draw.
+
+    Raises:
+        ValueError: one of these numbers is below 1.
+        TypeError: one is no whole number.
+    """
+    plain_numbers("a whole number", Integral, int, **counts)
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -23,6 +23,7 @@ from deformable_detr.visualize import (
     look_inside,
     record_matching,
     recording,
+    view_assignment,
     view_journey,
     view_level_attention,
     view_matching,
@@ -285,6 +286,23 @@ def test_weight_changes_of_later_models():
     assert {"decoder position mlp", "decoder relation", "box heads"} <= parts.keys()
     assert all(part.most_changed.startswith("decoder.box_heads.") for name, part in parts.items() if name == "box heads")
     assert not {"class heads", "denoising"} & parts.keys()
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_something_must_be_left_to_draw(two_stage, photo, count):
+    inside = look_inside(two_stage, photo)
+    target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.2]]), torch.tensor([0]))
+    matchings = {"1": assignments(a=[1]), "2": assignments(a=[1])}
+    for name, view in {
+        "groups": lambda: view_level_attention(two_stage, [photo], threshold=0.0, groups=count),
+        "num_queries": lambda: view_query_usage(two_stage, [photo], num_queries=count),
+        "num_boxes": lambda: view_proposals(inside, num_boxes=count),
+        "num_targets": lambda: view_matching(matchings, num_targets=count),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, not {count}"):
+            view()
+    with pytest.raises(TypeError, match="num_queries must be a whole number"):
+        view_assignment(inside, target, num_queries=2.5)  # type: ignore[arg-type]
 
 
 def test_colors_of_features():

@@ -17,7 +17,7 @@ from torch import Tensor
 from deformable_detr.criterion.matcher import HungarianMatcher
 from deformable_detr.criterion.targets import FlatTargets
 from deformable_detr.structures import Target
-from deformable_detr.visualize.figures import View, new_figure, open_frame, panels
+from deformable_detr.visualize.figures import View, check_counts, new_figure, open_frame, panels
 from deformable_detr.visualize.inside.canvas import draw_box, show_image
 from deformable_detr.visualize.inside.inside import Inside
 from deformable_detr.visualize.inside.matching import UNMATCHED
@@ -66,8 +66,9 @@ def view_assignment(
         num_queries: largest number of columns of the cost table: the queries with the lowest cost for one of the targets.
 
     Raises:
-        ValueError: the image has no targets, or invalid ones.
+        ValueError: the image has no targets, or invalid ones; `num_targets` or `num_queries` is below 1.
     """
+    check_counts(num_targets=num_targets, num_queries=num_queries)
     if len(target) == 0:
         raise ValueError("this image has no targets, so that nothing is matched; choose one with objects")
     matcher = matcher or HungarianMatcher()

@@ -12,7 +12,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import Source, open_source
 from deformable_detr.model import DeformableDETR
 from deformable_detr.visualize.colors import level_color
-from deformable_detr.visualize.figures import View, new_figure, open_frame
+from deformable_detr.visualize.figures import View, check_counts, new_figure, open_frame
 from deformable_detr.visualize.inside.inside import Inside
 from deformable_detr.visualize.inside.look import look_inside
 
@@ -65,8 +65,9 @@ def view_level_attention(
         groups: number of bars in the figure, of equally many detections.
 
     Raises:
-        ValueError: not one detection in all images.
+        ValueError: not one detection in all images, or `groups` is below 1.
     """
+    check_counts(groups=groups)
     sizes, mass, shapes = [], [], None
     for inside in look_inside_many(model, source, limit=limit):
         height, width = inside.input_size

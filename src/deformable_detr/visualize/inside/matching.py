@@ -16,7 +16,7 @@ from deformable_detr.criterion import SetCriterion
 from deformable_detr.criterion.matcher import HungarianMatcher, Matching
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch, ImageId, Target
-from deformable_detr.visualize.figures import View, new_figure, open_frame
+from deformable_detr.visualize.figures import View, check_counts, new_figure, open_frame
 from deformable_detr.visualize.inside.capture import capture_calls, evaluating
 
 Matcher = HungarianMatcher | SetCriterion
@@ -168,8 +168,9 @@ def view_matching(assignments: Mapping[str, Assignments], *, num_targets: int = 
         num_targets: number of targets that are drawn, those of the first images.
 
     Raises:
-        ValueError: fewer than two matchings, or no image in common.
+        ValueError: fewer than two matchings, no image in common, or `num_targets` is below 1.
     """
+    check_counts(num_targets=num_targets)
     names, records = tuple(assignments), tuple(assignments.values())
     if len(records) < 2:
         raise ValueError("matching is compared between at least two checkpoints or epochs")

@@ -7,7 +7,7 @@ from matplotlib.cm import ScalarMappable
 from torch import Tensor
 
 from deformable_detr.visualize.colors import level_color
-from deformable_detr.visualize.figures import View, new_figure, panel_size, panels
+from deformable_detr.visualize.figures import View, check_counts, new_figure, panel_size, panels
 from deformable_detr.visualize.inside.canvas import draw_box, level_legend, show_image
 from deformable_detr.visualize.inside.inside import Inside, Proposals
 
@@ -31,8 +31,9 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
         num_boxes: number of the taken proposals that are drawn as boxes, best first.
 
     Raises:
-        ValueError: the model has learned queries and no proposals.
+        ValueError: the model has learned queries and no proposals, or `num_boxes` is below 1.
     """
+    check_counts(num_boxes=num_boxes)
     found = inside.proposals
     if found is None:
         raise ValueError("this model has learned queries; only a two-stage model has proposals (presets ending in -two-stage)")

@@ -12,7 +12,7 @@ from torch import Tensor
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import Source
 from deformable_detr.model import DeformableDETR
-from deformable_detr.visualize.figures import View, new_figure, open_frame, panels
+from deformable_detr.visualize.figures import View, check_counts, new_figure, open_frame, panels
 from deformable_detr.visualize.inside.level_attention import look_inside_many
 
 KINDS = {"small box": ("o", "#0072b2"), "large and wide": ("_", "#d55e00"), "large and tall": ("|", "#8a3d78")}
@@ -61,7 +61,9 @@ def view_query_usage(
 
     Raises:
         FileNotFoundError: there are no images.
+        ValueError: `num_queries` is below 1.
     """
+    check_counts(num_queries=num_queries)
     boxes, scores, labels, kind = [], [], [], ""
     for inside in look_inside_many(model, source, limit=limit):
         best = inside.predictions.logits[-1, 0].float().sigmoid().max(-1)  # [Q]
