@@ -1,5 +1,6 @@
 """What callbacks are told, and what they may do: end a run, draw random numbers, send everything to experiment loggers."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ class Diary(Callback):
         self.lines.append(f"step {step.step}{' with means' if step.means else ''}")
         assert step.losses["loss"] > 0
         run.result.eval()
+        if step.step % 2:
+            run.network.train()  # all of it, with the batch norms of what is frozen
         torch.rand(3)
 
     def on_evaluation_step(self, run: Run, done: int, total: int) -> None:
@@ -54,6 +57,7 @@ class Diary(Callback):
 def test_a_callback_is_told_everything_in_order_and_changes_nothing(config: RunConfig, tmp_path: Path) -> None:
     """Four steps of an epoch, means every second one; dropout and augmentation draw on after what the diary draws."""
     diary, settings = Diary(), replace(config.train, evaluate_every=1)
+    config = replace(config, optimizer=replace(config.optimizer, freeze=("backbone",)))
     runs = [replace(config, output_dir=str(tmp_path / name), train=settings) for name in ("watched", "alone")]
     watched, alone = train(runs[0], callbacks=[diary]), train(runs[1])
     steps = ["step 1", "step 2 with means", "step 3", "step 4 with means"]
@@ -94,6 +98,17 @@ def test_the_end_is_told_whatever_happens(config: RunConfig, tmp_path: Path, err
     with pytest.raises(type(error), match="no"):
         train(replace(config, output_dir=str(tmp_path / "run")), callbacks=[diary, Fails(error)])
     assert diary.lines == ["start at 0 of 8", "step 1", state]
+
+
+class FailsAtTheStart(Callback):
+    def on_train_start(self, run: Run) -> None:
+        raise RuntimeError("no account")
+
+
+def test_a_run_that_cannot_begin_has_failed(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no account"):
+        train(replace(config, output_dir=str(tmp_path / "run")), callbacks=[FailsAtTheStart()])
+    assert json.loads((tmp_path / "run" / "progress.json").read_text())["state"] == "failed"
 
 
 def draw(model, dataset, folder: Path) -> None:

@@ -4,15 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import ImageBatch, Target
-from deformable_detr.training import NonFiniteLossError, train
+from deformable_detr.training import NonFiniteLossError, guarded_step, train
 from deformable_detr.training.guarded_step import MOST_SKIPPED
 from deformable_detr.training.non_finite import MOST_SAVED, diagnose, replay, save_step
 from deformable_detr.training.run_folder import RunFolder
+from deformable_detr.training.train_step import train_step
 
 CPU = torch.device("cpu")
 
@@ -155,6 +157,34 @@ def test_a_run_leaves_the_step_out_and_goes_on(
     assert logged == [1, 4, 5, 6, 7, 8]
     left_out = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
     assert [text.split(":")[1].strip() for text in left_out] == ["step 2", "step 3"]
+
+
+def test_a_broken_image_leaves_nothing_in_the_statistics(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The forward pass has brought NaN into the batch norms: they are neither the cause nor kept."""
+    steps = iter(range(10**6))
+
+    def with_broken_image(model, criterion, optimizer, batches, *others):
+        if next(steps) == 2:
+            batches[0][0].images[0, 0, 3, 3] = float("nan")
+        return train_step(model, criterion, optimizer, batches, *others)
+
+    monkeypatch.setattr(guarded_step, "train_step", with_broken_image)
+    assert not config.model.freeze_batch_norm
+    result = train(replace(config, output_dir=str(tmp_path / "run"), train=replace(config.train, on_non_finite="skip")))
+    (left_out,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
+    assert left_out.startswith("left out: step 3") and "are non-finite after normalisation" in left_out
+    weights = load_file(result.last_weights)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert {int(value) for name, value in weights.items() if name.endswith("num_batches_tracked")} == {7}
+
+
+def test_a_diagnosis_changes_no_statistics() -> None:
+    model = build_model("tiny", num_classes=2).train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    assert diagnose(model, SetCriterion(2), [make_batch()], CPU, "bf16").where == "nowhere"
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
 
 
 def test_a_run_that_breaks_all_the_time_ends(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import RunConfig
 from deformable_detr.data.loader import build_dataset, build_loader
@@ -116,6 +117,7 @@ def test_resuming_a_finished_run_changes_nothing(run: tuple[TrainResult, list[Pa
     assert (again.steps, again.metrics, again.best_metrics) == (result.steps, result.metrics, result.best_metrics)
     after = load_file(result.last_weights)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not read_config(result.output_dir / "config.yaml").resume  # it is to repeat the run in another folder
 
 
 def test_resuming_with_other_settings_is_refused(run: tuple[TrainResult, list[Path]], config: RunConfig, tmp_path: Path) -> None:
@@ -200,6 +202,42 @@ def test_starting_from_weights(run: tuple[TrainResult, list[Path]], config: RunC
     for name in before:
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9, msg=name)
+
+
+class Norms(Callback):
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_step(self, run: Run, step: Step) -> None:
+        self.found.append(step.losses["grad_norm"])
+
+
+def test_a_backbone_without_a_learning_rate_is_frozen(config: RunConfig, tmp_path: Path) -> None:
+    """Its gradients do not pile up, and are no part of the norm that is clipped; its batch norms keep their statistics."""
+    found = []
+    for name, settings in (("rate", {"backbone_lr_scale": 0.0}), ("frozen", {"freeze": ("backbone",)})):
+        norms = Norms()
+        run = replace(config, output_dir=str(tmp_path / name), optimizer=replace(config.optimizer, **settings))
+        result = train(replace(run, train=replace(config.train, epochs=1)), callbacks=[norms])
+        found.append((norms.found, load_file(result.last_weights)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+
+
+def test_bf16_trains_under_autocast_and_is_evaluated_in_the_inference_form(config: RunConfig, tmp_path: Path) -> None:
+    losses = []
+
+    class Watch(Callback):
+        def on_step(self, run: Run, step: Step) -> None:
+            losses.append(step.losses["loss"])
+
+        def on_evaluation(self, run: Run, metrics: Metrics) -> None:
+            assert InferenceModel(run.result)._optimizable()
+
+    for precision in ("fp32", "bf16"):
+        settings = replace(config.train, steps=1, precision=precision)
+        train(replace(config, output_dir=str(tmp_path / precision), train=settings), callbacks=[Watch()])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "steps", "log_every"])

@@ -178,9 +178,9 @@ class SetCriterion(nn.Module):
             ValueError: targets that do not fit the batch or the classes; the message names the image.
             FloatingPointError: predictions with NaN or infinity; the message names the images.
         """
-        matching = self.match(predictions, targets)
-        if num_boxes is None:
+        if num_boxes is None:  # before the matching, which may end with an error in one of several processes
             num_boxes = self._num_boxes(targets, predictions.logits.device)
+        matching = self.match(predictions, targets)
         branches = _branches(predictions)
         without_classes: list[Branch] = [branch for branch in branches if not self._has_classes(branch)]
         rows = MatchedRows.of_branches(branches, vars(matching), targets, without_classes)
@@ -263,7 +263,7 @@ class SetCriterion(nn.Module):
 
     def _num_boxes(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """Objects per process, averaged over all processes, so that their losses average to the loss of the whole batch."""
-        count = torch.tensor(float(sum(len(target) for target in targets)), dtype=torch.float32, device=device)
+        count = number_of_boxes(targets, device)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(count)
             count = count / distributed.get_world_size()
@@ -276,6 +276,11 @@ class SetCriterion(nn.Module):
             raise ValueError(
                 f"the criterion was made for {self.num_classes} classes, but the predictions have {predictions.logits.shape[-1]}"
             )
+
+
+def number_of_boxes(targets: Sequence[Target], device: torch.device) -> Tensor:
+    """The objects of a batch, `[]` float32: with it as `num_boxes` the criterion waits for no other process."""
+    return torch.tensor(float(sum(len(target) for target in targets)), dtype=torch.float32, device=device)
 
 
 def _branches(predictions: Predictions) -> dict[Branch, tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from deformable_detr.config import RunConfig
@@ -15,7 +16,7 @@ from deformable_detr.model import DeformableDETR
 from deformable_detr.training.memory import is_out_of_memory, out_of_memory
 from deformable_detr.training.non_finite import diagnose, save_step
 from deformable_detr.training.run_folder import RunFolder
-from deformable_detr.training.train_step import Batch, NonFiniteLossError, train_step
+from deformable_detr.training.train_step import Batch, NonFiniteLossError, statistics_kept, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,19 @@ class GuardedStep:
     ) -> None:
         self.network, self.criterion, self.accelerator = network, criterion, accelerator
         self.config, self.folder = config, folder
-        prepared = accelerator.prepare(network, optimizer)
-        self.model, self.optimizer = cast(nn.Module, prepared[0]), cast(Optimizer, prepared[1])
+        self.optimizer = cast(Optimizer, accelerator.prepare_optimizer(optimizer))
+        self.model = self._prepared()
         self._skipped_in_a_row = 0
+
+    def _prepared(self) -> nn.Module:
+        """The network as the processes train it together, without the autocast that accelerate puts into its `forward`.
+
+        A network with such a `forward` would be evaluated as it is, in place of its inference form; `train_step` has the autocast.
+        """
+        model = self.accelerator.prepare_model(self.network)
+        for name in ("forward", "_original_forward"):
+            vars(self.network).pop(name, None)
+        return model
 
     def __call__(self, batches: Sequence[Batch], step: int) -> dict[str, float] | None:
         """One optimiser step.
@@ -66,7 +77,8 @@ class GuardedStep:
         """
         clip = self.config.optimizer.clip_grad_norm
         try:
-            losses = train_step(self.model, self.criterion, self.optimizer, batches, self.accelerator, clip)
+            with statistics_kept(self.network, if_raised=True):
+                losses = train_step(self.model, self.criterion, self.optimizer, batches, self.accelerator, clip)
         except NonFiniteLossError as error:
             self._explain_or_skip(error, batches, step)
             return None
@@ -79,8 +91,10 @@ class GuardedStep:
 
     def _explain_or_skip(self, error: NonFiniteLossError, batches: Sequence[Batch], step: int) -> None:
         self.optimizer.zero_grad()
+        if isinstance(self.model, DistributedDataParallel):  # it waits for gradients that never came, and would take the next ones
+            self.model._remove_autograd_hooks()
         with torch.random.fork_rng(devices=[self.accelerator.device] if self.accelerator.device.type == "cuda" else []):
-            diagnosis = diagnose(self.network, self.criterion, batches, self.accelerator.device)
+            diagnosis = diagnose(self.network, self.criterion, batches, self.accelerator.device, self.config.train.precision)
         message = f"step {step + 1}: {error} {diagnosis}"
         if self.accelerator.is_main_process:
             path = save_step(self.folder.non_finite, step, message, batches, self.network, self.config.loss)
@@ -91,5 +105,5 @@ class GuardedStep:
         if self._skipped_in_a_row > MOST_SKIPPED:
             raise NonFiniteLossError(f"{MOST_SKIPPED} steps in a row had to be left out; the last one: {message}") from error
         logger.warning("left out: %s", message)
-        if self.accelerator.num_processes > 1:  # the distributed wrapper waits for gradients that never came
-            self.model = self.accelerator.prepare_model(self.network)
+        if self.accelerator.num_processes > 1:
+            self.model = self._prepared()

@@ -32,7 +32,8 @@ class Learner:
     def __init__(self, network: DeformableDETR, config: RunConfig, accelerator: Accelerator, folder: RunFolder, plan: Plan) -> None:
         settings, self.base_lr = config.optimizer, config.optimizer.lr
         self.network, self.accelerator = network, accelerator
-        freeze(network, settings.freeze)
+        # not only left out of the optimiser, which would not clear its gradients: they would pile up, and count in the norm
+        freeze(network, settings.freeze if settings.backbone_lr_scale else (*settings.freeze, "backbone"))
         self.ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
         criterion = SetCriterion.from_config(network.metadata.model, config.loss, network.metadata.categories)
         optimizer = build_optimizer(
@@ -77,8 +78,7 @@ class Learner:
 
     def step(self, batches: Sequence[Batch], step: int) -> dict[str, float] | None:
         """One optimiser step, and the average moved after it; arguments and result as in :class:`GuardedStep`."""
-        if not self.network.training:  # a callback has predicted with it
-            self.train()
+        self.train()  # a callback may have predicted with it, or set all of it to training mode
         set_learning_rates(self.optimizer, self.schedule(step))
         losses = self.guarded_step(batches, step)
         if losses is not None and self.ema is not None:

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.criterion.criterion import number_of_boxes
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.transforms import resized_size
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch, Target
+from deformable_detr.training.train_step import statistics_kept
 
 logger = logging.getLogger(__name__)
 
@@ -187,18 +189,17 @@ class Trial:
         return float(sum(kept.values()))
 
     def _run(self, size: int) -> None:
-        buffers = {name: value.clone() for name, value in self.network.named_buffers()}
         mode = self.network.training
         images, targets = self.batch(size)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), self.accelerator.autocast():
-                losses = self.criterion(self.network.train()(images, targets), targets)
-            self.criterion.weighted_sum(losses).backward()
+            with torch.random.fork_rng(devices=devices), statistics_kept(self.network):
+                with self.accelerator.autocast():
+                    predictions = self.network.train()(images, targets)
+                    losses = self.criterion(predictions, targets, number_of_boxes(targets, self.accelerator.device))
+                self.criterion.weighted_sum(losses).backward()
         finally:
             self.network.train(mode)
-            for name, value in self.network.named_buffers():  # the statistics of batch norm
-                value.copy_(buffers[name])
 
     def _clean(self) -> None:
         self.network.zero_grad()

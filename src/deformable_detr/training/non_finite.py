@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from deformable_detr.config import LossConfig, Metadata
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.criterion.criterion import number_of_boxes
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.model.adapters import merged
+from deformable_detr.precision import Precision, autocast
 from deformable_detr.structures import ImageBatch, Target, tensors_in
-from deformable_detr.training.train_step import Batch, Criterion, is_broken
+from deformable_detr.training.train_step import Batch, Criterion, is_broken, statistics_kept
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +43,20 @@ class Diagnosis:
         return " ".join(self.details)
 
 
-def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], device: torch.device) -> Diagnosis:
+def diagnose(
+    model: nn.Module, criterion: Criterion, batches: Sequence[Batch], device: torch.device, precision: Precision = "fp32"
+) -> Diagnosis:
     """Repeat the forward and backward pass of a failed step and find where the first NaN or infinity arises.
 
-    Weights and optimiser stay as they are; gradients are left cleared. The mode of the model (train or eval) is kept.
+    Weights, statistics of batch norms and optimiser stay as they are; gradients are left cleared. The mode of the model (train or
+    eval) is kept. Of several processes each does this alone: the step may be broken in one of them only.
 
     Args:
         model: without a distributed wrapper.
         criterion: the losses.
         batches: of the step.
         device: where the model is.
+        precision: arithmetic of the forward pass.
     """
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if is_broken(value):
@@ -61,24 +67,29 @@ def diagnose(model: nn.Module, criterion: Criterion, batches: Sequence[Batch], d
             return Diagnosis("images", None, (f"The pixels of {broken} are non-finite after normalisation: check data.std.",))
     for images, targets in batches:
         moved = images.to(device), [target.to(device) for target in targets]
-        found = _diagnose_batch(model, criterion, *moved)
+        with statistics_kept(model):
+            found = _diagnose_batch(model, criterion, *moved, precision)
         model.zero_grad()
         if found is not None:
             return found
-    return Diagnosis("nowhere", None, ("Done again in fp32, the step is sound: the precision or chance (dropout) is the cause.",))
+    cause = "chance (dropout) is the cause, or another precision before"
+    return Diagnosis("nowhere", None, (f"Done again in {precision}, the step is sound: {cause}.",))
 
 
-def _diagnose_batch(model: nn.Module, criterion: Criterion, images: ImageBatch, targets: list[Target]) -> Diagnosis | None:
+def _diagnose_batch(
+    model: nn.Module, criterion: Criterion, images: ImageBatch, targets: list[Target], precision: Precision
+) -> Diagnosis | None:
     outputs: list[tuple[str, str]] = []  # modules with non-finite outputs, in the order of the computation
     gradients: list[tuple[str, str]] = []  # the same on the way back
     with _watched(model, outputs, gradients):
-        predictions = model(images, targets)
+        with autocast(precision, images.images.device):
+            predictions = model(images, targets)
         if outputs:
             name, text = outputs[0]
             more = f" {len(outputs) - 1} modules after it are broken, too." if len(outputs) > 1 else ""
             return Diagnosis("forward", name, (f"The first broken output is that of {name}: {text}.{more}",))
         try:
-            losses = criterion(predictions, targets)
+            losses = criterion(predictions, targets, num_boxes=number_of_boxes(targets, images.images.device))
         except FloatingPointError as error:
             return Diagnosis("loss", None, (f"All layers are finite, but {error}.",))
         broken = {name: value.item() for name, value in losses.items() if is_broken(value)}

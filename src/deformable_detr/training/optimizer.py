@@ -50,7 +50,7 @@ def parameter_groups(
     Args:
         model: a model with a `backbone`; its layers in `SAMPLING_LAYERS` make the group `sampling`.
         lr: learning rate of everything else.
-        backbone_lr_scale: the backbone's learning rate as a share of lr; 0 leaves the backbone out.
+        backbone_lr_scale: the backbone's learning rate as a share of lr.
         sampling_lr_scale: the sampling layers' learning rate as a share of lr.
         backbone_layer_decay: each layer of a plain ViT learns at this share of the rate of the layer after it, in a group
             `backbone.0`, `backbone.1`, … of its own; the last one has the backbone's learning rate.
@@ -75,8 +75,7 @@ def parameter_groups(
         if parameter.requires_grad:
             members[group_of.get(parameter, "transformer")].append(parameter)
     groups = [{"params": members[name], "lr": lr * scales[name], "name": name} for name in scales]
-    left_out = "backbone" if backbone_lr_scale == 0 else None
-    groups = [group for group in groups if group["params"] and group["name"].split(".")[0] != left_out]
+    groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("the model has no parameter to train: all of them have requires_grad=False")
     return groups

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,10 @@ class RunFolder:
                     Path(file.name).unlink()
 
     def write_config(self, config: RunConfig) -> None:
-        """Write config.yaml: every setting as used, to be read again with `--config`."""
+        """Write config.yaml: every setting as used, to be read again with `--config`; how the run was called goes without."""
         header = f"# Every setting of this run, as used by deformable-detr {__version__}. Repeat it with:\n"
         header += "#   deformable-detr train --config config.yaml --output ANOTHER_FOLDER\n"
-        write_text(self.config, header + to_yaml(config))
+        write_text(self.config, header + to_yaml(replace(config, resume=False)))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Add one line to log.jsonl."""

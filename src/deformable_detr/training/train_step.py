@@ -80,7 +80,8 @@ def train_step(
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             moved = [target.to(accelerator.device, non_blocking=True) for target in targets]
-            predictions = model(images.to(accelerator.device, non_blocking=True), moved)
+            with accelerator.autocast():
+                predictions = model(images.to(accelerator.device, non_blocking=True), moved)
             losses = _losses(criterion, predictions, moved, accelerator, divisor)
             with _statistics_counted(model) if recomputed else nullcontext():
                 accelerator.backward(losses["loss"])
@@ -97,6 +98,25 @@ def train_step(
     optimizer.step()
     names = list(totals)
     return dict(zip(names, torch.stack([totals[name].float() for name in names]).tolist(), strict=True))
+
+
+@contextmanager
+def statistics_kept(model: nn.Module, *, if_raised: bool = False) -> Iterator[None]:
+    """Put the statistics of batch norms back as they were before: a forward pass in training mode changes them.
+
+    Args:
+        model: whose batch norms are meant.
+        if_raised: only where the block ends with an error, in which they may have become NaN.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        for buffer, value in () if finished and if_raised else before:
+            buffer.copy_(value)
 
 
 @contextmanager

@@ -151,9 +151,9 @@ class Trainer:
                 callback.on_train_start(self)
                 ends.callback(callback.on_train_end, self)
 
-            self._tell(begin)
-            self._clock = (time.monotonic(), 0)
             try:
+                self._tell(begin)
+                self._clock = (time.monotonic(), 0)
                 if self.position.epoch_done:
                     self._finish_epoch()
                 while not self._finished():
