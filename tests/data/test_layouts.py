@@ -269,6 +269,15 @@ def test_lines_of_a_list_that_name_no_image(line, tmp_path):
         open_dataset(tmp_path).own("train").check()
 
 
+def test_folders_without_a_label_beside_a_list_of_classes(tmp_path):
+    """Masks were images without objects."""
+    files = ("images/1.png", "images/2.png", "labels/1.txt", "masks/1.png", "masks/2.png", "images/small/1.png")
+    lay(tmp_path, *files, text={"classes.txt": "cat\n"})
+    assert contents(tmp_path, "all") == {"images/1.png": [[10, 5, 10, 10]], "images/2.png": []}
+    unused = [item.text for code, item in open_dataset(tmp_path).unused() if code == "image-unlisted"]
+    assert sorted(unused) == ["images/small/1.png", "masks/1.png", "masks/2.png"]
+
+
 def test_a_stated_number_of_classes(tmp_path):
     """In a data.yaml and in an obj.data; `nc:` without a value states none."""
     lay(tmp_path, "1.png", "1.txt", text={"data.yaml": "train: train.txt\nnc:\nnames: [cat]\n", "train.txt": "1.png\n"})
@@ -460,12 +469,12 @@ def test_encodings(tmp_path):
 def test_every_file_is_accounted_for(tmp_path):
     predictions = json.loads(coco("1.png"))
     predictions["annotations"][0]["score"] = 0.9
-    files = ["images/1.png", "labels/1.txt", "images/train/2.png", "labels/lost.txt"]
+    files = ["images/1.png", "labels/1.txt", "images/train/2.png", "labels/train/2.txt", "labels/lost.txt"]
     more = {"images/a.heic": "", "pred.json": json.dumps(predictions), "README.md": "x", "notes.json": "{}"}
     lay(tmp_path, *files, text={"classes.txt": "cat\n", **more})
     dataset = open_dataset(tmp_path)
     assert dataset.format == "YOLO"
-    used = {tmp_path / "images/train/2.png", tmp_path / "classes.txt"}
+    used = {tmp_path / name for name in ("images/train/2.png", "labels/train/2.txt", "classes.txt")}
     unused = {code: [] for code, _ in dataset.unused()}
     for code, item in dataset.unused():
         assert item.file is not None

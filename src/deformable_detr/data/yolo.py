@@ -156,9 +156,10 @@ class YoloLayout(ForeignLayout):
             raise ValueError(f"{index.root}: several lists of classes that differ: {shown}; write a data.yaml with `names`")
         images = [Path(path) for path in index.images]
         layout = cls(index, lists[0], _listed_names(lists[0], found), {}, found=found)
-        if not any(layout.label_file(image)[0] for image in images):
+        labelled = {image.parent for image in images if layout.label_file(image)[0]}
+        if not labelled:
             return None
-        for image in images:
+        for image in (image for image in images if image.parent in labelled):  # not masks, thumbnails, drawings
             role = path_role(index.relative(image))
             layout.parts.setdefault(role or "all", []).append(image)
         if len(layout.parts) > 1:
