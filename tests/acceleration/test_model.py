@@ -30,7 +30,7 @@ from deformable_detr.acceleration.low_precision import (
 )
 from deformable_detr.acceleration.model import InferenceModel, inductor
 from deformable_detr.acceleration.network import fast_network
-from deformable_detr.acceleration.options import PLAIN, InferenceOptions, fastest_precision
+from deformable_detr.acceleration.options import PLAIN, InferenceOptions, _seconds, fastest_precision
 from deformable_detr.acceleration.watch import Watch
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.model import build_model
@@ -455,6 +455,12 @@ def test_compile_runs_and_goes_on_without_a_compiler(monkeypatch, caplog):
     model = build()
     images = sample_images((64, 80))
     assert_same(InferenceModel(model, InferenceOptions(compile=True))(images), plain(model, images))
+
+
+def test_timing_a_precision_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    assert _seconds(torch.device("cpu"), torch.float32, rounds=1) > 0
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_predictor_options():

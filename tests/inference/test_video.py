@@ -201,6 +201,42 @@ def test_a_camera_gives_its_newest_frames(monkeypatch):
     assert [int(frame.image[0, 0, 0]) - 1 for frame in frames] == indices
 
 
+def test_closing_waits_for_the_thread_that_reads(monkeypatch):
+    """FFmpeg would end the whole process."""
+    states = []
+
+    class Camera:
+        def __init__(self, number):
+            self.busy, self.left = False, 50
+
+        def isOpened(self):
+            return True
+
+        def get(self, which):
+            return 30.0
+
+        def grab(self):
+            self.busy = True
+            time.sleep(0.02)
+            self.busy, self.left = False, self.left - 1
+            return self.left > 0
+
+        def retrieve(self):
+            return True, np.zeros((8, 8, 3), dtype=np.uint8)
+
+        def release(self):
+            states.append(self.busy)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    for _ in range(5):
+        with Video("0") as video:
+            ahead = read_ahead(video.frames())
+            next(ahead)
+        with pytest.raises(ValueError, match="this video has been closed"):
+            list(ahead)
+    assert states == [False] * 5
+
+
 def test_errors_of_the_reading_thread_arrive():
     def items():
         yield 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from deformable_detr.acceleration.fused_convolutions import random_numbers
 from deformable_detr.precision import Precision, autocast_dtype
 
 WORTHWHILE = 1.2
@@ -73,8 +74,10 @@ def fastest_precision(device: torch.device) -> Precision:
 
 @torch.inference_mode()
 def _seconds(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
-    x = torch.randn(1, 128, 100, 100, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x, weight = (
+        random_numbers(*shape).to(device, dtype).contiguous(memory_format=torch.channels_last)
+        for shape in ((1, 128, 100, 100), (128, 128, 3, 3))
+    )
     times = []
     for _ in range(rounds + 2):
         began = time.perf_counter()

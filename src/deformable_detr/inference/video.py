@@ -20,7 +20,7 @@ from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.inference.tracking import Tracker
-from deformable_detr.inference.video_readers import CameraReader, FileReader, Reader, is_address
+from deformable_detr.inference.video_readers import CameraReader, FileReader, Moments, Reader, is_address
 from deformable_detr.schema import plain_numbers
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Video:
 
     def __init__(self, source: str | Path) -> None:
         self.name, self._closed = str(source), False
+        self._reading = threading.Lock()  # FFmpeg ends the process when its file is closed while another thread decodes it
         camera = is_camera(self.name)
         if not camera and not is_address(self.name) and not Path(self.name).is_file():
             raise FileNotFoundError(f"no such video: {self.name}")
@@ -75,8 +76,9 @@ class Video:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._reader.close()
-        self._closed = True
+        with self._reading:
+            self._reader.close()
+            self._closed = True
 
     def frames(self, every: int = 1) -> Iterator[tuple[int, float, np.ndarray]]:
         """Index, seconds since the first frame, and pixels `[H, W, 3]` uint8 RGB of every `every`-th frame.
@@ -87,10 +89,10 @@ class Video:
         Raises:
             ValueError: not one frame can be decoded, or the video has been closed.
         """
-        if self._closed:
-            raise ValueError(f"{self.name}: this video has been closed; open it again")
         index, began, shift, seconds = 0, 0.0, 0.0, 0.0
-        for stamp, pixels in self._reader.moments():
+        moments = self._reader.moments()
+        while (moment := self._next(moments, index % every == 0)) is not None:
+            stamp, image = moment
             earliest = seconds + 1 / self.fps if index else 0.0
             if self.live:
                 arrived = time.monotonic()
@@ -102,11 +104,19 @@ class Video:
                 if index == 0 or stamp + shift <= seconds:
                     shift = earliest - stamp
                 seconds = stamp + shift
-            if index % every == 0 and (image := pixels()) is not None:
+            if image is not None:
                 yield index, seconds, image
             index += 1
         if index == 0:
             raise ValueError(f"{self.name}: not one frame can be decoded; the file may be damaged or cut off")
+
+    def _next(self, moments: Moments, wanted: bool) -> tuple[float | None, np.ndarray | None] | None:
+        """The next frame's own time and, if they are wanted, its pixels; None at the end."""
+        with self._reading:
+            if self._closed:
+                raise ValueError(f"{self.name}: this video has been closed; open it again")
+            moment = next(moments, None)
+            return None if moment is None else (moment[0], moment[1]() if wanted else None)
 
 
 def iterate_video(
