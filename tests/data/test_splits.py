@@ -139,6 +139,7 @@ def test_a_division_holds_where_the_dataset_is_read_only(training_only, tmp_path
     record = json.loads(annotations.read_text())
     record["images"] += [record["images"][0] | {"id": 100 + number, "file_name": f"new{number}.png"} for number in range(10)]
     annotations.write_text(json.dumps(record))
+    found: dict[str, list[str]] = {}
     for _ in range(2):  # written down elsewhere, and read from both
         found = {split: images(training_only, split) for split in ("train", "val", "test")}
         assert all(set(names) <= set(found[split]) for split, names in lists.items())

@@ -270,6 +270,6 @@ def test_several_processes_decide_alike_and_turn_the_same_steps(config: RunConfi
 def test_other_words_are_refused() -> None:
     for name in ("vertical_flip", "transpose"):
         with pytest.raises(ValueError, match=name):
-            DataConfig(**{name: 1.5})
+            replace(DataConfig(), **{name: 1.5})
         with pytest.raises(ValueError, match=name):
             asked_settings({"dataset": "set", f"data.{name}": "sometimes"})
