@@ -1,5 +1,6 @@
 """Files that are not what they should be: each ends in an error that names what does not fit."""
 
+import argparse
 import json
 import os
 import pickle
@@ -119,6 +120,33 @@ def test_wrong_class_count(official_file):
 
     alter(official_file, change)
     assert "class_embed.1.bias is [8], expected [5]" in message_of(official_file)
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+def test_a_head_that_does_not_fit_while_the_classes_change(official_file, rows):
+    def change(state_dict):
+        for name in [name for name in state_dict if name.endswith("class_embed.1.bias")]:
+            bias = state_dict.pop(name)
+            state_dict |= {} if rows is None else {name: bias[:rows].clone()}
+
+    alter(official_file, change)
+    expected = "missing (1): class_embed.1.bias" if rows is None else "class_embed.1.bias is [2], expected [3]"
+    assert expected in message_of(official_file, classes=["cell", "dust", "hair"])
+    model = load_pretrained(official_file, classes=["cell", "dust", "hair"], strict=False)
+    assert [len(head.bias) for head in model.class_heads] == [3, 3]
+
+
+def test_another_file_with_the_ending_of_an_index(native_file):
+    native_file.with_name("pages.index.json").write_text("{}")
+    assert load_pretrained(native_file).metadata.model.num_classes == 5
+
+
+def test_what_pickles_may_hold_is_left_to_others(official_file):
+    mine = [json.JSONDecoder, argparse.Namespace]
+    with torch.serialization.safe_globals(mine):
+        load_pretrained(official_file)
+        assert set(torch.serialization.get_safe_globals()) >= set(mine)
+    assert not set(torch.serialization.get_safe_globals()) & set(mine)
 
 
 def test_copies_that_differ(official_file):

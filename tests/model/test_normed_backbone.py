@@ -101,3 +101,16 @@ def test_a_detector_on_swin_trains_and_runs_fast() -> None:
     fast = InferenceModel(model)(images)
     torch.testing.assert_close(fast.boxes[-1], expected.boxes[-1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fast.logits[-1], expected.logits[-1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "efficientnet_b0"])
+def test_norms_behind_other_backbones(name: str) -> None:
+    """Of any kind of timm's feature models, in the dtype of the weights."""
+    backbone = NormedBackbone(name, pretrained=False, frozen_stages=0).double()
+    maps = backbone(torch.rand(1, 3, 64, 96))
+    assert [tuple(level.shape[2:]) for level in maps] == [(8, 12), (4, 6), (2, 3)]
+    for level in maps:
+        assert level.dtype == torch.float64
+        torch.testing.assert_close(
+            level.mean(1), torch.zeros_like(level[:, 0]), atol=1e-6, rtol=0
+        )  # a layer norm without weights yet

@@ -109,6 +109,8 @@ def test_a_run(config: RunConfig, tmp_path: Path) -> None:
     assert torch.equal(loaded.neck.state_dict()["projections.0.0.weight"], start.neck.state_dict()["projections.0.0.weight"])
     name = "layers.0.ffn.linear1.weight"
     assert torch.linalg.matrix_rank(loaded.encoder.get_parameter(name) - start.encoder.get_parameter(name), rtol=1e-3) == 2
+    with pytest.raises(ValueError, match="holds no weights without averaging"):
+        load_checkpoint(whole.last_weights.with_name("last-adapter"), ema=False)
     alone = load_checkpoint(whole.last_weights.with_name("last-adapter"))
     folder = whole.last_weights.with_name("last-adapter")
     content = json.loads((folder / "adapter_config.json").read_text())

@@ -125,6 +125,7 @@ def test_real_steps_are_timed(dataset: Path, budget: str | None, steps: int, mon
 
     def step(learner: Learner, batches: Any, number: int, real: Any = Learner.step) -> Any:
         made.append(number)
+        assert learner.network.encoder.gradient_checkpointing  # as in the run
         return real(learner, batches, number)
 
     monkeypatch.setattr(Learner, "step", step)
@@ -132,6 +133,7 @@ def test_real_steps_are_timed(dataset: Path, budget: str | None, steps: int, mon
     options = {
         **{"dataset": dataset, "preset": "tiny", "ema_decay": 0.9, "num_workers": 0, "device": "cpu", "eval_short_side": 64},
         **{"train_short_sides": [64], "crop_short_sides": [], "max_long_side": 64, "budget": budget},
+        "gradient_checkpointing": True,
     }
     speed = measure_speed(build_config(asked_settings(by_full_name(options))), clock=lambda: float(next(ticks)))
     assert len(made) == WARM_UP + steps

@@ -10,8 +10,11 @@ import pytest
 from rich.console import Console
 
 from deformable_detr.config import RunConfig
+from deformable_detr.data.scenes import generate_scenes
 from deformable_detr.settings import read_config
 from deformable_detr.training import TrainingInterrupted, TrainResult, train_seeds
+from deformable_detr.training.budget import Speed
+from deformable_detr.training.recipe import plan_run
 
 APS = {0: 0.5, 1: 0.6, 7: 0.55}
 
@@ -69,6 +72,21 @@ def test_the_runs_keep_their_length(run: RunConfig, caplog: pytest.LogCaptureFix
     kept = read_config(Path(run.output_dir) / "config.yaml").train
     assert (kept.steps, kept.seconds, kept.log_every) == (50, 60, 9)
     assert "as long as the first: train.seconds was 60.0, is 58.5; train.steps was 50, is 77" in caplog.text
+
+
+def test_a_budget_with_a_recipe_that_is_timed_again(tmp_path: Path) -> None:
+    """The recipe makes warm-up, average and input size depend on the steps: they are those of the first time, too."""
+    dataset = generate_scenes(tmp_path / "data", train=12, val=4, image_size=64)
+    asked = {"dataset": dataset, "recipe": "small-data", "budget": "20m", "output_dir": tmp_path / "runs"}
+    runs, used = [plan_run(asked, measure=lambda _, time=time: Speed(time, 10.0, 6))[0] for time in (1.0, 1.06)], []
+    assert runs[0].optimizer.warmup_steps != runs[1].optimizer.warmup_steps
+    assert runs[0].train.ema_decay != runs[1].train.ema_decay
+    runs[1] = replace(runs[1], data=replace(runs[1].data, eval_short_side=128, train_short_sides=(128,)))
+    for run in runs:
+        train_seeds(run, [0], train_one=lambda config, *_, **__: used.append(config) or Runs()(config))
+    assert used[1] == replace(used[0], resume=True)
+    with pytest.raises(ValueError, match=r"other settings: .*optimizer\.lr was"):
+        train_seeds(replace(runs[1], optimizer=replace(runs[1].optimizer, lr=0.5)), [0], train_one=Runs())
 
 
 OTHER = {

@@ -14,12 +14,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deformable_detr.acceleration.model import InferenceModel
+from deformable_detr.categories import Categories
+from deformable_detr.checkpoints import save_weights
 from deformable_detr.checkpoints.load import load_pretrained
 from deformable_detr.config import RunConfig
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import Metrics, evaluate
+from deformable_detr.model import build_model
 from deformable_detr.settings import read_config
 from deformable_detr.training.callbacks import Callback, Run, Samples, Step
+from deformable_detr.training.preparation import build_network
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
 from deformable_detr.training.trainer import TrainResult, train
@@ -202,6 +206,18 @@ def test_starting_from_weights(run: tuple[TrainResult, list[Path]], config: RunC
     for name in before:
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9, msg=name)
+
+
+def test_weights_of_other_images_and_classes(config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What they were normalised with is said; classes whose names are like each other are the dataset's matter."""
+    model = build_model(replace(config.model, num_classes=3))
+    model.metadata = replace(model.metadata, categories=Categories.from_names(["cat", "Dog", "dog"]), std=(1 / 255,) * 3)
+    path = save_weights(tmp_path / "w.safetensors", model)
+    network = build_network(replace(config, weights=str(path)), Categories(("dog", "Dog"), (3, 7)), resumed=False)
+    assert f"{path} has learned from images with data.std (0.0039" in caplog.text
+    assert "data.mean" not in caplog.text
+    weight = model.get_parameter("class_heads.0.weight")
+    assert torch.equal(network.get_parameter("class_heads.0.weight"), weight[[2, 1]])
 
 
 class Norms(Callback):

@@ -88,15 +88,18 @@ def map_class_heads(weights: Weights, mapping: ClassMapping, *, proposal_classes
         mapping: which row goes where.
         proposal_classes: the head of the proposals knows the classes (DINO), so that its rows are treated as all others.
     """
-    heads = ("class_heads.", f"{PROPOSAL_HEAD}.")
-    for name in [name for name in weights.tensors if name.startswith(heads) and name.endswith(".weight")]:
+    prefixes = ("class_heads.", f"{PROPOSAL_HEAD}.")
+    for name in [name for name in weights.tensors if name.startswith(prefixes) and name.endswith(".weight")]:
         head = name.removesuffix(".weight")
+        weight, bias = weights.tensors[name], weights.tensors.get(f"{head}.bias")
+        if bias is None or weight.ndim != 2 or not len(weight) == len(bias) == mapping.num_old_classes:
+            continue  # it does not fit, which is said with all that does not
         sources = mapping.sources
         silent = [row for row, class_name in enumerate(mapping.classes.names) if class_name == NO_CLASS]
         if head == PROPOSAL_HEAD and not proposal_classes:
             sources = (0, *(source or None for source in sources[1:]))
             silent = [row for row, source in enumerate(sources) if source is None]
-        weight, bias = _rearrange(weights.tensors[name], weights.tensors[f"{head}.bias"], sources, silent)
+        weight, bias = _rearrange(weight, bias, sources, silent)
         for key, tensor in ((name, weight), (f"{head}.bias", bias)):
             weights.report.reshaped.append(f"{weights.named(key)} ({mapping.num_old_classes} → {len(sources)} rows)")
             weights.tensors[key] = tensor
@@ -106,7 +109,7 @@ def map_class_heads(weights: Weights, mapping: ClassMapping, *, proposal_classes
 def map_label_table(weights: Weights, mapping: ClassMapping) -> None:
     """Rearrange the table of labels that denoising starts from; new classes get fresh rows, the last row belongs to no class."""
     table = weights.tensors.get(LABELS)
-    if table is None:
+    if table is None or table.ndim != 2 or len(table) != mapping.num_old_classes + 1:
         return
     rows = nn.Embedding(len(mapping.sources) + 1, table.shape[1]).weight.detach().to(table.dtype)
     for row, source in enumerate((*mapping.sources, mapping.num_old_classes)):

@@ -115,7 +115,8 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """As :func:`load_pretrained`, with the report on what became of every tensor and class."""
     path = find_weights(source, revision)
-    weights = read_adapter(path, load_pretrained) if path.name == ADAPTER_NAME else read_weights(read_tensors(path), ema)
+    adapter = path.name == ADAPTER_NAME
+    weights = _of_the_kind(read_adapter(path, load_pretrained), ema, path) if adapter else read_weights(read_tensors(path), ema)
     metadata = describe(weights, settings, origin=path.name if Path(source).exists() else f"{source}, {path.parent.name}")
     _refuse(weights, path, strict)
     if Path(source).is_dir() and (others := _others_beside(path)):

@@ -5,9 +5,11 @@ import json
 import mmap
 import pickle
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from torch import Tensor
 from deformable_detr.checkpoints.bookkeeping import SAFE_TYPES
 from deformable_detr.checkpoints.foreign_files import AGAIN, describe_foreign_file, is_safetensors
 from deformable_detr.checkpoints.weights import same
+
+_READING = threading.Lock()
 
 INDEX_SUFFIX = ".index.json"
 """Ending of the file that says which tensor is in which of several files."""
@@ -68,8 +72,9 @@ def read_tensors(path: str | Path) -> TensorFile:
 def _index_of(path: Path) -> Path | None:
     """The index beside one of several files, such as `model-00001-of-00003.safetensors`."""
     for index in path.parent.glob(f"*{INDEX_SUFFIX}"):
-        if path.name in shard_names(index):
-            return index
+        with suppress(ValueError):  # another file of such a name
+            if path.name in shard_names(index):
+                return index
     return None
 
 
@@ -138,7 +143,7 @@ def _read_pickle(path: Path) -> TensorFile:
     allowed: list[Any] = [argparse.Namespace, *SAFE_TYPES]
     misnamed = path.suffix == ".safetensors"  # torch.load goes by the name, but not of an open file
     try:
-        with torch.serialization.safe_globals(allowed), path.open("rb") as file:
+        with _allowed_alone(allowed), path.open("rb") as file:
             mapped = zipfile.is_zipfile(path) and not misnamed
             content = torch.load(file if misnamed else path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -153,6 +158,20 @@ def _read_pickle(path: Path) -> TensorFile:
     if not tensors:
         raise ValueError(f"{path} holds no tensors: expected weights, or a dict with them under a name such as 'model'")
     return TensorFile(path, tensors, extras=dict(content))
+
+
+@contextmanager
+def _allowed_alone(types: list[Any]) -> Iterator[None]:
+    """Let pickles hold these types. PyTorch's list is one for all threads, and what others have put there stays theirs."""
+    with _READING:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(types)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _check_records(path: Path) -> None:

@@ -34,13 +34,13 @@ class NormedBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[B, 3, H, W]` normalised → maps `[B, channels[i], H / strides[i], W / strides[i]]`, finest first."""
-        maps = self.body(images)
+        maps = super().forward(images)
         if not self.channels_last:
             maps = [level.permute(0, 2, 3, 1) for level in maps]
         return [norm(level).permute(0, 3, 1, 2) for norm, level in zip(self.norms, maps, strict=True)]
 
     def _check_format(self, name: str) -> None:
-        self.channels_last = self.body.output_fmt == Format.NHWC
+        self.channels_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC  # not every model of timm says it
 
 
 class PadFirstBlock(SwinTransformerBlock):

@@ -194,8 +194,7 @@ def measure_speed(
     with without_warnings():  # what there is to say about data and weights is said when the run itself begins
         data = open_data(config, dataset)
         set_seed(config.train.seed)
-        network = build_network(config, data.train.categories, resumed=config.weights is None)
-        network.to(accelerator.device)
+        network = build_network(config, data.train.categories, resumed=config.weights is None, device=accelerator.device)
         config = replace(config, model=network.metadata.model)
         config = choose_batch_size(network, config, data.train, accelerator)
         train_loader, val_loader = build_loaders(config, data, accelerator)

@@ -26,6 +26,7 @@ from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.model.adapters import add_adapters
 from deformable_detr.settings import flatten, to_record
 from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
+from deformable_detr.training.memory import set_gradient_checkpointing
 
 logger = logging.getLogger(__name__)
 
@@ -175,18 +176,21 @@ def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) ->
     return loader(data.train, True), loader(data.val, False) if data.val is not None else None
 
 
-def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -> DeformableDETR:
-    """The model with as many classes as the dataset has, fresh or from `config.weights`.
+def build_network(
+    config: RunConfig, categories: Categories, *, resumed: bool, device: torch.device | str = "cpu"
+) -> DeformableDETR:
+    """The model with as many classes as the dataset has, fresh or from `config.weights`, as it is trained.
 
     Args:
         config: the run.
         categories: of the training split.
         resumed: whether a saved state replaces all weights, so that none need to be fetched.
+        device: where it goes.
     """
     if config.optimizer.lora and config.weights is None:
         raise ValueError("optimizer.lora trains beside fixed weights: name those of a trained detector (--weights)")
     if config.weights is not None and not resumed:
-        network = load_pretrained(config.weights, num_classes=len(categories), classes=categories.names)
+        network = load_pretrained(config.weights, classes=categories)
         _report_other_network(config, network)
         model_config = network.metadata.model
     else:
@@ -205,17 +209,23 @@ def build_network(config: RunConfig, categories: Categories, *, resumed: bool) -
     )
     if config.optimizer.lora:
         add_adapters(network, config.optimizer.lora)
-    return network
+    set_gradient_checkpointing(network, config.train.gradient_checkpointing)
+    return network.to(device).to(memory_format=torch.channels_last)  # the convolutions' faster layout
 
 
 def _report_other_network(config: RunConfig, network: DeformableDETR) -> None:
-    """Log where the model of the weights file differs from the settings."""
+    """Log where the model of the weights file, and what it wants of images, differ from the settings."""
     wanted, found = to_record(config.model), to_record(network.metadata.model)
     other = {name: found[name] for name in wanted if wanted[name] != found[name]}
     for name in ("num_classes", "pretrained_backbone"):
         other.pop(name, None)
     if other:
         logger.warning("the network is that of %s, not of the settings under `model`: %s", config.weights, other)
+    for name in ("mean", "std", "bit_depth"):
+        learned, used = getattr(network.metadata, name), getattr(config.data, name)
+        if not np.allclose(learned, used, atol=1e-3):
+            text = "%s has learned from images with data.%s %s; in this run it is %s, so that it sees other numbers: give the same"
+            logger.warning(text, config.weights, name, learned, used)
 
 
 def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, processes: int) -> None:

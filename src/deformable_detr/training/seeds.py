@@ -23,8 +23,9 @@ from deformable_detr.training.trainer import train
 
 logger = logging.getLogger(__name__)
 
-LENGTH = {"train.epochs", "train.steps", "train.seconds", "train.evaluate_every"}
-"""What a budget decides."""
+LENGTH = {"train.epochs", "train.steps", "train.seconds", "train.evaluate_every", "train.ema_decay", "optimizer.warmup_steps"}
+LENGTH |= {"data.eval_short_side", "data.train_short_sides", "data.max_long_side"}
+"""What a budget decides, and what a recipe makes depend on that."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,14 @@ def _same_settings(config: RunConfig) -> RunConfig:
         raise ValueError(f"{folder.root} holds runs with other settings: {'; '.join(differing)}. Choose another --output")
     if lengths:
         logger.warning("all runs in %s are as long as the first: %s", folder.root, "; ".join(lengths))
-    kept = {name.partition(".")[2]: getattr(before.train, name.partition(".")[2]) for name in LENGTH}
-    return replace(config, train=replace(config.train, **kept))
+    groups = {name.partition(".")[0] for name in LENGTH}
+    kept = {group: {name: getattr(getattr(before, group), name) for name in _names(group)} for group in groups}
+    return replace(config, **{group: replace(getattr(config, group), **values) for group, values in kept.items()})
+
+
+def _names(group: str) -> list[str]:
+    """Those of a group of settings that are in :data:`LENGTH`."""
+    return [name.partition(".")[2] for name in LENGTH if name.startswith(f"{group}.")]
 
 
 def _record(config: RunConfig) -> dict[str, Any]:

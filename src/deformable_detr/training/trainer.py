@@ -30,7 +30,7 @@ from deformable_detr.training.batches import step_batches
 from deformable_detr.training.callbacks import Callback, EarlyStopping, Step
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
 from deformable_detr.training.learner import Learner
-from deformable_detr.training.memory import choose_batch_size, set_gradient_checkpointing
+from deformable_detr.training.memory import choose_batch_size
 from deformable_detr.training.orientation import Orientation
 from deformable_detr.training.pace import MOST_PASSES, Pace, Plan, TimedPace
 from deformable_detr.training.preparation import (
@@ -121,9 +121,8 @@ class Trainer:
             check_same_run(config, saved, self.data, self.accelerator.num_processes)
         self.contents = contents_of(self.data)
         set_seed(config.train.seed)
-        self.network = build_network(config, self.data.train.categories, resumed=saved is not None)
-        self.network.to(self.accelerator.device).to(memory_format=torch.channels_last)  # the convolutions' faster layout
-        set_gradient_checkpointing(self.network, config.train.gradient_checkpointing)
+        categories, device = self.data.train.categories, self.accelerator.device
+        self.network = build_network(config, categories, resumed=saved is not None, device=device)
         config = replace(config, model=self.network.metadata.model)
         self.config = config = choose_batch_size(self.network, config, self.data.train, self.accelerator)
         self.train_loader, val_loader = build_loaders(config, self.data, self.accelerator)
