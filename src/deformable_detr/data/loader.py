@@ -186,10 +186,8 @@ class TrainingSampler(Sampler[SampleKey]):
         order = order.repeat(-(-step // self.length))[: self.batches * step] if self.length < step else order[: self.batches * step]
         mine = order.view(self.batches, self.world_size, self.batch_size)[self.skip_batches :, self.rank]  # [batches, B]
         mixing, turns = self.allowed
-        chosen = torch.randint(2, (self.batches, len(turns)), generator=generator, dtype=torch.int64, device="cpu")[
-            self.skip_batches :
-        ]
-        for indices, choice in zip(mine.tolist(), chosen.tolist(), strict=True):
+        chosen = torch.randint(2, (self.batches, len(turns)), generator=generator, dtype=torch.int64, device="cpu")
+        for indices, choice in zip(mine.tolist(), chosen[self.skip_batches :].tolist(), strict=True):
             for index in indices:
                 yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index), mixing, tuple(compress(turns, choice)))
 

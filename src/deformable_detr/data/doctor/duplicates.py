@@ -41,23 +41,17 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, I
 
 def check_shared_files(splits: Sequence[SplitData]) -> None:
     """Note images that two splits share under one name, be it through a link: what can be told without reading them."""
+    paths = [{image: data.path(image) for image in data.usable_images()} for data in splits]
+    names = [{path.name for path in found.values()} for found in paths]
     for number, other in enumerate(splits):
-        for data in splits[:number]:
-            shared = _names(data) & _names(other)
-            places = {_identity(path): image for image, path in reversed(_paths(other)) if path.name in shared}
-            for image, path in _paths(data):
+        for before, data in enumerate(splits[:number]):
+            shared = names[before] & names[number]  # few or none, so that few files are asked for what they are
+            places = {_identity(path): image for image, path in reversed(paths[number].items()) if path.name in shared}
+            for image, path in paths[before].items():
                 there = places.get(_identity(path)) if path.name in shared else None
                 if there is not None:
                     text = f"the same file as {other.file_name(there)} of {other.name}"
                     data.found.add("image-leak", data.image_item(image, text, value=(other.name, there)))
-
-
-def _paths(data: SplitData) -> list[tuple[int, Path]]:
-    return [(image, data.path(image)) for image in data.usable_images()]
-
-
-def _names(data: SplitData) -> set[str]:
-    return {path.name for _, path in _paths(data)}
 
 
 def _identity(path: Path) -> object:
