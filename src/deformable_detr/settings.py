@@ -30,6 +30,9 @@ SETTINGS: dict[str, Entry] = {name: entry for name, entry in entries(RunConfig).
 _ALIASES = {"model.weights": "weights"}
 """The weights belong to the run, but are looked for beside the network."""
 
+_LENGTH = ("train.epochs", "train.steps", "train.budget", "train.seconds")
+"""Say how long a run is: where options do, nothing that a file says of it counts."""
+
 _PATHS = ("dataset", "output_dir", "weights")
 """What may begin with `~`, the user's folder."""
 
@@ -49,11 +52,14 @@ def asked_settings(options: Mapping[str, Any], file: str | Path | None = None) -
     if file is None and asked.get("resume"):
         saved = Path(asked.get("output_dir", SETTINGS["output_dir"].default)) / "config.yaml"
         file = saved if saved.is_file() else None
-    if "train.epochs" in asked and "train.steps" not in asked:
-        asked["train.steps"] = None  # epochs asked for here count, even where the file counts in steps
+    said = read_yaml(file) if file is not None else {}
+    if any(asked.get(name) is not None for name in ("train.epochs", "train.steps", "train.budget")):
+        said = {name: value for name, value in said.items() if name not in _LENGTH}
+    if "train.epochs" in asked:
+        asked.setdefault("train.steps", None)  # those of a recipe do not count either
     if "train.steps" in asked:
-        asked.setdefault("train.seconds", None)  # nor does a file's time
-    return (read_yaml(file) if file is not None else {}) | asked
+        asked.setdefault("train.seconds", None)
+    return said | asked
 
 
 def read_config(path: str | Path) -> RunConfig:

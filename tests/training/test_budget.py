@@ -1,5 +1,6 @@
 """A time in place of a number of steps: with a clock of the test's own, so that nothing depends on this machine."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,24 @@ def test_a_budget_without_a_recipe_is_a_number_of_steps(dataset: Path) -> None:
 def test_two_lengths_are_one_too_many(dataset: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.budget and train\.epochs both say"):
         settings({"dataset": dataset, "recipe": "small-data", "budget": "5m", "epochs": 3})
+
+
+@pytest.mark.parametrize("length", [{"epochs": 7}, {"steps": 70}, {"budget": "1h"}, {"steps": 70, "seconds": 60.0}])
+def test_the_length_that_options_give_replaces_that_of_a_file(dataset: Path, tmp_path: Path, length: dict[str, Any]) -> None:
+    """Every `config.yaml` holds epochs, which a budget beside it was refused for."""
+    file = tmp_path / "config.yaml"
+    file.write_text(f"dataset: {dataset}\npreset: tiny\nrecipe: none\ntrain: {json.dumps(length)}\n")
+
+    def course(**options: Any) -> tuple[int, int | None, float | None, str | None]:
+        train = plan_run(options, file, measure=lambda _: Speed(1.0, 1.0, 6))[0].train
+        return train.epochs, train.steps, train.seconds, train.budget
+
+    assert course(epochs=3) == (3, None, None, None)
+    assert course(steps=30) == (50, 30, None, None)
+    _, steps, *held = course(budget="5m")
+    assert 200 < (steps or 0) < 300  # a second each, and evaluations
+    assert held == [300.0, None]
+    assert course(steps=30, seconds=9.0) == (50, 30, 9.0, None)
 
 
 @pytest.mark.parametrize(("budget", "steps"), [(None, 13), ("1m40s", 10), ("10s", 1)])
