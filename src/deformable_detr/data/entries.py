@@ -14,6 +14,7 @@ __all__ = [
     "as_id",
     "as_number",
     "as_side",
+    "as_size",
     "as_whole",
     "box_of_segmentation",
     "crowd_of",
@@ -109,6 +110,12 @@ def as_side(value: Any) -> int:
     """A width or height in whole pixels; 0 for what cannot be one."""
     number = as_number(value)
     return int(number) if number is not None and number == int(number) and 0 < number <= LARGEST_SIDE else 0
+
+
+def as_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """A (height, width) in pixels; None unless both can be meant."""
+    size = as_side(height), as_side(width)
+    return size if all(size) else None
 
 
 def as_box(value: Any) -> list[float] | None:

@@ -204,6 +204,11 @@ class Found:
     split: str
     items: dict[str, list[Item]] = field(default_factory=dict)
 
+    @classmethod
+    def from_lists(cls, items: Mapping[str, Sequence[Sequence[Any]]]) -> "Found":
+        """What was written down as JSON, as yet of no split."""
+        return cls("", {code: [Item(*item) for item in listed] for code, listed in items.items()})
+
     def add(self, code: str, *items: Item) -> None:
         """Note cases of a kind."""
         if items:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from deformable_detr.data.entries import as_number, read_flag, read_number
+from deformable_detr.data.entries import as_number, as_size, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex
 from deformable_detr.data.foreign_readers import (
     Box,
@@ -20,7 +20,6 @@ from deformable_detr.data.foreign_readers import (
     around,
     ellipse_extent,
     from_xywh,
-    image_size,
     turned,
 )
 from deformable_detr.data.images import IMAGE_SUFFIXES, open_image
@@ -39,7 +38,7 @@ def _read_cvat(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         raise ValueError("tracks of a video name no images; export it as `CVAT for images 1.1`, with the images")
     for image in root.iter("image"):
         shapes = [ForeignObject(shape.attrib["label"], _cvat_box(shape)) for shape in image if shape.tag != "tag"]
-        size = image_size(image.get("height"), image.get("width"))
+        size = as_size(image.get("height"), image.get("width"))
         yield ForeignImage(image.attrib["name"], shapes, image.get("subset"), size)
 
 
@@ -94,7 +93,7 @@ def _studio_regions(task: dict[str, Any]) -> list[StudioRegion] | None:
     else:
         regions = [region for value in task.values() if isinstance(value, list) for region in value if isinstance(region, dict)]
     return [
-        (region.get("to_name"), image_size(region.get("original_height"), region.get("original_width")), thing)
+        (region.get("to_name"), as_size(region.get("original_height"), region.get("original_width")), thing)
         for region in regions
         for thing in _label_studio_objects(region)
     ]
@@ -148,7 +147,7 @@ def _label_studio_objects(region: dict[str, Any]) -> Iterator[ForeignObject]:
         return
     if region.get("item_index") is not None:
         raise ValueError("a region of one of several images that are one task; export each image as a task of its own")
-    size = image_size(region.get("original_height"), region.get("original_width"))
+    size = as_size(region.get("original_height"), region.get("original_width"))
     scale = (size[1] / 100, size[0] / 100) if size else (0.01, 0.01)
     degrees = read_number(region.get("rotation") or 0)
     if degrees and not size:
@@ -176,7 +175,7 @@ def _read_supervisely(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """A file of `ann`, whose image lies in `img`."""
     record = json.loads(read_text(file))
     objects = [ForeignObject(one["classTitle"], _supervisely_box(one)) for one in record["objects"]]
-    size = image_size(record["size"].get("height"), record["size"].get("width"))
+    size = as_size(record["size"].get("height"), record["size"].get("width"))
     yield ForeignImage(f"../img/{file.name.removesuffix('.json')}", objects, size=size)
 
 
@@ -208,7 +207,7 @@ def _read_bdd(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
             else:
                 left_out.append(str(one.get("category")))
         size = frame.get("size") or {}
-        yield ForeignImage(frame["name"], objects, size=image_size(size.get("height"), size.get("width")), left_out=tuple(left_out))
+        yield ForeignImage(frame["name"], objects, size=as_size(size.get("height"), size.get("width")), left_out=tuple(left_out))
 
 
 def _bdd_box(label: dict[str, Any]) -> Box | None:
@@ -253,7 +252,7 @@ def _read_panoptic(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     for one in record["annotations"]:
         image = images[one["image_id"]]
         things = list(_things(one["segments_info"], names))
-        yield ForeignImage(image["file_name"], things, size=image_size(image.get("height"), image.get("width")))
+        yield ForeignImage(image["file_name"], things, size=as_size(image.get("height"), image.get("width")))
 
 
 def _things(segments: Sequence[dict[str, Any]], names: dict[Any, str | None]) -> Iterator[ForeignObject]:

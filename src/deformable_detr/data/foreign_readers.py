@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deformable_detr.data.entries import as_side, read_flag, read_number
+from deformable_detr.data.entries import as_size, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.text import read_text, split_lines
 
@@ -24,7 +24,6 @@ __all__ = [
     "around",
     "ellipse_extent",
     "from_xywh",
-    "image_size",
     "turned",
 ]
 
@@ -62,12 +61,6 @@ class ForeignImage(NamedTuple):
 
 Reader = Callable[[Path, FileIndex], Iterator[ForeignImage]]
 """Raises KeyError, TypeError, ValueError, IndexError or AttributeError at what cannot be understood."""
-
-
-def image_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """The size that a file says; None where it says none that can be meant."""
-    size = as_side(height), as_side(width)
-    return size if all(size) else None
 
 
 def from_xywh(box: Sequence[Any]) -> Box:
@@ -149,7 +142,7 @@ def _read_datumaro(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
             elif one["type"] != "label":
                 raise ValueError(f"annotations of the type {one['type']!r} have no box; export bbox")
         image = item.get("image") or item.get("media") or {}
-        yield ForeignImage(image.get("path") or item["id"], objects, size=image_size(*(image.get("size") or (None, None))))
+        yield ForeignImage(image.get("path") or item["id"], objects, size=as_size(*(image.get("size") or (None, None))))
 
 
 def _datumaro_box(thing: dict[str, Any]) -> Box:
@@ -178,7 +171,7 @@ def _read_fiftyone(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         if len({split_role(tag) for tag in splits}) > 1:
             raise ValueError(f"{sample['filepath']}: which of the tags {', '.join(splits)} is its split?")
         seen = sample.get("metadata") or {}
-        yield ForeignImage(sample["filepath"], objects, next(iter(splits), None), image_size(seen.get("height"), seen.get("width")))
+        yield ForeignImage(sample["filepath"], objects, next(iter(splits), None), as_size(seen.get("height"), seen.get("width")))
 
 
 def _read_kitti(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
@@ -221,7 +214,7 @@ def _read_table(
             left, top, right, bottom = (read_number(row[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
             label, is_crowd = names.get(row[name], row[name]), row.get(crowd) != "-1" and read_flag(row.get(crowd))  # -1: not known
             thing = ForeignObject(label, (left, top, right, bottom), is_crowd, normalised)
-            yield ForeignImage(row[image], [thing], size=image_size(row.get("height"), row.get("width")))
+            yield ForeignImage(row[image], [thing], size=as_size(row.get("height"), row.get("width")))
 
     return read
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deformable_detr.data.doctor.repair import SAME_ASPECT, check_output
-from deformable_detr.data.entries import read_number
+from deformable_detr.data.entries import as_size, read_number
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
 from deformable_detr.data.foreign import IMPORTABLE, PER_IMAGE, advice, files_of, recognise
 from deformable_detr.data.foreign_platforms import PLATFORM_READERS
-from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject, from_xywh, image_size
+from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject, from_xywh
 from deformable_detr.data.images import read_size
 from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.data.text import Record, read_json, read_text
@@ -185,7 +185,7 @@ def _through_supervision(kind: str, file: Path) -> Iterator[ForeignImage]:
         write_text(Path(folder, file.name), read_text(file))  # in UTF-8, which is all that supervision reads
         if kind == "LabelMe":
             record = read_json(file)
-            named, size = slashed(str(record["imagePath"])), image_size(record.get("imageHeight"), record.get("imageWidth"))
+            named, size = slashed(str(record["imagePath"])), as_size(record.get("imageHeight"), record.get("imageWidth"))
             if size is None:
                 raise ValueError("imageHeight and imageWidth are no size of an image")
             if left_out := sorted({str(shape.get("shape_type")) for shape in record["shapes"]} - {"rectangle", "polygon"}):

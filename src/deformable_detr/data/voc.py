@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 from xml.etree import ElementTree
 
-from deformable_detr.data.entries import as_number, as_side, read_flag, read_number
+from deformable_detr.data.entries import as_number, as_size, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, fold_name, most_alike, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
@@ -88,7 +88,9 @@ class VocLayout(ForeignLayout):
             if isinstance(size, Exception):
                 found.add("label-fault", fault(file, f"its image {size}"))
                 continue
-            add_image(record, relative_name(image, self.root), _annotated_size(tree) or size)
+            add_image(
+                record, relative_name(image, self.root), as_size(tree.findtext("size/height"), tree.findtext("size/width")) or size
+            )
             for number, element in enumerate(tree.iter("object"), 1):
                 try:
                     name, box, difficult = _read_object(element)
@@ -202,12 +204,6 @@ def _parse(file: Path) -> ElementTree.Element:
         raise ValueError(f"not text of the encoding that it names ({error})") from None
     except ValueError as error:
         raise ValueError(str(error).removeprefix(f"{file}: ")) from None
-
-
-def _annotated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
-    """(height, width) as the file says; None where it does not."""
-    height, width = (as_side(tree.findtext(f"size/{key}")) for key in ("height", "width"))
-    return (height, width) if height and width else None
 
 
 def _read_object(element: ElementTree.Element) -> tuple[str, Box, bool]:
