@@ -8,7 +8,7 @@ from rich.console import Console
 
 from deformable_detr.evaluation import ClassMetrics, Metrics
 from deformable_detr.visualize.figures import save_figure
-from deformable_detr.visualize.pages.curve_figures import draw_pr_curves
+from deformable_detr.visualize.pages.report_figures import draw_pr_curves
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 NUMBERS = (*PRECISIONS, "ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")

@@ -103,7 +103,7 @@ def run(options: EvaluateOptions) -> None:
 def _finish(options: EvaluateOptions, metrics: "Metrics", report: "Report | None") -> None:
     """Write what was asked for, and show the numbers."""
     from deformable_detr.visualize.figures import save_figure
-    from deformable_detr.visualize.pages.curve_figures import draw_pr_curves
+    from deformable_detr.visualize.pages.report_figures import draw_pr_curves
 
     with Finish() as finish:
         finish.show(metrics.table(per_class=options.per_class))

@@ -54,7 +54,6 @@ def run(options: ExploreOptions) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from deformable_detr.visualize.explorer.page import Page
-        from deformable_detr.visualize.explorer.server import serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -63,7 +62,6 @@ def run(options: ExploreOptions) -> None:
     from deformable_detr.cli.demo_detector import demo_detector
     from deformable_detr.detector import Detector
     from deformable_detr.inference.sources import IMAGE_SUFFIXES, list_images
-    from deformable_detr.visualize.explorer.views import Views
 
     log_to_screen()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is up
@@ -77,8 +75,8 @@ def run(options: ExploreOptions) -> None:
         weights, demo_paths = demo_detector(options.device)
         paths = paths or demo_paths
     detector = Detector.load(weights, device=options.device)
-    page = Page(Views(detector, paths), f"detector: {weights}")
-    address = serve(page, options.host, options.port, open_browser=options.browser)
+    page = Page(detector, paths, f"detector: {weights}")
+    address = page.serve(options.host, options.port, open_browser=options.browser)
     show(f"The explorer is at {address}   (Ctrl-C ends it)")
     try:
         threading.Event().wait()

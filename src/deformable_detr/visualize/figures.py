@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,21 +78,6 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def new_axes(width: float, height: float, **settings: Any) -> tuple[Figure, Axes]:
-    """A figure with one chart: a faint grid, no frame at the top and the right.
-
-    Args:
-        width: of the figure in inches.
-        height: of the figure in inches.
-        settings: of the axes, such as `xlabel`.
-    """
-    figure = new_figure(width, height)
-    axes = figure.add_subplot(**settings)
-    axes.grid(alpha=0.25)
-    open_frame(axes)
-    return figure, axes
-
-
 def plain_text(figure: Figure) -> None:
     """Show every text as it is, also a class name with dollar signs, which would be a formula."""
     for text in figure.findobj(Text):
@@ -106,9 +90,11 @@ def short_name(name: str, most: int = 24) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def open_frame(axes: Axes) -> None:
-    """Leave out the frame at the top and the right."""
+def open_frame(axes: Axes, *, grid: bool = False) -> None:
+    """Leave out the frame at the top and the right, and draw a faint grid where it helps."""
     axes.spines[["top", "right"]].set_visible(False)
+    if grid:
+        axes.grid(alpha=0.25)
 
 
 def panels(figure: Figure | SubFigure, count: int, columns: int) -> list[Axes]:

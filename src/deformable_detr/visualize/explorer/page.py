@@ -1,12 +1,13 @@
-"""What the controls of the web page do: every event makes a new :class:`Session` from the last one and shows it.
+"""The web page and its server: every event makes a new :class:`Session` from the last one and shows it.
 
 :mod:`.components` lays the controls out; :mod:`.choices` decides what a choice means.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ import gradio as gr
 from markupsafe import escape
 
 from deformable_detr.data.images import read_image
+from deformable_detr.inference.predictor import Predictor
+from deformable_detr.visualize.colors import level_color
 from deformable_detr.visualize.explorer import tables
 from deformable_detr.visualize.explorer.choices import Choices, at_another_image, at_point, first_choices, on_level
 from deformable_detr.visualize.explorer.components import PARTS, START_THRESHOLD, Components
 from deformable_detr.visualize.explorer.drawing import draw
-from deformable_detr.visualize.explorer.views import Views
+from deformable_detr.visualize.inside.description import Description, describe
 from deformable_detr.visualize.pages.page import embed_image
+
+KEPT = 3
+"""Forward passes that stay in memory; one of the full model at 800 pixels takes some hundred megabytes."""
 
 MOST_THUMBNAILS = 48
 THUMBNAIL_SIDE = 112
@@ -31,10 +37,10 @@ QUIETLY: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 
 @dataclass(frozen=True)
 class Session:
-    """What one browser tab shows."""
+    """What one browser tab shows; None in its place: no image yet."""
 
-    path: Path | None = None
-    choices: Choices | None = None
+    path: Path
+    choices: Choices
 
 
 Change = Callable[..., Session]
@@ -44,23 +50,74 @@ class Page:
     """The page for one detector.
 
     Args:
-        views: the detector and its images.
+        detector: any.
+        images: those that the page offers; others can be dropped on it.
         title: text at the top of the page.
     """
 
-    def __init__(self, views: Views, title: str) -> None:
-        self.views = views
-        network = views.detector.model
+    def __init__(self, detector: Predictor, images: Sequence[Path], title: str) -> None:
+        self.detector, self.images = detector, list(images)
+        self.description = lru_cache(maxsize=KEPT)(self._describe)
+        network = detector.model
         self.num_levels: int = network.flatten.level_embed.shape[0]  # type: ignore[union-attr]
         num_heads: int = network.decoder.layers[0].cross_attn.num_heads  # type: ignore[index, union-attr]
         num_layers = {"encoder": len(network.encoder.layers), "decoder": len(network.decoder.layers)}  # type: ignore[arg-type, union-attr]
-        self.thumbnails = lru_cache(maxsize=2 * MOST_THUMBNAILS)(thumbnail)
         with gr.Blocks(title="Deformable DETR explorer", analytics_enabled=False, fill_width=True) as self.blocks:
-            self.session = gr.State(Session())
+            self.session = gr.State(None)
             self.parts = Components(title, num_levels=self.num_levels, num_heads=num_heads, num_layers=num_layers)
             self._connect_choices()
             self._connect_images()
             self._connect_saving()
+
+    def serve(self, host: str, port: int | None, *, open_browser: bool = False) -> str:
+        """Start the server in the background and give back the address of the page.
+
+        Args:
+            host: the address to listen on; `127.0.0.1` is reached from this machine alone.
+            port: None: the first free one from 7860 on.
+            open_browser: show the page in the default browser.
+
+        Raises:
+            OSError: the port is taken, or the address is not this machine's.
+        """
+        files = resources.files("deformable_detr.visualize.explorer")
+        script, style = (files.joinpath(f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("js", "css"))
+        theme = gr.themes.Default(
+            primary_hue="sky",
+            neutral_hue="slate",
+            radius_size="md",
+            spacing_size="sm",
+            font=["system-ui", "sans-serif"],  # nothing is fetched
+            font_mono=["ui-monospace", "monospace"],
+        )
+        try:
+            return self.blocks.launch(
+                server_name=host,
+                server_port=port,
+                inbrowser=open_browser,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                show_error=True,
+                footer_links=[],
+                head=f"<script>{script}</script>",
+                css=style + _level_colors(self.num_levels),
+                theme=theme,
+            )[1]
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on port {port or 'from 7860 on'} of {host}; choose others with --port and --host"
+            ) from error
+
+    def _describe(self, path: Path) -> Description:
+        """The stages of an image's forward pass; what was captured on the way is in `.inside`.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not an image.
+        """
+        return describe(self.detector.model, read_image(path, bit_depth=self.detector.metadata.bit_depth), num_detections=1)
 
     def _shown(self) -> list[Any]:
         """The components that follow the choices, in the order of the values of :meth:`_show`."""
@@ -80,8 +137,8 @@ class Page:
         ):
             self._on_input(control, self._set(name))
         self._on_input(parts.position_level, self._choose_level)
-        self._on_click(parts.stage, self._click_image, QUIETLY)
-        self._on_click(parts.queries, self._click_query, QUIETLY)
+        self._on_click(parts.stage, self._click_image)
+        self._on_click(parts.queries, self._click_query)
 
     def _connect_images(self) -> None:
         """What opens another image; the shapes follow once it is shown."""
@@ -89,7 +146,8 @@ class Page:
         drop = self.parts.drop
         dropped = drop.upload(self._drop, [self.session, drop], [*self._shown(), drop], **waiting)
         started = self.blocks.load(self._start, [self.session], self._shown(), **waiting)
-        for opened in (dropped, started, self._on_click(self.parts.strip, self._click_thumbnail, waiting)):
+        clicked = self.parts.strip.click(self._click_thumbnail, [self.session], self._shown(), **waiting)
+        for opened in (dropped, started, clicked):
             opened.success(self._shapes, [self.session], [self.parts.journey], **QUIETLY)
 
     def _connect_saving(self) -> None:
@@ -99,83 +157,70 @@ class Page:
         saved = parts.save_json.click(self._record, [self.session], [parts.record], **QUIETLY)
         saved.success(None, [parts.record], js="explorerSaveJson")
 
-    def _on_input(self, control: Any, change: Change) -> Any:
-        def handle(session: Session, value: Any) -> list[Any]:
-            return self._show(change(session, value))
+    def _on_input(self, control: Any, change: Change) -> None:
+        def handle(session: Session | None, value: Any) -> list[Any]:
+            return self._show(session and change(session, value))
 
-        return control.input(handle, [self.session, control], self._shown(), **QUIETLY)
+        control.input(handle, [self.session, control], self._shown(), **QUIETLY)
 
-    def _on_click(self, part: gr.HTML, change: Change, progress: dict[str, Any]) -> Any:
-        def handle(session: Session, event: gr.EventData) -> list[Any]:
-            return self._show(change(session, event))
+    def _on_click(self, part: gr.HTML, change: Change) -> None:
+        def handle(session: Session | None, event: gr.EventData) -> list[Any]:
+            return self._show(session and change(session, event))
 
-        return part.click(handle, [self.session], self._shown(), **progress)
+        part.click(handle, [self.session], self._shown(), **QUIETLY)
 
     def _set(self, name: str) -> Change:
         """The effect of a control that sets one of the choices."""
 
         def change(session: Session, value: Any) -> Session:
-            if session.choices is None:
-                return session
             value = tuple(sorted(value)) if isinstance(value, list) else value
             return replace(session, choices=replace(session.choices, **{name: value}))
 
         return change
 
     def _choose_level(self, session: Session, level: int) -> Session:
-        if session.path is None or session.choices is None:
-            return session
-        return replace(session, choices=on_level(self.views.description(session.path).inside, session.choices, level))
+        return replace(session, choices=on_level(self.description(session.path).inside, session.choices, level))
 
     def _click_image(self, session: Session, event: gr.EventData) -> Session:
-        if session.path is None or session.choices is None:
-            return session
-        return replace(session, choices=at_point(self.views.description(session.path).inside, session.choices, event.x, event.y))
+        return replace(session, choices=at_point(self.description(session.path).inside, session.choices, event.x, event.y))
 
     def _click_query(self, session: Session, event: gr.EventData) -> Session:
-        return self._set("query")(self._set("stage")(session, "decoder"), event.index)
+        return replace(session, choices=replace(session.choices, stage="decoder", query=event.index))
 
-    def _click_thumbnail(self, session: Session, event: gr.EventData) -> Session:
-        return self._open(session, self.views.images[event.index])
+    def _click_thumbnail(self, session: Session | None, event: gr.EventData) -> list[Any]:
+        return self._show(self._open(session, self.images[event.index]))
 
-    def _drop(self, session: Session, file: str) -> list[Any]:
+    def _drop(self, session: Session | None, file: str) -> list[Any]:
         """Show an image that was dropped, and empty the field for the next one."""
-        try:
-            session = self._open(session, Path(file))
-        except gr.Error as error:
-            gr.Warning(error.message, title=error.title)
-        return [*self._show(session), None]
+        return [*self._show(self._open(session, Path(file))), None]
 
-    def _start(self, session: Session) -> list[Any]:
+    def _start(self, session: Session | None) -> list[Any]:
         """The first image that can be read."""
-        for path in self.views.images:
-            try:
-                return self._show(self._open(session, path))
-            except gr.Error as error:
-                gr.Warning(error.message, title=error.title)
+        for path in self.images:
+            session = self._open(session, path)
+            if session is not None:
+                break
         return self._show(session)
 
-    def _open(self, session: Session, path: Path) -> Session:
-        """Another image.
-
-        Raises:
-            gr.Error: it cannot be read; the page shows the message.
-        """
+    def _open(self, session: Session | None, path: Path) -> Session | None:
+        """Another image; where it cannot be read, the page says so and stays as it is."""
         try:
-            inside = self.views.description(path).inside
+            inside = self.description(path).inside
         except (OSError, ValueError) as error:
             message = str(error).replace(str(path), path.name)
-            raise gr.Error(str(escape(message)), title="This image cannot be shown", print_exception=False) from error
-        if session.choices is None:
-            return Session(path, first_choices(inside, START_THRESHOLD))
-        return Session(path, at_another_image(inside, session.choices))
+            gr.Warning(str(escape(message)), title="This image cannot be shown")
+            return session
+        return Session(path, at_another_image(inside, session.choices) if session else first_choices(inside, START_THRESHOLD))
 
-    def _show(self, session: Session) -> list[Any]:
+    def _show(self, session: Session | None) -> list[Any]:
         """The values of all components that follow the choices, in the order of :meth:`_shown`."""
-        strip = self._strip(session.path)
-        if session.path is None or session.choices is None:
+        shown = [
+            (path.name, thumbnail(path), session is not None and path == session.path) for path in self.images[:MOST_THUMBNAILS]
+        ]
+        strip = PARTS.thumbnails(shown, len(self.images))
+        if session is None:
             return [session, NO_IMAGE, "", "", "", "", "", strip, *[gr.skip()] * 6]
-        inside, choices = self.views.description(session.path).inside, session.choices
+        inside, choices = self.description(session.path).inside, session.choices
         in_decoder = choices.stage == "decoder"
         layer = choices.decoder_layer if in_decoder else None
         return [
@@ -193,27 +238,32 @@ class Page:
             gr.update(visible=not in_decoder, value=inside.level_and_cell(choices.position)[0]),
         ]
 
-    def _strip(self, chosen: Path | None) -> str:
-        images = self.views.images
-        shown = [(path.name, self.thumbnails(path), path == chosen) for path in images[:MOST_THUMBNAILS]]
-        return PARTS.thumbnails(shown, len(images))
-
-    def _shapes(self, session: Session) -> str:
-        if session.path is None:
+    def _shapes(self, session: Session | None) -> str:
+        if session is None:
             return ""
-        description = self.views.description(session.path)
+        description = self.description(session.path)
         return PARTS.shapes(tables.journey(description), tables.costs(description))
 
-    def _record(self, session: Session) -> str:
-        if session.path is None or session.choices is None:
+    def _record(self, session: Session | None) -> str:
+        if session is None:
             raise gr.Error("There is no image yet.", print_exception=False)
-        shown = tables.record(self.views.description(session.path).inside, session.choices, session.path.name)
+        shown = tables.record(self.description(session.path).inside, session.choices, session.path.name)
         return json.dumps(shown, indent=1)
 
 
+@lru_cache(maxsize=2 * MOST_THUMBNAILS)
 def thumbnail(path: Path) -> str | None:
     """The `data:` address of a small version of an image; None where it cannot be read."""
     try:
         return embed_image(read_image(path), longest=THUMBNAIL_SIDE)
     except (OSError, ValueError):
         return None
+
+
+def _level_colors(num_levels: int) -> str:
+    """Check boxes of the levels in the colours of their points."""
+    return "".join(
+        f"#levels label:nth-of-type({level + 1}) {{ --checkbox-background-color-selected: {level_color(level)}; "
+        f"--checkbox-border-color-selected: {level_color(level)}; border-bottom: 3px solid {level_color(level)}; }}\n"
+        for level in range(num_levels)
+    )

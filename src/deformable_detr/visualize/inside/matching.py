@@ -232,6 +232,5 @@ def _draw_steps(axes: Axes, names: Sequence[str], labels: Sequence[str], values:
     for step, value, label in zip(steps, values, labels, strict=True):
         axes.annotate(label, (step, value), (0, 7), textcoords="offset points", ha="center", fontsize=8.5)
     axes.set(xticks=steps, xticklabels=names[1:], xlim=(0.7, len(names) - 0.7))
-    open_frame(axes)
-    axes.grid(alpha=0.25)
+    open_frame(axes, grid=True)
     axes.tick_params(labelsize=8.5)

@@ -58,8 +58,7 @@ def draw_scores(axes: Axes, inside: Inside, query: int) -> None:
         )
     axes.plot(layers, _overlaps(boxes).tolist(), marker="s", color="#e8590c", linestyle="--", label="IoU with the last box")
     axes.set(ylim=(0, 1.03), xticks=layers, xticklabels=["reference", *map(str, layers[1:])], xlabel="decoder layer")
-    axes.grid(alpha=0.25)
-    open_frame(axes)
+    open_frame(axes, grid=True)
     axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.8, ncols=3)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deformable_detr.evaluation.error_types import ErrorType, ImageErrors
 from deformable_detr.visualize.drawing.detections import draw_detections
-from deformable_detr.visualize.pages.error_figure import ERROR_COLORS
+from deformable_detr.visualize.pages.report_figures import ERROR_COLORS
 
 TRUE_COLOR = "#1fa350"
 IGNORED_COLOR = "#9aa3ad"

@@ -1,22 +1,23 @@
 """Why a detection was made: everything about it, as data, as one figure or as a page."""
 
-import functools
-from collections.abc import Iterator
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from deformable_detr.visualize.figures import save_figure
+from deformable_detr.visualize.figures import new_figure, save_figure
+from deformable_detr.visualize.inside.canvas import draw_box, level_legend, show_image
 from deformable_detr.visualize.inside.inside import Detection, Inside, SamplingPoint
-from deformable_detr.visualize.inside.refinement import view_refinement
-from deformable_detr.visualize.inside.sampling import view_sampling
-from deformable_detr.visualize.pages.explanation_figure import found_figure, summary_figure
+from deformable_detr.visualize.inside.refinement import draw_refinement, draw_scores, view_refinement
+from deformable_detr.visualize.inside.sampling import draw_layer, view_sampling
 from deformable_detr.visualize.pages.page import embed_figure, write_page
 
 PAGE_SUFFIXES = (".html", ".htm")
+MOST_LAYERS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +73,32 @@ class Explanation:
         """
         path = Path(path)
         if path.suffix.lower() in PAGE_SUFFIXES:
-            return write_page(path, "explanation.html", title=self.title, lead=self.origin, sections=list(self._sections()))
-        columns, rows = self.tables()["Strongest points of the last layer"]
-        return save_figure(summary_figure(self.inside, self.detection, self.title, self.origin, columns, rows[:8]), path)
+            return write_page(path, "explanation.html", title=self.title, lead=self.origin, sections=self._sections())
+        return save_figure(_summary(self), path)
 
-    def _sections(self) -> Iterator[dict[str, Any]]:
+    def _sections(self) -> list[dict[str, Any]]:
         """What `explanation.html` shows: each section has a figure with a text, or a table."""
-        inside, query, tables = self.inside, self.detection.query, self.tables()
-        show = functools.partial(_section, name=self.detection.name, query=query)
-        yield show("Detection", DETECTION, found_figure(inside, self.detection))
-        yield show("Refinement layer by layer", REFINEMENT, view_refinement(inside, query).figure)
-        yield from ({"heading": name, "figure": None, "text": "", "table": tables[name]} for name in list(tables)[:2])
-        yield show("Sampling points of each layer", SAMPLING, view_sampling(inside, query).figure)
-        yield show("The last layer, head by head", HEADS, view_sampling(inside, query, split="head").figure)
-        yield show("The last layer, level by level", LEVELS, view_sampling(inside, query, split="level").figure)
-        yield from ({"heading": name, "figure": None, "text": "", "table": tables[name]} for name in list(tables)[2:])
+        inside, query = self.inside, self.detection.query
+
+        def shown(heading: str, text: str, figure: Figure) -> dict[str, Any]:
+            alt = f"{heading}: query {query}, {self.detection.name}. {text}"
+            return {"heading": heading, "text": text, "figure": embed_figure(figure, alt, photos=True), "table": None}
+
+        tables = [{"heading": name, "text": "", "figure": None, "table": table} for name, table in self.tables().items()]
+        height, width = (value * 5.0 / max(inside.image_size) for value in inside.image_size)
+        found = new_figure(width + 0.1, height + 0.1)
+        _draw_found(found.subplots(), inside, self.detection)
+        return [
+            shown("Detection", "All detections with a score of 0.3 or more are drawn thin, the explained one thick.", found),
+            shown("Refinement layer by layer", REFINEMENT, view_refinement(inside, query).figure),
+            *tables[:2],
+            shown("Sampling points of each layer", SAMPLING, view_sampling(inside, query).figure),
+            shown("The last layer, head by head", HEADS, view_sampling(inside, query, split="head").figure),
+            shown("The last layer, level by level", LEVELS, view_sampling(inside, query, split="level").figure),
+            *tables[2:],
+        ]
 
 
-def _section(heading: str, text: str, figure: Figure, *, name: str, query: int) -> dict[str, Any]:
-    alt = f"{heading}: query {query}, {name}. {text}"
-    return {"heading": heading, "text": text, "figure": embed_figure(figure, alt, photos=True), "table": None}
-
-
-DETECTION = "All detections with a score of 0.3 or more are drawn thin, the explained one thick."
 REFINEMENT = (
     "Left: the reference that the query starts from, green and dashed, then the box after each decoder layer, violet to yellow. "
     "Right: class scores, and the IoU of each box with the last one."
@@ -144,3 +148,45 @@ def origin_of(inside: Inside, query: int) -> str:
         f"({float(inside.proposals.objectness[position]):.2f}): position {position} of the sequence, which is level {level}, "
         f"row {row}, column {column}. It proposed the box ({left:.0f}, {top:.0f}, {right:.0f}, {bottom:.0f})."
     )
+
+
+def _draw_found(axes: Axes, inside: Inside, detection: Detection) -> None:
+    """The image with all detections, the explained one emphasised."""
+    show_image(axes, inside.image)
+    for other in inside.detections(0.3):
+        if other.query != detection.query:
+            draw_box(axes, other.box, "#d0d7de", width=1.1)
+    draw_box(axes, detection.box, "#ffd400", label=f"{detection.name} {detection.score:.2f}", width=2.6)
+
+
+def _summary(explanation: Explanation) -> Figure:
+    """Image, refinement and scores; below, the sampling points of each layer; at the bottom the strongest points."""
+    inside, detection = explanation.inside, explanation.detection
+    columns, rows = explanation.tables()["Strongest points of the last layer"]
+    rows = rows[:8]
+    layers = list(range(len(inside.decoder)))[-MOST_LAYERS:]
+    share = min(max(inside.image_size[0] / inside.image_size[1], 0.6), 1.0)
+    figure = new_figure(12.6, 4.0 * share + 12.6 / max(len(layers), 3) + 0.21 * len(rows) + 2.3)
+    figure.suptitle(f"{explanation.title}\n", fontsize=14, fontweight="bold")
+    heights = (4.0 * share, min(12.6 / max(len(layers), 3), 3.9), 0.21 * len(rows) + 0.4)
+    top, middle, bottom = figure.add_gridspec(3, 1, height_ratios=heights)
+    first, second, third = (figure.add_subplot(cell) for cell in top.subgridspec(1, 3))
+    _draw_found(first, inside, detection)
+    draw_refinement(second, inside, detection.query)
+    draw_scores(third, inside, detection.query)
+    first.set_title("\n".join(textwrap.wrap(explanation.origin, 62)), fontsize=8, loc="left")
+    second.set_title("refinement of the box", fontsize=9.5)
+    third.set_title("class scores, and IoU with the last box", fontsize=9.5)
+    cells = middle.subgridspec(1, max(len(layers), 3))
+    for column, layer in enumerate(layers):
+        axes = figure.add_subplot(cells[column])
+        largest = draw_layer(axes, inside, layer, detection.query)
+        axes.set_title(f"layer {layer + 1}: largest weight {largest:.2f}", fontsize=9)
+    last = figure.add_subplot(bottom)
+    last.set_axis_off()
+    last.set_title("strongest points of the last layer", fontsize=9.5)
+    table = last.table(rows, colLabels=columns, loc="upper center", edges="horizontal", cellLoc="center")
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    level_legend(figure, inside.spatial_shapes, box="box after the layer")
+    return figure

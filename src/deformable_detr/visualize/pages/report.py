@@ -18,12 +18,17 @@ from deformable_detr.files import short_stem
 from deformable_detr.structures import ImageId
 from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
 from deformable_detr.visualize.figures import save_figure
-from deformable_detr.visualize.pages.calibration_figure import draw_calibration
-from deformable_detr.visualize.pages.confusion_figure import MOST_CLASSES, draw_confusion
-from deformable_detr.visualize.pages.curve_figures import draw_f1_curves, draw_pr_curves
-from deformable_detr.visualize.pages.error_figure import ERROR_COLORS, draw_error_types
 from deformable_detr.visualize.pages.error_images import TRUE_COLOR, caption, draw_errors
 from deformable_detr.visualize.pages.page import embed_figure, embed_image, write_page
+from deformable_detr.visualize.pages.report_figures import (
+    ERROR_COLORS,
+    MOST_CLASSES,
+    draw_calibration,
+    draw_confusion,
+    draw_error_types,
+    draw_f1_curves,
+    draw_pr_curves,
+)
 
 ORIGINS = {
     "given": "the thresholds stored with the weights, which predict uses",
