@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from deformable_detr.evaluation.analysis import Analysis
 from deformable_detr.evaluation.calibration import Calibration
@@ -80,7 +81,7 @@ def _curve_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, label: str, dot: tuple[float, float] | None) -> None:
+def _draw_curve(axes: Axes, x: np.ndarray, y: ArrayLike, color: str, label: str, dot: tuple[float, float] | None) -> None:
     """The line of one class, and where it has a colour of its own a dot on it."""
     style: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.6, "zorder": 1} if color == FAINT else {"linewidth": 1.6, "zorder": 2}
     axes.plot(x, y, color=color, label=label, **style)
