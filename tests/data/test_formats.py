@@ -15,6 +15,8 @@ from deformable_detr.data.annotations import target_annotations
 from deformable_detr.data.cache import FOLDER
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import open_dataset
+from deformable_detr.data.doctor.examine import examine
+from deformable_detr.data.findings import KINDS
 
 FOREIGN = ["YOLO", "Pascal VOC"]
 
@@ -265,6 +267,32 @@ def test_a_listed_xml_or_image_that_is_missing(scenes, write_as, tmp_path):
     (folder / "JPEGImages" / "val_000002.png").unlink()
     with pytest.raises(ValueError, match=r"val_000002\.xml: its image .*no such image, neither beside it"):
         split_of(folder, "val")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [(lambda path: path.unlink(), "image-missing"), (lambda path: path.write_bytes(b""), "image-damaged")],
+    ids=["missing", "damaged"],
+)
+def test_images_without_a_header_are_left_out_where_training_skips_such(name, damage, code, scenes, write_as, tmp_path):
+    """As those of COCO are; the whole dataset was refused."""
+    folder = write_as(name, scenes, tmp_path)
+    paths = sorted(folder.glob("images/train/*") if name == "YOLO" else folder.glob("JPEGImages/train_*"))
+    if name == "YOLO":  # a folder lists no image that is missing
+        (folder / "train.txt").write_text("".join(f"{path}\n" for path in paths))
+        (folder / "data.yaml").write_text((folder / "data.yaml").read_text().replace("images/train", "train.txt"))
+    damage(paths[2])
+    split = open_dataset(folder).split("train")
+    for strict in ({"training": True}, {"on_bad_image": "stop"}):
+        with pytest.raises(ValueError, match=rf"{paths[2].stem}.*{KINDS[code].title}"):
+            CocoDataset(split, keep, **strict)
+    dataset = CocoDataset(split, keep, training=True, on_bad_image="skip")
+    assert [dataset.image_path(index) for index in range(len(dataset))] == [path for path in paths if path != paths[2]]
+    assert dataset.objects_per_image().tolist() == [len(found) for at, found in enumerate(boxes_of(scenes, "train")) if at != 2]
+    assert dataset[2][0].shape[1:] == dataset[2][1].image_size
+    errors = [(found.code, found.split, found.count) for found in examine(folder).findings if found.severity == "error"]
+    assert errors == [(code, "train", 1)]
 
 
 def test_a_change_in_the_data_converts_anew(small_image, tmp_path, caplog):

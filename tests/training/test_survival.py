@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
@@ -23,6 +24,7 @@ from deformable_detr.training import Callback, batches, train, trainer, validati
 from deformable_detr.training.batches import DeadWorkerError
 from deformable_detr.training.callbacks import Run, Step
 from deformable_detr.training.preparation import open_data
+from deformable_detr.training.recipe import plan_run
 from deformable_detr.training.result import Position
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.state import latest_state, load_state
@@ -89,6 +91,22 @@ def test_an_image_of_the_validation_that_is_missing_is_said_before_the_training(
     (lacking / "val" / "3.png").unlink()
     with pytest.raises(ValueError, match=r"val: images that are not there \(3\.png"):
         open_data(config)
+
+
+def test_a_yolo_image_without_a_header_is_left_out_from_the_recipe_on(tmp_path: Path) -> None:
+    """The recipe, the checks and the training bear it alike; the whole dataset was refused."""
+    for number in range(20):
+        for part in ("images", "labels"):
+            (tmp_path / part / "train").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 20), (10 * number, 90, 90)).save(tmp_path / f"images/train/{number}.png")
+        (tmp_path / f"labels/train/{number}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "images/train/3.png").write_bytes(b"")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat]\n")
+    asked = {"dataset": str(tmp_path), "recipe": "small-data", "data.val_split": "none", "pretrained_backbone": False}
+    config, dataset = plan_run(asked | {"on_bad_image": "skip"})
+    assert len(open_data(config, dataset).train) == 19
+    with pytest.raises(ValueError, match=r"3\.png: not an image that can be read.*images that cannot be decoded"):
+        open_data(*plan_run(asked))
 
 
 @contextmanager

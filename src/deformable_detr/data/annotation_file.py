@@ -1,5 +1,6 @@
 """The content of an annotation file as arrays, and everything that is wrong with it: what training, evaluation and doctor share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -74,17 +75,17 @@ class AnnotationFile:
         """The parsed content of the file."""
         return read_json(self.path) if self.record is None else self.record
 
-    def check(self, *, boxes_required: bool = False, names_required: bool = True) -> Self:
+    def check(self, *, boxes_required: bool = False, but: Sequence[str] = ()) -> Self:
         """Be strict: the file, if it is in order.
 
         Args:
             boxes_required: whether a file without `annotations` is an error, too.
-            names_required: whether images without a `file_name` are.
+            but: codes of findings that do not matter, such as `file-name-missing`.
 
         Raises:
             ValueError: the first error; the message names the file, the entry and how many more there are.
         """
-        self.found.raise_first(self.path, but=() if names_required else ("file-name-missing",))
+        self.found.raise_first(self.path, but)
         if boxes_required and not self.annotated:
             raise ValueError(f"{self.path}: the key 'annotations' is missing; a COCO file has images, annotations and categories")
         return self

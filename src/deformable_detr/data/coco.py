@@ -18,6 +18,7 @@ from deformable_detr.data.annotations import target_annotations
 from deformable_detr.data.dataset import Split
 from deformable_detr.data.doctor.boxes import check_geometry
 from deformable_detr.data.doctor.split_data import SplitData
+from deformable_detr.data.findings import REPLACED
 from deformable_detr.data.images import read_image
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.files import is_file
@@ -53,8 +54,8 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         turns: likewise, by name, after `mixing`: what turns those whose key names it, such as upside down.
         categories: the classes to map to, by name: a validation set must use those of the training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
-        on_bad_image: `skip` replaces an image that cannot be read by the next one and says so in the log. Only for training: an
-            evaluation must not leave an image out.
+        on_bad_image: `skip` replaces an image that cannot be read by the next one and says so in the log; YOLO and VOC images whose
+            very size cannot be read are left out. Only for training: an evaluation must not leave an image out.
         bit_depth: how many bits of 16-bit images are used, see :func:`~deformable_detr.data.images.read_image`.
 
     Raises:
@@ -77,9 +78,10 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         self.on_bad_image, self.bit_depth = on_bad_image, bit_depth
         self.transform, self.mixing, self.turns = transform, mixing, dict(turns)
         self.annotation_file = split.annotations.path
-        data = SplitData.of(split.check(boxes_required=training))
+        borne = REPLACED if on_bad_image == "skip" else ()
+        data = SplitData.of(split.check(boxes_required=training, but=borne))
         check_geometry(data)
-        data.found.raise_first(self.annotation_file)
+        data.found.raise_first(self.annotation_file, borne)
         self._annotations = target_annotations(split.annotations, categories)
         self._paths = split.paths
         self._ground_truth = None if training else split.annotations

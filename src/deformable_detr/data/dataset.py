@@ -74,14 +74,18 @@ class Split:
         """The file of an image."""
         return Path(str(self.paths[image]))
 
-    def check(self, *, boxes_required: bool = False) -> "Split":
+    def check(self, *, boxes_required: bool = False, but: Sequence[str] = ()) -> "Split":
         """Be strict: the split, if what was read is in order.
+
+        Args:
+            boxes_required: whether annotations without boxes are an error, too.
+            but: codes of findings that do not matter.
 
         Raises:
             ValueError: the first error.
         """
-        self.found.raise_first(self.annotations.path)
-        self.annotations.check(boxes_required=boxes_required)
+        self.found.raise_first(self.annotations.path, but)
+        self.annotations.check(boxes_required=boxes_required, but=but)
         return self
 
     def take(self, chosen: np.ndarray, name: str) -> "Split":

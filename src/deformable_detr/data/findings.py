@@ -127,6 +127,9 @@ KINDS: dict[str, Kind] = {
 }
 """By code; the order is that of reports within a severity."""
 
+REPLACED = ("image-missing", "image-damaged", "image-size")
+"""What a training bears with `on_bad_image: skip`."""
+
 
 class Item(NamedTuple):
     """One case of a finding."""

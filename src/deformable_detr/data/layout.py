@@ -13,7 +13,17 @@ from deformable_detr.data.splits import MADE_SPLITS
 from deformable_detr.data.text import Record
 from deformable_detr.pipeline import ordered_map
 
-__all__ = ["ForeignLayout", "Layout", "add_box", "add_image", "empty_record", "fault", "read_sizes", "relative_name"]
+__all__ = [
+    "ForeignLayout",
+    "Layout",
+    "add_box",
+    "add_image",
+    "empty_record",
+    "fault",
+    "note_unreadable",
+    "read_sizes",
+    "relative_name",
+]
 
 
 class Layout(ABC):
@@ -93,8 +103,13 @@ def read_sizes(paths: Iterable[Path]) -> list[tuple[int, int] | Exception]:
 
 
 def fault(where: str | Path, what: str) -> Item:
-    """A case of `label-fault`: something in a file that cannot be right."""
+    """Something in a file that cannot be right."""
     return Item(f"{where}: {what}", file=str(where))
+
+
+def note_unreadable(found: Found, where: Path, what: str, error: Exception) -> None:
+    """Note an image whose size :func:`read_sizes` could not read; in shares or not, its boxes cannot be used without it."""
+    found.add("image-missing" if isinstance(error, FileNotFoundError) else "image-damaged", fault(where, what))
 
 
 def add_box(record: Record, category_id: int, box: tuple[float, float, float, float], crowd: bool = False) -> None:

@@ -12,7 +12,16 @@ from xml.etree import ElementTree
 from deformable_detr.data.entries import as_number, as_size, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, fold_name, most_alike, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
-from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, read_sizes, relative_name
+from deformable_detr.data.layout import (
+    ForeignLayout,
+    add_box,
+    add_image,
+    empty_record,
+    fault,
+    note_unreadable,
+    read_sizes,
+    relative_name,
+)
 from deformable_detr.data.text import Record, decode, read_text, split_lines
 from deformable_detr.files import is_file
 
@@ -76,17 +85,23 @@ class VocLayout(ForeignLayout):
             except ValueError as error:
                 found.add("label-fault", fault(file, str(error)))
                 continue
-            image = self._image(file, tree.findtext("filename"))
-            if not isinstance(image, Path):
-                found.add("label-fault", fault(file, f"its image {image}"))
+            images = self._images_of(file, tree.findtext("filename"))
+            if not images:
+                where = f"neither beside it nor elsewhere in {self.root}"
+                found.add("image-missing", fault(file, f"its image {file.stem}.jpg: no such image, {where}"))
                 continue
+            if len(images) > 1:
+                several = " or ".join(map(self.index.relative, images[:3]))
+                found.add("label-fault", fault(file, f"its image may be {several}: give them different names"))
+                continue
+            image = images[0]
             if fold_name(image.stem) != fold_name(file.stem):
                 text = f"{self.index.relative(file)}: its image is {self.index.relative(image)}"
                 found.add("label-renamed", Item(text, file=str(file)))
             trees.append((file, tree, image))
         for (file, tree, image), size in zip(trees, read_sizes(image for _, _, image in trees), strict=True):
             if isinstance(size, Exception):
-                found.add("label-fault", fault(file, f"its image {size}"))
+                note_unreadable(found, file, f"its image {size}", size)
                 continue
             add_image(
                 record, relative_name(image, self.root), as_size(tree.findtext("size/height"), tree.findtext("size/width")) or size
@@ -113,8 +128,8 @@ class VocLayout(ForeignLayout):
                 continue
         return tuple(sorted(names - {""}))
 
-    def _image(self, file: Path, filename: str | None) -> Path | str:
-        """The image of an XML file, or what is wrong.
+    def _images_of(self, file: Path, filename: str | None) -> list[Path]:
+        """The image of an XML file; none or several where it cannot be told.
 
         It has the same name; of several it is the one beside the file, else one with the suffix of <filename> (masks often have
         another), and then the nearest, or that in a folder of the same name. Where there is none, it is what <filename> names.
@@ -131,11 +146,7 @@ class VocLayout(ForeignLayout):
             found = beside or [path for path in found if path.suffix.lower() == named.suffix.lower()] or found
             shared = {path: len(os.path.commonpath([file.parent, path.parent])) for path in found}
             found = most_alike(str(file), [path for path in found if shared[path] == max(shared.values())])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            return f"may be {' or '.join(map(self.index.relative, found[:3]))}: give them different names"
-        return f"{file.stem}.jpg: no such image, neither beside it nor elsewhere in {self.root}"
+        return found
 
     @cached_property
     def _images_by_stem(self) -> dict[str, list[Path]]:

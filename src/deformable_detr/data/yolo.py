@@ -14,15 +14,7 @@ from deformable_detr.data.entries import as_number, as_whole, short
 from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role, walk_files
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
-from deformable_detr.data.layout import (
-    ForeignLayout,
-    add_box,
-    add_image,
-    empty_record,
-    fault,
-    read_sizes,
-    relative_name,
-)
+from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, note_unreadable, read_sizes, relative_name
 from deformable_detr.data.text import Record, read_text, split_lines
 from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
 from deformable_detr.files import is_file, is_there
@@ -203,7 +195,7 @@ class YoloLayout(ForeignLayout):
             if renamed:
                 found.add("label-renamed", Item(f"{self.index.relative(image)}: found as {file}", file=str(file)))
             if isinstance(size, Exception):
-                faults = [fault(image, str(size).removeprefix(f"{image}: "))]
+                note_unreadable(found, image, str(size).removeprefix(f"{image}: "), size)
             found.add("label-fault", *faults)
             lines += own
             counts.append(len(own))
@@ -218,7 +210,7 @@ class YoloLayout(ForeignLayout):
                 if entry is not None:
                     label, (left, top, right, bottom) = entry
                     add_box(record, label, (left * size[1], top * size[0], right * size[1], bottom * size[0]))
-        if not lines and not found.items.get("label-fault"):
+        if record["images"] and not lines and not found.items.get("label-fault"):
             found.add("labels-missing", Item(self._where_looked(images[0])))
         return record, found
 

@@ -40,7 +40,7 @@ class GroundTruth:
 
     @classmethod
     def _of_file(cls, file: AnnotationFile) -> Self:
-        file.check(boxes_required=True, names_required=False)
+        file.check(boxes_required=True, but=("file-name-missing",))
         annotations: dict[ImageId, list[dict[str, Any]]] = {image_id: [] for image_id in file.image_ids}
         columns = (file.images, file.labels, file.boxes, file.areas, file.crowd)
         for image, label, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True):

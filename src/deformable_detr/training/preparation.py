@@ -20,6 +20,7 @@ from deformable_detr.config import Metadata, RunConfig, TrainConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.doctor.examine import quick_check
+from deformable_detr.data.findings import REPLACED
 from deformable_detr.data.loader import build_dataset, build_loader, read_split
 from deformable_detr.data.unused import summarise_unused
 from deformable_detr.model import DeformableDETR, build_model
@@ -145,7 +146,7 @@ def _check_data(config: RunConfig, dataset: DetectionDataset, names: Sequence[st
     errors, skips = [], config.data.on_bad_image == "skip"
     splits = [read_split(dataset, name, config.data) for name in names]
     for finding in quick_check(splits, config.model.num_queries):
-        replaced = finding.code in ("image-missing", "image-damaged", "image-size") and finding.split == splits[0].name
+        replaced = finding.code in REPLACED and finding.split == splits[0].name
         borne = skips and replaced  # not in validation, which leaves no image out
         if finding.severity == "error" and not borne:
             errors.append(str(finding))
