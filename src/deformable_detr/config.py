@@ -421,8 +421,8 @@ class DataConfig:
     docs/recipes.md."""
 
     transpose: float | Literal["auto"] = 0.0
-    """Training: probability of exchanging x and y. For images without an up. `auto`: found out in the same way, where images may
-    be turned upside down."""
+    """Training: probability of exchanging x and y, of all images of a step together. For images without an up. `auto`: found out
+    in the same way, where images may be turned upside down."""
 
     color_jitter: float | tuple[float, float, float, float] = 0.0
     """Training: strength of random brightness, contrast, saturation (factors within 1 ± s) and hue (turned by up to s of the

@@ -42,7 +42,6 @@ def test_each_loads(path: Path) -> None:
         std=data.std,
         horizontal_flip=data.horizontal_flip,
         vertical_flip=float(data.vertical_flip),
-        transpose=float(data.transpose),
     )
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("expected", "takes"):

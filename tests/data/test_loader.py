@@ -1,7 +1,9 @@
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
+from PIL import Image
 
 from deformable_detr.config import DataConfig
 from deformable_detr.data.loader import TrainingSampler, build_dataset, build_loader
@@ -58,6 +60,33 @@ def test_batches_do_not_depend_on_workers_or_start(scenes):
     torch.manual_seed(1)
     torch.testing.assert_close(batches(2), expected, rtol=0, atol=0)
     torch.testing.assert_close(batches(0, skip=3), expected[3:], rtol=0, atol=0)
+
+
+def test_steps_are_transposed_as_a_whole(tmp_path):
+    """Wide and tall images in one batch were padded to squares. In all processes the same, from wherever one starts."""
+    for number in range(40):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (60, 30)).save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "images" / f"{number}.txt").write_text("0 0.25 0.5 0.2 0.4\n")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
+    config = replace(CONFIG, train_short_sides=(30,), crop_short_sides=(), horizontal_flip=0.0, transpose=0.5)
+    dataset = build_dataset(tmp_path, "train", config, training=True)
+
+    def batches(batch_size, rank=0, world_size=1, skip=0):
+        loader = build_loader(dataset, batch_size=batch_size, training=True, rank=rank, world_size=world_size)
+        assert isinstance(loader.sampler, TrainingSampler)
+        loader.sampler.set_epoch(0, skip)
+        return [(batch.images.shape[2:], targets[-1].boxes[0].tolist()) for batch, targets in loader]
+
+    found = batches(2)
+    assert {tuple(shape) for shape, _ in found} == {(30, 60), (60, 30)}
+    for shape, box in found:
+        assert box == pytest.approx([0.25, 0.5, 0.2, 0.4] if shape == (30, 60) else [0.5, 0.25, 0.4, 0.2])
+    assert batches(2, skip=7) == found[7:]
+    assert batches(1, rank=1, world_size=2) == found
+    always = build_dataset(tmp_path, "train", replace(config, transpose=1.0), training=True)
+    assert all(batch.images.shape[2:] == (60, 30) for batch, _ in build_loader(always, batch_size=2, training=True))
+    assert dataset[0][0].shape == (3, 30, 60)  # no step, so not transposed
 
 
 def test_reading_leaves_the_global_generator_alone(scenes):

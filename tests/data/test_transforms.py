@@ -5,10 +5,11 @@ from PIL import Image
 
 from deformable_detr.data.augmentations import HueJitter
 from deformable_detr.data.transforms import (
+    TURNS,
     DetectionTransform,
     RandomSizeCrop,
-    RandomTranspose,
     ResizeShortSide,
+    Transpose,
     eval_transform,
     resized_size,
     train_transform,
@@ -68,13 +69,13 @@ def test_flips_and_transpose_carry_the_boxes():
     image = torch.zeros(3, 20, 40, dtype=torch.uint8)
     image[:, 2:6, 4:16] = 255  # xyxy 4, 2, 16, 6
     boxes = [[0.25, 0.2, 0.3, 0.2]]
-    for flips, expected in {
-        (1.0, 0.0, 0.0): [0.75, 0.2, 0.3, 0.2],
-        (0.0, 1.0, 0.0): [0.25, 0.8, 0.3, 0.2],
-        (0.0, 0.0, 1.0): [0.2, 0.25, 0.2, 0.3],
-    }.items():
-        names = dict(zip(("horizontal_flip", "vertical_flip", "transpose"), flips, strict=True))
-        changed, target = train_transform(**settings, **names)(image, target_of(boxes))
+    for turn, expected in (
+        (train_transform(**settings, horizontal_flip=1.0), [0.75, 0.2, 0.3, 0.2]),
+        (train_transform(**settings, horizontal_flip=0.0, vertical_flip=1.0), [0.25, 0.8, 0.3, 0.2]),
+        (TURNS["vertical_flip"], [0.25, 0.8, 0.3, 0.2]),
+        (TURNS["transpose"], [0.2, 0.25, 0.2, 0.3]),
+    ):
+        changed, target = turn(image, target_of(boxes))
         torch.testing.assert_close(target.boxes[0], torch.tensor(expected))
         rows, columns = torch.nonzero(changed[0] > 0, as_tuple=True)
         height, width = changed.shape[1:]
@@ -91,7 +92,7 @@ def test_flips_and_transpose_carry_the_boxes():
 def test_the_default_device_has_no_say():
     pixels = torch.arange(3 * 6 * 8, dtype=torch.uint8).reshape(3, 6, 8)
     target = Target(torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.tensor([0]))
-    train = DetectionTransform(RandomTranspose(1.0), HueJitter(0.25))
+    train = DetectionTransform(Transpose(), HueJitter(0.25))
     predict = eval_transform(6, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     torch.manual_seed(0)
     expected = train(pixels, target), predict(pixels)[0]
@@ -128,5 +129,3 @@ def test_wrong_settings():
         RandomSizeCrop(5, 4)
     with pytest.raises(ValueError, match="short sides"):
         ResizeShortSide([])
-    with pytest.raises(ValueError, match="transposition"):
-        RandomTranspose(1.5)

@@ -21,6 +21,7 @@ from deformable_detr.data.doctor.split_data import SplitData
 from deformable_detr.data.findings import REPLACED
 from deformable_detr.data.images import read_image
 from deformable_detr.data.mixing import Mixing
+from deformable_detr.data.transforms import TURNS
 from deformable_detr.files import is_file
 from deformable_detr.structures import ImageId, Target
 
@@ -38,7 +39,7 @@ class SampleKey(NamedTuple):
     """Whether other images may be mixed into it."""
 
     turns: tuple[str, ...] = ()
-    """Which of the dataset's `turns` it goes through."""
+    """Which of :data:`TURNS` it goes through."""
 
 
 class CocoDataset(Dataset[tuple[Tensor, Target]]):
@@ -51,7 +52,8 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         split: annotations and the paths of the images.
         transform: takes and gives (image, target), such as `train_transform(...)`.
         mixing: mixes other images into those whose key asks for it, before `transform`. None: never.
-        turns: likewise, by name, after `mixing`: what turns those whose key names it, such as upside down.
+        turns: which of :data:`TURNS` the sampler of a training draws for whole steps, with their probabilities. An image goes
+            through those that its key names, after `mixing`.
         categories: the classes to map to, by name: a validation set must use those of the training set. None takes the file's own.
         training: True demands at least one box; False also accepts a file without `annotations`.
         on_bad_image: `skip` replaces an image that cannot be read by the next one and says so in the log; YOLO and VOC images whose
@@ -69,14 +71,14 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         transform: Transform,
         *,
         mixing: Mixing | None = None,
-        turns: Mapping[str, Transform] = MappingProxyType({}),
+        turns: Mapping[str, float] = MappingProxyType({}),
         categories: Categories | None = None,
         training: bool = False,
         on_bad_image: Literal["stop", "skip"] = "stop",
         bit_depth: int = 16,
     ) -> None:
         self.on_bad_image, self.bit_depth = on_bad_image, bit_depth
-        self.transform, self.mixing, self.turns = transform, mixing, dict(turns)
+        self.transform, self.mixing, self.turns = transform, mixing, turns
         self.annotation_file = split.annotations.path
         borne = REPLACED if on_bad_image == "skip" else ()
         data = SplitData.of(split.check(boxes_required=training, but=borne))
@@ -181,7 +183,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         mixing = self.mixing if key.mix else None
         image, target = self._image(key.index) if mixing is None else mixing(key.index, len(self), self._image)
         for name in key.turns:
-            image, target = self.turns[name](image, target)
+            image, target = TURNS[name](image, target)
         image, target = self.transform(image, target)
         if target is None:
             raise TypeError("the transform of a dataset must give back the target")

@@ -7,12 +7,13 @@ each process: the same images as one process with W·B. The samplers do this the
 `accelerator.prepare`, which would divide the images again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import compress
 from numbers import Integral
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey
 from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.mixing import Mixing
-from deformable_detr.data.transforms import eval_transform, train_transform, turn
+from deformable_detr.data.transforms import eval_transform, train_transform
 from deformable_detr.schema import plain_numbers
 
 
@@ -55,7 +56,6 @@ def build_dataset(
             std=config.std,
             horizontal_flip=config.horizontal_flip,
             vertical_flip=0.0 if config.vertical_flip == "auto" else config.vertical_flip,
-            transpose=0.0 if config.transpose == "auto" else config.transpose,
             color_jitter=config.color_jitter,
             scale_jitter=config.scale_jitter,
         )
@@ -66,7 +66,7 @@ def build_dataset(
         read_split(dataset, split, config),
         transform,
         mixing=Mixing(config.mosaic, config.copy_paste, config.mixup) if training else None,
-        turns={name: turn(name) for name in config.undecided_turns} if training else {},
+        turns={"transpose": config.transpose} if training and config.transpose != "auto" else {},
         categories=categories,
         training=training,
         on_bad_image=config.on_bad_image if training else "stop",
@@ -120,7 +120,7 @@ def build_loader(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
     sampler = (
-        TrainingSampler(len(dataset), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+        TrainingSampler(len(dataset), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, turns=dataset.turns)
         if training
         else range(rank, len(dataset), world_size)  # together each image exactly once
     )
@@ -143,8 +143,7 @@ class Allowed(NamedTuple):
     """Whether other images may be mixed into them, where the dataset is set to."""
 
     turns: tuple[str, ...] = ()
-    """The dataset's `turns` that every second batch goes through, each by its own chance. Whole batches, since wide and tall
-    images in one batch would be padded to squares."""
+    """Those of :data:`~deformable_detr.data.transforms.TURNS` that every second step goes through, too, each by its own chance."""
 
 
 AS_SET = Allowed()
@@ -158,8 +157,17 @@ class TrainingSampler(Sampler[SampleKey]):
     than one such batch is repeated until it fills it.
     """
 
-    def __init__(self, length: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        turns: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.turns = length, batch_size, seed, turns
         self.rank, self.world_size = rank, world_size
         self.batches = max(1, length // (batch_size * world_size))
         self.epoch, self.skip_batches, self.allowed = 0, 0, AS_SET
@@ -185,11 +193,13 @@ class TrainingSampler(Sampler[SampleKey]):
         step = self.batch_size * self.world_size
         order = order.repeat(-(-step // self.length))[: self.batches * step] if self.length < step else order[: self.batches * step]
         mine = order.view(self.batches, self.world_size, self.batch_size)[self.skip_batches :, self.rank]  # [batches, B]
-        mixing, turns = self.allowed
-        chosen = torch.randint(2, (self.batches, len(turns)), generator=generator, dtype=torch.int64, device="cpu")
-        for indices, choice in zip(mine.tolist(), chosen[self.skip_batches :].tolist(), strict=True):
+        chances = {**self.turns, **dict.fromkeys(self.allowed.turns, 0.5)}
+        drawn = torch.rand(self.batches, len(chances), generator=generator, dtype=torch.float32, device="cpu").numpy()
+        chosen = drawn[self.skip_batches :] < np.array(list(chances.values()))
+        for indices, choice in zip(mine.tolist(), chosen.tolist(), strict=True):
             for index in indices:
-                yield SampleKey(index, _mixed_seed(self.seed, self.epoch, index), mixing, tuple(compress(turns, choice)))
+                seed, turns = _mixed_seed(self.seed, self.epoch, index), tuple(compress(chances, choice))
+                yield SampleKey(index, seed, self.allowed.mixing, turns)
 
     def __len__(self) -> int:
         return self.batches * self.batch_size

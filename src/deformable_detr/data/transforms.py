@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of, xyxy_to_cxcywh
 from deformable_detr.data.augmentations import ColorStrength, ScaleJitter, build_color_jitter
-from deformable_detr.data.chance import happens, integer
+from deformable_detr.data.chance import integer
 from deformable_detr.structures import Target
 
 Triple = tuple[float, float, float]
@@ -31,7 +31,6 @@ def train_transform(
     std: Triple,
     horizontal_flip: float = 0.5,
     vertical_flip: float = 0.0,
-    transpose: float = 0.0,
     color_jitter: ColorStrength = 0.0,
     scale_jitter: tuple[float, float] = (1.0, 1.0),
 ) -> "DetectionTransform":
@@ -46,7 +45,6 @@ def train_transform(
         std: of the RGB channels, in [0, 1].
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of an upside-down flip.
-        transpose: probability of exchanging x and y.
         color_jitter: strength, see `build_color_jitter`; 0: none (official).
         scale_jitter: range of the multiple of the size, see `ScaleJitter`; (1, 1): none (official).
     """
@@ -56,7 +54,6 @@ def train_transform(
     return DetectionTransform(
         v2.RandomHorizontalFlip(horizontal_flip),
         v2.RandomVerticalFlip(vertical_flip),
-        RandomTranspose(transpose),
         v2.RandomChoice([resize, v2.Compose([ResizeShortSide(crop_short_sides), RandomSizeCrop(*crop_range), resize])])
         if crop_short_sides
         else resize,
@@ -64,11 +61,6 @@ def train_transform(
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(list(mean), list(std)),
     )
-
-
-def turn(name: str) -> "DetectionTransform":
-    """What `vertical_flip: auto` or `transpose: auto` does to images before the other steps, in every case."""
-    return DetectionTransform({"vertical_flip": v2.RandomVerticalFlip, "transpose": RandomTranspose}[name](1.0))
 
 
 def eval_transform(short_side: int, max_long_side: int, mean: Triple, std: Triple) -> "DetectionTransform":
@@ -201,25 +193,17 @@ class RandomSizeCrop(v2.Transform):
         return integer(low, high + 1)
 
 
-class RandomTranspose(v2.Transform):
-    """Exchange x and y with probability `p`."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"the probability of a transposition must be in [0, 1], not {p}")
-        self.p = p
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw whether to transpose."""
-        return {"transpose": happens(self.p)}
+class Transpose(v2.Transform):
+    """Exchange x and y."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Transpose an image `[..., H, W]` or boxes xyxy."""
-        if not params["transpose"]:
-            return inpt
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             height, width = inpt.canvas_size
             swapped = inpt.as_subclass(Tensor)[:, [1, 0, 3, 2]]
             return tv_tensors.wrap(swapped, like=inpt, canvas_size=(width, height))  # pyright: ignore[reportCallIssue]
         return tv_tensors.wrap(inpt.as_subclass(Tensor).transpose(-1, -2), like=inpt)  # pyright: ignore[reportCallIssue]
+
+
+TURNS = {"vertical_flip": DetectionTransform(v2.RandomVerticalFlip(1.0)), "transpose": DetectionTransform(Transpose())}
+"""What images of whole steps go through before `train_transform`: wide and tall ones in one batch would be padded to squares."""

@@ -95,11 +95,9 @@ def choose_batch_size(network: DeformableDETR, config: RunConfig, dataset: CocoD
 
 
 def largest_canvas(config: RunConfig, dataset: CocoDataset) -> tuple[int, int]:
-    """(height, width) of the largest padded batch that training can meet: images of both orientations in one."""
+    """(height, width) of the largest padded batch that training can meet; steps that are transposed have it the other way round."""
     short, long, divisor = max(config.data.train_short_sides), config.data.max_long_side, config.data.pad_size_divisor
     shapes = {(int(height), int(width)) for height, width in dataset.image_sizes()}
-    if config.data.transpose:
-        shapes |= {(width, height) for height, width in shapes}
     resized = [resized_size(height, width, short, long) for height, width in shapes]
     height, width = (-(-max(size[axis] for size in resized) // divisor) * divisor for axis in (0, 1))
     return height, width
