@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deformable_detr.checkpoints import load_checkpoint, load_pretrained
+from deformable_detr.checkpoints.coco_classes import COCO_NAMES
 from deformable_detr.checkpoints.convert import convert
 from deformable_detr.model import build_model
 from deformable_detr.presets import MODEL_PRESETS
@@ -198,6 +199,20 @@ def test_arguments_of_the_file_are_used(tmp_path):
     config = load_pretrained(tmp_path / "a.pth").metadata.model
     assert (config.dilation, config.num_heads, config.num_encoder_points, config.dropout) == (True, 4, 8, 0.3)
     assert config.backbone == "resnet18.tv_in1k"
+
+
+@pytest.mark.parametrize(("size", "dilation"), [("r50ss", False), ("r50ssdc5", True)])
+def test_libreyolo_names_the_variant_that_the_tensors_cannot_tell(size, dilation, tmp_path, caplog):
+    """The record that LibreYOLO 1.6 writes: 80 names in a row beside 91 rows of the heads, which are COCO's ids."""
+    content = {"model": official_state_dict(levels=1), "schema_version": "1.0", "libreyolo_version": "1.6.0", "task": "detect"}
+    names = {**dict(enumerate(COCO_NAMES.values())), 3: "motorbike"}
+    content |= {"model_family": "deformable_detr", "size": size, "nc": 80, "names": names, "imgsz": 800}
+    torch.save(content, tmp_path / "a.pt")
+    metadata = load_pretrained(tmp_path / "a.pt").metadata
+    assert metadata.model.dilation is dilation
+    assert "DC5" not in caplog.text
+    assert metadata.named_categories.names[:5] == ("N/A", "person", "bicycle", "car", "motorbike")
+    assert metadata.named_categories.names[90] == "toothbrush"
 
 
 def test_training_state_is_left_behind(tmp_path):

@@ -12,6 +12,7 @@ import yaml
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import load_checkpoint
+from deformable_detr.checkpoints.coco_classes import COCO_NAMES
 from deformable_detr.checkpoints.side_records import read_classes, read_side_records
 
 NAMES = ("cell", "vessel", "nucleus", "dust", "edge")
@@ -69,6 +70,19 @@ def test_numbers_with_holes():
     assert holes.names == ("a", "b") and holes.ids == (2, 7)
     assert read_classes(["a", "b"], 3) == "it names 2 classes, but the heads have 3 rows"
     assert read_classes({"a": {"b": 1}}, 3) is None and read_classes(5, 3) is None
+
+
+@pytest.mark.parametrize("form", ["in a row", "from 1", "by id", "a list"])
+def test_coco_s_80_names_stand_at_its_ids_in_heads_of_91_rows(form):
+    """Rows 0, 12, 26 … of 91 are no class: the 80 names, numbered in a row, would each stand on another one's channel."""
+    names = list(COCO_NAMES.values())
+    forms = {"in a row": dict(enumerate(names)), "from 1": dict(enumerate(names, 1)), "by id": COCO_NAMES, "a list": names}
+    found = read_classes(forms[form], 91)
+    assert isinstance(found, Categories)
+    assert [found.names[row] for row in (0, 1, 12, 13, 90)] == ["N/A", "person", "N/A", "stop sign", "toothbrush"]
+    own = [f"part {number}" for number in range(80)]
+    found = read_classes(own, 91)  # not COCO's: the first rows, as everywhere
+    assert isinstance(found, Categories) and found.names[0] == "part 0"
 
 
 def test_class_names_that_do_not_fit_are_said(load):

@@ -34,6 +34,7 @@ def test_table_and_json(what, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("what", ["model", "train"])
 def test_beside_transformers(what, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_detector, "PEERS", benchmark.NO_PEERS)  # the script replaces it
+    monkeypatch.setitem(sys.modules, "libreyolo", None)  # where it is installed: it has R50 alone
     build = functools.partial(benchmark.build_model, backbone="resnet18", backbone_options={})  # what transformers can express
     monkeypatch.setattr(benchmark, "build_model", build)
     spec = importlib.util.spec_from_file_location("detector_peers", PEERS_SCRIPT)

@@ -1,7 +1,9 @@
 """The classes of COCO in both layouts."""
 
+from collections.abc import Sequence
+
 from deformable_detr.categories import Categories
-from deformable_detr.class_names import NO_CLASS
+from deformable_detr.class_names import NO_CLASS, normalise_name
 
 _NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -41,3 +43,9 @@ def categories_of_names(names: tuple[str, ...] | None, num_classes: int) -> Cate
         if names == known.names:
             return known
     return Categories.from_names(names)
+
+
+def is_coco_80(names: Sequence[str]) -> bool:
+    """Whether these are the 80 classes in COCO's order; a few may be spelled otherwise (`motorbike`, `sofa`, translated ones)."""
+    pairs = zip(names, COCO_80.names, strict=False)
+    return len(names) == 80 and sum(normalise_name(name) == normalise_name(known) for name, known in pairs) > 40

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.bookkeeping import Inert, NumpyValue
-from deformable_detr.checkpoints.coco_classes import NO_CLASS, categories_of_names
+from deformable_detr.checkpoints.coco_classes import COCO_80, NO_CLASS, categories_of_names, is_coco_80
 from deformable_detr.checkpoints.foreign_settings import is_bgr, refusals, resizing
 from deformable_detr.config import Metadata
 
@@ -237,6 +237,8 @@ def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: i
         return False
     elif key in _TRAINED_WITH and _is_number(value):
         records.notes.append(f"trained with {_TRAINED_WITH[key]}={value!r}")
+    elif key == "size" and value in ("r50ss", "r50ssdc5"):  # LibreYOLO's variants with one level, whose tensors look alike
+        records.settings.setdefault("dilation", value == "r50ssdc5")
     elif key == "positional_encoding" and isinstance(value, Mapping):  # mmdetection's, offset negative
         records.settings.setdefault("position_temperature", value.get("temperature") or 10_000)
         records.settings.setdefault("position_offset", -value["offset"] if _is_number(value.get("offset")) else 0)
@@ -294,6 +296,9 @@ def read_classes(value: Any, num_classes: int) -> Categories | str | None:
     names = _numbered_names(value)
     if not names:
         return None
+    in_order = [names[number] for number in sorted(names)]
+    if num_classes == 91 and is_coco_80(in_order):  # rows of COCO's ids, however the names are numbered
+        names = dict(zip(COCO_80.ids, in_order, strict=True))
     numbers = list(names)
     if all(0 <= number < num_classes for number in numbers):
         listed = tuple(names.get(label, NO_CLASS) for label in range(num_classes))
