@@ -13,8 +13,6 @@ from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.text import Record, read_json
 from deformable_detr.structures import ImageId
 
-__all__ = ["PER_BOX", "AnnotationFile"]
-
 PER_BOX = ("annotation_ids", "annotation_rows", "images", "labels", "boxes", "areas", "crowd")
 """The arrays with an entry for each annotation."""
 

@@ -19,8 +19,6 @@ from deformable_detr.data.text import SECTIONS, Record, kind_of, read_json
 from deformable_detr.files import atomic_file
 from deformable_detr.structures import ImageId
 
-__all__ = ["FOUND", "parse_record", "read_annotation_file"]
-
 logger = logging.getLogger(__name__)
 
 FOUND = "deformable-detr findings"

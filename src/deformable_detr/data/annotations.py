@@ -10,8 +10,6 @@ from deformable_detr.class_names import list_classes, match_classes
 from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.structures import ImageId
 
-__all__ = ["Annotations", "target_annotations"]
-
 logger = logging.getLogger(__name__)
 
 

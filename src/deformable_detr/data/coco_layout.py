@@ -10,8 +10,6 @@ from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.layout import Layout
 from deformable_detr.data.text import encoding_of, read_json, read_text
 
-__all__ = ["CocoLayout", "json_kind"]
-
 ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "labels")
 IMAGE_FOLDERS = ("images", "jpegimages", "data", "imgs")
 OTHER_TASKS = re.compile(r"keypoint|caption|panoptic|stuff|image_info")
@@ -37,7 +35,7 @@ class CocoLayout(Layout):
     format = "COCO"
 
     def __init__(self, index: FileIndex, annotation_files: dict[str, Path]) -> None:
-        super().__init__(index, index.root)
+        super().__init__(index, index.root, annotation_files)
         self.annotation_files = annotation_files
 
     @classmethod
@@ -68,10 +66,6 @@ class CocoLayout(Layout):
         if {"train", "val"} <= {split_role(name) for name in named}:
             found = named  # a file of everything beside them would be no split
         return cls(index, found) if found else None
-
-    def splits(self) -> tuple[str, ...]:
-        """The names of the annotation files, without `instances_`."""
-        return tuple(self.annotation_files)
 
     def used_files(self) -> Iterator[Path]:
         """The JSON files."""

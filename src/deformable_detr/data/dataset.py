@@ -23,8 +23,6 @@ from deformable_detr.data.voc import VocLayout
 from deformable_detr.data.yolo import YoloLayout
 from deformable_detr.files import write_text
 
-__all__ = ["ALL", "DetectionDataset", "Split", "open_dataset"]
-
 logger = logging.getLogger(__name__)
 
 CONVERSION = 4
@@ -156,9 +154,9 @@ class DetectionDataset:
         """
         own, pool = self.layout.own_split(name), self.pool
         if pool is not None and (made_of := MADE_SPLITS.get(name.lower())) and own in (None, pool):
-            count = len(self._read(pool).paths)
+            count = len(self.own(pool).paths)
             if not count:
-                return self._read(pool)  # what is wrong with it is found there
+                return self.own(pool)  # what is wrong with it is found there
             made = self._divide()
             if made_of not in made:
                 raise FileNotFoundError(f"{self.root}: no split {name!r}, and {count} images are too few to make one")
@@ -167,15 +165,17 @@ class DetectionDataset:
             own = pool
         if own is None:
             raise FileNotFoundError(f"{self.layout.source}: no split {name!r}{self._what_there_is(name)}")
-        return self._read(own)
+        return self.own(own)
 
     def training_part(self) -> Split:
         """What is trained on of a dataset without splits: as :meth:`split`, but a new division is not written down."""
-        return self._divide(keep=False).get("train") or self._read(str(self.pool))
+        return self._divide(keep=False).get("train") or self.own(str(self.pool))
 
     def own(self, name: str) -> Split:
         """Read one of :attr:`own_splits`, whole, whether the dataset is divided or not."""
-        return self._read(name)
+        if name not in self._own:
+            self._own[name] = self._read_coco(name) if isinstance(self.layout, CocoLayout) else self._read_foreign(name)
+        return self._own[name]
 
     def forget(self) -> None:
         """Give the memory of the splits back; they are read again when they are asked for."""
@@ -195,7 +195,7 @@ class DetectionDataset:
         """Every file that nothing is made of: the code of the finding, and the file with the reason."""
         used = {str(path) for path in self.layout.used_files()}
         for name in self.own_splits:
-            used.update(self._read(name).paths.tolist())
+            used.update(self.own(name).paths.tolist())
         reasons = dict(self._other_annotations())
         return unused_files(self.layout.index, used, reasons)
 
@@ -224,7 +224,7 @@ class DetectionDataset:
 
     def _divide(self, *, keep: bool = True) -> dict[str, Split]:
         if self._made is None:
-            whole = self._read(str(self.pool))
+            whole = self.own(str(self.pool))
             has_test = any(split_role(name) == "test" for name in self.own_splits)
             where = self.root, self._source_name()
             chosen = divide(*where, whole.annotations, whole.paths.tolist(), make_test=not has_test, keep=keep)
@@ -234,11 +234,6 @@ class DetectionDataset:
                 return made
             self._made = made
         return self._made
-
-    def _read(self, name: str) -> Split:
-        if name not in self._own:
-            self._own[name] = self._read_coco(name) if isinstance(self.layout, CocoLayout) else self._read_foreign(name)
-        return self._own[name]
 
     def _read_coco(self, name: str) -> Split:
         assert isinstance(self.layout, CocoLayout)

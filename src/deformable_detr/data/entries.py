@@ -7,22 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "angle_of",
-    "as_box",
-    "as_flag",
-    "as_id",
-    "as_number",
-    "as_side",
-    "as_size",
-    "as_whole",
-    "box_of_segmentation",
-    "crowd_of",
-    "read_flag",
-    "read_number",
-    "short",
-]
-
 LARGEST_SIDE = 1_000_000
 """Pixels above which a width or height cannot be meant."""
 

@@ -5,8 +5,6 @@ import numpy as np
 from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.recipes import DataFacts
 
-__all__ = ["data_facts", "measure"]
-
 
 def data_facts(file: AnnotationFile) -> DataFacts:
     """Count and measure the objects of a split, crowd regions aside.

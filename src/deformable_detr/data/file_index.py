@@ -11,8 +11,6 @@ from urllib.parse import unquote
 
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 
-__all__ = ["FileIndex", "fold_name", "most_alike", "path_role", "slashed", "split_role", "walk_files"]
-
 ROLES = {
     **dict.fromkeys(("train", "training", "trainval", "trainset"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "valset"), "val"),
@@ -168,6 +166,10 @@ class FileIndex:
             if found:
                 return found[0] if len(found) == 1 else AMBIGUOUS
         return None
+
+    def images_like(self, name: str) -> list[Path]:
+        """The images of a name with or without their suffix, however it is spelled."""
+        return [Path(path) for path in self._by_name.get(fold_name(name), ())]
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:

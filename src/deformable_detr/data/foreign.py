@@ -13,8 +13,6 @@ from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.data.text import read_head, read_text
 from deformable_detr.data.yolo import looks_like_labels
 
-__all__ = ["IMPORTABLE", "PER_IMAGE", "advice", "files_of", "name_format", "recognise"]
-
 IMPORTABLE = (
     *("LabelMe", "CreateML", "VIA", "Datumaro", "FiftyOne", "KITTI"),
     *("Open Images CSV", "TensorFlow CSV", "VoTT CSV", "RetinaNet CSV"),

@@ -25,8 +25,6 @@ from deformable_detr.data.foreign_readers import (
 from deformable_detr.data.images import IMAGE_SUFFIXES, open_image
 from deformable_detr.data.text import read_text, split_lines
 
-__all__ = ["PLATFORM_READERS"]
-
 
 def _read_cvat(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     """CVAT for images 1.1; the subset of an image is its split."""

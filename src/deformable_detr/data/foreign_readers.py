@@ -15,18 +15,6 @@ from deformable_detr.data.entries import as_size, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.text import read_text, split_lines
 
-__all__ = [
-    "READERS",
-    "Box",
-    "ForeignImage",
-    "ForeignObject",
-    "Reader",
-    "around",
-    "ellipse_extent",
-    "from_xywh",
-    "turned",
-]
-
 CLASS_ATTRIBUTES = ("class", "label", "name", "category", "type", "object")
 
 

@@ -28,19 +28,6 @@ from deformable_detr.data.pixels import (
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "UNREADABLE_SUFFIXES",
-    "UPLOAD_FORMATS",
-    "ImageError",
-    "ImageSource",
-    "ImageTooLargeError",
-    "is_address",
-    "open_image",
-    "read_image",
-    "read_size",
-]
-
 ImageSource = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
 """A path or an address (`http://`, `https://`), the content of a file, an open file, or decoded pixels."""
 

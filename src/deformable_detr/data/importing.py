@@ -21,8 +21,6 @@ from deformable_detr.data.text import Record, read_json, read_text
 from deformable_detr.data.writing import free_name, place_image
 from deformable_detr.files import atomic_folder, is_file, write_json, write_text
 
-__all__ = ["convert_dataset"]
-
 UNNAMED = "object"
 """The class of a dataset whose objects were all drawn without one."""
 

@@ -4,26 +4,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from deformable_detr.data.file_index import FileIndex, split_role
+from deformable_detr.data.file_index import FileIndex, path_role, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import read_size
 from deformable_detr.data.splits import MADE_SPLITS
 from deformable_detr.data.text import Record
 from deformable_detr.pipeline import ordered_map
-
-__all__ = [
-    "ForeignLayout",
-    "Layout",
-    "add_box",
-    "add_image",
-    "empty_record",
-    "fault",
-    "note_unreadable",
-    "read_sizes",
-    "relative_name",
-]
 
 
 class Layout(ABC):
@@ -32,17 +20,18 @@ class Layout(ABC):
     Args:
         index: its files.
         source: the file or folder that the splits come from, as people know it.
+        parts: by the name of each split what it is read from.
     """
 
     format: ClassVar[str]
     """The name of the format, for messages."""
 
-    def __init__(self, index: FileIndex, source: Path) -> None:
-        self.index, self.root, self.source = index, index.root, source
+    def __init__(self, index: FileIndex, source: Path, parts: Mapping[str, Any]) -> None:
+        self.index, self.root, self.source, self.parts = index, index.root, source, parts
 
-    @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The names of the parts that the dataset has of its own."""
+        return tuple(self.parts)
 
     @abstractmethod
     def used_files(self) -> Iterator[Path]:
@@ -83,6 +72,16 @@ class ForeignLayout(Layout):
     @abstractmethod
     def read(self, split: str) -> tuple[Record, Found]:
         """The COCO record of a split, without what is faulty in it, and what was found."""
+
+
+def parts_by_folder(index: FileIndex, files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files of each split that folders are named after. All others are one split, `all`, where there is none such."""
+    parts: dict[str, list[Path]] = {}
+    for path in files:
+        parts.setdefault(path_role(index.relative(path)) or "all", []).append(path)
+    if len(parts) > 1:
+        parts.pop("all", None)  # listed among the files that are not used
+    return parts
 
 
 def relative_name(path: Path, root: Path) -> str:

@@ -7,7 +7,7 @@ each process: the same images as one process with W·B. The samplers do this the
 `accelerator.prepare`, which would divide the images again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -18,16 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from deformable_detr.categories import Categories
 from deformable_detr.config import DataConfig
-from deformable_detr.data.batching import collate
 from deformable_detr.data.coco import CocoDataset, SampleKey
 from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
 from deformable_detr.schema import plain_numbers
+from deformable_detr.structures import ImageBatch, Target
 
 
 def build_dataset(
@@ -134,6 +135,21 @@ def build_loader(
         persistent_workers=training and num_workers > 0,
         generator=torch.Generator().manual_seed(seed),  # else an iteration would draw from the global one
     )
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]], pad_size_divisor: int = 1) -> tuple[ImageBatch, list[Target]]:
+    """Pad the images of several samples to one canvas; the data loader's `collate_fn`.
+
+    Args:
+        samples: pairs of a normalised image `[3, h, w]` and its target.
+        pad_size_divisor: height and width of the canvas become multiples of this.
+
+    Returns:
+        The batch, with the targets' image ids, and the targets in the same order. Their boxes stay relative to each image's
+        own size, not to the padded canvas.
+    """
+    images, targets = [image for image, _ in samples], [target for _, target in samples]
+    return ImageBatch.from_images(images, [target.image_id for target in targets], pad_size_divisor), targets
 
 
 class Allowed(NamedTuple):

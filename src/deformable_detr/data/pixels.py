@@ -9,23 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = [
-    "COLOUR_MODES",
-    "ImageError",
-    "ImageTooLargeError",
-    "check_planes",
-    "left_to_turn",
-    "load",
-    "needs_file",
-    "of_array",
-    "of_pil",
-    "of_tensor",
-    "read_orientation",
-    "scale_to_8_bits",
-    "wide_pixels",
-    "without_text",
-]
-
 ORIENTATION_TAG = 0x0112
 """Of EXIF."""
 

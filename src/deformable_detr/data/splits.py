@@ -14,8 +14,6 @@ from deformable_detr.data.file_index import slashed
 from deformable_detr.data.text import read_json
 from deformable_detr.files import is_file, write_json
 
-__all__ = ["MADE_SPLITS", "WRITTEN", "divide", "is_divided", "read_division", "split_sizes", "stratify", "write_division"]
-
 logger = logging.getLogger(__name__)
 
 MADE_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SECTIONS", "Record", "decode", "encoding_of", "kind_of", "read_head", "read_json", "read_text", "split_lines"]
-
 Record = dict[str, Any]
 
 SECTIONS = ("images", "annotations", "categories")

@@ -11,8 +11,6 @@ from deformable_detr.data.findings import KINDS, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 from deformable_detr.data.yolo import looks_like_labels
 
-__all__ = ["summarise_unused", "unused_files"]
-
 OWN = "changes.json"
 """What `doctor --fix` writes beside a repaired copy."""
 

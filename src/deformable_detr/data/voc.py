@@ -19,13 +19,12 @@ from deformable_detr.data.layout import (
     empty_record,
     fault,
     note_unreadable,
+    parts_by_folder,
     read_sizes,
     relative_name,
 )
 from deformable_detr.data.text import Record, decode, read_text, split_lines
 from deformable_detr.files import is_file
-
-__all__ = ["VocLayout"]
 
 Box = tuple[float, float, float, float]
 
@@ -42,8 +41,8 @@ class VocLayout(ForeignLayout):
     format = "Pascal VOC"
 
     def __init__(self, index: FileIndex, parts: dict[str, list[Path]], lists: list[Path]) -> None:
-        super().__init__(index, index.root)
-        self.parts, self.lists = parts, lists
+        super().__init__(index, index.root, parts)
+        self.lists = lists
 
     @classmethod
     def open(cls, index: FileIndex, file: Path | None) -> Self | None:
@@ -58,16 +57,7 @@ class VocLayout(ForeignLayout):
             for name, path in lists:
                 parts.setdefault(name, []).extend(_listed_files(path, files))
             return cls(index, parts, [path for _, path in lists])
-        parts = {}
-        for path in files:
-            parts.setdefault(path_role(index.relative(path)) or "all", []).append(path)
-        if len(parts) > 1:
-            parts.pop("all", None)  # listed among the files that are not used
-        return cls(index, parts, [])
-
-    def splits(self) -> tuple[str, ...]:
-        """Those of `ImageSets/Main`, or of the folders."""
-        return tuple(self.parts)
+        return cls(index, parts_by_folder(index, files), [])
 
     def used_files(self) -> Iterator[Path]:
         """All XML files and lists."""
@@ -135,9 +125,7 @@ class VocLayout(ForeignLayout):
         another), and then the nearest, or that in a folder of the same name. Where there is none, it is what <filename> names.
         """
         named = PurePosixPath(slashed(filename or ""))
-        found = self._images_by_stem.get(file.stem) or self._images_by_stem.get(fold_name(file.stem)) or []
-        if not found and filename:
-            found = self._images_by_stem.get(fold_name(named.stem), [])
+        found = self.index.images_like(file.stem) or self.index.images_like(named.stem)
         found = [path for path in found if path.stem == file.stem] or found
         role = path_role(self.index.relative(file))
         found = [path for path in found if role is None or path_role(self.index.relative(path)) in (None, role)]
@@ -146,15 +134,6 @@ class VocLayout(ForeignLayout):
             found = beside or [path for path in found if path.suffix.lower() == named.suffix.lower()] or found
             shared = {path: len(os.path.commonpath([file.parent, path.parent])) for path in found}
             found = most_alike(str(file), [path for path in found if shared[path] == max(shared.values())])
-        return found
-
-    @cached_property
-    def _images_by_stem(self) -> dict[str, list[Path]]:
-        """All images by their names without suffix, as they are and folded."""
-        found: dict[str, list[Path]] = {}
-        for path in map(Path, self.index.images):
-            for key in {path.stem, fold_name(path.stem)}:
-                found.setdefault(key, []).append(path)
         return found
 
 

@@ -15,8 +15,6 @@ from deformable_detr.categories import Categories
 from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.files import atomic_folder, check_place, write_json, write_text
 
-__all__ = ["FORMATS", "LabelledImage", "check_names", "check_new", "free_name", "place_image", "write_dataset"]
-
 
 @dataclass(frozen=True, eq=False)
 class LabelledImage:

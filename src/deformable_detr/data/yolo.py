@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -11,16 +11,23 @@ from typing import Any, Self
 import yaml
 
 from deformable_detr.data.entries import as_number, as_whole, short
-from deformable_detr.data.file_index import FileIndex, fold_name, path_role, slashed, split_role, walk_files
+from deformable_detr.data.file_index import FileIndex, fold_name, slashed, split_role, walk_files
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
-from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, note_unreadable, read_sizes, relative_name
+from deformable_detr.data.layout import (
+    ForeignLayout,
+    add_box,
+    add_image,
+    empty_record,
+    note_unreadable,
+    parts_by_folder,
+    read_sizes,
+    relative_name,
+)
 from deformable_detr.data.text import Record, read_text, split_lines
 from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
 from deformable_detr.files import is_file, is_there
 from deformable_detr.yaml_keys import AsWritten
-
-__all__ = ["YoloLayout", "looks_like_labels"]
 
 USUAL_NAMES = ("data", "dataset")
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.names", "classes.names", "predefined_classes.txt")
@@ -55,9 +62,8 @@ class YoloLayout(ForeignLayout):
         found: Found | None = None,
         names_file: Path | None = None,
     ) -> None:
-        super().__init__(index, source)
-        self.names_file = names_file
-        self.names, self.parts, self.keypoints = names, parts, keypoints
+        super().__init__(index, source, parts)
+        self.names, self.keypoints, self.names_file = names, keypoints, names_file
         self.found = found or Found("")
         self._images: dict[str, list[Path]] = {}
 
@@ -88,21 +94,14 @@ class YoloLayout(ForeignLayout):
                 return None
             raise ValueError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from None
         settings = settings if isinstance(settings, dict) else {}
-        keys = [key for key in SPLIT_KEYS if settings.get(key) and settings[key] not in EMPTY]
-        if not keys or "names" not in settings:
+        named = _named_splits(settings)
+        if not named or "names" not in settings:
             if required:
                 raise ValueError(f"{file}: not a YOLO data.yaml: expected `names` and at least one of `train`, `val`, `test`")
             return None
         found = Found("")
         base = _base_folder(file, settings.get("path"))
-        parts: dict[str, list[Path]] = {}
-        for key in keys:
-            values = settings[key] if isinstance(settings[key], list) else [settings[key]]
-            paths = [_resolve(base, index, str(value), f"{file}: {key}", found) for value in values]
-            if key == "test" and not any(is_there(path) for path in paths):  # exporters write it whether there is one or not
-                found.add("split-missing", Item(f"{file}: test: {settings[key]} is not there", file=str(file)))
-                continue
-            parts.setdefault(split_role(key) or key, []).extend(paths)
+        parts = _located_splits(named, base, index, file, found, optional=("test",))  # which exporters write in any case
         keypoints = (0, 0) if settings.get("task") in ("segment", "obb") else _keypoints(settings.get("kpt_shape"), file)
         names_file = _names_file(settings["names"], file)
         names = _listed_names(names_file, found) if names_file else _class_names(settings["names"], file)
@@ -114,20 +113,14 @@ class YoloLayout(ForeignLayout):
         """An obj.data of darknet and of CVAT's YOLO 1.1: lines `train = data/train.txt`, `names = data/obj.names`."""
         pairs = (line.partition("=") for line in split_lines(read_text(file)) if "=" in line)
         settings = {key.strip().lower(): value.strip() for key, _, value in pairs}
-        if "names" not in settings or not any(settings.get(key) for key in SPLIT_KEYS):
+        named = _named_splits(settings)
+        if not named or "names" not in settings:
             return None
         found = Found("")
         names_file = _resolve(file.parent, index, settings["names"], f"{file}: names", found)
         names = _listed_names(names_file, found)
         _check_count(settings.get("classes"), names, f"{file}: `classes`")
-        parts: dict[str, list[Path]] = {}
-        for key in SPLIT_KEYS:
-            if settings.get(key):
-                path = _resolve(file.parent, index, settings[key], f"{file}: {key}", found)
-                if is_there(path):
-                    parts.setdefault(split_role(key) or key, []).append(path)
-                else:
-                    found.add("split-missing", Item(f"{file}: {key}: {settings[key]} is not there", file=str(file)))
+        parts = _located_splits(named, file.parent, index, file, found, optional=SPLIT_KEYS)
         for path in index.select(".txt"):  # lists of subsets that obj.data does not name, as CVAT writes them
             if path.parent == file.parent and (role := split_role(path.stem)) and role not in parts:
                 parts[role] = [path]
@@ -151,16 +144,8 @@ class YoloLayout(ForeignLayout):
         labelled = {image.parent for image in images if layout.label_file(image)[0]}
         if not labelled:
             return None
-        for image in (image for image in images if image.parent in labelled):  # not masks, thumbnails, drawings
-            role = path_role(index.relative(image))
-            layout.parts.setdefault(role or "all", []).append(image)
-        if len(layout.parts) > 1:
-            layout.parts.pop("all", None)  # listed among the files that are not used
+        layout.parts = parts_by_folder(index, (image for image in images if image.parent in labelled))  # not masks, thumbnails
         return layout
-
-    def splits(self) -> tuple[str, ...]:
-        """Those that the data.yaml or the folders name."""
-        return tuple(self.parts)
 
     def used_files(self) -> Iterator[Path]:
         """The yaml or class list, the lists, the images, and their label files."""
@@ -187,30 +172,28 @@ class YoloLayout(ForeignLayout):
         for code, items in self.found.items.items():
             found.add(code, *items)
         lines: list[LabelLine] = []
-        counts: list[int] = []
-        sizes = read_sizes(images)
-        for image, size in zip(images, sizes, strict=True):
-            file, renamed = self.label_file(image)
-            own, faults = read_lines(file, self.names) if file is not None and not isinstance(size, Exception) else ([], [])
-            if renamed:
-                found.add("label-renamed", Item(f"{self.index.relative(image)}: found as {file}", file=str(file)))
+        readable: list[tuple[Path, tuple[int, int], int]] = []
+        for image, size in zip(images, read_sizes(images), strict=True):
             if isinstance(size, Exception):
                 note_unreadable(found, image, str(size).removeprefix(f"{image}: "), size)
+                continue
+            file, renamed = self.label_file(image)
+            if renamed:
+                found.add("label-renamed", Item(f"{self.index.relative(image)}: found as {file}", file=str(file)))
+            own, faults = read_lines(file, self.names) if file is not None else ([], [])
             found.add("label-fault", *faults)
             lines += own
-            counts.append(len(own))
+            readable.append((image, size, len(own)))
         boxes, faults = boxes_of_lines(lines, self.keypoints)
         found.add("label-fault", *faults)
         remaining = iter(boxes)
-        for image, size, count in zip(images, sizes, counts, strict=True):
-            if isinstance(size, Exception):
-                continue
+        for image, size, count in readable:
             add_image(record, relative_name(image, self.root), size)
             for entry in (next(remaining) for _ in range(count)):
                 if entry is not None:
                     label, (left, top, right, bottom) = entry
                     add_box(record, label, (left * size[1], top * size[0], right * size[1], bottom * size[0]))
-        if record["images"] and not lines and not found.items.get("label-fault"):
+        if readable and not lines and not found.items.get("label-fault"):
             found.add("labels-missing", Item(self._where_looked(images[0])))
         return record, found
 
@@ -266,8 +249,7 @@ class YoloLayout(ForeignLayout):
             key = fold_name(str(place))
             folded = self._labels.get(key, ())
             if len(folded) == 1 and len(self._labelled.get(key, ())) < 2:
-                other_name = folded[0].name != place.name
-                return folded[0], other_name
+                return folded[0], folded[0].name != place.name
         return None, False
 
     @cached_property
@@ -366,6 +348,26 @@ def _keypoints(shape: Any, file: Path) -> tuple[int, int] | None:
     if len(numbers) != 2 or numbers[0] < 1 or numbers[1] not in (2, 3):
         raise ValueError(f"{file}: kpt_shape is {short(shape)}; expected [number of keypoints, 2 or 3 numbers for each]")
     return numbers[0], numbers[1]
+
+
+def _named_splits(settings: dict[str, Any]) -> dict[str, list[str]]:
+    """The folders and lists that a data.yaml or obj.data names for each split, by its key."""
+    given = {key: settings[key] for key in SPLIT_KEYS if settings.get(key) and settings[key] not in EMPTY}
+    return {key: list(map(str, value)) if isinstance(value, list) else [str(value)] for key, value in given.items()}
+
+
+def _located_splits(
+    named: dict[str, list[str]], base: Path, index: FileIndex, file: Path, found: Found, optional: Sequence[str]
+) -> dict[str, list[Path]]:
+    """The same as paths, by the roles of the splits; an optional one of which nothing is there is noted and left out."""
+    parts: dict[str, list[Path]] = {}
+    for key, values in named.items():
+        paths = [_resolve(base, index, value, f"{file}: {key}", found) for value in values]
+        if key in optional and not any(map(is_there, paths)):
+            found.add("split-missing", Item(f"{file}: {key}: {', '.join(values)} is not there", file=str(file)))
+        else:
+            parts.setdefault(split_role(key) or key, []).extend(paths)
+    return parts
 
 
 def _base_folder(file: Path, path: Any) -> Path:

@@ -11,8 +11,6 @@ from deformable_detr.data.findings import Item
 from deformable_detr.data.layout import fault
 from deformable_detr.data.text import read_text, split_lines
 
-__all__ = ["LabelLine", "boxes_of_lines", "read_lines"]
-
 TOLERANCE = 0.01
 """Normalised coordinates may be this far outside [0, 1], by rounding or imprecise annotation."""
 
