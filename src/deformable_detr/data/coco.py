@@ -78,7 +78,7 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         bit_depth: int = 16,
     ) -> None:
         self.on_bad_image, self.bit_depth = on_bad_image, bit_depth
-        self.transform, self.mixing, self.turns = transform, mixing, turns
+        self.transform, self.mixing, self.turns = transform, mixing, dict(turns)
         self.annotation_file = split.annotations.path
         borne = REPLACED if on_bad_image == "skip" else ()
         data = SplitData.of(split.check(boxes_required=training, but=borne))

@@ -151,7 +151,7 @@ class YoloLayout(ForeignLayout):
         """The yaml or class list, the lists, the images, and their label files."""
         yield from filter(None, (self.source, self.names_file))
         for split, parts in self.parts.items():
-            yield from filter(is_file, parts)
+            yield from (part for part in parts if is_file(part))
             try:
                 images = self.image_files(split)
             except (OSError, ValueError):  # said where the split is read
