@@ -170,6 +170,15 @@ def test_boxes_near_the_border_as_mmdetection_gives_them(update: Any, reached: b
     assert following.base.requires_grad is reached and not following.attended.requires_grad
 
 
+def test_boxes_given_out_may_touch_the_border():
+    decoder = built("r50-plus", SMALL, num_queries=9, logit_eps=1e-2, output_eps=0.0).decoder
+    box = torch.tensor([[[1e-7, 0.5, 1e-3, 0.25]]])
+    query = torch.zeros(1, 1, 4)
+    boxes, following = decoder.update_boxes(lambda x: x, query, query, Reference(box, box))
+    assert boxes.flatten().tolist() == pytest.approx([1e-7, 0.5, 1e-3, 0.25], rel=1e-4)
+    assert following.base.flatten().tolist() == pytest.approx([0.01, 0.5, 0.01, 0.25], rel=0.02)
+
+
 def test_denoising_queries_see_the_others_and_are_not_seen():
     model = built("r50-dino", DINO)
     images, targets = batch()

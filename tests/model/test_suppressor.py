@@ -65,6 +65,14 @@ def test_a_better_query_of_the_same_class_that_overlaps_costs_the_score():
     torch.testing.assert_close(elementwise_iou(corners[:, None], corners), box_iou(corners, corners))
 
 
+def test_of_equal_scores_the_first_query_is_better():
+    """Three queries with one box and one class, whose scores bfloat16 cannot tell apart: one keeps its score, two lose it."""
+    part = Suppressor(FeedForward(8, 16, 0.0), 8).bfloat16()
+    scores = torch.tensor([[0.7001, 0.7, 0.6999]]).bfloat16()
+    off = part.covered(scores, torch.tensor([[[0.5, 0.5, 0.2, 0.2]] * 3]), scores[..., None])[0, :, 0]
+    assert off.tolist() == pytest.approx([0.0, *[5 / (1 + math.exp(-8))] * 2], rel=0.01)
+
+
 def test_at_first_only_the_overlap_has_an_influence():
     fresh: Any = build_model("r50-two-stage", **WITH).train()
     images, targets = batch()

@@ -126,10 +126,11 @@ def _decoder(config: ModelConfig) -> DeformableDecoder:
     update_boxes = keep_reference
     if config.box_refinement:
         update_boxes = look_forward_twice if config.look_forward_twice else refine_boxes
+    output_eps = config.logit_eps if config.output_eps is None else config.output_eps
     return DeformableDecoder(
         layers,
         box_heads,
-        update_boxes=partial(update_boxes, eps=config.logit_eps, output_eps=config.output_eps or config.logit_eps),
+        update_boxes=partial(update_boxes, eps=config.logit_eps, output_eps=output_eps),
         norm=nn.LayerNorm(config.hidden_dim) if config.decoder_norm else None,
         position_mlp=PositionMLP(config.hidden_dim) if config.query_position == "reference" else given_position,
         relation=PositionRelation(config.num_heads) if config.relation_bias else no_bias,

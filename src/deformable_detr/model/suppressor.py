@@ -75,7 +75,7 @@ class Suppressor(nn.Module):
         """What is taken off for the better query whose box overlaps most.
 
         Args:
-            scores: `[B, Q]`; of two equal ones neither is better.
+            scores: `[B, Q]`; of two equal ones, which are frequent in bfloat16, the first is better.
             boxes: `[B, Q, 4]` cxcywh.
             probabilities: `[B, Q, K]`; the likeness of two queries' classes is the cosine of the angle between them.
 
@@ -86,7 +86,9 @@ class Suppressor(nn.Module):
         corners = cxcywh_to_xyxy(boxes)
         overlaps = elementwise_iou(corners[:, :, None], corners[:, None])
         alike = overlaps.to(classes.dtype) * (classes @ classes.transpose(1, 2))  # [B, Q, Q]
-        no_better = scores[:, :, None] >= scores[:, None, :]
+        rank = torch.arange(scores.shape[1], dtype=torch.int64, device=scores.device)
+        own, other = scores[:, :, None], scores[:, None]
+        no_better = torch.where(rank >= rank[:, None], own >= other, own > other)
         gates = self.overlap_gate(alike[..., None])[..., 0].masked_fill(no_better, -math.inf)
         return self.strength * gates.amax(-1, keepdim=True).sigmoid()  # of the largest alone: the sigmoid keeps the order
 
