@@ -284,6 +284,10 @@ def test_numbers_that_are_not_finite_are_an_error_with_the_image(tmp_path):
     images = [rectangle_image(64, 64, (10, 10, 50, 50))] * 2
     with pytest.raises(FloatingPointError, match="non-finite scores or boxes for image 1"):
         Predictor(Broken(), device="cpu").predict(images, batch_size=2)
+    path = tmp_path / "street.png"
+    Image.fromarray(images[0]).save(path)
+    with pytest.raises(FloatingPointError, match=f"non-finite scores or boxes for {path}"):
+        Predictor(Broken(), device="cpu").predict(path, tiles=48)
 
 
 def test_choose_device():

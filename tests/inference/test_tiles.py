@@ -23,7 +23,8 @@ VALUES = (255, 170)  # of the two classes
 
 def exact_detector(views, largest):
     """Finds every rectangle of a known value, exactly, but nothing in images with a side above `largest`."""
-    for number, view in enumerate(views):
+    for tile in views:
+        view = tile.read()
         boxes, labels = [], []
         for label, value in enumerate(VALUES):
             if max(view.shape[1:]) > largest:
@@ -35,7 +36,7 @@ def exact_detector(views, largest):
         areas = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
         data: dict[str, Any] = {"class_name": np.array(["a", "b"])[labels], "category_id": np.array([7, 3])[labels]}
         found = sv.Detections(xyxy=xyxy, confidence=1 / (1 + areas), class_id=np.array(labels, dtype=int), data=data)
-        yield Result(f"image {number}", view, found)  # parts have higher scores than whole objects: the worst case
+        yield Result(tile.name, view, found)  # parts have higher scores than whole objects: the worst case
 
 
 def image(height, width, objects):

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ from deformable_detr.evaluation.calibration import Calibration, calibrate
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
 from deformable_detr.evaluation.confusion import ConfusionMatrix, confusion_matrix
 from deformable_detr.evaluation.error_types import ErrorType, ErrorTypes, ImageErrors, classify_errors, error_types
-from deformable_detr.evaluation.metrics import Metrics, none_for_nan
+from deformable_detr.evaluation.metrics import Metrics, record_of, without_nan
 from deformable_detr.evaluation.thresholds import OperatingPoint, ScoreCurve, class_thresholds, joint_curve, score_curves
 from deformable_detr.files import write_json
 
 ThresholdOrigin = Literal["given", "found here", "default"]
+POINT = ("threshold", "num_objects", "true_positives", "false_positives", "false_negatives", "precision", "recall", "f1")
 CURVE_POINTS = np.linspace(0, 1, 101)
 
 
@@ -82,22 +83,15 @@ class Analysis:
         return {
             "metrics": self.metrics.to_dict(),
             "thresholds_from": self.thresholds_from,
-            "all_classes": _point(self.point) | {"best_single_threshold": self.joint_curve.best_threshold()},
+            "all_classes": record_of(self.point, POINT) | {"best_single_threshold": self.joint_curve.best_threshold()},
             "intervals": self.bootstrap.to_dict(),
             "calibration": self.calibration.to_dict(),
             "classes": [
-                {"name": curve.name, "ap_interval": interval.to_list(), **_point(point), **_curve(curve)}
+                {"name": curve.name, "ap_interval": interval.to_list(), **record_of(point, POINT), **_curve(curve)}
                 for curve, point, interval in zip(self.curves, self.points, self.bootstrap.per_class, strict=True)
             ],
             "confusion": {"names": list(self.confusion.names), "counts": self.confusion.counts.tolist()},
-            "errors": {
-                "ap50": none_for_nan(self.errors.ap50),
-                "gains": {str(kind): none_for_nan(gain) for kind, gain in self.errors.gains.items()},
-                "false_positive_gain": none_for_nan(self.errors.false_positive_gain),
-                "false_negative_gain": none_for_nan(self.errors.false_negative_gain),
-                "counts": {str(kind): count for kind, count in self.errors.counts.items()},
-                "counts_at_thresholds": {str(kind): count for kind, count in self.counts.items()},
-            },
+            "errors": without_nan(asdict(self.errors) | {"counts_at_thresholds": self.counts}),
             "images": [
                 {"image_id": image.image.image_id, "error_mass": round(image.error_mass, 4), "counts": image.counts}
                 for image in self.images
@@ -157,11 +151,6 @@ def _limits(
         return limits, "given"
     found = class_thresholds(curves)
     return (limits, "default") if found is None else (np.array(found), "found here")
-
-
-def _point(point: OperatingPoint) -> dict[str, Any]:
-    names = ("threshold", "num_objects", "true_positives", "false_positives", "false_negatives", "precision", "recall", "f1")
-    return {name: none_for_nan(getattr(point, name)) for name in names}
 
 
 def _curve(curve: ScoreCurve) -> dict[str, Any]:

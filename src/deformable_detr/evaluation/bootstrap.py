@@ -5,6 +5,7 @@ that: the spread of AP over many such draws is its confidence interval. What a d
 are drawn, so images are matched once, and a draw only says how often each image counts.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ class Bootstrap:
         """The middle of `[B]` values that holds the share `level` of them (percentile method)."""
         values = values[~np.isnan(values)]
         if not len(values):
-            return Interval(float("nan"), float("nan"))
+            return Interval(math.nan, math.nan)
         tail = (1 - self.level) / 2
         return Interval(*np.quantile(values, (tail, 1 - tail)).tolist())
 
@@ -123,48 +124,37 @@ def average_precisions(images: Sequence[EvaluatedImage], num_classes: int, times
     Returns:
         `[B, K, 10]`; NaN for a class without objects.
     """
-    ledger = _Ledger.of(images)
+    rows, labels, matched, ignored = _ranked(images)
     objects = np.stack([np.bincount(image.true_labels, minlength=num_classes) for image in images])  # [I, K]
     totals = times @ objects  # [B, K]
     aps = np.full((len(times), num_classes, len(IOUS)), np.nan)
     for label in np.flatnonzero(totals.any(axis=0)):
-        chosen = ledger.labels == label
         for place in range(len(IOUS)):
-            counted = chosen & ~ledger.ignored[:, place]
-            rows, true_positive = ledger.images[counted], ledger.true_positive[counted, place]
-            step = max(1, CHUNK // max(len(rows), 1))
+            counted = (labels == label) & ~ignored[:, place]
+            step = max(1, CHUNK // max(counted.sum(), 1))
             for start in range(0, len(times), step):
                 part = slice(start, start + step)
-                aps[part, label, place] = _weighted_ap(times[part][:, rows], true_positive, totals[part, label])
+                of_detections = times[part][:, rows[counted]]
+                aps[part, label, place] = _weighted_ap(of_detections, matched[counted, place], totals[part, label])
     return aps
 
 
-@dataclass(frozen=True, eq=False)
-class _Ledger:
-    """All D detections of the images as columns, highest score first."""
+def _ranked(images: Sequence[EvaluatedImage]) -> list[np.ndarray]:
+    """All D detections, highest score first.
 
-    images: np.ndarray
-    """`[D]` index of the image."""
-    labels: np.ndarray
-    """`[D]`"""
-    true_positive: np.ndarray
-    """`[D, 10]` bool, at each IoU threshold."""
-    ignored: np.ndarray
-    """`[D, 10]` bool: in a crowd region, and not a true positive."""
-
-    @classmethod
-    def of(cls, images: Sequence[EvaluatedImage]) -> "_Ledger":
-        true_positive, ignored = [], []
-        for image in images:
-            overlaps = image.overlaps * image.same_class
-            matched = np.stack([match_greedily(overlaps, least) >= 0 for least in IOUS], axis=1)
-            true_positive.append(matched)
-            ignored.append(np.stack([image.in_crowd_by(least) for least in IOUS], axis=1) & ~matched)
-        scores = np.concatenate([image.scores for image in images])
-        order = np.argsort(-scores, kind="stable")
-        rows = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
-        labels = np.concatenate([image.labels for image in images])
-        return cls(rows[order], labels[order], np.concatenate(true_positive)[order], np.concatenate(ignored)[order])
+    Returns:
+        `[D]` index of the image, `[D]` label, `[D, 10]` whether it is a true positive at each IoU threshold, and `[D, 10]` whether
+        it is in a crowd region, and not a true positive.
+    """
+    matched, ignored = [], []
+    for image in images:
+        overlaps = image.overlaps * image.same_class
+        matched.append(np.stack([match_greedily(overlaps, least) >= 0 for least in IOUS], axis=1))
+        ignored.append(np.stack([image.in_crowd_by(least) for least in IOUS], axis=1) & ~matched[-1])
+    order = np.argsort(-np.concatenate([image.scores for image in images]), kind="stable")
+    rows = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
+    labels = np.concatenate([image.labels for image in images])
+    return [column[order] for column in (rows, labels, np.concatenate(matched), np.concatenate(ignored))]
 
 
 def _weighted_ap(times: np.ndarray, true_positive: np.ndarray, totals: np.ndarray) -> np.ndarray:

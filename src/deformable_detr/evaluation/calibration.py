@@ -1,11 +1,12 @@
 """Calibration of the scores: of detections with score .7, 70 % should be true positives (Guo et al. 2017)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from deformable_detr.evaluation.metrics import none_for_nan
+from deformable_detr.evaluation.metrics import record_of
 from deformable_detr.evaluation.thresholds import ScoreCurve
 
 LEAST_SCORE = 0.1
@@ -40,13 +41,11 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, for JSON; NaN becomes None."""
-        columns = {name: getattr(self, name).tolist() for name in ("edges", "counts", "scores", "precision")}
-        plain = {name: [none_for_nan(value) for value in column] for name, column in columns.items()}
-        return {"error": none_for_nan(self.error), "bias": none_for_nan(self.bias), **plain}
+        return record_of(self, ("error", "bias", "edges", "counts", "scores", "precision"))
 
     def _mean(self, gaps: np.ndarray) -> float:
         total = self.counts.sum()
-        return float(np.nansum(gaps * self.counts) / total) if total else float("nan")
+        return float(np.nansum(gaps * self.counts) / total) if total else math.nan
 
 
 def calibrate(curve: ScoreCurve) -> Calibration:

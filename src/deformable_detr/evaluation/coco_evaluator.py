@@ -1,6 +1,7 @@
 """COCO's evaluation of boxes, over any number of processes; the counting itself is faster-coco-eval's."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.categories import Categories
 from deformable_detr.class_names import MatchBy
 from deformable_detr.data.annotation_file import AnnotationFile
+from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.evaluation.categories import match_categories
-from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.matches import EvaluatedImage
-from deformable_detr.evaluation.metrics import NOT_A_NUMBER, ClassMetrics, Metrics
+from deformable_detr.evaluation.metrics import ClassMetrics, Metrics
 from deformable_detr.evaluation.thresholds import ScoreCurve, class_thresholds, joint_curve, score_curves
 from deformable_detr.files import write_json
 from deformable_detr.structures import ImageId, Target
@@ -44,9 +45,7 @@ class ImageDetections:
 class CocoEvaluator:
     """Collects the detections of a split batch by batch, then compares them with the annotations."""
 
-    def __init__(
-        self, annotations: str | Path | AnnotationFile | GroundTruth, categories: Categories, match_by: MatchBy = "name"
-    ) -> None:
+    def __init__(self, annotations: str | Path | AnnotationFile, categories: Categories, match_by: MatchBy = "name") -> None:
         """Read the annotations and match the classes of the model with them.
 
         Args:
@@ -57,10 +56,15 @@ class CocoEvaluator:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: no COCO file, or no class of the model is in it.
+            ValueError: no annotation file with boxes, or one with errors; or no class of the model is in it.
         """
-        self.ground_truth = GroundTruth.of(annotations)
+        file = annotations if isinstance(annotations, AnnotationFile) else read_annotation_file(annotations)
+        self.ground_truth = file.check(boxes_required=True, but=("file-name-missing",))
         self.categories = categories
+        order = np.argsort(file.images, kind="stable")
+        parts = np.split(order, np.searchsorted(file.images[order], np.arange(1, len(file.image_ids))))
+        self._truth_rows: dict[ImageId, np.ndarray] = dict(zip(file.image_ids, parts, strict=False))  # no image: one empty part
+        """Image id → the positions of its annotations in the file; crowd regions count, too."""
         label_of = self.ground_truth.categories.label_of
         self._columns = np.full(len(categories), -1, dtype=np.int64)
         for label, category_id in match_categories(categories, self.ground_truth.categories, match_by).items():
@@ -89,7 +93,11 @@ class CocoEvaluator:
         for index, (image_id, result) in enumerate(zip(ids, results, strict=True)):
             if image_id is None:
                 raise ValueError(f"image {index} of the batch has no image_id, so its annotations cannot be found")
-            self.ground_truth.check_images([image_id])
+            if image_id not in self._truth_rows:
+                raise ValueError(
+                    f"{self.ground_truth.path}: the evaluated image {image_id!r} is not in this annotation file: predictions and "
+                    "annotations must be of the same split"
+                )
             self._detections[image_id] = self._detections_of(image_id, result)
 
     def merge_processes(self) -> None:
@@ -103,7 +111,7 @@ class CocoEvaluator:
         shares: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(shares, self._detections)
         together = {image_id: found for share in shares for image_id, found in share.items()}
-        self._detections = {image_id: together[image_id] for image_id in self.ground_truth.annotations if image_id in together}
+        self._detections = {image_id: together[image_id] for image_id in self._truth_rows if image_id in together}
 
     def compute(self) -> Metrics:
         """Evaluate the images seen so far.
@@ -116,16 +124,28 @@ class CocoEvaluator:
         """
         if not self._detections:
             raise ValueError("no image was evaluated: the loader gave none")
-        metrics = _metrics(_accumulate(self.ground_truth, self._detections), self.ground_truth, self._detections)
-        return self._with_thresholds(metrics, score_curves(self.images(), self.ground_truth.categories.names))
+        evaluation = self._count()
+        names, precision = self.ground_truth.categories.names, evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
+        rows = np.concatenate([self._truth_rows[image_id] for image_id in self._detections])
+        rows = rows[~self.ground_truth.crowd[rows]]
+        num_objects = np.bincount(self.ground_truth.labels[rows], minlength=len(names)).tolist()
+        per_class = tuple(
+            ClassMetrics(
+                name=name,
+                ap=_mean(precision[:, :, column]),
+                ap50=_mean(precision[0, :, column]),
+                num_objects=num_objects[column],
+                precision=tuple(precision[0, :, column].tolist()) if num_objects[column] else (),
+            )
+            for column, name in enumerate(names)
+        )
+        twelve = np.where(evaluation.stats < 0, np.nan, evaluation.stats).tolist()  # in the order of the fields of Metrics
+        metrics = Metrics(*twelve, per_class=per_class, num_images=len(self._detections))
+        return self._with_thresholds(metrics, score_curves(self.images(), names))
 
     def images(self) -> list[EvaluatedImage]:
         """Detections and objects of the images seen so far, for a closer look than :meth:`compute` takes."""
-        label_of = self.ground_truth.categories.label_of
-        return [
-            _evaluated(image_id, found, self.ground_truth.annotations[image_id], label_of)
-            for image_id, found in self._detections.items()
-        ]
+        return [self._evaluated(image_id, found) for image_id, found in self._detections.items()]
 
     def columns(self) -> list[int | None]:
         """For each label of the model the index of its category in the file; None where the file does not have it."""
@@ -136,7 +156,7 @@ class CocoEvaluator:
         ids = self.ground_truth.categories.ids
         return [
             {"image_id": image_id, "category_id": ids[label], "bbox": [round(x, 3) for x in box], "score": round(score, 6)}
-            for image_id in self.ground_truth.annotations
+            for image_id in self._truth_rows
             if image_id in self._detections
             for label, box, score in _rows(self._detections[image_id])
         ]
@@ -144,6 +164,59 @@ class CocoEvaluator:
     def save_results(self, path: str | Path) -> None:
         """Write :meth:`results` as JSON, as COCO's evaluation server takes it; the folder is made where it is missing."""
         write_json(path, self.results())
+
+    def _evaluated(self, image_id: ImageId, found: ImageDetections) -> EvaluatedImage:
+        kept = _rank_in_class(found.labels) < MOST_PER_CLASS
+        file, rows = self.ground_truth, self._truth_rows[image_id]
+        labels, boxes, crowd = file.labels[rows], _to_xyxy(file.boxes[rows]), file.crowd[rows]
+        return EvaluatedImage(
+            image_id=image_id,
+            scores=found.scores[kept],
+            labels=found.labels[kept],
+            boxes=_to_xyxy(found.boxes[kept]),
+            true_labels=labels[~crowd],
+            true_boxes=boxes[~crowd],
+            crowd_labels=labels[crowd],
+            crowd_boxes=boxes[crowd],
+        )
+
+    def _count(self) -> Any:
+        """faster-coco-eval's evaluation, with `stats` and `eval`.
+
+        It counts with ids of its own: images as 1, 2 … (so that they may have any ids), annotations likewise (id 0 would mean "not
+        matched" to it), and categories by their index. Images are numbered in the order of their ids, as pycocotools sorts them:
+        that decides between equal scores of different images.
+        """
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        file = self.ground_truth
+        numbered = list(enumerate(sorted(self._detections, key=lambda image_id: (isinstance(image_id, str), image_id)), 1))
+        shared = {
+            "images": [{"id": number} for number, _ in numbered],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(file.categories.names)],
+        }
+        labels, boxes, areas, crowd = (column.tolist() for column in (file.labels, file.boxes, file.areas, file.crowd))
+        objects = [
+            {"image_id": number, "category_id": labels[i], "bbox": boxes[i], "area": areas[i], "iscrowd": int(crowd[i])}
+            for number, image_id in numbered
+            for i in self._truth_rows[image_id].tolist()
+        ]
+        found = [
+            {"image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
+            for number, image_id in numbered
+            for label, box, score in _rows(self._detections[image_id])
+        ]
+        sides = []
+        for entries in (objects, found):
+            for number, entry in enumerate(entries, 1):
+                entry["id"] = number
+            side = COCO(print_function=logger.debug)
+            side.dataset = shared | {"annotations": entries}
+            side.createIndex()
+            sides.append(side)
+        evaluation = COCOeval_faster(*sides, iouType="bbox", print_function=logger.debug)
+        evaluation.run()
+        return evaluation
 
     def _with_thresholds(self, metrics: Metrics, curves: Sequence[ScoreCurve]) -> Metrics:
         """The metrics with the thresholds of the file's classes, and of the model's labels."""
@@ -187,25 +260,6 @@ class CocoEvaluator:
         return ImageDetections(scores[order], columns[kept][order], boxes[order])
 
 
-def _evaluated(
-    image_id: ImageId, found: ImageDetections, annotations: Sequence[Mapping[str, Any]], label_of: Mapping[int, int]
-) -> EvaluatedImage:
-    kept = _rank_in_class(found.labels) < MOST_PER_CLASS
-    true_labels = np.array([label_of[entry["category_id"]] for entry in annotations], dtype=np.int64)
-    true_boxes = _to_xyxy(np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4))
-    crowd = np.array([bool(entry["iscrowd"]) for entry in annotations], dtype=bool)
-    return EvaluatedImage(
-        image_id=image_id,
-        scores=found.scores[kept],
-        labels=found.labels[kept],
-        boxes=_to_xyxy(found.boxes[kept]),
-        true_labels=true_labels[~crowd],
-        true_boxes=true_boxes[~crowd],
-        crowd_labels=true_labels[crowd],
-        crowd_boxes=true_boxes[crowd],
-    )
-
-
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
     """`[D]` how many of the same class come before each."""
     return (np.tril(labels[:, None] == labels, -1)).sum(axis=1)
@@ -219,87 +273,7 @@ def _rows(found: ImageDetections) -> Iterable[tuple[int, list[float], float]]:
     return zip(found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
 
 
-def _accumulate(ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDetections]) -> dict[str, np.ndarray]:
-    """Precision `[IoU, recall, category, area, max detections]` and recall `[IoU, category, area, max detections]`; -1 for none.
-
-    The evaluation counts with ids of its own: images as 1, 2 … (so that they may have any ids), annotations likewise (id 0
-    would mean "not matched" to it), and categories by their index. Images are numbered in the order of their ids, as pycocotools
-    sorts them: that decides between equal scores of different images.
-    """
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    label_of, names = ground_truth.categories.label_of, ground_truth.categories.names
-    shared = {
-        "images": [{"id": number} for number in range(1, len(detections) + 1)],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(names)],
-    }
-    numbered = list(enumerate(sorted(detections, key=lambda image_id: (isinstance(image_id, str), image_id)), 1))
-    objects = [
-        entry | {"image_id": number, "category_id": label_of[entry["category_id"]]}
-        for number, image_id in numbered
-        for entry in ground_truth.annotations[image_id]
-    ]
-    found = [
-        {"image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score, "iscrowd": 0}
-        for number, image_id in numbered
-        for label, box, score in _rows(detections[image_id])
-    ]
-    sides = []
-    for entries in (objects, found):
-        for number, entry in enumerate(entries, 1):
-            entry["id"] = number
-        side = COCO(print_function=logger.debug)
-        side.dataset = shared | {"annotations": entries}
-        side.createIndex()
-        sides.append(side)
-    evaluation = COCOeval_faster(*sides, iouType="bbox", print_function=logger.debug)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval
-
-
-def _metrics(counted: Mapping[str, Any], ground_truth: GroundTruth, detections: Mapping[ImageId, ImageDetections]) -> Metrics:
-    precision, recall = np.asarray(counted["precision"]), np.asarray(counted["recall"])
-    everything, small, medium, large = range(4)  # areas
-    one, ten, hundred = range(3)  # detections per image and class
-    at_50, at_75 = 0, 5  # IoU .50, .55 … .95
-    return Metrics(
-        ap=_mean(precision[:, :, :, everything, hundred]),
-        ap50=_mean(precision[at_50, :, :, everything, hundred]),
-        ap75=_mean(precision[at_75, :, :, everything, hundred]),
-        ap_small=_mean(precision[:, :, :, small, hundred]),
-        ap_medium=_mean(precision[:, :, :, medium, hundred]),
-        ap_large=_mean(precision[:, :, :, large, hundred]),
-        ar_1=_mean(recall[:, :, everything, one]),
-        ar_10=_mean(recall[:, :, everything, ten]),
-        ar_100=_mean(recall[:, :, everything, hundred]),
-        ar_small=_mean(recall[:, :, small, hundred]),
-        ar_medium=_mean(recall[:, :, medium, hundred]),
-        ar_large=_mean(recall[:, :, large, hundred]),
-        per_class=_per_class(precision[:, :, :, everything, hundred], ground_truth, detections),
-        num_images=len(detections),
-    )
-
-
-def _per_class(precision: np.ndarray, ground_truth: GroundTruth, detections: Iterable[ImageId]) -> tuple[ClassMetrics, ...]:
-    """`precision`: `[IoU, recall, category]`."""
-    num_objects = dict.fromkeys(ground_truth.categories.ids, 0)
-    for image_id in detections:
-        for annotation in ground_truth.annotations[image_id]:
-            num_objects[annotation["category_id"]] += not annotation["iscrowd"]
-    return tuple(
-        ClassMetrics(
-            name=name,
-            ap=_mean(precision[:, :, column]),
-            ap50=_mean(precision[0, :, column]),
-            num_objects=num_objects[category_id],
-            precision=tuple(precision[0, :, column].tolist()) if num_objects[category_id] else (),
-        )
-        for column, (name, category_id) in enumerate(zip(ground_truth.categories.names, num_objects, strict=True))
-    )
-
-
 def _mean(values: np.ndarray) -> float:
     """The mean of what is there; -1 marks classes without objects (of this size)."""
     there = values[values > -1]
-    return float(there.mean()) if len(there) else NOT_A_NUMBER
+    return float(there.mean()) if len(there) else math.nan

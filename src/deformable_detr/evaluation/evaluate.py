@@ -12,7 +12,6 @@ from deformable_detr.class_names import MatchBy
 from deformable_detr.config import MAX_DETECTIONS
 from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.evaluation.coco_evaluator import CocoEvaluator
-from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.precision import Precision, autocast
@@ -24,7 +23,7 @@ def evaluate(
     model: nn.Module,
     loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
     categories: Categories,
-    annotations: str | Path | AnnotationFile | GroundTruth,
+    annotations: str | Path | AnnotationFile,
     *,
     device: torch.device | str | None = None,
     top_k: int = MAX_DETECTIONS,
@@ -81,7 +80,7 @@ def detect(
     model: nn.Module,
     loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
     categories: Categories,
-    annotations: str | Path | AnnotationFile | GroundTruth,
+    annotations: str | Path | AnnotationFile,
     *,
     device: torch.device | str | None = None,
     top_k: int = MAX_DETECTIONS,

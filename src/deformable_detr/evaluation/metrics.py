@@ -1,17 +1,17 @@
 """COCO's metrics, of all classes together and of each; as JSON, and as a table for the screen."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from deformable_detr.files import write_json
-
-NOT_A_NUMBER = float("nan")
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class ClassMetrics:
     precision: tuple[float, ...] = field(default=(), repr=False)
     """Precision at recall 0, .01 … 1 and IoU .50: the curve under which `ap50` is the area. Empty for a class without objects."""
 
-    f1: float = NOT_A_NUMBER
+    f1: float = math.nan
     """The largest F1, the harmonic mean of precision and recall, at IoU .50; NaN for a class without objects."""
 
-    threshold: float = NOT_A_NUMBER
+    threshold: float = math.nan
     """The score threshold that gives `f1`."""
 
 
@@ -92,23 +92,9 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, None for NaN; without the curves of the classes."""
-        record: dict[str, Any] = {
-            item.name: none_for_nan(getattr(self, item.name))
-            for item in fields(self)
-            if item.name not in ("per_class", "thresholds")
-        }
-        record["per_class"] = [
-            {
-                "name": entry.name,
-                "ap": none_for_nan(entry.ap),
-                "ap50": none_for_nan(entry.ap50),
-                "f1": none_for_nan(entry.f1),
-                "threshold": none_for_nan(entry.threshold),
-                "num_objects": entry.num_objects,
-            }
-            for entry in self.per_class
-        ]
-        return record
+        names = [item.name for item in fields(self) if item.name not in ("per_class", "thresholds")]
+        of_class = ("name", "ap", "ap50", "f1", "threshold", "num_objects")
+        return record_of(self, names) | {"per_class": [record_of(entry, of_class) for entry in self.per_class]}
 
     def save_json(self, path: str | Path) -> None:
         """Write :meth:`to_dict` to a file."""
@@ -148,6 +134,17 @@ def percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def none_for_nan(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return None if math.isnan(value) else value
+def record_of(item: object, names: Iterable[str]) -> dict[str, Any]:
+    """Some attributes of an object, for JSON, see :func:`without_nan`."""
+    return {name: without_nan(getattr(item, name)) for name in names}
+
+
+def without_nan(value: Any) -> Any:
+    """A number, an array, or dicts and sequences of them, for JSON, which has no NaN: None instead."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return without_nan(value.tolist())
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

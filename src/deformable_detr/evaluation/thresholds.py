@@ -1,5 +1,6 @@
 """Precision, recall and F1 of a class as functions of the score threshold, and the threshold to use."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +94,7 @@ class ScoreCurve:
 
     def average_precision(self) -> float:
         """AP50; NaN without objects."""
-        return float(self.interpolated_precision().mean()) if self.num_objects else float("nan")
+        return float(self.interpolated_precision().mean()) if self.num_objects else math.nan
 
     def f1_at(self, thresholds: np.ndarray) -> np.ndarray:
         """F1 at many thresholds at once; 0 above the highest score."""
@@ -180,4 +181,4 @@ def _counted(image: EvaluatedImage) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+    return part / whole if whole else math.nan

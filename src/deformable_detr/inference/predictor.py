@@ -5,7 +5,7 @@ The model itself takes prepared tensors; the steps around it — reading, resizi
 
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -262,7 +262,6 @@ class Predictor:
         whole = {"batch_size": batch_size, "top_k": top_k, "num_threads": num_threads, "bit_depth": bit_depth, "tiles": tiles}
         batch_size, most, num_threads, depth, tiles = plain_numbers("a whole number", Integral, int, **whole)
         nms_iou, tile_overlap = plain_numbers("a number", Real, float, nms_iou=nms_iou, tile_overlap=tile_overlap)
-        classes = classes if classes is None or isinstance(classes, str) else list(classes)
         for name, number in (("batch_size", batch_size), ("top_k", most), ("num_threads", num_threads)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
@@ -278,19 +277,17 @@ class Predictor:
             )
         labels = self._labels_of(classes)
         images = open_source(source, bit_depth=depth)
-        if tiles is not None:
-            settings = PredictionOptions(
-                batch_size=batch_size, top_k=most, classes=classes, nms_iou=nms_iou, num_threads=num_threads
-            )
 
-            def plain(views: Iterator[Tensor]) -> Generator[Result, None, None]:
-                return self.iterate((InputImage("a tile", view) for view in views), threshold, **settings)
+        def whole_images(images: Iterable[InputImage], on_error: str) -> Generator[Result, None, None]:
+            with closing(self._prepare(images, on_error, 2 * batch_size + num_threads, num_threads)) as prepared:
+                while batch := list(islice(prepared, batch_size)):
+                    for item, found in zip(batch, self._detect(batch, most, labels, nms_iou), strict=True):
+                        yield self._result(item, found, limits)
 
-            return iterate_tiled(
-                plain, images, Tiling(tiles) if tile_overlap is None else Tiling(tiles, tile_overlap), on_error=on_error, top_k=most
-            )
-        prepared = self._prepare(images, on_error, window=2 * batch_size + num_threads, num_threads=num_threads)
-        return self._run(prepared, batch_size, limits, partial(self._detect, top_k=most, labels=labels, nms_iou=nms_iou))
+        if tiles is None:
+            return whole_images(images, on_error)
+        tiling = Tiling(tiles) if tile_overlap is None else Tiling(tiles, tile_overlap)
+        return iterate_tiled(partial(whole_images, on_error="raise"), images, tiling, on_error=on_error, top_k=most)
 
     def score_limits(self, threshold: float | None = None) -> Tensor:
         """`[K]` the score from which on a detection of each label is kept.
@@ -309,18 +306,6 @@ class Predictor:
             return torch.tensor(self.metadata.thresholds, dtype=torch.float32, device="cpu")
         lowest = DEFAULT_THRESHOLD if threshold is None else threshold
         return torch.full((len(self.categories),), lowest, dtype=torch.float32, device="cpu")
-
-    def _run(
-        self,
-        prepared: Generator["_Prepared", None, None],
-        batch_size: int,
-        limits: Tensor,
-        detect: Callable[[list["_Prepared"]], list[dict[str, Tensor]]],
-    ) -> Generator[Result, None, None]:
-        with closing(prepared):
-            while batch := list(islice(prepared, batch_size)):
-                for item, detections in zip(batch, detect(batch), strict=True):
-                    yield self._result(item, detections, limits)
 
     def _prepare(
         self, sources: Iterable[InputImage], on_error: str, window: int, num_threads: int

@@ -77,7 +77,7 @@ class Tiling:
 
 
 def iterate_tiled(
-    iterate: Callable[[Iterator[Tensor]], Generator[Any, None, None]],
+    iterate: Callable[[Iterator[InputImage]], Generator[Any, None, None]],
     images: Iterable[InputImage],
     tiling: Tiling,
     *,
@@ -98,7 +98,7 @@ def iterate_tiled(
     """
     waiting: deque[tuple[InputImage, Tensor, list[Window]]] = deque()
 
-    def views() -> Iterator[Tensor]:
+    def views() -> Iterator[InputImage]:
         for image in images:
             try:
                 pixels, large = _open(image)
@@ -110,32 +110,24 @@ def iterate_tiled(
             windows = tiling.windows(*(large.size if large else pixels.shape[1:]))
             waiting.append((image, pixels, windows))
             if large is None:
-                yield from (pixels[:, top:bottom, left:right] for left, top, right, bottom in windows)
+                for left, top, right, bottom in windows:
+                    yield InputImage(image.name, pixels[:, top:bottom, left:right])
                 continue
-            yield pixels  # the image as a whole, reduced
+            yield InputImage(image.name, pixels)  # as a whole, reduced
             for _, future in ordered_map(large.read, windows[1:], num_threads=2, limit=2, name="window"):
-                yield future.result()
+                yield InputImage(image.name, future.result())
 
     with closing(iterate(views())) as results:
         for first in results:
             image, pixels, windows = waiting.popleft()
             parts = [first, *islice(results, len(windows) - 1)]
-            found = _merge([part.detections for part in parts], windows, first.image_size)[:top_k]
+            _, _, width, height = windows[0]  # the image as a whole, be it looked at in a reduced form
+            scale = np.tile((width / pixels.shape[2], height / pixels.shape[1]), 2)
+            whole = replace(first.detections, xyxy=first.detections.xyxy * scale)
+            found: Any = merge_tiles([whole, *(part.detections for part in parts[1:])], windows)[:top_k]
             if image.path:
-                found.metadata = {"path": str(image.path), "image_size": _size(windows)}
-            yield replace(first, name=image.name, pixels=pixels, detections=found, path=image.path, full_size=_size(windows))
-
-
-def _size(windows: Sequence[Window]) -> tuple[int, int]:
-    """(height, width) of the image that windows divide."""
-    return max(bottom for *_, bottom in windows), max(right for _, _, right, _ in windows)
-
-
-def _merge(parts: list[sv.Detections], windows: list[Window], shown: tuple[int, int]) -> Any:
-    """Merge the tiles, the first of which had the size `shown`: a whole image that is too large is looked at in a reduced form."""
-    height, width = _size(windows[:1])
-    scale = np.tile((width / shown[1], height / shown[0]), 2)
-    return merge_tiles([replace(parts[0], xyxy=parts[0].xyxy * scale), *parts[1:]], windows)
+                found.metadata = {"path": str(image.path), "image_size": (height, width)}
+            yield replace(first, pixels=pixels, detections=found, path=image.path, full_size=(height, width))
 
 
 def _open(image: InputImage) -> tuple[Tensor, WindowedImage | None]:
@@ -212,13 +204,12 @@ def _share_inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _cut_to(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
     """`[N, 4]` the boxes clipped to a window; without area where they are outside."""
-    low = np.maximum(boxes[:, :2], window[:2])
-    return np.concatenate((low, np.maximum(np.minimum(boxes[:, 2:], window[2:]), low)), axis=1)
+    return np.clip(boxes, np.tile(window[:2], 2), np.tile(window[2:], 2))
 
 
 def _is_cut(boxes: np.ndarray, windows: np.ndarray, all_windows: Sequence[Window]) -> np.ndarray:
     """`[N]` whether a box touches an edge of its tile that is not an edge of the image."""
-    width, height = (max(window[axis] for window in all_windows) for axis in (2, 3))
+    width, height = np.max(all_windows, axis=0)[2:]
     margin = np.tile(EDGE * (windows[:, 2:] - windows[:, :2]), 2)
     near = np.abs(boxes - windows) < margin
     return (near & (windows != np.array([0, 0, width, height]))).any(axis=1)

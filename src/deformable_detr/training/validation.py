@@ -14,7 +14,6 @@ from deformable_detr.categories import Categories
 from deformable_detr.config import TrainConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.evaluation.evaluate import evaluate
-from deformable_detr.evaluation.ground_truth import GroundTruth
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
 
@@ -37,7 +36,7 @@ class Validation:
 
     def __init__(self, loader: DataLoader | None, categories: Categories, config: TrainConfig, accelerator: Accelerator) -> None:
         self.loader, self.categories, self.config, self.accelerator = loader, categories, config, accelerator
-        self.ground_truth = None if loader is None else GroundTruth.of(cast(CocoDataset, loader.dataset).ground_truth)
+        self.ground_truth = None if loader is None else cast(CocoDataset, loader.dataset).ground_truth
         self.history: list[dict[str, Any]] = []
 
     def due(self, epoch: int, *, last: bool) -> bool:

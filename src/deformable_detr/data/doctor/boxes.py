@@ -18,14 +18,14 @@ FORMS = {
 }
 """The findings of the forms of :func:`box_form` that COCO does not have."""
 
-HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-"""Odd and irregular: multiplying by it (mod 2^64) spreads numbers that differ little."""
+WEIGHTS = np.sqrt([2.0, 3.0, 5.0, 7.0, 11.0])
+"""Irrational, so that the weighted sums of different coordinates are hardly ever equal."""
 
 
 def check_boxes(data: SplitData) -> None:
     """Note what is wrong with the boxes: their positions, and repeated boxes."""
     check_geometry(data)
-    _check_repeated(data, np.flatnonzero((data.boxes[:, 2:] > 0).all(axis=1)))
+    _check_repeated(data)
 
 
 def check_geometry(data: SplitData) -> None:
@@ -94,25 +94,19 @@ def to_pixels(boxes: np.ndarray, limits: np.ndarray, form: str) -> np.ndarray:
     return boxes * scale if form.endswith("shares") else boxes
 
 
-def _check_repeated(data: SplitData, indices: np.ndarray) -> None:
+def _check_repeated(data: SplitData) -> None:
     """Boxes with equal coordinates in the same image: duplicates if of one class, possibly intended if of two."""
-    places = np.column_stack((data.images, data.boxes.round(1) + 0.0))[indices]  # [n, 5], -0.0 made 0.0
-    key = np.zeros(len(places), dtype=np.uint64)  # equal for equal coordinates, and hardly ever for others
-    for column in np.ascontiguousarray(places.T).view(np.uint64):
-        key = (key ^ column) * HASH_FACTOR
-        key ^= key >> np.uint64(29)
-    order = np.argsort(key)
-    alike = key[order[1:]] == key[order[:-1]]  # each with its neighbour
-    shared = np.union1d(order[1:][alike], order[:-1][alike])
+    places = np.column_stack((data.images, data.boxes.round(1) + 0.0))  # [A, 5], -0.0 made 0.0
+    _, group, count = np.unique((places * WEIGHTS).sum(axis=1), return_inverse=True, return_counts=True)
+    shared = np.flatnonzero((count[group] > 1) & (data.boxes[:, 2:] > 0).all(axis=1))  # few, so that few are compared one by one
     first: dict[tuple, tuple[int, set[int]]] = {}
-    for index, place in zip(indices[shared].tolist(), places[shared].tolist(), strict=True):
-        key = tuple(place)
+    for index, place in zip(shared.tolist(), map(tuple, places[shared].tolist()), strict=True):
         category = int(data.category_ids[index])
-        if key not in first:
-            first[key] = (index, {category})
+        if place not in first:
+            first[place] = (index, {category})
             continue
-        original, categories = first[key]
-        other = data.annotation_ids[original]
+        original, categories = first[place]
+        other = data.split.annotations.annotation_ids[data.positions[original]]
         if category in categories:
             data.found.add("box-twice", data.box_item(index, f"the same as annotation {other}"))
         else:

@@ -35,12 +35,11 @@ def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
     training = training_split(splits)
     for data, found in zip(splits, counts, strict=True):
         objects = np.bincount(data.images, minlength=len(data.image_ids)).tolist()
-        usable = data.usable_images()
-        data.found.add("images-empty", *(data.image_item(image) for image in usable if not objects[image]))
-        crowded = [image for image in usable if objects[image] > num_queries]
-        data.found.add(
-            "too-many-objects", *(data.image_item(image, f"{objects[image]} objects, {num_queries} queries") for image in crowded)
-        )
+        for image, number in enumerate(objects):
+            if not number:
+                data.found.add("images-empty", data.image_item(image))
+            elif number > num_queries:
+                data.found.add("too-many-objects", data.image_item(image, f"{number} objects, {num_queries} queries"))
         if data is training and not len(data.boxes):
             data.found.add("no-boxes", Item(str(data.annotation_file)))
         elif not len(data.boxes) and len(data.image_ids):

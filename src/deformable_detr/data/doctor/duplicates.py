@@ -41,13 +41,13 @@ def check_duplicates(splits: Sequence[SplitData], facts: Sequence[Mapping[int, I
 
 def check_shared_files(splits: Sequence[SplitData]) -> None:
     """Note images that two splits share under one name, be it through a link: what can be told without reading them."""
-    paths = [{image: data.path(image) for image in data.usable_images()} for data in splits]
-    names = [{path.name for path in found.values()} for found in paths]
+    paths = [[data.path(image) for image in range(len(data.image_ids))] for data in splits]
+    names = [{path.name for path in found} for found in paths]
     for number, other in enumerate(splits):
         for before, data in enumerate(splits[:number]):
             shared = names[before] & names[number]  # few or none, so that few files are asked for what they are
-            places = {_identity(path): image for image, path in reversed(paths[number].items()) if path.name in shared}
-            for image, path in paths[before].items():
+            places = {_identity(path): image for image, path in reversed([*enumerate(paths[number])]) if path.name in shared}
+            for image, path in enumerate(paths[before]):
                 there = places.get(_identity(path)) if path.name in shared else None
                 if there is not None:
                     text = f"the same file as {other.file_name(there)} of {other.name}"

@@ -1,7 +1,7 @@
 """The whole examination of a dataset, and the quick one that precedes every training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from deformable_detr.data.doctor.classes import check_classes, training_split
 from deformable_detr.data.doctor.duplicates import check_duplicates, check_shared_files
 from deformable_detr.data.doctor.images import check_images, check_sample
 from deformable_detr.data.doctor.split_data import SplitData, check_ids
-from deformable_detr.data.doctor.statistics import SplitStatistics, Suggestion, split_statistics, suggestions, to_dict
+from deformable_detr.data.doctor.statistics import SplitStatistics, Suggestion, split_statistics, suggestions
 from deformable_detr.data.file_index import path_role, split_role
 from deformable_detr.data.findings import Finding, sort_findings
 
@@ -52,8 +52,8 @@ class Examination:
             "format": self.format,
             "undivided": self.undivided,
             "findings": [finding.to_dict() for finding in self.findings],
-            "statistics": {name: to_dict(found) for name, found in self.statistics.items()},
-            "suggestions": [to_dict(found) for found in self.suggestions],
+            "statistics": {name: asdict(found) for name, found in self.statistics.items()},
+            "suggestions": [asdict(found) for found in self.suggestions],
         }
 
 
@@ -80,7 +80,7 @@ def examine(
     for data in parts:
         check_ids(data)
         check_boxes(data)
-    done, total = 0, sum(len(data.usable_images()) for data in parts)
+    done, total = 0, sum(len(data.image_ids) for data in parts)
 
     def advance() -> None:
         nonlocal done

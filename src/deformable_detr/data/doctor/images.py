@@ -1,7 +1,7 @@
 """Checks that need the image files: there, readable, of the annotated size, upright; and what duplicates are found by."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,15 +75,8 @@ def read_facts(path: Path) -> ImageFacts:
     return ImageFacts(None, False, size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail, highest)
 
 
-def read_all(paths: Iterable[Path], progress: Callable[[], None] = lambda: None) -> Iterator[ImageFacts]:
-    """The facts of many images in their order, read by several threads, few of them in memory at a time."""
-    for _, future in ordered_map(read_facts, paths, num_threads=THREADS, limit=4 * THREADS, name="doctor"):
-        progress()
-        yield future.result()
-
-
-def check_images(data: SplitData, progress: Callable[[], None] = lambda: None) -> dict[int, ImageFacts]:
-    """Read every listed image and note what is wrong with it.
+def check_images(data: SplitData, progress: Callable[[], None]) -> dict[int, ImageFacts]:
+    """Read every listed image, by several threads, and note what is wrong with it.
 
     Args:
         data: the split; findings about boxes that a turned image explains are withdrawn from it.
@@ -92,9 +85,12 @@ def check_images(data: SplitData, progress: Callable[[], None] = lambda: None) -
     Returns:
         The facts of the images that can be used, by their position.
     """
-    usable = data.usable_images()
     facts: dict[int, ImageFacts] = {}
-    for image, read in zip(usable, read_all((data.path(image) for image in usable), progress), strict=True):
+    paths = map(data.path, range(len(data.image_ids)))
+    pairs = ordered_map(read_facts, paths, num_threads=THREADS, limit=4 * THREADS, name="doctor")
+    for image, (_, future) in enumerate(pairs):
+        progress()
+        read = future.result()
         if read.problem is not None:
             data.found.add("image-missing" if read.missing else "image-damaged", data.image_item(image, read.problem))
             continue
@@ -106,8 +102,8 @@ def check_images(data: SplitData, progress: Callable[[], None] = lambda: None) -
 
 def check_sample(data: SplitData, count: int) -> None:
     """Look at the headers of a few images, evenly spread: whether they are there, and of the annotated size."""
-    usable = data.usable_images()
-    for image in usable[:: max(1, -(-len(usable) // count))]:
+    number = len(data.image_ids)
+    for image in range(0, number, max(1, -(-number // count))):
         path = data.path(image)
         if not is_file(path):
             data.found.add("image-missing", data.image_item(image, "no such file"))

@@ -89,7 +89,7 @@ def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str
         plan.apply(finding)
     file, record = data.split.annotations, data.record
     images = {}
-    for position in data.usable_images():
+    for position in range(len(data.image_ids)):
         if position not in plan.dropped_images:
             height, width = plan.size(position)
             entry = record["images"][int(file.image_rows[position])]

@@ -23,11 +23,8 @@ class SplitData:
     split: Split
     found: Found
 
-    rows: np.ndarray
-    """`[A]` int64: the position of each box in the file's `annotations`."""
-
-    annotation_ids: Sequence[Any]
-    """`[A]` its id, or `number 7` where it has none."""
+    positions: np.ndarray
+    """`[A]` int64: the position of each box in the arrays of `split.annotations`."""
 
     images: np.ndarray
     """`[A]` int64: the position of its image."""
@@ -49,17 +46,14 @@ class SplitData:
         """The boxes of a split, and what was noticed while reading it."""
         file = split.annotations
         chosen = np.flatnonzero(~file.crowd)
-        ids = np.asarray(file.categories.ids, dtype=np.int64)
-        return cls(
-            split,
-            split.found.copy(),
-            file.annotation_rows[chosen],
-            file.annotation_ids[chosen].tolist(),
-            file.images[chosen],
-            ids[file.labels[chosen]] if len(ids) else file.labels[chosen],
-            file.boxes[chosen],
-            file.areas[chosen],
-        )
+        category_ids = np.asarray(file.categories.ids, dtype=np.int64)[file.labels[chosen]]
+        arrays = (chosen, file.images[chosen], category_ids, file.boxes[chosen], file.areas[chosen])
+        return cls(split, split.found.copy(), *arrays)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """`[A]` int64: the position of each box in the file's `annotations`."""
+        return self.split.annotations.annotation_rows[self.positions]
 
     @property
     def name(self) -> str:
@@ -107,13 +101,15 @@ class SplitData:
 
     def box_item(self, index: int, text: str) -> Item:
         """A case about a box, by its index in the arrays."""
-        image, row = int(self.images[index]), int(self.rows[index])
-        annotation_id, name = self.annotation_ids[index], self.file_name(image)
-        return Item(f"{name}, annotation {annotation_id}: {text}", image, row, name, self.image_ids[image], annotation_id)
+        return self.annotation_item(int(self.positions[index]), f": {text}")
 
-    def usable_images(self) -> list[int]:
-        """Positions of the images."""
-        return list(range(len(self.image_ids)))
+    def annotation_item(self, position: int, text: str = "") -> Item:
+        """A case about an annotation, crowd or not, by its position in the arrays of `split.annotations`."""
+        file = self.split.annotations
+        image, row, annotation_id = int(file.images[position]), int(file.annotation_rows[position]), file.annotation_ids[position]
+        name = self.file_name(image)
+        text = f"{name}, annotation {annotation_id}{text}"
+        return Item(text, image, row, name, self.image_ids[image], annotation_id.item())
 
 
 def check_ids(data: SplitData) -> None:
@@ -129,14 +125,5 @@ def check_ids(data: SplitData) -> None:
         found.add("ids-sparse", Item(f"{len(ids)} classes with ids {ids[0]} … {ids[-1]}"))
     order = np.argsort(file.annotation_ids, kind="stable")
     again = order[1:][file.annotation_ids[order[1:]] == file.annotation_ids[order[:-1]]]
-    found.add("annotation-id-twice", *(_annotation_item(data, index) for index in np.sort(again).tolist()))
-    found.add("crowd", *(_annotation_item(data, index) for index in np.flatnonzero(file.crowd).tolist()))
-
-
-def _annotation_item(data: SplitData, index: int) -> Item:
-    """A case about an annotation of the file, crowd or not."""
-    file = data.split.annotations
-    image, annotation_id = int(file.images[index]), file.annotation_ids[index].item()
-    name = data.file_name(image)
-    text = f"{name}, annotation {annotation_id}"
-    return Item(text, image, int(file.annotation_rows[index]), name, file.image_ids[image], annotation_id)
+    found.add("annotation-id-twice", *map(data.annotation_item, np.sort(again)))
+    found.add("crowd", *map(data.annotation_item, np.flatnonzero(file.crowd)))

@@ -1,8 +1,6 @@
 """What a dataset holds, in numbers, and which settings suit it."""
 
-from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,19 +47,18 @@ class Suggestion:
 
 def split_statistics(data: SplitData) -> SplitStatistics:
     """Count a split."""
-    usable = data.usable_images()
-    objects = Counter(data.images.tolist())
+    objects = np.bincount(data.images, minlength=len(data.image_ids))
     areas = data.boxes[:, 2] * data.boxes[:, 3]
     sized = areas[areas > 0]
     small, large = (int((sized < bound).sum()) for bound in (SMALL, LARGE))
     counts = {"small": small, "medium": large - small, "large": len(sized) - large}
-    height, width = np.median(data.sizes[usable], axis=0) if usable else (0, 0)
+    height, width = np.median(data.sizes, axis=0) if len(objects) else (0, 0)
     return SplitStatistics(
-        images=len(usable),
+        images=len(objects),
         boxes=len(data.boxes),
-        empty_images=sum(objects[image] == 0 for image in usable),
-        most_objects=max(objects.values(), default=0),
-        mean_objects=round(len(data.boxes) / max(len(usable), 1), 2),
+        empty_images=int((objects == 0).sum()),
+        most_objects=int(objects.max(initial=0)),
+        mean_objects=round(len(data.boxes) / max(len(objects), 1), 2),
         median_size=(int(width), int(height)),
         shares={name: round(count / max(len(sized), 1), 4) for name, count in counts.items()},
         classes=dict(class_counts(data).most_common()),
@@ -91,8 +88,3 @@ def suggestions(training: SplitData) -> list[Suggestion]:
         "at least 100 (300 is the default, and what weights have)"
     )
     return [Suggestion("data.eval_short_side", side, size_reason), Suggestion("model.num_queries", queries, query_reason)]
-
-
-def to_dict(item: SplitStatistics | Suggestion) -> dict[str, Any]:
-    """Plain values, for JSON."""
-    return asdict(item)
