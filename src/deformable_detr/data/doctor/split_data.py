@@ -126,4 +126,4 @@ def check_ids(data: SplitData) -> None:
     order = np.argsort(file.annotation_ids, kind="stable")
     again = order[1:][file.annotation_ids[order[1:]] == file.annotation_ids[order[:-1]]]
     found.add("annotation-id-twice", *map(data.annotation_item, np.sort(again)))
-    found.add("crowd", *map(data.annotation_item, np.flatnonzero(file.crowd)))
+    found.add("crowd", *map(data.annotation_item, np.flatnonzero(file.crowd).tolist()))
