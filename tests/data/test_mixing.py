@@ -137,8 +137,8 @@ def test_nothing_happens_without_probabilities():
     before = torch.get_rng_state()
     assert Mixing()(0, 5, lambda index: (image, target)) == (image, target)
     assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(ValueError, match="copy_paste is a probability"):
-        Mixing(copy_paste=1.5)
+    with pytest.raises(ValueError, match=r"copy_paste must be in \[0, 1\]"):
+        DataConfig(copy_paste=1.5)
 
 
 def test_targets_of_mixed_samples(scenes):

@@ -15,9 +15,8 @@ from deformable_detr.data.coco_layout import CocoLayout
 from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.foreign import name_format
-from deformable_detr.data.layout import ForeignLayout, Layout, read_sizes
-from deformable_detr.data.splits import MADE_SPLITS, divide, is_divided, read_division
-from deformable_detr.data.text import Record
+from deformable_detr.data.layout import ForeignLayout, Layout, empty_record, read_sizes
+from deformable_detr.data.splits import MADE_SPLITS, divide, read_division
 from deformable_detr.data.unused import unused_files
 from deformable_detr.data.voc import VocLayout
 from deformable_detr.data.yolo import YoloLayout
@@ -129,7 +128,10 @@ class DetectionDataset:
     @property
     def divided(self) -> bool:
         """Whether a division into splits has been written down for it."""
-        return self.pool is not None and is_divided(self.root, self._source_name())
+        try:
+            return bool(self.division())
+        except ValueError:  # damaged: said where it is used
+            return True
 
     def division(self) -> dict[str, str]:
         """Image → split, as written down for it; empty where nothing is.
@@ -246,25 +248,22 @@ class DetectionDataset:
         files = {*self.layout.used_files(), *map(Path, self.layout.index.images)}
         key = fingerprint(files, CONVERSION, name)
         path = derived_folder(self.root) / f"{name}-{key}.json"
-        if path.is_file():
-            file = read_annotation_file(path)
-        else:
-            record, found = self._convert(name)
-            if found.errors:
-                file = replace(parse_record(record, self.layout.source), found=found, record=record)
-            else:
-                write_text(path, json.dumps(record | {FOUND: found.items}))
-                logger.info("%s: read %d images of %s (%s)", self.layout.source, len(record["images"]), name, self.format)
-                file = read_annotation_file(path)
-        return _located(name, file, self.layout.index, (self.root,), None)
+        file = None if path.is_file() else self._convert(name, path)
+        return _located(name, file or read_annotation_file(path), self.layout.index, (self.root,), None)
 
-    def _convert(self, name: str) -> tuple[Record, Found]:
+    def _convert(self, name: str, path: Path) -> AnnotationFile | None:
+        """Write the converted file, or give what there is where there are errors."""
         assert isinstance(self.layout, ForeignLayout)
+        source = self.layout.source
         try:
-            return self.layout.read(name)
+            record, found = self.layout.read(name)
         except (OSError, ValueError) as error:
-            empty: Record = {"images": [], "annotations": [], "categories": []}
-            return empty, Found(name, {"file-damaged": [Item(str(error), file=str(self.layout.source))]})
+            record, found = empty_record({}), Found(name, {"file-damaged": [Item(str(error), file=str(source))]})
+        if found.errors:
+            return replace(parse_record(record, source), found=found, record=record)
+        write_text(path, json.dumps(record | {FOUND: found.items}))
+        logger.info("%s: read %d images of %s (%s)", source, len(record["images"]), name, self.format)
+        return None
 
 
 def open_dataset(dataset: "str | Path | DetectionDataset") -> DetectionDataset:

@@ -21,8 +21,6 @@ ROLES = {
 HASH_PREFIX = re.compile(r"[0-9a-f]{8}-")
 """What Label Studio puts before the name of an uploaded file."""
 
-AMBIGUOUS = "*ambiguous*"
-
 
 def split_role(name: str) -> str | None:
     """`train`, `val` or `test`, as a name says in any case or among other words (`Train`, `val_instances_default`); else None."""
@@ -131,18 +129,14 @@ class FileIndex:
         """
         paths, elsewhere, reasons = [], {}, {}
         nowhere = folders[0] if folders else self.root
+        taken: dict[str, list[int]] = {}
         for index, name in enumerate(names):
             path = self.find_exactly(name, folders) or self.find_exactly(slashed(name), folders)
             paths.append(path or os.path.join(nowhere, slashed(name)))  # noqa: PTH118
-            if path is None:
-                elsewhere[index] = name
-        taken: dict[str, list[int]] = {}
-        for index, name in list(elsewhere.items()):
-            found = self._search(name, role)
-            del elsewhere[index]
-            if found is not None and found != AMBIGUOUS:
-                taken.setdefault(found, []).append(index)
-            elif found == AMBIGUOUS:
+            found = self._search(name, role) if path is None else []
+            if len(found) == 1:
+                taken.setdefault(found[0], []).append(index)
+            elif found:
                 reasons[index] = "several files have this name; give the path below the dataset's folder"
         exact = set(paths)
         for path, indices in taken.items():
@@ -153,19 +147,17 @@ class FileIndex:
                 reasons |= dict.fromkeys(indices, f"could be {self.relative(path)}, but so could another one")
         return paths, elsewhere, reasons
 
-    def _search(self, name: str, role: str | None) -> str | None:
-        """The only image that a name can mean; None, or AMBIGUOUS."""
+    def _search(self, name: str, role: str | None) -> list[str]:
+        """The images that a name can mean."""
         name = slashed(name)
         if "?d=" in name:  # Label Studio's local files
             name = name.partition("?d=")[2]
         base = fold_name(PurePosixPath(name.partition("?")[0]).name)
         for key in (base, _stem(base), HASH_PREFIX.sub("", base, 1), _stem(HASH_PREFIX.sub("", base, 1))):
             found = [path for path in self._by_name.get(key, ()) if role is None or path_role(self.relative(path)) in (None, role)]
-            if len(found) > 1:
-                found = most_alike(name, found)
             if found:
-                return found[0] if len(found) == 1 else AMBIGUOUS
-        return None
+                return most_alike(name, found)
+        return []
 
     def images_like(self, name: str) -> list[Path]:
         """The images of a name with or without their suffix, however it is spelled."""

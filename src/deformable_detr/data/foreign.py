@@ -9,15 +9,13 @@ from pathlib import Path
 
 from deformable_detr.data.coco_layout import json_kind
 from deformable_detr.data.file_index import FileIndex
+from deformable_detr.data.foreign_platforms import PLATFORM_READERS
+from deformable_detr.data.foreign_readers import READERS
 from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.data.text import read_head, read_text
 from deformable_detr.data.yolo import looks_like_labels
 
-IMPORTABLE = (
-    *("LabelMe", "CreateML", "VIA", "Datumaro", "FiftyOne", "KITTI"),
-    *("Open Images CSV", "TensorFlow CSV", "VoTT CSV", "RetinaNet CSV"),
-    *("CVAT", "Label Studio JSON", "Supervisely", "BDD100K", "DOTA", "COCO panoptic"),
-)
+IMPORTABLE = ("LabelMe", "CreateML", *READERS, *PLATFORM_READERS)
 """What :mod:`~deformable_detr.data.importing` reads."""
 
 JSON_KEYS = {
@@ -51,16 +49,14 @@ DAMAGED = "damaged"
 def name_format(index: FileIndex) -> str | None:
     """The format of a dataset that is none of the usual ones, with what to do; None where nothing is known."""
     kind = recognise(index)
-    return None if kind is None else f"{kind}: {advice(kind, index.root)}"
-
-
-def advice(kind: str, root: Path) -> str:
-    """What to do with a format of :func:`recognise`."""
+    if kind is None:
+        return None
+    advice = "not read here; export it as COCO, YOLO or Pascal VOC, or convert it with a tool such as datumaro"
     if kind in IMPORTABLE:
-        return f"`deformable-detr doctor {root} --convert FOLDER` makes a COCO dataset of it"
-    if kind.startswith("YOLO"):
-        return "write a data.yaml with `names`, or a classes.txt"
-    return "not read here; export it as COCO, YOLO or Pascal VOC, or convert it with a tool such as datumaro"
+        advice = f"`deformable-detr doctor {index.root} --convert FOLDER` makes a COCO dataset of it"
+    elif kind.startswith("YOLO"):
+        advice = "write a data.yaml with `names`, or a classes.txt"
+    return f"{kind}: {advice}"
 
 
 def recognise(index: FileIndex) -> str | None:
@@ -85,8 +81,8 @@ def _a_few(paths: list[Path]) -> list[Path]:
     rank: Counter[Path] = Counter()
     ranked = []
     for path in paths:
-        ranked.append((rank[path.parent], path))
         rank[path.parent] += 1
+        ranked.append((rank[path.parent], path))
     return [path for _, path in sorted(ranked)[:MOST_FILES]]
 
 

@@ -12,16 +12,7 @@ from xml.etree import ElementTree
 
 from deformable_detr.data.entries import as_number, as_size, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex
-from deformable_detr.data.foreign_readers import (
-    Box,
-    ForeignImage,
-    ForeignObject,
-    Reader,
-    around,
-    ellipse_extent,
-    from_xywh,
-    turned,
-)
+from deformable_detr.data.foreign_readers import Box, ForeignImage, ForeignObject, Reader, around, ellipse_extent, from_xywh, turned
 from deformable_detr.data.images import IMAGE_SUFFIXES, open_image
 from deformable_detr.data.text import read_text, split_lines
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from deformable_detr.data.doctor.repair import SAME_ASPECT, check_output
 from deformable_detr.data.entries import as_size, read_number
 from deformable_detr.data.file_index import FileIndex, path_role, slashed, split_role
-from deformable_detr.data.foreign import IMPORTABLE, PER_IMAGE, advice, files_of, recognise
+from deformable_detr.data.foreign import IMPORTABLE, PER_IMAGE, files_of, name_format, recognise
 from deformable_detr.data.foreign_platforms import PLATFORM_READERS
 from deformable_detr.data.foreign_readers import READERS, ForeignImage, ForeignObject, from_xywh
 from deformable_detr.data.images import read_size
@@ -74,7 +74,7 @@ def convert_dataset(dataset: str | Path, output_dir: str | Path) -> list[str]:
     index = FileIndex(root)
     kind = recognise(index)
     if kind not in IMPORTABLE:
-        what = f"annotations in the format {kind}: {advice(kind, root)}" if kind else "no known format"
+        what = f"annotations in the format {name_format(index)}" if kind else "no known format"
         raise ValueError(f"{root}: {what} (COCO, YOLO and Pascal VOC are read as they are, without --convert)")
     files = files_of(kind, index)
     parts, left_out = _read_parts(kind, files, index)

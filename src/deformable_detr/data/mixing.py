@@ -63,11 +63,6 @@ class Mixing:
     copy_paste: float = 0.0
     mixup: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("mosaic", "copy_paste", "mixup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, in [0, 1], not {getattr(self, name)}")
-
     def __call__(self, index: int, length: int, read: ReadImage) -> tuple[Tensor, Target]:
         """Read an image and, perhaps, mix others into it.
 

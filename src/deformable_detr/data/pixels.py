@@ -137,8 +137,7 @@ def wide_pixels(image: Image.Image, name: str, content: bytes | None = None) -> 
         return values.astype(np.uint16)
     if not has_wide_colour(image):
         return None
-    if content is None:
-        content = _content_of(image, name)
+    content = _content_of(image, name) if content is None else content
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     found = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
     if found is None or found.dtype != np.uint16 or image.mode not in COLOUR_MODES:
@@ -219,18 +218,18 @@ def _tiff_tag(image: Image.Image, tag: int) -> Any:
     return getattr(image, "tag_v2", {}).get(tag)
 
 
-def read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 … 8 (from 5 on width and height are exchanged); 1 where EXIF is damaged."""
+def left_to_turn(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 … 8 (from 5 on width and height are exchanged); 1 where EXIF is damaged.
+
+    Also 1 for TIFFs, whose pixels and size are turned as they are read.
+    """
+    if image.format == "TIFF":
+        return 1
     try:
         found = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)  # PNG's own method would decode the whole image
     except Exception:  # the parser raises nearly anything on damaged data, and the pixels may be sound all the same
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def left_to_turn(image: Image.Image) -> int:
-    """The same, where it is left to do: 1 for TIFFs, whose pixels and size are turned as they are read."""
-    return 1 if image.format == "TIFF" else read_orientation(image)
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

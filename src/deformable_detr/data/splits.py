@@ -68,14 +68,6 @@ def divide(root: Path, source: str, whole: AnnotationFile, paths: list[str], *, 
     return chosen
 
 
-def is_divided(root: Path, source: str) -> bool:
-    """Whether a division of `source` has been written down."""
-    try:
-        return any(source in read_json(place) for place in _divisions(root))
-    except ValueError:  # damaged: said where it is used
-        return True
-
-
 def read_division(root: Path, source: str) -> dict[str, str]:
     """Image → split, as written down for a source; empty where nothing is.
 
@@ -83,8 +75,9 @@ def read_division(root: Path, source: str) -> dict[str, str]:
         ValueError: splits.json is damaged, or names an image twice.
     """
     found: dict[str, str] = {}
-    for place in _divisions(root):
-        found |= _read_division(read_json(place), source, place)
+    for place in dict.fromkeys((derived_folder(root) / WRITTEN, root / FOLDER / WRITTEN)):  # its own, which holds, is the last
+        if is_file(place):
+            found |= _read_division(read_json(place), source, place)
     return found
 
 
@@ -106,12 +99,6 @@ def write_division(file: Path, source: str, split_of: Mapping[str, str], splits:
     everything = read_json(file) if file.is_file() else {}
     write_json(file, everything | {source: {"seed": SEED, "images": images}}, indent=1)
     return images
-
-
-def _divisions(root: Path) -> list[Path]:
-    """The files of divisions of a dataset; its own, which holds, is the last."""
-    places = dict.fromkeys((derived_folder(root) / WRITTEN, root / FOLDER / WRITTEN))
-    return [place for place in places if is_file(place)]
 
 
 def _read_division(everything: dict, source: str, written: Path) -> dict[str, str]:

@@ -45,8 +45,8 @@ class YoloLayout(ForeignLayout):
         source: the data.yaml, or what replaces it: obj.data, classes.txt.
         names: the classes by their numbers; empty for a number that has no name.
         parts: of each split, its folders of images and its .txt lists of images, or the images themselves.
-        keypoints: `kpt_shape`.
         found: what was noticed while opening.
+        keypoints: `kpt_shape`.
         names_file: the list that the names come from, where it is not the source.
     """
 
@@ -58,13 +58,12 @@ class YoloLayout(ForeignLayout):
         source: Path,
         names: dict[int, str],
         parts: dict[str, list[Path]],
+        found: Found,
         keypoints: tuple[int, int] | None = None,
-        found: Found | None = None,
         names_file: Path | None = None,
     ) -> None:
         super().__init__(index, source, parts)
-        self.names, self.keypoints, self.names_file = names, keypoints, names_file
-        self.found = found or Found("")
+        self.names, self.found, self.keypoints, self.names_file = names, found, keypoints, names_file
         self._images: dict[str, list[Path]] = {}
 
     @classmethod
@@ -106,7 +105,7 @@ class YoloLayout(ForeignLayout):
         names_file = _names_file(settings["names"], file)
         names = _listed_names(names_file, found) if names_file else _class_names(settings["names"], file)
         _check_count(settings.get("nc"), names, f"{file}: `nc`")
-        return cls(index, file, names, parts, keypoints, found, names_file)
+        return cls(index, file, names, parts, found, keypoints, names_file)
 
     @classmethod
     def _of_darknet(cls, index: FileIndex, file: Path) -> Self | None:
@@ -126,7 +125,7 @@ class YoloLayout(ForeignLayout):
                 parts[role] = [path]
         if not parts:
             raise FileNotFoundError(f"{file}: none of the lists of images that it names is there")
-        return cls(index, file, names, parts, None, found, names_file)
+        return cls(index, file, names, parts, found, names_file=names_file)
 
     @classmethod
     def _of_class_list(cls, index: FileIndex) -> Self | None:
@@ -140,7 +139,7 @@ class YoloLayout(ForeignLayout):
             shown = ", ".join(map(index.relative, lists))
             raise ValueError(f"{index.root}: several lists of classes that differ: {shown}; write a data.yaml with `names`")
         images = [Path(path) for path in index.images]
-        layout = cls(index, lists[0], _listed_names(lists[0], found), {}, found=found)
+        layout = cls(index, lists[0], _listed_names(lists[0], found), {}, found)
         labelled = {image.parent for image in images if layout.label_file(image)[0]}
         if not labelled:
             return None
