@@ -50,21 +50,41 @@ def test_nothing_to_do():
     assert list(ordered_map(str, [], num_threads=2, limit=2)) == []
 
 
-def test_pool_waits_beyond_its_limit_and_hands_back_in_order():
-    with OrderedPool[int](2, limit=3, name="test") as pool:
-        found = [result for index in range(10) for result in pool.submit(lambda x: x * x, index)]
-        assert found == [index * index for index in range(7)]
-        assert pool.finish() == [49, 64, 81]
+def test_pool_waits_beyond_its_limit():
+    gate, done = threading.Event(), threading.Event()
+
+    def fill(pool: OrderedPool) -> None:
+        for _ in range(4):
+            pool.submit(gate.wait, 10)
+        done.set()
+
+    with OrderedPool(2, limit=3, name="test") as pool:
+        producer = threading.Thread(target=fill, args=(pool,))
+        producer.start()
+        assert not done.wait(0.1)  # three are under way: the fourth waits for the first
+        gate.set()
+        producer.join()
+
+
+def test_pool_is_done_at_its_end():
+    found: list[int] = []
+    with OrderedPool(1, limit=3, name="test") as pool:
+        for index in range(10):
+            pool.submit(found.append, index)
+        pool.finish()
+        assert found == list(range(10))
+        pool.submit(found.append, 10)
+    assert found == list(range(11))
 
 
 def test_pool_raises_what_a_piece_raised():
-    with pytest.raises(ZeroDivisionError), OrderedPool[float](1, limit=2, name="test") as pool:
+    with pytest.raises(ZeroDivisionError), OrderedPool(1, limit=2, name="test") as pool:
         pool.submit(lambda: 1 / 0)
 
 
 def test_pool_cancels_after_an_error():
     ran, gate = [], threading.Event()
-    with pytest.raises(RuntimeError), OrderedPool[bool | None](1, limit=10, name="test") as pool:
+    with pytest.raises(RuntimeError), OrderedPool(1, limit=10, name="test") as pool:
         pool.submit(gate.wait, 10)
         for index in range(5):
             pool.submit(ran.append, index)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deformable_detr.cli.train import parse_config
 from deformable_detr.config import RunConfig
 from deformable_detr.data.annotation_reader import read_annotation_file
 from deformable_detr.data.facts import data_facts
@@ -13,6 +12,8 @@ from deformable_detr.data.transforms import resized_size
 from deformable_detr.recipes import RECIPES, DataFacts, recipe_settings
 from deformable_detr.settings import read_config
 from deformable_detr.training.recipe import plan_run
+
+from .command_lines import parse_config
 
 FACTS = DataFacts(num_images=400, short_side=480, aspect=4 / 3, small_object=0.05, most_objects=31)
 

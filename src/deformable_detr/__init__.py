@@ -25,30 +25,18 @@ if TYPE_CHECKING:
     from deformable_detr.structures import ImageBatch, Predictions, Target
     from deformable_detr.training import build_optimizer
 
-_HOME = {
-    "Categories": "categories",
-    "DataConfig": "config",
-    "DeformableDETR": "model",
-    "DenoisingNoise": "model",
-    "Detector": "detector",
-    "ImageBatch": "structures",
-    "LossConfig": "config",
-    "Metadata": "config",
-    "ModelConfig": "config",
-    "MultiScaleDeformableAttention": "model",
-    "OptimizerConfig": "config",
-    "Predictions": "structures",
-    "RunConfig": "config",
-    "SetCriterion": "criterion",
-    "Target": "structures",
-    "TrainConfig": "config",
-    "build_model": "model",
-    "build_optimizer": "training",
-    "load_pretrained": "checkpoints",
-    "postprocess": "postprocessing",
-    "save_weights": "checkpoints",
+_OFFERS = {
+    "categories": ("Categories",),
+    "checkpoints": ("load_pretrained", "save_weights"),
+    "config": ("DataConfig", "LossConfig", "Metadata", "ModelConfig", "OptimizerConfig", "RunConfig", "TrainConfig"),
+    "criterion": ("SetCriterion",),
+    "detector": ("Detector",),
+    "model": ("DeformableDETR", "DenoisingNoise", "MultiScaleDeformableAttention", "build_model"),
+    "postprocessing": ("postprocess",),
+    "structures": ("ImageBatch", "Predictions", "Target"),
+    "training": ("build_optimizer",),
 }
-
+_HOME = {name: module for module, names in _OFFERS.items() for name in names}
 _ROOMS = {"data", "ops", "presets", "visualize"}
 """Packages and modules that are reached through this one."""
 

@@ -4,20 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, generalized_box_iou
-
-__all__ = [
-    "area",
-    "box_iou",
-    "cxcywh_to_xyxy",
-    "elementwise_iou",
-    "generalized_box_iou",
-    "intersection_and_union",
-    "inverse_sigmoid",
-    "pixels_of",
-    "xyxy_to_cxcywh",
-    "xyxy_to_xywh",
-]
 
 SMALLEST_AREA = 1e-12
 """As a share of the image: far below any real box, so that it only guards divisions by zero."""

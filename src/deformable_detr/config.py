@@ -5,12 +5,11 @@ variants. Only `build` functions, the loader, checkpoints, training, export and 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from deformable_detr.categories import Categories
-from deformable_detr.schema import convert, entries
+from deformable_detr.schema import check_range, convert, entries
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -18,18 +17,6 @@ DEFAULT_THRESHOLD = 0.5
 """Smallest score of a detection where the weights come without thresholds of their own."""
 MAX_DETECTIONS = 100
 """Detections per image in COCO's evaluation, and where a model says nothing else."""
-
-
-def _check_range(settings: Any, names: str, low: float = 0, high: float = math.inf, *, beyond: bool = False) -> None:
-    """Check that settings (of those that are not null) are numbers from `low` on, or beyond it, up to `high`."""
-    for name in names.split():
-        value = getattr(settings, name)
-        if value is None or ((low < value if beyond else low <= value) and value <= high and math.isfinite(value)):
-            continue
-        bound = (
-            f"{'above' if beyond else 'at least'} {low:g}" if high == math.inf else f"in {'(' if beyond else '['}{low:g}, {high:g}]"
-        )
-        raise ValueError(f"{name} must be {bound}, not {value}")
 
 
 _NEEDED = {
@@ -178,7 +165,7 @@ class ModelConfig:
         for name, needed in _NEEDED.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default and not getattr(self, needed):
                 raise ValueError(f"{name}={getattr(self, name)!r} needs {needed}=True")
-        _check_range(self, "hidden_dim num_heads", 1)
+        check_range(self, "hidden_dim num_heads", 1)
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_dim % 32:
@@ -187,14 +174,14 @@ class ModelConfig:
             raise ValueError("query_position='reference' needs query_content='learned': nothing else is known of a proposal then")
         if self.suppressor and self.one_to_many_queries:
             raise ValueError("suppressor and one_to_many_queries both make the one-to-many branch: choose one of them")
-        _check_range(self, "num_encoder_layers denoising_queries one_to_many_queries box_noise")
-        _check_range(self, "num_classes num_feature_levels num_queries num_decoder_layers max_detections ffn_dim", 1)
-        _check_range(self, "num_encoder_points num_decoder_points backbone_levels", 1)
-        _check_range(self, "dropout label_noise", 0, 1)
-        _check_range(self, "frozen_backbone_stages", 0, 5)
-        _check_range(self, "denoising_first_layer", 0, self.num_decoder_layers - 1)
-        _check_range(self, "logit_eps output_eps", 0, 0.5)
-        _check_range(self, "position_temperature", beyond=True)
+        check_range(self, "num_encoder_layers denoising_queries one_to_many_queries box_noise")
+        check_range(self, "num_classes num_feature_levels num_queries num_decoder_layers max_detections ffn_dim", 1)
+        check_range(self, "num_encoder_points num_decoder_points backbone_levels", 1)
+        check_range(self, "dropout label_noise", 0, 1)
+        check_range(self, "frozen_backbone_stages", 0, 5)
+        check_range(self, "denoising_first_layer", 0, self.num_decoder_layers - 1)
+        check_range(self, "logit_eps output_eps", 0, 0.5)
+        check_range(self, "position_temperature", beyond=True)
 
     def replace(self, **overrides: Any) -> Self:
         """The same settings with single values replaced; unknown names are an error that lists the known ones."""
@@ -214,27 +201,12 @@ class ModelConfig:
         return cls(**{name: convert(value, known[name].hint, name) for name, value in record.items()})
 
 
-def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
-    """What images are normalised with must be numbers that can be used: some layers swallow the NaN that others make."""
-    sound = all(isinstance(number, (int, float)) and math.isfinite(number) for number in (*mean, *std))
-    if not sound or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean {mean} and std {std} must be three finite numbers each, those of std greater than 0")
-    if max(*mean, *std) > 1.001:
-        raise ValueError(f"mean {mean} and std {std} are those of channels from 0 to 1: divide what holds for 0 to 255 by 255")
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a model needs beside its weights to be used; it is written to the header of every weights file."""
-
-    model: ModelConfig
-    """The network."""
-
-    categories: Categories | None = None
-    """The classes; None when only their number is known."""
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How images become the network's input: settings of a run that go with the weights."""
 
     eval_short_side: int = 800
-    """The short side that images are resized to (pixels)."""
+    """Evaluation and prediction: the short side is resized to this (pixels)."""
 
     max_long_side: int = 1333
     """The long side never exceeds this (pixels)."""
@@ -246,7 +218,37 @@ class Metadata:
     """Deviation of the RGB channels (in [0, 1]) that is divided by."""
 
     bit_depth: int = 16
-    """How many bits of the values of 16-bit images are used; see `DataConfig.bit_depth`."""
+    """How many bits of the values of 16-bit images are used, from 8 on: with 12, as many cameras have, 4095 becomes 255.
+    `deformable-detr doctor` says what the images hold."""
+
+    single_class: bool = False
+    """All categories of the dataset are one class, `object`: for finding things of any kind. Evaluations of these weights read
+    datasets in the same way."""
+
+    def __post_init__(self) -> None:
+        mean, std = self.mean, self.std
+        sound = all(isinstance(number, (int, float)) and math.isfinite(number) for number in (*mean, *std))
+        if not sound or len(mean) != 3 or len(std) != 3 or min(std) <= 0:  # some layers swallow the NaN that others make
+            raise ValueError(f"mean {mean} and std {std} must be three finite numbers each, those of std greater than 0")
+        if max(*mean, *std) > 1.001:
+            raise ValueError(f"mean {mean} and std {std} are those of channels from 0 to 1: divide what holds for 0 to 255 by 255")
+        check_range(self, "eval_short_side max_long_side", 1)
+        check_range(self, "bit_depth", 8, 16)
+
+    def input_settings(self) -> dict[str, Any]:
+        """These by name, without those that a derived class adds."""
+        return {name: getattr(self, name) for name in entries(InputConfig)}
+
+
+@dataclass(frozen=True)
+class Metadata(InputConfig):
+    """What a model needs beside its weights to be used; it is written to the header of every weights file."""
+
+    model: ModelConfig
+    """The network."""
+
+    categories: Categories | None = None
+    """The classes; None when only their number is known."""
 
     thresholds: tuple[float, ...] | None = None
     """For each label the smallest score of a detection that counts, in [0, 1]; found by an evaluation, where F1 is largest.
@@ -254,9 +256,6 @@ class Metadata:
 
     nms_iou: float | None = None
     """Detections that overlap a better one of their class by more than this IoU are dropped; see `TrainConfig.nms_iou`."""
-
-    single_class: bool = False
-    """The one class of the model stands for all classes of a dataset; see `DataConfig.single_class`."""
 
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: dataset, recipe, epoch, metrics. For people; nothing depends on it."""
@@ -268,9 +267,8 @@ class Metadata:
             raise ValueError(f"thresholds must lie in [0, 1], not {self.thresholds}")
         if self.categories is not None and len(self.categories) != self.model.num_classes:
             raise ValueError(f"{len(self.categories)} classes are named, but the network has {self.model.num_classes}")
-        _check_normalisation(self.mean, self.std)
-        _check_range(self, "eval_short_side max_long_side", 1)
-        _check_range(self, "nms_iou", 0, 1, beyond=True)
+        super().__post_init__()
+        check_range(self, "nms_iou", 0, 1, beyond=True)
 
     @property
     def named_categories(self) -> Categories:
@@ -279,8 +277,7 @@ class Metadata:
 
     def evaluation_data(self) -> "DataConfig":
         """How the model wants the images and annotations of an evaluation."""
-        names = ("eval_short_side", "max_long_side", "mean", "std", "bit_depth", "single_class")
-        return DataConfig(**{name: getattr(self, name) for name in names})
+        return DataConfig(**self.input_settings())
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict, for JSON."""
@@ -356,9 +353,9 @@ class LossConfig:
     """Weights of a kind of loss that differ in one branch, such as `{loss_class_dn: 1.0, loss_class_enc: 2.0}`."""
 
     def __post_init__(self) -> None:
-        _check_range(self, "class_weight bbox_weight giou_weight class_cost bbox_cost giou_cost one_to_many_weight")
-        _check_range(self, "focal_gamma mal_gamma giou_eps")
-        _check_range(self, "focal_alpha", 0, 1)
+        check_range(self, "class_weight bbox_weight giou_weight class_cost bbox_cost giou_cost one_to_many_weight")
+        check_range(self, "focal_gamma mal_gamma giou_eps")
+        check_range(self, "focal_alpha", 0, 1)
         for branch, weight in self.branch_weights.items():
             if weight < 0:
                 raise ValueError(f"branch_weights: {branch} must be at least 0, not {weight}")
@@ -380,7 +377,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(InputConfig):
     """Reading and augmenting images."""
 
     train_split: str = "train"
@@ -388,10 +385,6 @@ class DataConfig:
 
     val_split: str = "val"
     """Name of the split that is evaluated."""
-
-    single_class: bool = False
-    """All categories of the dataset are one class, `object`: for finding things of any kind. Evaluations of these weights read
-    datasets in the same way."""
 
     train_short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """Training: the short side is resized to one of these, drawn at random (pixels)."""
@@ -401,12 +394,6 @@ class DataConfig:
 
     crop_range: tuple[int, int] = (384, 600)
     """Training: smallest and largest side of the random crop (pixels)."""
-
-    eval_short_side: int = 800
-    """Evaluation and prediction: the short side is resized to this (pixels)."""
-
-    max_long_side: int = 1333
-    """The long side never exceeds this (pixels)."""
 
     pad_size_divisor: int = 1
     """Training: the padded canvas becomes a multiple of this. With 64 each level's grid on a padded image is exactly that on
@@ -443,16 +430,6 @@ class DataConfig:
     mixing_until: float = 0.85
     """Mosaic, copy-paste and mixup end after this share of the training, so that it closes with images as they are."""
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the RGB channels (in [0, 1]) that is subtracted."""
-
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Deviation of the RGB channels (in [0, 1]) that is divided by."""
-
-    bit_depth: int = 16
-    """How many bits of the values of 16-bit images are used, from 8 on: with 12, as many cameras have, 4095 becomes 255.
-    `deformable-detr doctor` says what the images hold."""
-
     num_workers: int = 2
     """Processes that read images, per training process. 0 reads in the training process itself."""
 
@@ -460,14 +437,10 @@ class DataConfig:
     """What an image does in training that cannot be read: end the run, or be replaced by the next one with a warning."""
 
     def __post_init__(self) -> None:
-        _check_normalisation(self.mean, self.std)
-        _check_range(self, "eval_short_side max_long_side pad_size_divisor", 1)
-        _check_range(self, "bit_depth", 8, 16)
-        _check_range(self, "num_workers")
-        _check_range(self, "horizontal_flip mosaic copy_paste mixup mixing_until", 0, 1)
-        for name in ("vertical_flip", "transpose"):
-            if getattr(self, name) != "auto":
-                _check_range(self, name, 0, 1)
+        super().__post_init__()
+        check_range(self, "pad_size_divisor", 1)
+        check_range(self, "num_workers")
+        check_range(self, "horizontal_flip vertical_flip transpose mosaic copy_paste mixup mixing_until", 0, 1)
 
     @property
     def undecided_turns(self) -> tuple[str, ...]:
@@ -518,7 +491,7 @@ class OptimizerConfig:
     """Steps over which the learning rate rises linearly from nearly zero."""
 
     def __post_init__(self) -> None:
-        _check_range(self, "clip_grad_norm")
+        check_range(self, "clip_grad_norm")
 
 
 @dataclass(frozen=True)

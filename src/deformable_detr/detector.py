@@ -277,15 +277,7 @@ class Detector(Predictor):
     ) -> "Generator[Frame, None, None]":
         """Follow objects through a video: as :meth:`stream`, with `tracker_id`, the same number for the same object.
 
-        Args:
-            source: as for :meth:`stream`.
-            threshold: smallest score of a detection that begins a track; None as for :meth:`predict`.
-            every: take every N-th frame.
-            options: see :class:`~deformable_detr.keywords.PredictionOptions`.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: the video cannot be decoded, or an option is out of range.
+        A track begins with a detection whose score is at least `threshold`; None as for :meth:`predict`.
         """
         from deformable_detr.inference.video import iterate_video
 

@@ -144,10 +144,7 @@ def check_place(path: str | Path, *, folder: bool = True) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file whole, as UTF-8; what that cannot hold (of file names in another encoding) as `\\udc..`.
-
-    Returns:
-        `path`.
+    """Write a text file whole, as UTF-8; what that cannot hold (of file names in another encoding) as `\\udc..`. Gives `path`.
 
     Raises:
         OSError: see :func:`atomic_file`.
@@ -158,10 +155,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, content: Any, *, indent: int | None = None) -> Path:
-    """Write a JSON file whole; reading it gives back also what :func:`write_text` escapes.
-
-    Returns:
-        `path`.
+    """Write a JSON file whole; reading it gives back also what :func:`write_text` escapes. Gives `path`.
 
     Raises:
         OSError: see :func:`atomic_file`.

@@ -1,56 +1,46 @@
-"""Work for threads: several items at once, few of them in memory, results in order."""
+"""Work for threads: several items at once, few of them in memory, in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class OrderedPool(Generic[Result]):
-    """Threads that are given work one piece after the other and hand back the results in the order of the pieces.
+class OrderedPool:
+    """Threads that are given work one piece after the other.
 
-    At most `limit` pieces are under way or finished and not yet taken: `submit` waits for the oldest one beyond that, so that
-    a fast producer does not fill the memory. A context manager: at its end everything is done (after an error: cancelled).
-
-    Args:
-        num_threads: how many work at the same time.
-        limit: how many pieces may be unfinished or waiting to be taken.
-        name: of the threads, in debuggers.
-        initializer: called once in each thread.
+    At most `limit` pieces are under way: `submit` waits for the oldest one beyond that, so that a fast producer does not fill the
+    memory. A context manager: at its end everything is done (after an error: cancelled).
     """
 
-    def __init__(self, num_threads: int, limit: int, *, name: str, initializer: Callable[[], object] | None = None) -> None:
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=initializer)
+    def __init__(self, num_threads: int, limit: int, *, name: str) -> None:
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._limit = limit
-        self._pending: deque[Future[Result]] = deque()
+        self._pending: deque[Future[Any]] = deque()
 
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> list[Result]:
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Give a piece of work.
-
-        Returns:
-            The results, in order, of earlier pieces that had to be waited for.
 
         Raises:
             Exception: what an earlier piece raised.
         """
         self._pending.append(self._pool.submit(function, *arguments))
-        return [self._pending.popleft().result() for _ in range(len(self._pending) - self._limit)]
+        if len(self._pending) > self._limit:
+            self._pending.popleft().result()
 
-    def finish(self) -> list[Result]:
+    def finish(self) -> None:
         """Wait for all that was submitted.
-
-        Returns:
-            The results that were not handed back yet, in order.
 
         Raises:
             Exception: what the first failing piece raised.
         """
-        return [self._pending.popleft().result() for _ in range(len(self._pending))]
+        while self._pending:
+            self._pending.popleft().result()
 
     def close(self) -> None:
         """Cancel what has not begun, and wait for the rest."""
@@ -82,10 +72,7 @@ def ordered_map(
     Args:
         function: of one item; it runs in a thread, or in the caller's where there is no second item.
         items: taken one after the other in the caller's thread, so they may come from an endless generator.
-        num_threads: how many run at the same time.
         limit: how many items may be under way or finished and not yet taken.
-        name: of the threads, in debuggers.
-        initializer: called once in each thread.
 
     Yields:
         Each item with its finished future, in order: `future.result()` gives the result or raises what the function raised, so that

@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["is_first_process", "without_warnings"]
-
 
 def is_first_process() -> bool:
     """Whether this is the first of the processes that torchrun or accelerate has started, or there is no other."""

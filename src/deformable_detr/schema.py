@@ -153,18 +153,10 @@ def _as(value: Any, kind: Any) -> Any:
 
 
 def known(name: str, what: str, choices: Iterable[str]) -> str:
-    """A name that must be one of several.
-
-    Args:
-        name: what was given.
-        what: what it is the name of, for the message.
-        choices: the names there are.
-
-    Returns:
-        `name`.
+    """`name`, which must be one of several.
 
     Raises:
-        ValueError: there is none of this name; the message gives the one that was probably meant, and all of them.
+        ValueError: there is no such `what`; the message gives the one that was probably meant, and all of them.
     """
     choices = list(choices)
     if name in choices:
@@ -174,20 +166,29 @@ def known(name: str, what: str, choices: Iterable[str]) -> str:
     raise ValueError(f"unknown {what} {name!r}; {hint}known are {', '.join(choices) or 'none'}")
 
 
-def plain_numbers(expected: str, kind: type, plain: type, **options: Any) -> list[Any]:
-    """See that options have the type that their names say.
-
-    Args:
-        expected: what they should be, for the message.
-        kind: `Integral` or `Real`.
-        plain: Python's own type of it. NumPy's numbers overflow where sums of them go on, and a Fraction is no number to torch.
-        options: by name.
-
-    Returns:
-        Their values as `plain`, None where they are None.
+def check_range(settings: Any, names: str, low: float = 0, high: float = math.inf, *, beyond: bool = False) -> None:
+    """Check that settings (where they are neither null nor a word) are numbers from `low` on, or beyond it, up to `high`.
 
     Raises:
-        TypeError: one that is not None is of another type; True is no number here.
+        ValueError: one is not; the message names it.
+    """
+    for name in names.split():
+        value = getattr(settings, name)
+        if value is None or isinstance(value, str):
+            continue
+        if not ((low < value if beyond else low <= value) and value <= high and math.isfinite(value)):
+            least = f"{'above' if beyond else 'at least'} {low:g}"
+            within = f"in {'(' if beyond else '['}{low:g}, {high:g}]"
+            raise ValueError(f"{name} must be {least if high == math.inf else within}, not {value}")
+
+
+def plain_numbers(expected: str, kind: type, plain: type, **options: Any) -> list[Any]:
+    """Values of options, of the kind `Integral` or `Real` or None, as Python's own type (`plain`).
+
+    NumPy's numbers overflow where sums of them go on, and a Fraction is no number to torch.
+
+    Raises:
+        TypeError: one is not what is `expected`; True is no number here.
     """
     for name, value in options.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):

@@ -66,8 +66,8 @@ def read_config(path: str | Path) -> RunConfig:
     """The configuration in a run folder's `config.yaml`, or in any YAML file that says enough by itself.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no YAML, an unknown setting, or a value of the wrong type.
+        FileNotFoundError: see :func:`read_yaml`.
+        ValueError: see there and :func:`build_config`.
     """
     return build_config(read_yaml(path))
 

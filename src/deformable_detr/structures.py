@@ -20,9 +20,21 @@ Branch = Literal["decoder", "encoder", "denoising", "one_to_many"]
 """The sets of predictions that are trained; the last two exist in training alone."""
 
 
+class _Movable:
+    """What a dataclass of tensors can do as a whole."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same with its tensors on `device`."""
+        return map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking), self)
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory (called by the data loader)."""
+        return map_tensors(Tensor.pin_memory, self)
+
+
 # What goes into the network or comes out of it is not frozen: Lightning casts a copy of it in place, field by field.
 @dataclass
-class ImageBatch:
+class ImageBatch(_Movable):
     """Images of different sizes, padded at the right and the bottom to one canvas."""
 
     images: Tensor
@@ -67,18 +79,6 @@ class ImageBatch:
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
         return cls(canvas, padding_mask, tuple(image_ids), sizes)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch with its tensors on `device`."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            padding_mask=self.padding_mask.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> Self:
-        """The same batch in page-locked memory (called by the data loader)."""
-        return replace(self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory())
-
     @property
     def may_be_padded(self) -> bool:
         """False where the image sizes say that every image fills the canvas."""
@@ -94,7 +94,7 @@ class ImageBatch:
 
 
 @dataclass
-class Target:
+class Target(_Movable):
     """The ground truth of one image."""
 
     boxes: Tensor
@@ -108,18 +108,6 @@ class Target:
 
     image_size: tuple[int, int] | None = None
     """(height, width) in pixels of the image as read (upright), before any resizing."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same target with its tensors on `device`."""
-        return replace(
-            self,
-            boxes=self.boxes.to(device, non_blocking=non_blocking),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> Self:
-        """The same target in page-locked memory (called by the data loader)."""
-        return replace(self, boxes=self.boxes.pin_memory(), labels=self.labels.pin_memory())
 
     def __len__(self) -> int:
         return self.labels.shape[0]

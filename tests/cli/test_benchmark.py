@@ -9,7 +9,7 @@ from deformable_detr.ops.benchmark import Case
 
 def test_table_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "CASES", (Case("tiny", height=64, width=64, queries=3), Case("other", height=64, width=64)))
-    output = tmp_path / "deep" / "operator.json"
+    monkeypatch.chdir(tmp_path)
     threads = command.torch.get_num_threads()
     arguments = [
         "benchmark",
@@ -23,12 +23,10 @@ def test_table_and_json(tmp_path, monkeypatch, capsys):
         "tiny",
         "--only",
         "cpu",
-        "--output",
-        str(output),
     ]
     assert main(arguments) == 0
     assert command.torch.get_num_threads() == threads
-    report = json.loads(output.read_text())
+    report = json.loads((tmp_path / "runs" / "benchmark-op.json").read_text())  # as the help says
     assert {result["case"] for result in report["results"]} == {"tiny"}
     assert report["results"][0]["implementation"] == "classic"
     assert report["machine"]["threads"] == threads

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from deformable_detr.cli.train import parse_config
 from deformable_detr.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
 from deformable_detr.data.transforms import train_transform
 from deformable_detr.presets import MODEL_PRESETS, demo_run
 from deformable_detr.settings import read_config
 from deformable_detr.training.optimizer import build_schedule
 from deformable_detr.training.preparation import check_train_config
+
+from ..command_lines import parse_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 OFFICIAL = {"r50-single-scale", "r50-single-scale-dc5", "r50", "r50-refine", "r50-two-stage"}

@@ -13,4 +13,4 @@ def test_no_such_run(tmp_path, capsys):
     assert main(["dashboard", str(tmp_path / "nowhere")]) == 2
     assert "no such run folder" in capsys.readouterr().err
     assert main(["dashboard", str(tmp_path), "--port", "70000"]) == 2
-    assert "port must lie in [0, 65535], not 70000" in capsys.readouterr().err
+    assert "port must be in [0, 65535], not 70000" in capsys.readouterr().err

@@ -173,12 +173,16 @@ def test_help(capsys):
         assert text in shown
 
 
-def test_settings_for_loading():
-    options = COMMAND.parse(["w", "d", "--precision", "bf16", "--device=cpu"])
+def test_settings_for_loading(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(Detector, "load", lambda weights, **settings: loaded.append((weights, settings)))
+    for words in (["--precision", "bf16", "--device=cpu"], ["--dilation", "--no-ema"]):
+        COMMAND.parse(["w", "d", *words]).open()
     always = {"optimize": True, "compile": False}
-    assert options.load_settings() == {"device": "cpu", "precision": "bf16", **always}
-    options = COMMAND.parse(["w", "d", "--dilation"])
-    assert options.load_settings() == {"device": "auto", "precision": "fp32", "dilation": True, **always}
+    assert loaded == [
+        ("w", {"device": "cpu", "precision": "bf16", "ema": None, **always}),
+        ("w", {"device": "auto", "precision": "fp32", "ema": False, "dilation": True, **always}),
+    ]
 
 
 @pytest.mark.parametrize(("name", "runtime"), [("a.onnx", "onnx"), ("a.xml", "openvino"), ("a.PT2", "pt2")])

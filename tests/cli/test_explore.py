@@ -94,7 +94,7 @@ def test_mistakes_are_named(tmp_path, capsys):
     assert main(["explore", "--prot", "7"]) == 2
     assert "--prot" in capsys.readouterr().err
     assert main(["explore", "--port", "70000"]) == 2
-    assert "port must lie in [0, 65535]" in capsys.readouterr().err
+    assert "port must be in [0, 65535]" in capsys.readouterr().err
 
 
 def test_without_gradio_the_message_says_how_to_get_it(monkeypatch, capsys):

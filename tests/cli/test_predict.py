@@ -128,7 +128,10 @@ def test_unreadable_images(weights, photos, tmp_path, capsys):
         (["{weights}"], "SOURCE"),
         (["{weights}", "{photos}", "--tile-overlap", "0.3"], "--tile-overlap has no effect without --tiles"),
         (["runs/nowhere", "{photos}"], "no weights at runs/nowhere"),  # the hub is not asked
-        (["{weights}", "{photos}", "--output", "{photos}"], "would replace an image"),
+        (
+            ["{weights}", "{photos}", "--output", "{photos}"],
+            "the drawing of {photos}/a.jpg would replace {photos}/a.jpg; choose another --output",
+        ),
         (["{weights}", "{photos}", "--output", "{photos}/out", "--json", "{photos}/out/b.png"], "would replace the drawing"),
         (["{weights}", "{photos}", "--track"], "--track is for videos"),
         (["{weights}", "{photos}", "--classes", "cat", "--classes", "dog"], "--classes is given twice"),
@@ -137,7 +140,7 @@ def test_unreadable_images(weights, photos, tmp_path, capsys):
 )
 def test_errors_are_named(weights, photos, arguments, message, capsys):
     assert main(["predict", *(argument.format(weights=weights, photos=photos) for argument in arguments)]) == 2
-    assert message in capsys.readouterr().err
+    assert message.format(photos=photos) in capsys.readouterr().err
 
 
 def test_help_has_all_options_and_examples(capsys):

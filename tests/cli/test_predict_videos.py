@@ -145,8 +145,16 @@ def test_mistakes_are_named(weights, clip, arguments, message, tmp_path, capsys)
 def test_the_drawing_must_not_replace_the_video(weights, tmp_path, capsys):
     (tmp_path / "a.mp4").write_text("precious")
     assert main(["predict", weights, str(tmp_path / "a.mp4"), "--output", str(tmp_path)]) == 2
-    assert "would replace a video" in capsys.readouterr().err
+    assert "a.mp4; choose another --output" in capsys.readouterr().err
     assert (tmp_path / "a.mp4").read_text() == "precious"
+
+
+def test_without_a_drawing_nothing_is_replaced(weights, clip, tmp_path):
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(clip.read_bytes())
+    assert main(["predict", weights, str(video), "--no-draw", "--output", str(tmp_path)]) == 0
+    assert video.read_bytes() == clip.read_bytes()
+    assert len(json.loads((tmp_path / "clip.json").read_text())["frames"]) == 10
 
 
 def test_names():

@@ -4,8 +4,9 @@ from PIL import Image
 
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.preview import COMMAND
-from deformable_detr.cli.train import parse_config
 from deformable_detr.data.scenes import generate_scenes
+
+from ..command_lines import parse_config
 
 SIZES = ["--train_short_sides", "[96]", "--crop_short_sides", "[]", "--max_long_side", "160", "--eval_short_side", "96"]
 

@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from deformable_detr import serving
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import save_weights
 from deformable_detr.cli import serve
@@ -26,17 +27,26 @@ def weights(tmp_path_factory):
 def test_the_options_reach_the_server(weights, monkeypatch):
     seen = []
 
-    def run_server(app, listener, *, access_log, grace):
-        with TestClient(app) as client:
-            seen.append((client.get("/health").json(), listener.getsockname(), access_log, grace))
-            seen.append(client.post("/detect", content=bytes(2000), headers={"Content-Type": "image/png"}).json())
-            grey = io.BytesIO()
-            Image.new("L", (9, 9)).save(grey, "PNG")
-            for query in ("threshold=0", "threshold=0&top_k=3"):
-                seen.append(client.post(f"/detect?{query}", content=grey.getvalue()).json())
-        return 0
+    class Server:
+        started = True
 
-    monkeypatch.setattr(serve, "run_server", run_server)
+        def __init__(self, app, **settings):
+            self.app, self.settings = app, settings
+
+        def run(self, sockets):
+            (listener,) = sockets
+            with TestClient(self.app) as client:
+                seen.append((client.get("/health").json(), listener.getsockname(), self.settings))
+                look(client)
+
+    def look(client):
+        seen.append(client.post("/detect", content=bytes(2000), headers={"Content-Type": "image/png"}).json())
+        grey = io.BytesIO()
+        Image.new("L", (9, 9)).save(grey, "PNG")
+        for query in ("threshold=0", "threshold=0&top_k=3"):
+            seen.append(client.post(f"/detect?{query}", content=grey.getvalue()).json())
+
+    monkeypatch.setattr(serving, "build_server", Server)
     arguments = [
         "--port",
         "0",
@@ -51,10 +61,10 @@ def test_the_options_reach_the_server(weights, monkeypatch):
         "2",
     ]
     assert main(["serve", weights, *arguments, "--device", "cpu"]) == 0
-    health, address, *others = seen[0]
+    health, address, settings = seen[0]
     assert (health["model"], health["classes"], health["batch_size"]) == ("tiny.safetensors", ["cat", "dog"], 7)
     assert ipaddress.ip_address(address[0]).is_loopback
-    assert others == [False, 9.0]
+    assert settings == {"access_log": False, "timeout": 9.0}
     assert "0.001 MB" in seen[1]["error"]
     assert [len(response["images"][0]["detections"]) for response in seen[2:]] == [2, 3]
 
@@ -77,7 +87,7 @@ def test_a_port_that_is_taken(weights, capsys):
     ("arguments", "message"),
     [
         (["nowhere.safetensors", "--port", "0"], "nowhere.safetensors"),
-        (["x", "--port", "99999"], "port must lie in [0, 65535]"),
+        (["x", "--port", "99999"], "port must be in [0, 65535]"),
         (["x", "--threads", "0"], "threads must be at least 1"),
         (["x", "--port", "0", "--max_images", "99"], "max_images (99) must not exceed max_waiting (32)"),
         (["x", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
@@ -88,10 +98,17 @@ def test_errors_are_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--batch-size", "0"], ["--max-wait-ms", "-1"]])
-def test_a_server_that_could_not_start_says_why(weights, arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
+        (["--max-wait-ms", "-1"], "max_wait must be at least 0, not -0.001"),
+        (["--top-k", "0"], "top_k must be at least 1, not 0"),
+    ],
+)
+def test_a_server_that_could_not_start_says_why(weights, arguments, message, capsys):
     assert main(["serve", weights, "--port", "0", "--device", "cpu", *arguments]) == 2
-    assert "batch_size must be at least 1 and max_wait at least 0" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_without_the_extra(weights, monkeypatch, capsys):

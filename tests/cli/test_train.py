@@ -13,11 +13,11 @@ from PIL import Image
 
 from deformable_detr.cli.__main__ import main
 from deformable_detr.cli.command import spelled
-from deformable_detr.cli.train import parse_config
 from deformable_detr.config import DataConfig, LossConfig, OptimizerConfig, RunConfig, TrainConfig
 from deformable_detr.presets import MODEL_PRESETS
 from deformable_detr.training.run_folder import RunFolder
 
+from ..command_lines import parse_config
 from ..processes import start
 
 

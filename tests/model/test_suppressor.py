@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from tests.model.test_modern import SMALL, batch, shaken
+from torchvision.ops import box_iou
 
-from deformable_detr.boxes import box_iou, cxcywh_to_xyxy, elementwise_iou
+from deformable_detr.boxes import cxcywh_to_xyxy, elementwise_iou
 from deformable_detr.checkpoints import load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
 from deformable_detr.criterion import SetCriterion

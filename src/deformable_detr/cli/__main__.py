@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from deformable_detr.cli.commands import COMMANDS, find_command
-from deformable_detr.cli.screen import prepare_streams
+from deformable_detr.cli.screen import log_to_screen, prepare_streams
 from deformable_detr.version import __version__
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError)
@@ -77,6 +77,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     command = find_command(arguments[0])
     options = command.parse(arguments[1:])
+    log_to_screen()
     command.check_places(options)
     return command.run(options) or 0
 

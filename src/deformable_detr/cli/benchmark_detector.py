@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from deformable_detr.cli.benchmark_options import BenchmarkOptions
-from deformable_detr.cli.screen import Finish, show
-from deformable_detr.files import write_json
+from deformable_detr.cli.benchmark import BenchmarkOptions
+from deformable_detr.cli.screen import show
 from deformable_detr.inference.benchmark import NO_PEERS, Case, Measurement, implementations, measure, measure_data
 
 SIZES = {"model": ["800x1066", "480x640"], "train": ["480x640"], "data": ["480x640"]}
@@ -18,8 +18,8 @@ PEERS = NO_PEERS
 """Implementations of others beside ours; `benchmarks/detector_peers.py` puts them here."""
 
 
-def benchmark_detector(options: BenchmarkOptions) -> None:
-    """Measure what was asked for at every size.
+def benchmark_detector(options: BenchmarkOptions) -> dict[str, Any]:
+    """Measure what was asked for at every size, and show it; gives all of it, for JSON.
 
     Raises:
         ValueError: a size that is none.
@@ -37,14 +37,10 @@ def benchmark_detector(options: BenchmarkOptions) -> None:
             batch_size = options.batch_size or BATCH_SIZES[options.what]
             case = Case(options.what, height, width, batch_size, options.preset or "r50", options.device or "cpu")
             names = implementations(options.what, device=case.device, compile=options.compile, peers=PEERS)
-            if options.only:
-                names = [name for name in names if name == names[0] or any(part in name for part in options.only)]
-            found = measure(case, names, rounds=rounds, memory=options.memory, peers=PEERS)
+            found = measure(case, options.chosen(names), rounds=rounds, memory=options.memory, peers=PEERS)
         results += found
         show(_table(found))
-    report = {"torch": torch.__version__, "device": device, "threads": threads, "results": [asdict(result) for result in results]}
-    with Finish() as finish:
-        finish.write(options.output or f"runs/benchmark-{options.what}.json", lambda path: write_json(path, report, indent=1))
+    return {"torch": torch.__version__, "device": device, "threads": threads, "results": [asdict(result) for result in results]}
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,16 +1,17 @@
 """`deformable-detr benchmark op`: the operator's backends and the classic form side by side, as a table and as JSON."""
 
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from deformable_detr.cli.benchmark_options import BenchmarkOptions
-from deformable_detr.cli.screen import Finish, show
-from deformable_detr.files import write_json
+from deformable_detr.cli.benchmark import BenchmarkOptions
+from deformable_detr.cli.screen import show
 from deformable_detr.ops.benchmark import CASES, NO_PEERS, Measurement, implementations, measure
 from deformable_detr.schema import known
 
@@ -18,17 +19,15 @@ PEERS = NO_PEERS
 """Implementations of others beside ours; `benchmarks/operator_peers.py` puts them here."""
 
 
-def benchmark_operator(options: BenchmarkOptions) -> None:
-    """Measure every implementation on every case.
+def benchmark_operator(options: BenchmarkOptions) -> dict[str, Any]:
+    """Measure every implementation on every case, and show it; gives all of it, for JSON.
 
     Raises:
         ValueError: an unknown case.
     """
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cases = {case.name: case for case in CASES}
-    names = implementations(device, PEERS)
-    if options.only:
-        names = [name for name in names if name == names[0] or any(part in name for part in options.only)]
+    names = options.chosen(implementations(device, PEERS))
     machine = _machine(device)
     show(", ".join(f"{key} {value}" for key, value in machine.items()))
     results: list[Measurement] = []
@@ -38,9 +37,7 @@ def benchmark_operator(options: BenchmarkOptions) -> None:
         found = measure(case, names, device=device, dtype=dtype, rounds=rounds, memory=options.memory, peers=PEERS)
         results += found
         show(_table(f"{case.name}: {case.height}x{case.width}, {options.dtype}", found))
-    report = {"machine": machine, "dtype": options.dtype, "results": [asdict(result) for result in results]}
-    with Finish() as finish:
-        finish.write(options.output or "runs/benchmark-operator.json", lambda path: write_json(path, report, indent=1))
+    return {"machine": machine, "dtype": options.dtype, "results": [asdict(result) for result in results]}
 
 
 def _machine(device: str) -> dict[str, str | int]:
@@ -61,34 +58,24 @@ def _processor() -> str:
 
 def _table(title: str, results: list[Measurement]) -> Table:
     """At most 80 columns wide, so that it can be read in a terminal, in a file and in a page."""
+    base = results[0]
+    columns: list[tuple[str, Callable[[Measurement], str]]] = [
+        ("first\ncall s", lambda result: f"{result.first_call:.2f}"),
+        ("forward\nms", lambda result: _digits(1e3 * result.forward)),
+        ("\nratio", lambda result: f"{base.forward / result.forward:.1f}x"),
+        ("f+b\nms", lambda result: _digits(1e3 * result.forward_backward)),
+        ("\nratio", lambda result: f"{base.forward_backward / result.forward_backward:.1f}x"),
+        ("peak f\nMB", lambda result: _megabytes(result.memory_forward)),
+        ("f+b\nMB", lambda result: _megabytes(result.memory_forward_backward)),
+        ("\nerror", lambda result: f"{result.error:.1e}"),
+        ("gradient\nerror", lambda result: f"{result.gradient_error:.1e}"),
+    ]
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("\nimplementation", no_wrap=True)
-    for header in (
-        "first\ncall s",
-        "forward\nms",
-        "\nratio",
-        "f+b\nms",
-        "\nratio",
-        "peak f\nMB",
-        "f+b\nMB",
-        "\nerror",
-        "gradient\nerror",
-    ):
+    for header, _ in columns:
         table.add_column(header, justify="right", no_wrap=True)
-    base = results[0]
     for result in results:
-        table.add_row(
-            result.implementation,
-            f"{result.first_call:.2f}",
-            _digits(1e3 * result.forward),
-            f"{base.forward / result.forward:.1f}x",
-            _digits(1e3 * result.forward_backward),
-            f"{base.forward_backward / result.forward_backward:.1f}x",
-            _megabytes(result.memory_forward),
-            _megabytes(result.memory_forward_backward),
-            f"{result.error:.1e}",
-            f"{result.gradient_error:.1e}",
-        )
+        table.add_row(result.implementation, *(cell(result) for _, cell in columns))
     return table
 
 

@@ -1,6 +1,6 @@
 """What a command is: its options as a dataclass, and a function that takes them.
 
-The fields of the dataclass are the options, the strings below them the help:
+The dataclass's docstring begins the help; its fields are the options, the strings below them their help:
 
 - a field without a default, or one with the metadata :data:`POSITIONAL`, is positional: `weights: str`
 - a bool is a flag: `draw: bool = True` is `--draw` and `--no-draw`
@@ -12,11 +12,13 @@ Options are shown with hyphens and may be written with underscores.
 """
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -46,6 +48,8 @@ def needs(name: str) -> dict[str, str]:
 
 FOLDER = {"folder": True}
 """Metadata of a field that names a folder to write into, where there may be no file of that name."""
+
+MAX_PORT = 65535
 
 WRITTEN_FILES = ("json", "html", "results", "curves", "figure")
 """Options that name a file to write, in every command."""
@@ -78,17 +82,16 @@ class Command(Generic[Options]):
     run: Callable[[Options], int | None]
     """Does the work; gives the exit status, None for 0."""
 
-    description: str
-    """What it does: the beginning of its help."""
-
     examples: str
     """Lines to copy: the end of its help."""
 
-    def parse(self, argv: Sequence[str]) -> Options:
-        """Read a command line.
+    @property
+    def description(self) -> str:
+        """What it does: the beginning of its help."""
+        return inspect.getdoc(self.options) or ""
 
-        Args:
-            argv: what follows `deformable-detr COMMAND`.
+    def parse(self, argv: Sequence[str]) -> Options:
+        """Read a command line: what follows `deformable-detr COMMAND`.
 
         Raises:
             SystemExit: after the help or `--print-config`, with status 0.
@@ -145,7 +148,7 @@ class Command(Generic[Options]):
             prog=f"deformable-detr {self.name}",
             description=self.description,
             epilog=f"examples:\n{self.examples}",
-            formatter_class=_Manual,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=116, max_help_position=30),
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
         )
@@ -158,16 +161,6 @@ class Command(Generic[Options]):
         places = [_place(action) for action in parser._actions if not action.option_strings]
         parser.usage = " ".join([parser.prog, *places, "[options]"])
         return parser
-
-
-def check_port(port: int | None) -> None:
-    """Check a port to listen on; None: it was not asked for.
-
-    Raises:
-        ValueError: there is no such port.
-    """
-    if port is not None and not 0 <= port <= 65535:
-        raise ValueError(f"port must lie in [0, 65535], not {port}")
 
 
 def _words(options: Any, name: str) -> list[str]:
@@ -186,13 +179,6 @@ def _check_replaceable(name: str, place: Path, inputs: Mapping[str, str]) -> Non
         raise ValueError(f"--{name} {place}: there is a file that holds no JSON; choose another name")
     if b'"annotations"' in content and b'"score"' not in content:
         raise ValueError(f"--{name} {place}: this file holds annotations, which would be lost; choose another name")
-
-
-class _Manual(argparse.RawDescriptionHelpFormatter):
-    """Description and examples as they are written, options in two columns."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=116, max_help_position=30)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from deformable_detr.cli.command import FOLDER, POSITIONAL, Command
 from deformable_detr.cli.detector_options import DetectorOptions
-from deformable_detr.cli.screen import Finish, log_to_screen, progress
+from deformable_detr.cli.screen import Finish, progress
+from deformable_detr.schema import check_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deformable_detr.data.dataset import DetectionDataset
     from deformable_detr.detector import Detector
-
-DESCRIPTION = """\
-Evaluate two detectors on the same images and compare them: AP with the confidence interval of the difference, each class,
-error types, and the images that got better or worse, drawn. Without DATASET the one that the second run was trained on is
-taken."""
 
 EXAMPLES = """\
   deformable-detr compare runs/first runs/second                            on the split `val` of the second run's dataset
@@ -28,7 +24,10 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(DetectorOptions):
-    """Options of the command."""
+    """Evaluate two detectors on the same images and compare them: AP with the confidence interval of the difference, each class,
+    error types, and the images that got better or worse, drawn. Without DATASET the one that the second run was trained on is
+    taken.
+    """
 
     second: str
     """The detector that is judged: a run folder, or weights of any known format."""
@@ -55,14 +54,12 @@ def run(options: CompareOptions) -> None:
     Raises:
         ValueError: no dataset is given, and the second detector is no run folder; or `shown` below 0.
     """
-    if options.shown < 0:
-        raise ValueError(f"shown must be at least 0, not {options.shown}")
+    check_range(options, "shown")
     from deformable_detr.data.dataset import open_dataset
     from deformable_detr.evaluation.metrics import percent
     from deformable_detr.visualize.pages.comparison import ComparisonReport
     from deformable_detr.visualize.pages.report import span
 
-    log_to_screen()
     dataset, reports = open_dataset(options.dataset or dataset_of(options.second)), []
     detectors = {weights: replace(options, weights=weights).open() for weights in (options.weights, options.second)}
     check_comparable(detectors, dataset, options.split)
@@ -126,4 +123,4 @@ def names_of(first: str, second: str) -> tuple[str, str]:
     return names if names[0] != names[1] else (first, second)
 
 
-COMMAND = Command("compare", CompareOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("compare", CompareOptions, run, EXAMPLES)

@@ -4,12 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deformable_detr.cli.command import Command
-from deformable_detr.cli.screen import log_to_screen, show
-
-DESCRIPTION = """\
-Convert weights of Deformable DETR between projects. What SOURCE is, its file says itself: our own .safetensors or run
-folder, the official .pth, mmdetection 3.x or 2.x, detrex, a transformers folder, or the name of a model on the Hugging
-Face hub. Nothing in a pickled file is executed. At the end stands what became of every tensor."""
+from deformable_detr.cli.screen import show
 
 EXAMPLES = """\
   deformable-detr convert r50_deformable_detr-checkpoint.pth r50.safetensors                  official → ours
@@ -22,7 +17,10 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """Options of the command."""
+    """Convert weights of Deformable DETR between projects. What SOURCE is, its file says itself: our own .safetensors or run
+    folder, the official .pth, mmdetection 3.x or 2.x, detrex, a transformers folder, or the name of a model on the Hugging
+    Face hub. Nothing in a pickled file is executed. At the end stands what became of every tensor.
+    """
 
     source: str
     """The weights: a file, a folder, or hf://owner/name."""
@@ -68,7 +66,6 @@ def run(options: ConvertOptions) -> None:
     """Convert, and say what became of every tensor."""
     from deformable_detr.checkpoints.convert import convert
 
-    log_to_screen()
     report = convert(
         options.source,
         options.output,
@@ -81,4 +78,4 @@ def run(options: ConvertOptions) -> None:
     show(str(report), f"written: {options.output}")
 
 
-COMMAND = Command("convert", ConvertOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("convert", ConvertOptions, run, EXAMPLES)

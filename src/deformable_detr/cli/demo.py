@@ -5,12 +5,7 @@ from pathlib import Path
 
 from deformable_detr.cli.command import Command
 from deformable_detr.cli.demo_detector import TRAIN_IMAGES, VAL_IMAGES, demo_folders, train_demo
-from deformable_detr.cli.screen import log_to_screen, show
-
-DESCRIPTION = """\
-Draw images of coloured shapes as a COCO dataset, train a small Deformable DETR on them from random weights, evaluate
-it on images that it has not seen, and draw what it finds. This is the code path of a real run, only smaller: two-stage
-with box refinement, denoising and suppressor, on 128 pixels. Needs no network and no GPU."""
+from deformable_detr.cli.screen import show
 
 EXAMPLES = """\
   deformable-detr demo                       some minutes on two CPU cores
@@ -23,7 +18,10 @@ EXPECTED_AP50 = 0.90
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Options of the command."""
+    """Draw images of coloured shapes as a COCO dataset, train a small Deformable DETR on them from random weights, evaluate
+    it on images that it has not seen, and draw what it finds. This is the code path of a real run, only smaller: two-stage
+    with box refinement, denoising and suppressor, on 128 pixels. Needs no network and no GPU.
+    """
 
     output: str = "demo"
     """Gets data/ (the images) and run/ (weights, curves, drawings); both are replaced."""
@@ -40,7 +38,6 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> int:
     """Train the demo's detector; the exit status is 1 if one of full length stays below the AP50 that it should reach."""
-    log_to_screen()
     data, run_folder = demo_folders(options.output)
     show(f"drawing {TRAIN_IMAGES} images to train on and {VAL_IMAGES} to evaluate on")
     result = train_demo(options.output, steps=options.steps, seed=options.seed, device=options.device)
@@ -60,4 +57,4 @@ def run(options: DemoOptions) -> int:
     return 0
 
 
-COMMAND = Command("demo", DemoOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("demo", DemoOptions, run, EXAMPLES)

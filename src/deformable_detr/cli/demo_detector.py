@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +31,6 @@ def demo_folders(output: str | Path) -> tuple[Path, Path]:
 
 def train_demo(output: str | Path, *, steps: int, seed: int = 0, device: str = "auto") -> "TrainResult":
     """Draw the images and train the small detector on them; both folders of :func:`demo_folders` are replaced.
-
-    Args:
-        output: gets the two folders.
-        steps: optimiser steps.
-        seed: of the images, the weights and the order.
-        device: `auto`, `cpu`, `cuda` or `mps`.
 
     Raises:
         FileExistsError: one of the folders holds something else than an earlier demo.
@@ -67,33 +62,21 @@ def check_replaceable(data: Path, run: Path) -> None:
 
     def is_drawn() -> bool:
         record = json.loads((data / "annotations" / "instances_train.json").read_bytes())
-        return [(entry["id"], entry["name"]) for entry in record["categories"]] == [
-            (shape.category_id, shape.name) for shape in SHAPES
-        ]
+        shapes = [(shape.category_id, shape.name) for shape in SHAPES]
+        return [(entry["id"], entry["name"]) for entry in record["categories"]] == shapes
 
     def is_of_demo() -> bool:
         return read_config(run / "config.yaml").preset == demo_run("", "").preset
 
     for folder, is_ours in ((data, is_drawn), (run, is_of_demo)):
-        try:
-            ours = not folder.exists() or not any(folder.iterdir()) or is_ours()
-        except (OSError, ValueError, LookupError, TypeError):
-            ours = False
-        if not ours:
-            raise FileExistsError(
-                f"{folder} holds something else than an earlier demo, which would be lost: choose another --output"
-            )
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            if not folder.exists() or not any(folder.iterdir()) or is_ours():
+                continue
+        raise FileExistsError(f"{folder} holds something else than an earlier demo, which would be lost: choose another --output")
 
 
 def demo_detector(device: str = "auto") -> tuple[Path, list[Path]]:
-    """A run folder and some images: of `demo/` here, else of the cache; where there is none, it is trained first.
-
-    Args:
-        device: to train on.
-
-    Returns:
-        The run folder, and images that the detector has not been trained on.
-    """
+    """A run folder, and images that its detector has not learned: of `demo/` here, else of the cache, where it is trained first."""
     from deformable_detr.inference.sources import list_images
     from deformable_detr.training import TrainingInterrupted  # brings torch, which the help does without
 

@@ -4,19 +4,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deformable_detr.cli.command import Command
-from deformable_detr.cli.screen import Finish, log_to_screen
+from deformable_detr.cli.screen import Finish
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from deformable_detr.visualize.inside.description import Description
-
-DESCRIPTION = """\
-Show the way of one image through the network, stage by stage, with the real shapes: backbone levels, neck, padding
-mask, positions, the flattened sequence, sampling offsets, attention weights and places, memory, queries, the boxes of
-every decoder layer; and what each part costs in parameters and multiply-adds.
-
-Legend of the shapes: B batch, S positions of all levels, C width, M heads, L levels, P points, Q queries, N layers, K classes."""
 
 EXAMPLES = """\
   deformable-detr describe street.jpg --weights runs/first
@@ -28,7 +21,12 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeOptions:
-    """Options of the command."""
+    """Show the way of one image through the network, stage by stage, with the real shapes: backbone levels, neck, padding
+    mask, positions, the flattened sequence, sampling offsets, attention weights and places, memory, queries, the boxes of
+    every decoder layer; and what each part costs in parameters and multiply-adds.
+
+    Legend of the shapes: B batch, S positions of all levels, C width, M heads, L levels, P points, Q queries, N layers, K classes.
+    """
 
     image: str
     """The image."""
@@ -60,7 +58,6 @@ def run(options: DescribeOptions) -> None:
     from deformable_detr.visualize.figures import check_format
     from deformable_detr.visualize.inside.journey import view_journey
 
-    log_to_screen()
     if options.figure:
         check_format(options.figure)
     if options.weights is not None and options.preset is not None:
@@ -118,4 +115,4 @@ def _refinement(description: "Description", trained: bool) -> "Table":
     return table
 
 
-COMMAND = Command("describe", DescribeOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("describe", DescribeOptions, run, EXAMPLES)

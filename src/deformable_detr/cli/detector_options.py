@@ -48,11 +48,6 @@ class DetectorOptions:
     """Where a file holds EMA weights beside those without averaging: take the first, or (`--no-ema`) the others. Default: what the
     file itself calls its model."""
 
-    def load_settings(self) -> dict[str, Any]:
-        """Keywords for `Detector.load`."""
-        settings: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "optimize", "compile")}
-        return settings | ({"dilation": True} if self.dilation else {}) | ({} if self.ema is None else {"ema": self.ema})
-
     def open(self) -> "Detector":
         """The detector that the weights and the runtime ask for.
 
@@ -65,7 +60,8 @@ class DetectorOptions:
 
         runtime = self.runtime or SUFFIXES.get(Path(self.weights).suffix.lower(), "torch")
         if runtime == "torch":
-            detector = Detector.load(self.weights, **self.load_settings())
+            settings: dict[str, Any] = {name: getattr(self, name) for name in ("device", "precision", "optimize", "compile", "ema")}
+            detector = Detector.load(self.weights, **settings, **({"dilation": True} if self.dilation else {}))
         else:
             given = {
                 "precision": self.precision not in ("fp32", "auto"), "device": self.device not in ("auto", "cpu"),

@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deformable_detr.cli.command import Command
-from deformable_detr.cli.screen import Finish, log_to_screen, progress, show
+from deformable_detr.cli.screen import Finish, progress, show
+from deformable_detr.schema import check_range
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
     from deformable_detr.data.doctor.examine import Examination
-
-DESCRIPTION = """\
-Examine a dataset before it is trained on: COCO, YOLO or Pascal VOC. Reads all annotations and all images, and tells what
-is wrong, where, and what to do; what the dataset holds; and which settings suit it. Nothing is changed.
-
-Exit status: 0 no errors, 1 errors were found (with --strict: or warnings), 2 the examination itself failed."""
 
 EXAMPLES = """\
   deformable-detr doctor my_data
@@ -34,7 +29,11 @@ CLASSES_SHOWN = 12
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """Options of the command."""
+    """Examine a dataset before it is trained on: COCO, YOLO or Pascal VOC. Reads all annotations and all images, and tells what
+    is wrong, where, and what to do; what the dataset holds; and which settings suit it. Nothing is changed.
+
+    Exit status: 0 no errors, 1 errors were found (with --strict: or warnings), 2 the examination itself failed.
+    """
 
     dataset: str
     """Folder of the dataset, a YOLO data.yaml, or one COCO .json."""
@@ -72,10 +71,8 @@ def run(options: DoctorOptions) -> int:
     from deformable_detr.files import write_json
     from deformable_detr.visualize.pages.doctor import write_doctor_page
 
-    for name, least in (("num_queries", 1), ("examples", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name} must be at least {least}, not {getattr(options, name)}")
-    log_to_screen()
+    check_range(options, "num_queries", 1)
+    check_range(options, "examples")
     if options.convert:
         show(*convert_dataset(options.dataset, options.convert), f"written: {options.convert}")
         return 0
@@ -150,4 +147,4 @@ def _class_line(examination: "Examination") -> str:
     return f"{len(found.classes)} classes, boxes in {name}: {listed}" + (f" and {more} more" if more else "")
 
 
-COMMAND = Command("doctor", DoctorOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("doctor", DoctorOptions, run, EXAMPLES)

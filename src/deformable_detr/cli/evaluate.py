@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deformable_detr.cli.command import FOLDER, Command, needs
 from deformable_detr.cli.detector_options import DetectorOptions
-from deformable_detr.cli.screen import Finish, log_to_screen, progress
+from deformable_detr.cli.screen import Finish, progress
 
 if TYPE_CHECKING:
     from deformable_detr.evaluation import Metrics
     from deformable_detr.visualize.pages.report import Report
-
-DESCRIPTION = """\
-Measure how good a detector is: average precision (AP) and recall (AR) as COCO defines them, over all classes and for
-each of them, and the score threshold with the best F1. The classes of the detector and of the dataset are matched by their
-names. --report writes a page that shows the errors: curves, confusion matrix, error types, the worst images."""
 
 EXAMPLES = """\
   deformable-detr evaluate runs/first my_data                              the split `val`, best weights of the run
@@ -30,7 +25,10 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(DetectorOptions):
-    """Options of the command."""
+    """Measure how good a detector is: average precision (AP) and recall (AR) as COCO defines them, over all classes and for
+    each of them, and the score threshold with the best F1. The classes of the detector and of the dataset are matched by their
+    names. --report writes a page that shows the errors: curves, confusion matrix, error types, the worst images.
+    """
 
     dataset: str
     """The dataset, as for training."""
@@ -75,7 +73,6 @@ def run(options: EvaluateOptions) -> None:
     from deformable_detr.inference.predictor import choose_device
     from deformable_detr.visualize.figures import check_format
 
-    log_to_screen()
     check_no_annotations(options.json)
     if options.curves:
         check_format(options.curves)
@@ -102,8 +99,15 @@ def run(options: EvaluateOptions) -> None:
 
 def _finish(options: EvaluateOptions, metrics: "Metrics", report: "Report | None") -> None:
     """Write what was asked for, and show the numbers."""
+    from deformable_detr.checkpoints.load import find_weights
+    from deformable_detr.checkpoints.native import save_thresholds
     from deformable_detr.visualize.figures import save_figure
     from deformable_detr.visualize.pages.report_figures import draw_pr_curves
+
+    def store(weights: Path) -> Path:
+        if metrics.thresholds is None:
+            raise ValueError(f"there is no true positive, so there are no thresholds to store; {weights} stays as it is")
+        return save_thresholds(find_weights(weights), metrics.thresholds)
 
     with Finish() as finish:
         finish.show(metrics.table(per_class=options.per_class))
@@ -114,23 +118,7 @@ def _finish(options: EvaluateOptions, metrics: "Metrics", report: "Report | None
             title = f"{Path(options.weights).name} on {report.title}"
             finish.write(options.report, replace(report, title=title).save)
         if options.save_thresholds:
-            thresholds = metrics.thresholds or ()
-            note = f"the thresholds of {len(thresholds)} classes"
-            finish.write(options.weights, lambda path: _store_thresholds(path, metrics.thresholds), note)
+            finish.write(options.weights, store, note=f"the thresholds of {len(metrics.thresholds or ())} classes")
 
 
-def _store_thresholds(weights: Path, thresholds: tuple[float, ...] | None) -> Path:
-    """Put them into the weights file.
-
-    Raises:
-        ValueError: there are none.
-    """
-    from deformable_detr.checkpoints.load import find_weights
-    from deformable_detr.checkpoints.native import save_thresholds
-
-    if thresholds is None:
-        raise ValueError(f"there is no true positive, so there are no thresholds to store; {weights} stays as it is")
-    return save_thresholds(find_weights(weights), thresholds)
-
-
-COMMAND = Command("evaluate", EvaluateOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("evaluate", EvaluateOptions, run, EXAMPLES)

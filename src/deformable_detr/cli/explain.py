@@ -5,16 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deformable_detr.cli.command import Command
-from deformable_detr.cli.screen import Finish, log_to_screen
+from deformable_detr.cli.screen import Finish
 from deformable_detr.files import short_stem
-
-DESCRIPTION = """\
-Explain one detection of an image: its class and score, the reference that its query starts from, its box and class scores
-after each decoder layer, and the sampling points of each layer, head and level with their attention weights.
-
-Which detection: that of a query by its number, the one with the highest IoU with --box, the one at a --point; without any
-of these the highest-scored one. The page is one HTML file with its figures inside; a suffix such as .png or .svg gives one
-figure instead."""
 
 EXAMPLES = """\
   deformable-detr explain street.jpg --weights runs/first                           the highest-scored detection
@@ -26,7 +18,13 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
-    """Options of the command."""
+    """Explain one detection of an image: its class and score, the reference that its query starts from, its box and class scores
+    after each decoder layer, and the sampling points of each layer, head and level with their attention weights.
+
+    Which detection: that of a query by its number, the one with the highest IoU with --box, the one at a --point; without any
+    of these the highest-scored one. The page is one HTML file with its figures inside; a suffix such as .png or .svg gives one
+    figure instead.
+    """
 
     image: str
     """The image."""
@@ -63,7 +61,6 @@ def run(options: ExplainOptions) -> None:
 
     from deformable_detr.detector import Detector
 
-    log_to_screen()
     explanation = Detector.load(options.weights, device=options.device).explain(options.image, options.query, box=box, point=point)
     left, top, right, bottom = explanation.detection.box
     with Finish() as finish:
@@ -87,4 +84,4 @@ def numbers(text: str, count: int, usage: str) -> list[float]:
     return found
 
 
-COMMAND = Command("explain", ExplainOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("explain", ExplainOptions, run, EXAMPLES)

@@ -3,19 +3,13 @@
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deformable_detr.cli.command import POSITIONAL, Command, check_port
-from deformable_detr.cli.screen import log_to_screen, show
-
-DESCRIPTION = """\
-Look inside a detector, in the browser: click a box, and its sampling points appear on the image, by layer, head and
-level; a slider follows the boxes through the decoder layers; a click on any place shows where the encoder looks from there.
-The shapes of every stage stand beside it, and what is shown can be saved as PNG, SVG or JSON.
-
-Without WEIGHTS the small detector of `deformable-detr demo` is taken; the first time it is trained, which takes a few
-minutes. The page is served by this machine for this machine alone (--host), and needs no network."""
+from deformable_detr.cli.command import MAX_PORT, POSITIONAL, Command
+from deformable_detr.cli.screen import show
+from deformable_detr.schema import check_range
 
 EXAMPLES = """\
   deformable-detr explore                             the demo's detector and its images
@@ -27,7 +21,13 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class ExploreOptions:
-    """Options of the command."""
+    """Look inside a detector, in the browser: click a box, and its sampling points appear on the image, by layer, head and
+    level; a slider follows the boxes through the decoder layers; a click on any place shows where the encoder looks from there.
+    The shapes of every stage stand beside it, and what is shown can be saved as PNG, SVG or JSON.
+
+    Without WEIGHTS the small detector of `deformable-detr demo` is taken; the first time it is trained, which takes a few
+    minutes. The page is served by this machine for this machine alone (--host), and needs no network.
+    """
 
     weights: str | None = field(default=None, metadata=POSITIONAL)
     """A run folder, or weights of any known format; may be left out."""
@@ -50,7 +50,7 @@ class ExploreOptions:
 
 def run(options: ExploreOptions) -> None:
     """Serve the page until Ctrl-C."""
-    check_port(options.port)
+    check_range(options, "port", 0, MAX_PORT)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from deformable_detr.visualize.explorer.page import Page
@@ -63,7 +63,6 @@ def run(options: ExploreOptions) -> None:
     from deformable_detr.detector import Detector
     from deformable_detr.inference.sources import IMAGE_SUFFIXES, list_images
 
-    log_to_screen()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is up
     weights, images = options.weights, options.images
     if weights is not None and Path(weights).suffix.lower() in IMAGE_SUFFIXES:
@@ -78,10 +77,9 @@ def run(options: ExploreOptions) -> None:
     page = Page(detector, paths, f"detector: {weights}")
     address = page.serve(options.host, options.port, open_browser=options.browser)
     show(f"The explorer is at {address}   (Ctrl-C ends it)")
-    try:
+    with suppress(KeyboardInterrupt):
         threading.Event().wait()
-    except KeyboardInterrupt:
-        page.blocks.close()
+    page.blocks.close()
 
 
-COMMAND = Command("explore", ExploreOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("explore", ExploreOptions, run, EXAMPLES)

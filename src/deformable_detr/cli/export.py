@@ -6,17 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deformable_detr.cli.command import Command, needs
-from deformable_detr.cli.screen import log_to_screen, show
+from deformable_detr.cli.screen import show
 
 if TYPE_CHECKING:
     from deformable_detr.detector import Detector
-
-DESCRIPTION = """\
-Write a detector to a file that runs without this package. The suffix of OUTPUT says what is written: .pt2 (torch.export),
-.onnx, or .xml (OpenVINO, with a .bin beside it). The file is run at once on drawn scenes of several sizes and batches, and
-is kept only if its scores and boxes are those of the PyTorch model. Class names and image sizes are inside.
-
-With --to web, OUTPUT is a folder: a page that detects in the visitor's browser, for any static server."""
 
 EXAMPLES = """\
   deformable-detr export runs/first detector.onnx                             any batch and size
@@ -34,7 +27,12 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of the command."""
+    """Write a detector to a file that runs without this package. The suffix of OUTPUT says what is written: .pt2 (torch.export),
+    .onnx, or .xml (OpenVINO, with a .bin beside it). The file is run at once on drawn scenes of several sizes and batches, and
+    is kept only if its scores and boxes are those of the PyTorch model. Class names and image sizes are inside.
+
+    With --to web, OUTPUT is a folder: a page that detects in the visitor's browser, for any static server.
+    """
 
     weights: str
     """A run folder (its best weights), or weights of any known format."""
@@ -83,11 +81,6 @@ class ExportOptions:
     dilation: bool = False
     """The weights are those of a DC5 model: official files do not say so themselves. Our own files do."""
 
-    def form(self) -> dict[str, Any]:
-        """Keywords for `export_model`."""
-        names = ("grid_sample", "padding_mask", "batch_size", "preprocess", "top_k", "opset")
-        return {name: getattr(self, name) for name in names} | {"size": self.size}
-
 
 def run(options: ExportOptions) -> None:
     """Export, compare, say how far the file is from the model."""
@@ -96,7 +89,6 @@ def run(options: ExportOptions) -> None:
     from deformable_detr.export.quantize import check_dataset, quantize_onnx
     from deformable_detr.export.tensorrt import check_tensorrt
 
-    log_to_screen()
     if options.to == "tensorrt":
         if options.onnxruntime_web or options.fp16 == "weights" or options.opset not in (17, ExportOptions.opset):
             raise ValueError("--to tensorrt is opset 17 with --fp16 compute: leave out --opset, --fp16 and --onnxruntime-web")
@@ -113,14 +105,15 @@ def run(options: ExportOptions) -> None:
     if options.int8 and options.fp16:
         raise ValueError("--int8 and --fp16 do not go together: an operation has one of the two")
     began = time.perf_counter()
-    settings: dict[str, Any] = {"dilation": True} if options.dilation else {}
-    detector = Detector.load(options.weights, device="cpu", **settings)
+    detector = Detector.load(options.weights, device="cpu", **({"dilation": True} if options.dilation else {}))
     if options.to == "web":
         _write_page(options, detector)
         return
     if options.int8:
         check_dataset(options.int8, detector.metadata)
-    lines = [f"compared with the model: {detector.export(output, **options.form())}"]
+    form = ("grid_sample", "padding_mask", "size", "batch_size", "preprocess", "top_k", "opset")
+    difference = detector.export(output, **{name: getattr(options, name) for name in form})
+    lines = [f"compared with the model: {difference}"]
     if options.int8:
         lines.append(str(quantize_onnx(output, options.int8, num_images=options.calibration_images)))
     if options.to == "tensorrt":
@@ -134,9 +127,9 @@ def run(options: ExportOptions) -> None:
 def _write_page(options: ExportOptions, detector: "Detector") -> None:
     from deformable_detr.export.web_page import export_web
 
-    keywords: dict[str, Any] = {"grid_sample": options.grid_sample, "top_k": options.top_k}
-    worst = export_web(detector.model, options.output, runtime=options.onnxruntime_web, **keywords)  # type: ignore[arg-type]
+    form: dict[str, Any] = {"grid_sample": options.grid_sample, "top_k": options.top_k}
+    worst = export_web(detector.model, options.output, runtime=options.onnxruntime_web, **form)  # type: ignore[arg-type]
     show(f"compared with the model: {worst}", f"written: {options.output}; look at it: python -m http.server -d {options.output}")
 
 
-COMMAND = Command("export", ExportOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("export", ExportOptions, run, EXAMPLES)

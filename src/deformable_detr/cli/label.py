@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from deformable_detr.cli.command import Command
 from deformable_detr.cli.detector_options import DetectorOptions
-from deformable_detr.cli.screen import Finish, log_to_screen, progress
+from deformable_detr.cli.screen import Finish, progress
+from deformable_detr.schema import check_range
 
 if TYPE_CHECKING:
     from deformable_detr.inference.labelling import Proposal
-
-DESCRIPTION = """\
-Propose annotations for images that have none: what is detected with a score from the class's threshold on becomes a box to
-correct in any labelling tool. Images come in the order in which correcting them helps the detector most: those with many
-doubtful detections first, and among them those unlike the ones before; order.csv says how doubtful. The folder is a dataset
-that `train` takes as it is, once the boxes are right: COCO by default, YOLO or Pascal VOC."""
 
 EXAMPLES = """\
   deformable-detr label runs/first photos/ --output to_correct --take 50       the 50 images that help most
@@ -28,7 +23,11 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(DetectorOptions):
-    """Options of the command."""
+    """Propose annotations for images that have none: what is detected with a score from the class's threshold on becomes a box to
+    correct in any labelling tool. Images come in the order in which correcting them helps the detector most: those with many
+    doubtful detections first, and among them those unlike the ones before; order.csv says how doubtful. The folder is a dataset
+    that `train` takes as it is, once the boxes are right: COCO by default, YOLO or Pascal VOC.
+    """
 
     source: list[str]
     """Images: files, folders, patterns in quotes."""
@@ -61,13 +60,11 @@ def run(options: LabelOptions) -> None:
     from deformable_detr.inference.labelling import CANDIDATE, by_usefulness, propose
     from deformable_detr.inference.sources import list_all
 
-    if options.take is not None and options.take < 1:
-        raise ValueError(f"take must be at least 1, not {options.take}")
+    check_range(options, "take", 1)
     if addresses := [source for source in options.source if is_address(source)]:
         raise ValueError(f"labels are proposed for files: download {addresses[0]} first")
     check_new(Path(options.output))
 
-    log_to_screen()
     paths = list_all(options.source)
     detector = options.open()
     check_names(detector.categories, options.format)
@@ -93,4 +90,4 @@ def _order(proposals: "list[Proposal]") -> str:
     return text.getvalue()
 
 
-COMMAND = Command("label", LabelOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("label", LabelOptions, run, EXAMPLES)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from rich.table import Table
 
 from deformable_detr.categories import Categories
-from deformable_detr.cli.predict_options import PredictOptions
+from deformable_detr.cli.predict import PredictOptions, check_drawings, detection_records
 from deformable_detr.cli.screen import Finish, progress
 from deformable_detr.data.images import is_address
 from deformable_detr.data.writing import free_name
@@ -37,8 +38,7 @@ def predict_images(options: PredictOptions) -> None:
     paths = list_all(options.source)
     targets = drawing_paths(paths, Path(options.output)) if options.draw else {}
     json_path = Path(options.json or Path(options.output) / "predictions.json")
-    if json_path.resolve() in {target.resolve() for target in targets.values()}:
-        raise ValueError(f"the JSON would replace the drawing {json_path}; choose another --json")
+    check_drawings(targets.items(), json_path)
     state = join_processes(choose_device(options.device))
     share = paths if state is None else paths[state.process_index :: state.num_processes]
     first = state is None or state.is_main_process
@@ -65,20 +65,13 @@ def _draw(result: Result, path: Path) -> None:
 
 
 def drawing_paths(sources: Sequence[str | Path], output: Path) -> dict[str | Path, Path]:
-    """Where each image is drawn: its own name in the output folder, with a number where several have the same.
-
-    Raises:
-        ValueError: a drawing would replace one of the images themselves.
-    """
-    originals = {path.resolve() for path in sources if isinstance(path, Path)}
+    """Where each image is drawn: its own name in the output folder, with a number where several have the same."""
     targets: dict[str | Path, Path] = {}
     taken: set[str] = set()
     for source in dict.fromkeys(sources):
         path = source if isinstance(source, Path) else Path(urlsplit(source).path)
         suffix = ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
         targets[source] = output / free_name(path.stem + suffix, taken)
-        if targets[source].resolve() in originals:
-            raise ValueError(f"the drawing of {source} would replace an image in {output}; choose another --output")
     return targets
 
 
@@ -92,20 +85,10 @@ class CocoPredictions:
     def add(self, result: Result) -> None:
         """Take in one image with its detections."""
         height, width = result.image_size
-        found = result.detections
-        scores = found.confidence if found.confidence is not None else []
-        annotations = [
-            {
-                "category_id": int(category_id),
-                "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
-                "area": round((right - left) * (bottom - top), 2),
-                "iscrowd": 0,
-                "score": round(float(score), 5),
-            }
-            for (left, top, right, bottom), score, category_id in zip(
-                found.xyxy.tolist(), scores, found.data["category_id"], strict=True
-            )
-        ]
+        left, top, right, bottom = result.detections.xyxy.astype(np.float64).T
+        areas = ((right - left) * (bottom - top)).tolist()
+        found = zip(detection_records(result.detections), areas, strict=True)
+        annotations = [{**record, "area": round(area, 2), "iscrowd": 0} for record, area in found]
         self.images.append(({"file_name": result.name, "width": width, "height": height}, annotations))
 
     def merge_processes(self, names: Sequence[str]) -> None:
@@ -135,12 +118,7 @@ class CocoPredictions:
         return {"info": {"image_dir": str(image_dir)}, "images": images, "annotations": annotations, "categories": categories}
 
     def table(self, num_images: int, seconds: float) -> Table:
-        """Objects and images per class, most frequent first.
-
-        Args:
-            num_images: how many there were, the unreadable ones too.
-            seconds: how long it took.
-        """
+        """Objects and images per class, most frequent first; `num_images` counts the unreadable ones, too."""
         names = dict(zip(self.categories.ids, self.categories.names, strict=True))
         objects = Counter(entry["category_id"] for _, entries in self.images for entry in entries)
         images = Counter(i for _, entries in self.images for i in {entry["category_id"] for entry in entries})

@@ -13,12 +13,13 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from deformable_detr.categories import Categories
-from deformable_detr.cli.predict_options import PredictOptions
+from deformable_detr.cli.predict import PredictOptions, check_drawings, detection_records
 from deformable_detr.cli.screen import progress, show
 from deformable_detr.data.writing import free_name
 from deformable_detr.files import atomic_file
 from deformable_detr.inference import Predictor
 from deformable_detr.inference.video import Frame, Video, is_video, iterate_video
+from deformable_detr.schema import check_range
 from deformable_detr.visualize.drawing.video import DrawnVideo
 
 
@@ -31,17 +32,13 @@ def predict_videos(options: PredictOptions) -> None:
     images = [source for source in options.source if not is_video(source)]
     if images:
         raise ValueError(f"images and videos cannot go together; leave out {', '.join(images)}, or call predict for it alone")
-    if options.every < 1:
-        raise ValueError(f"every must be at least 1, not {options.every}")
+    check_range(options, "every", 1)
     if options.json is not None and len(options.source) > 1:
         raise ValueError("--json names one file, but there are several videos; leave it out: each video has its own")
     names = output_names(options.source)
     targets = [Path(options.output) / f"{name}.mp4" for name in names]
-    for source, target in zip(options.source, targets, strict=True):
-        if target.resolve() in {Path(other).resolve() for other in options.source}:
-            raise ValueError(f"the drawing of {source} would replace a video in {options.output}; choose another --output")
-    if options.json is not None and options.draw and Path(options.json).resolve() == targets[0].resolve():
-        raise ValueError(f"the JSON would replace the drawing {targets[0]}; choose another --json")
+    if options.draw:
+        check_drawings(list(zip(options.source, targets, strict=True)), Path(options.json) if options.json else None)
     detector = options.open()
     for source, target in zip(options.source, targets, strict=True):
         _predict_video(detector, source, target, options)
@@ -117,7 +114,7 @@ class FrameRecords:
     """
 
     def __init__(self, path: Path, video: Video, categories: Categories) -> None:
-        self.path, self.frames = path, 0
+        self.frames = 0
         self._whole = atomic_file(path)
         self._names = dict(zip(categories.ids, categories.names, strict=True))
         self._head: dict[str, Any] = {
@@ -160,14 +157,8 @@ class FrameRecords:
 
     def _detections(self, frame: Frame) -> list[dict[str, Any]]:
         found = frame.detections
-        scores = found.confidence if found.confidence is not None else []
-        records = []
-        for (left, top, right, bottom), score, category_id in zip(
-            found.xyxy.tolist(), scores, map(int, found.data["category_id"]), strict=True
-        ):
-            self._objects[self._names[category_id]] += 1
-            bbox = [round(value, 2) for value in (left, top, right - left, bottom - top)]
-            records.append({"category_id": category_id, "bbox": bbox, "score": round(float(score), 5)})
+        records = detection_records(found)
+        self._objects.update(self._names[record["category_id"]] for record in records)
         if found.tracker_id is not None:
             self._tracked = True
             for record, number in zip(records, found.tracker_id.tolist(), strict=True):

@@ -9,15 +9,10 @@ from deformable_detr.cli.command import FOLDER, Command, PlannedRun
 from deformable_detr.cli.screen import show
 from deformable_detr.config import DataConfig
 from deformable_detr.files import short_stem
+from deformable_detr.schema import check_range
 
 if TYPE_CHECKING:
     import numpy as np
-
-DESCRIPTION = """\
-Draw what the model sees in training: augmented, resized and padded images with their boxes and class names.
-
-The images are the first ones of the training that `deformable-detr train` would do with the same options (it takes all of
-them, also --config, --seed and --batch-size). What is striped is padding of the batch."""
 
 EXAMPLES = """\
   deformable-detr preview my_data                                                  the official augmentation
@@ -33,7 +28,11 @@ CELL_WIDTH = 420
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions:
-    """Options of the command."""
+    """Draw what the model sees in training: augmented, resized and padded images with their boxes and class names.
+
+    The images are the first ones of the training that `deformable-detr train` would do with the same options (it takes all of
+    them, also --config, --seed and --batch-size). What is striped is padding of the batch.
+    """
 
     run: PlannedRun
     """The training."""
@@ -53,39 +52,29 @@ class PreviewOptions:
 
 def run(options: PreviewOptions) -> None:
     """Draw the images."""
-    if options.num_images is not None and options.num_images < 1:
-        raise ValueError(f"num_images must be at least 1, not {options.num_images}")
-    drawn = _draw_each(options, options.num_images or COLUMNS) if options.each else _draw_first(options, options.num_images or 16)
-    show(f"{drawn} images, and {Path(options.output) / 'overview.png'} with all of them")
-
-
-def _draw_first(options: PreviewOptions, count: int) -> int:
-    """Draw the first images of the training; returns how many."""
-    from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
-
-    drawings = _images(options, options.run.config.data, count)
-    for number, (name, image) in enumerate(drawings):
-        save_drawing(Path(options.output) / f"{number:03d}-{short_stem(name)}.png", image)
-    images = [image for _, image in drawings]
-    titles = [name for name, _ in drawings]
-    save_drawing(Path(options.output) / "overview.png", draw_grid(images, COLUMNS, titles=titles, cell_width=CELL_WIDTH))
-    return len(images)
-
-
-def _draw_each(options: PreviewOptions, count: int) -> int:
-    """Draw the same images with one augmentation after the other; returns how many."""
     from deformable_detr.visualize.drawing.detections import draw_grid, save_drawing
     from deformable_detr.visualize.drawing.training_images import choices
 
-    cells, titles = [], []
-    for number, (title, data) in enumerate(choices(options.run.config.data).items()):
-        row = [image for _, image in _images(options, data, count)]
-        name = "-".join(re.findall(r"[a-z_]+", title))
-        save_drawing(Path(options.output) / f"{number:02d}-{name}.png", draw_grid(row, len(row), cell_width=CELL_WIDTH))
-        cells += row
-        titles += [title] + [" "] * (len(row) - 1)
-    save_drawing(Path(options.output) / "overview.png", draw_grid(cells, count, titles=titles, cell_width=CELL_WIDTH))
-    return len(cells)
+    check_range(options, "num_images", 1)
+    data, folder = options.run.config.data, Path(options.output)
+    cells: list[np.ndarray] = []
+    titles: list[str] = []
+    if options.each:
+        columns = options.num_images or COLUMNS
+        for number, (title, one) in enumerate(choices(data).items()):
+            row = [image for _, image in _images(options, one, columns)]
+            name = "-".join(re.findall(r"[a-z_]+", title))
+            save_drawing(folder / f"{number:02d}-{name}.png", draw_grid(row, len(row), cell_width=CELL_WIDTH))
+            cells += row
+            titles += [title] + [" "] * (len(row) - 1)
+    else:
+        columns = COLUMNS
+        for number, (name, image) in enumerate(_images(options, data, options.num_images or 16)):
+            save_drawing(folder / f"{number:03d}-{short_stem(name)}.png", image)
+            cells.append(image)
+            titles.append(name)
+    save_drawing(folder / "overview.png", draw_grid(cells, columns, titles=titles, cell_width=CELL_WIDTH))
+    show(f"{len(cells)} images, and {folder / 'overview.png'} with all of them")
 
 
 def _images(options: PreviewOptions, data: DataConfig, count: int) -> "list[tuple[str, np.ndarray]]":
@@ -108,4 +97,4 @@ def _images(options: PreviewOptions, data: DataConfig, count: int) -> "list[tupl
     )
 
 
-COMMAND = Command("preview", PreviewOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("preview", PreviewOptions, run, EXAMPLES)

@@ -5,15 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deformable_detr.cli.command import Command
-from deformable_detr.cli.screen import Finish, log_to_screen
+from deformable_detr.cli.screen import Finish
 
 if TYPE_CHECKING:
     from deformable_detr.training.non_finite import KeptStep
-
-DESCRIPTION = """\
-Do a training step again that broke off with NaN or infinity, and say where the first such number arises: in which
-layer, loss or gradient. Training keeps such steps, with weights and images, in the folder non_finite of its run.
-The step is done in fp32. Exit status: 1 when it breaks again, 0 when it is sound this time."""
 
 EXAMPLES = """\
   deformable-detr replay runs/first/non_finite/step-00001234.pt
@@ -24,7 +19,10 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayOptions:
-    """Options of the command."""
+    """Do a training step again that broke off with NaN or infinity, and say where the first such number arises: in which
+    layer, loss or gradient. Training keeps such steps, with weights and images, in the folder non_finite of its run.
+    The step is done in fp32. Exit status: 1 when it breaks again, 0 when it is sound this time.
+    """
 
     file: str
     """A file of the folder non_finite of a run."""
@@ -41,7 +39,6 @@ def run(options: ReplayOptions) -> int:
     from deformable_detr.inference.predictor import choose_device
     from deformable_detr.training.non_finite import replay
 
-    log_to_screen()
     step, found = replay(options.file, choose_device(options.device))
     images = [target.image_id for _, targets in step.batches for target in targets]
     with Finish() as finish:
@@ -51,12 +48,7 @@ def run(options: ReplayOptions) -> int:
 
 
 def draw_images(step: "KeptStep", folder: Path) -> Path:
-    """Draw the images of a kept step as the network got them, with the boxes and classes of their targets.
-
-    Args:
-        step: as :func:`~deformable_detr.training.non_finite.replay` gives it.
-        folder: made when missing; gets `0.png`, `1.png`, … in the order of the step.
-    """
+    """Draw the images of a kept step as the network got them, with the boxes and classes of their targets: `0.png`, `1.png`, …"""
     from deformable_detr.visualize.drawing.detections import save_drawing
     from deformable_detr.visualize.drawing.training_images import draw_sample
 
@@ -67,4 +59,4 @@ def draw_images(step: "KeptStep", folder: Path) -> Path:
     return folder
 
 
-COMMAND = Command("replay", ReplayOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("replay", ReplayOptions, run, EXAMPLES)

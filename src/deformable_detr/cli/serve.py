@@ -5,20 +5,12 @@ import logging
 import socket
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from deformable_detr.cli.command import Command, check_port
+from deformable_detr.cli.command import MAX_PORT, Command
 from deformable_detr.cli.detector_options import DetectorOptions
-from deformable_detr.cli.screen import log_to_screen
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+from deformable_detr.schema import check_range
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTION = """\
-Serve a detector over HTTP. POST /detect turns images into JSON, POST /draw into drawn images; images of several
-requests go through the model together. GET /health, /metrics (for Prometheus) and /docs (a page to try it on)."""
 
 EXAMPLES = """\
   deformable-detr serve runs/first                                         then open http://127.0.0.1:8000
@@ -31,7 +23,9 @@ EXAMPLES = """\
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(DetectorOptions):
-    """Options of the command."""
+    """Serve a detector over HTTP. POST /detect turns images into JSON, POST /draw into drawn images; images of several
+    requests go through the model together. GET /health, /metrics (for Prometheus) and /docs (a page to try it on).
+    """
 
     weights: str
     """A run folder (its best weights), weights of any known format, or an exported file."""
@@ -72,13 +66,11 @@ class ServeOptions(DetectorOptions):
 
 
 def run(options: ServeOptions) -> int:
-    """Serve until SIGINT or SIGTERM."""
-    check_port(options.port)
-    if options.threads < 1:
-        raise ValueError(f"threads must be at least 1, not {options.threads}")
-    log_to_screen()
+    """Serve until SIGINT or SIGTERM; then requests under way get the timeout to finish."""
+    check_range(options, "port", 0, MAX_PORT)
+    check_range(options, "threads", 1)
     try:
-        from deformable_detr.serving import Limits, create_app
+        from deformable_detr.serving import Limits, build_server, create_app
     except ModuleNotFoundError as error:
         hint = 'pip install "deformable-detr[serve]"'
         raise ModuleNotFoundError(f"the server needs {error.name}, which is not installed: {hint}") from error
@@ -94,18 +86,11 @@ def run(options: ServeOptions) -> int:
             num_threads=options.threads,
             top_k=options.top_k,
         )
-        return run_server(app, listener, access_log=options.access_log, grace=options.timeout)
+        server = build_server(app, timeout=options.timeout, access_log=options.access_log)
+        server.run(sockets=[listener])
+        return 0 if server.started else 1
     finally:
         listener.close()
-
-
-def run_server(app: "FastAPI", listener: socket.socket, *, access_log: bool, grace: float) -> int:
-    """Serve until SIGINT or SIGTERM; then requests under way get `grace` seconds to finish."""
-    from deformable_detr.serving import build_server
-
-    server = build_server(app, timeout=grace, access_log=access_log)
-    server.run(sockets=[listener])
-    return 0 if server.started else 1
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -132,4 +117,4 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-COMMAND = Command("serve", ServeOptions, run, DESCRIPTION, EXAMPLES)
+COMMAND = Command("serve", ServeOptions, run, EXAMPLES)

@@ -1,29 +1,16 @@
 """`deformable-detr train`: settings from a preset, a YAML file and the command line, then a training run."""
 
-from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deformable_detr.cli.command import Command, PlannedRun
-from deformable_detr.cli.screen import log_to_screen, show
-from deformable_detr.config import RunConfig
+from deformable_detr.cli.screen import show
 from deformable_detr.presets import MODEL_PRESETS
 from deformable_detr.process import is_first_process
 
 if TYPE_CHECKING:
     from deformable_detr.training import TrainResult
-
-DESCRIPTION = """\
-Train Deformable DETR on a dataset of your own: COCO, YOLO or Pascal VOC, recognised by itself.
-
-In COCO's form DATASET is a folder with annotations/instances_train.json and annotations/instances_val.json, and the images in
-train/ and val/. COCO itself (with years in the names) and exports of Roboflow work as they are.
-
-Everything goes to --output: weights/best.safetensors and weights/last.safetensors, config.yaml, log.jsonl,
-metrics.csv, TensorBoard events, curves and sample images, and the state to resume from.
-
-Settings are taken, each overriding the one before, from the defaults below, --preset (settings of the network), --recipe
-(settings chosen by the data), --config (a YAML file; the config.yaml of a run folder repeats that run), and the options."""
 
 EXAMPLES = f"""\
   deformable-detr train my_data --preset r50-two-stage --epochs 50 --output runs/first
@@ -50,7 +37,17 @@ presets:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of the command."""
+    """Train Deformable DETR on a dataset of your own: COCO, YOLO or Pascal VOC, recognised by itself.
+
+    In COCO's form DATASET is a folder with annotations/instances_train.json and annotations/instances_val.json, and the images in
+    train/ and val/. COCO itself (with years in the names) and exports of Roboflow work as they are.
+
+    Everything goes to --output: weights/best.safetensors and weights/last.safetensors, config.yaml, log.jsonl,
+    metrics.csv, TensorBoard events, curves and sample images, and the state to resume from.
+
+    Settings are taken, each overriding the one before, from the defaults below, --preset (settings of the network), --recipe
+    (settings chosen by the data), --config (a YAML file; the config.yaml of a run folder repeats that run), and the options.
+    """
 
     run: PlannedRun
     """The whole run."""
@@ -67,20 +64,22 @@ def run(options: TrainOptions) -> int:
     """Train, and say where everything is."""
     from torch import distributed
 
-    from deformable_detr.cli.served_dashboard import ServedDashboard
     from deformable_detr.training import Samples, train, train_seeds
     from deformable_detr.visualize.drawing.samples import draw_samples
+    from deformable_detr.visualize.pages.dashboard import Dashboard
 
     first = is_first_process()
     if options.seeds is not None and options.dashboard:
         raise ValueError("the dashboard is that of one run: with --seeds open `deformable-detr dashboard OUTPUT/seed-N` beside it")
-    log_to_screen()
-    watchers = [Samples(draw_samples), *([ServedDashboard()] if options.dashboard and first else [])]
+    config, dataset = options.run.config, options.run.dataset
     if options.seeds is None:
-        result = train(options.run.config, options.run.dataset, callbacks=watchers)
-        parts = _result_lines(result)
+        with ExitStack() as served:
+            if options.dashboard and first:
+                dashboard = served.enter_context(Dashboard(config.output_dir))
+                show(f"The dashboard is at {dashboard.address}")
+            parts = _result_lines(train(config, dataset, callbacks=[Samples(draw_samples)]))
     else:
-        results = train_seeds(options.run.config, options.seeds, options.run.dataset, callbacks=lambda: [Samples(draw_samples)])
+        results = train_seeds(config, options.seeds, dataset, callbacks=lambda: [Samples(draw_samples)])
         parts = [results.table(), f"Runs and seeds.json: {results.output_dir}"]
     if distributed.is_initialized():
         distributed.destroy_process_group()
@@ -91,18 +90,12 @@ def run(options: TrainOptions) -> int:
 
 def _result_lines(result: "TrainResult") -> list[str]:
     """Where everything is, and how good it is."""
+    from deformable_detr.training.run_log import metrics_line
+
     lines = [f"Finished after {result.steps} steps."]
     if result.best_metrics:
-        numbers = {label: result.best_metrics[name] for name, label in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75"))}
-        lines.append(
-            "Best: " + "  ".join(f"{label} {'–' if value is None else f'{value:.3f}'}" for label, value in numbers.items())
-        )
+        lines.append(f"Best: {metrics_line(result.best_metrics)}")
     return [*lines, f"Weights: {result.best_weights}", f"Log, curves and samples: {result.output_dir}"]
 
 
-COMMAND = Command("train", TrainOptions, run, DESCRIPTION, EXAMPLES)
-
-
-def parse_config(argv: Sequence[str]) -> RunConfig:
-    """The configuration of a run from its command line; see :meth:`~deformable_detr.cli.command.Command.parse`."""
-    return COMMAND.parse(argv).run.config
+COMMAND = Command("train", TrainOptions, run, EXAMPLES)

@@ -19,11 +19,7 @@ STALL_SECONDS = 5.0
 
 
 class Places:
-    """The images that are inside the server. Only the event loop touches it.
-
-    Args:
-        limits: say how many there may be.
-    """
+    """The images that are inside the server. Only the event loop touches it."""
 
     def __init__(self, limits: Limits) -> None:
         self.max_images = limits.max_waiting
@@ -128,13 +124,7 @@ class Admission:
 
 
 class AdmitRequests:
-    """ASGI middleware that gives each request to some paths an :class:`Admission`, as `scope["admission"]`.
-
-    Args:
-        app: what is inside.
-        places: where requests count.
-        paths: of the requests that hold places.
-    """
+    """ASGI middleware that gives each request to some paths an :class:`Admission`, as `scope["admission"]`."""
 
     def __init__(self, app: ASGIApp, places: Places, paths: frozenset[str]) -> None:
         self.app, self.places, self.paths = app, places, paths

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,16 +17,8 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.serving.admission import AdmitRequests
 from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.metrics import CountRequests
-from deformable_detr.serving.responses import (
-    DetectResponse,
-    ErrorResponse,
-    Health,
-    Settings,
-    detect_response,
-    health,
-    image_response,
-)
-from deformable_detr.serving.service import DetectionService
+from deformable_detr.serving.responses import DetectResponse, ErrorResponse, Health, Settings
+from deformable_detr.serving.service import DetectionService, drawing, milliseconds
 from deformable_detr.serving.uploads import FIELD
 from deformable_detr.version import __version__
 from deformable_detr.visualize.pages.page import render
@@ -119,8 +111,9 @@ def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
         served = await service.detect(request, settings)
 
         def to_json() -> str:
-            images = [image_response(one.name, one.image_size, one.outcome, one.decode_seconds) for one in served]
-            return detect_response(name, images, time.perf_counter() - began).model_dump_json()
+            images = [one.response() for one in served]
+            seconds = time.perf_counter() - began
+            return DetectResponse(model=name, images=images, total_ms=milliseconds(seconds)).model_dump_json()
 
         return Response(await service.in_thread(to_json), media_type="application/json")
 
@@ -137,7 +130,8 @@ def _add_detection(app: FastAPI, service: DetectionService, name: str) -> None:
         kind = drawing_format(request.headers.get("accept", "*/*"))
         if kind is None:
             raise RefusedError(406, "drawings are image/jpeg or image/png; the Accept header allows neither")
-        return Response(await service.draw(request, settings, kind), media_type=f"image/{kind}")
+        (served,) = await service.detect(request, settings, most=1)
+        return Response(await service.in_thread(drawing, served, kind), media_type=f"image/{kind}")
 
 
 def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
@@ -146,7 +140,15 @@ def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
     @app.get("/health", response_model=Health, responses=states)
     async def show_health() -> Response:
         """Whether the server is ready, and what it serves."""
-        state = health(service.predictor, name, service.batch_size, service.ready)
+        state = Health(
+            ready=service.ready,
+            model=name,
+            device=str(service.predictor.device),
+            precision=service.predictor.precision,
+            classes=list(service.predictor.categories.names),
+            batch_size=service.batch_size,
+            version=__version__,
+        )
         return Response(state.model_dump_json(), 200 if service.ready else 503, media_type="application/json")
 
     text = {"description": "The numbers.", "content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -154,7 +156,7 @@ def _add_state(app: FastAPI, service: DetectionService, name: str) -> None:
     @app.get("/metrics", response_class=Response, responses={200: text})
     async def metrics() -> Response:
         """Requests, errors, batch sizes, latencies and queue, in Prometheus' text format."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> HTMLResponse:

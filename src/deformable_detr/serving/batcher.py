@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
+from deformable_detr.schema import check_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +65,11 @@ class Batcher:
         max_wait: float = 0.005,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        check_batching(batch_size, max_wait)
         self.predictor = predictor
         self.batch_size = batch_size
         self.max_wait = max_wait
+        check_range(self, "batch_size", 1)
+        check_range(self, "max_wait")
         self.last_seconds = 0.0
         self._on_batch = on_batch
         self._waiting: deque[_Job] = deque()
@@ -87,11 +89,10 @@ class Batcher:
     ) -> list[Future[Outcome]]:
         """Put images in the queue, all at once; cancel a future to take its image out again.
 
+        Settings are those of :meth:`~deformable_detr.inference.predictor.Predictor.predict`; classes must be known to the detector.
+
         Args:
             images: each `[3, H, W]` uint8 RGB; not copied, so they must stay as they are until their futures are done.
-            threshold: as for :meth:`~deformable_detr.inference.predictor.Predictor.predict`.
-            top_k: as there.
-            classes: as there; they must be known to the detector.
             wait: False where no others are expected, so that waiting for company would be in vain.
 
         Raises:
@@ -180,13 +181,3 @@ class Batcher:
         best = np.flatnonzero(np.broadcast_to(wanted, len(detections)))[: job.top_k]
         found: sv.Detections = detections[best]  # pyright: ignore[reportAssignmentType]
         return found[np.asarray(found.confidence) >= limits[found.class_id]]  # pyright: ignore[reportReturnType]
-
-
-def check_batching(batch_size: int, max_wait: float) -> None:
-    """Check the settings of a :class:`Batcher`.
-
-    Raises:
-        ValueError: they make no sense.
-    """
-    if batch_size < 1 or max_wait < 0:
-        raise ValueError(f"batch_size must be at least 1 and max_wait at least 0, not {batch_size} and {max_wait}")

@@ -32,11 +32,8 @@ class BoundedConnection(H11Protocol):
     """uvicorn's connection with a clock: one that waits for its client for too long is cut.
 
     uvicorn itself bounds the time between two requests alone. A client that never finishes a head, or never takes its response,
-    would stay for ever, with all that has been written for it in memory.
-
-    Args:
-        timeout: seconds that a client may take over a response.
-        arguments: of uvicorn.
+    would stay for ever, with all that has been written for it in memory. Beside uvicorn's arguments it takes `timeout`: the seconds
+    that a client may take over a response.
     """
 
     def __init__(self, *arguments: Any, timeout: float, **keywords: Any) -> None:

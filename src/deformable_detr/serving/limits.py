@@ -44,13 +44,7 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A request that gets an error status and a reason for the client to read.
-
-    Args:
-        status: 4xx or 503 or 504.
-        reason: what was wrong, and what to do.
-        headers: of the response.
-    """
+    """A request that gets an error status and a reason for the client to read: what was wrong, and what to do."""
 
     def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(reason)

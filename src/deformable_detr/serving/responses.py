@@ -4,10 +4,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deformable_detr.inference.predictor import Predictor
-from deformable_detr.serving.batcher import Outcome
-from deformable_detr.version import __version__
-
 Pixels = Annotated[float, Field(description="Pixels of the upright image.")]
 
 
@@ -78,55 +74,3 @@ class ErrorResponse(BaseModel):
     """The body of every response that is not 2xx."""
 
     error: str = Field(description="What was wrong, and what to do.")
-
-
-def image_response(name: str, size: tuple[int, int], outcome: Outcome, decode_seconds: float) -> ImageResponse:
-    """The JSON of one image.
-
-    Args:
-        name: of the file.
-        size: (height, width) of the upright image.
-        outcome: of the batcher.
-        decode_seconds: that reading the pixels took.
-    """
-    found = outcome.detections
-    columns = (found.data["class_name"], found.class_id, found.data["category_id"], found.confidence, found.xyxy)
-    detections = [
-        Detection(
-            class_name=name,
-            label=label,
-            category_id=category_id,
-            score=round(score, 5),
-            box=tuple(round(value, 2) for value in box),
-        )  # type: ignore[arg-type]
-        for name, label, category_id, score, box in zip(*(column.tolist() for column in columns), strict=True)  # type: ignore[union-attr]
-    ]
-    times = ImageTimes(
-        decode_ms=_milliseconds(decode_seconds),
-        wait_ms=_milliseconds(outcome.wait_seconds),
-        network_ms=_milliseconds(outcome.network_seconds),
-        batch_size=outcome.batch_size,
-    )
-    return ImageResponse(name=name, width=size[1], height=size[0], detections=detections, times=times)
-
-
-def detect_response(model: str, images: list[ImageResponse], seconds: float) -> DetectResponse:
-    """The JSON of a request."""
-    return DetectResponse(model=model, images=images, total_ms=_milliseconds(seconds))
-
-
-def health(predictor: Predictor, name: str, batch_size: int, ready: bool) -> Health:
-    """The state of a server."""
-    return Health(
-        ready=ready,
-        model=name,
-        device=str(predictor.device),
-        precision=predictor.precision,
-        classes=list(predictor.categories.names),
-        batch_size=batch_size,
-        version=__version__,
-    )
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(1e3 * seconds, 2)

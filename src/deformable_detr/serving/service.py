@@ -8,8 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -19,11 +18,12 @@ from torch import Tensor
 from deformable_detr.data.images import UPLOAD_FORMATS, ImageTooLargeError, read_image
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.ops.cpu import use_one_core_here
+from deformable_detr.schema import check_range
 from deformable_detr.serving.admission import Admission, Places
-from deformable_detr.serving.batcher import Batcher, Outcome, check_batching
+from deformable_detr.serving.batcher import Batcher, Outcome
 from deformable_detr.serving.limits import Limits, RefusedError
 from deformable_detr.serving.metrics import ServerMetrics
-from deformable_detr.serving.responses import Settings
+from deformable_detr.serving.responses import Detection, ImageResponse, ImageTimes, Settings
 from deformable_detr.serving.uploads import Upload, read_uploads
 from deformable_detr.visualize.drawing.detections import draw_detections
 
@@ -47,43 +47,56 @@ class Served:
         """(height, width) in pixels."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
+    def response(self) -> ImageResponse:
+        """As JSON has it."""
+        found, (height, width) = self.outcome.detections, self.image_size
+        columns = (found.data["class_name"], found.class_id, found.data["category_id"], found.confidence, found.xyxy)
+        detections = [
+            Detection(
+                class_name=name,
+                label=label,
+                category_id=category_id,
+                score=round(score, 5),
+                box=tuple(round(value, 2) for value in box),
+            )  # type: ignore[arg-type]
+            for name, label, category_id, score, box in zip(*(column.tolist() for column in columns), strict=True)  # type: ignore[union-attr]
+        ]
+        times = ImageTimes(
+            decode_ms=milliseconds(self.decode_seconds),
+            wait_ms=milliseconds(self.outcome.wait_seconds),
+            network_ms=milliseconds(self.outcome.network_seconds),
+            batch_size=self.outcome.batch_size,
+        )
+        return ImageResponse(name=self.name, width=width, height=height, detections=detections, times=times)
+
+
+def milliseconds(seconds: float) -> float:
+    """To a hundredth."""
+    return round(1e3 * seconds, 2)
+
 
 class DetectionService:
     """Detects in the images of requests with one detector. Use it as an async context manager: it holds threads.
 
-    Args:
-        predictor: the detector.
-        limits: what clients may ask for.
-        batch_size: images per forward pass, at most.
-        max_wait: seconds that an image waits for company in its batch, at most.
-        num_threads: threads that decode and draw.
-        top_k: most detections per image where a client does not say; None: the model's own number.
+    Args are those of :func:`~deformable_detr.serving.app.create_app`.
 
     Raises:
         ValueError: a batch size or `top_k` below 1, or a time below 0.
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        *,
-        limits: Limits,
-        batch_size: int,
-        max_wait: float,
-        num_threads: int,
-        top_k: int | None = None,
+        self, predictor: Predictor, *, limits: Limits, batch_size: int, max_wait: float, num_threads: int, top_k: int | None
     ) -> None:
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
-        check_batching(batch_size, max_wait)  # the batcher is made when the server starts: too late to say why it does not
         self.predictor = predictor
         self.limits = limits
         self.batch_size = batch_size
+        self.max_wait = max_wait
+        self.top_k = top_k
+        check_range(self, "batch_size top_k", 1)  # the batcher is made when the server starts: too late to say why it does not
+        check_range(self, "max_wait")
         self.places = Places(limits)
         self.metrics = ServerMetrics(lambda: self._batcher.num_waiting if self._batcher else 0, lambda: self.places.num_images)
-        self._max_wait = max_wait
         self._num_threads = num_threads
-        self._top_k = top_k
         self._batcher: Batcher | None = None
 
     @property
@@ -100,7 +113,7 @@ class DetectionService:
         except Exception as error:
             logger.warning("the model failed on a grey image, and may fail on others: %s", error)
         self._batcher = Batcher(
-            self.predictor, batch_size=self.batch_size, max_wait=self._max_wait, on_batch=self.metrics.count_batch
+            self.predictor, batch_size=self.batch_size, max_wait=self.max_wait, on_batch=self.metrics.count_batch
         )
         return self
 
@@ -141,18 +154,9 @@ class DetectionService:
         work = asyncio.ensure_future(self._detect(uploads, settings))
         return await _until(deadline, _unless_gone(request, work), late)
 
-    async def draw(self, request: Request, settings: Settings, kind: DrawingFormat) -> bytes:
-        """Read a request's image and draw what is found in it: the content of a PNG or JPEG file.
-
-        Raises:
-            RefusedError: the reason why there is no drawing, such as more images than one.
-        """
-        (served,) = await self.detect(request, settings, most=1)
-        return await self.in_thread(partial(_draw, served, kind))
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run what takes long beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def _hold(self, admission: Admission, num_images: int) -> None:
         if admission.hold(num_images):
@@ -172,7 +176,7 @@ class DetectionService:
         """All images are decoded before the first is submitted: one that is bad costs no work of the model."""
         names = [upload.name for upload in uploads]
         decoded = await asyncio.gather(
-            *(self.in_thread(partial(_decode, upload, self.limits, self.predictor.metadata.bit_depth)) for upload in uploads)
+            *(self.in_thread(_decode, upload, self.limits, self.predictor.metadata.bit_depth) for upload in uploads)
         )
         uploads.clear()  # the encoded form is not needed any more
         batcher = self._batcher
@@ -181,7 +185,7 @@ class DetectionService:
         others = self.places.num_images > len(decoded) + batcher.num_waiting
         futures = batcher.submit(
             [pixels for pixels, _ in decoded],
-            threshold=settings.threshold, top_k=settings.top_k or self._top_k, classes=settings.classes, wait=others,
+            threshold=settings.threshold, top_k=settings.top_k or self.top_k, classes=settings.classes, wait=others,
         )  # fmt: skip
         try:
             outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures))
@@ -207,17 +211,20 @@ def _decode(upload: Upload, limits: Limits, bit_depth: int) -> tuple[Tensor, flo
     return pixels, time.perf_counter() - began
 
 
-def _draw(served: Served, kind: DrawingFormat) -> bytes:
-    drawing = Image.fromarray(draw_detections(served.pixels, served.outcome.detections))
-    if kind == "jpeg" and max(drawing.size) > JPEG_SIDE:
-        raise RefusedError(
-            422, f"a JPEG has at most {JPEG_SIDE} pixels a side, not {max(drawing.size)}: ask with Accept: image/png"
-        )
+def drawing(served: Served, kind: DrawingFormat) -> bytes:
+    """The content of a JPEG or PNG file: an image with what was found in it.
+
+    Raises:
+        RefusedError: an image too large for a JPEG.
+    """
+    drawn = Image.fromarray(draw_detections(served.pixels, served.outcome.detections))
+    if kind == "jpeg" and max(drawn.size) > JPEG_SIDE:
+        raise RefusedError(422, f"a JPEG has at most {JPEG_SIDE} pixels a side, not {max(drawn.size)}: ask with Accept: image/png")
     buffer = io.BytesIO()
     if kind == "jpeg":
-        drawing.save(buffer, format="JPEG", quality=92, subsampling=0)
+        drawn.save(buffer, format="JPEG", quality=92, subsampling=0)
     else:
-        drawing.save(buffer, format="PNG", compress_level=3)
+        drawn.save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
 
 

@@ -197,17 +197,8 @@ def build_network(
     else:
         model_config = replace(config.model, num_classes=len(categories))
         network = build_model(replace(model_config, pretrained_backbone=False) if resumed else model_config)
-    network.metadata = Metadata(
-        model=model_config,
-        categories=categories,
-        eval_short_side=config.data.eval_short_side,
-        max_long_side=config.data.max_long_side,
-        mean=config.data.mean,
-        std=config.data.std,
-        nms_iou=config.train.nms_iou,
-        bit_depth=config.data.bit_depth,
-        single_class=config.data.single_class,
-    )
+    inputs = config.data.input_settings()
+    network.metadata = Metadata(model=model_config, categories=categories, nms_iou=config.train.nms_iou, **inputs)
     if config.optimizer.lora:
         add_adapters(network, config.optimizer.lora)
     set_gradient_checkpointing(network, config.train.gradient_checkpointing)

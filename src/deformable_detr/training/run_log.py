@@ -23,6 +23,12 @@ SHOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 """The metrics that are shown while and after training."""
 
 
+def metrics_line(metrics: Mapping[str, float | None]) -> str:
+    """`AP 0.523  AP50 0.714  AP75 –`."""
+    shown = {label: metrics[name] for name, label in SHOWN.items()}
+    return "  ".join(f"{label} {'–' if value is None else f'{value:.3f}'}" for label, value in shown.items())
+
+
 class Averages:
     """Running means of the losses."""
 
@@ -112,7 +118,7 @@ class RunLog(Callback):
             folder.write_metrics(run.history)
             draw_metrics_curve(folder.metrics_curve, run.history)
             draw_loss_curve(folder.loss_curve, folder.read_log())
-        text = "  ".join(f"{label} {'–' if row[name] is None else f'{row[name]:.3f}'}" for name, label in SHOWN.items())
+        text = metrics_line(row)
         self.display.message(f"epoch {row['epoch']}, step {row['step']}: {text}")
         self.advisor.evaluation(run.history, per_class)
 

@@ -45,7 +45,7 @@ class DrawnVideo:
     def __init__(self, path: str | Path, fps: float) -> None:
         self.path, self.fps = Path(path), fps
         self._open = ExitStack()
-        self._pool: OrderedPool[None] = OrderedPool(1, MOST_PENDING, name="encode")
+        self._pool = OrderedPool(1, MOST_PENDING, name="encode")
         self._container: Any = None  # of PyAV, whose types do not tell reading from writing
         self._stream: Any = None
         self._traces: sv.TraceAnnotator | None = None

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
+from torchvision.ops import box_iou
 
-from deformable_detr.boxes import box_iou
 from deformable_detr.visualize.explorer.choices import Choices, cell_of, look_of, shown_points
 from deformable_detr.visualize.inside.description import Description
 from deformable_detr.visualize.inside.inside import Inside

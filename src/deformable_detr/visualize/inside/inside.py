@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from deformable_detr.boxes import box_iou, cxcywh_to_xyxy, pixels_of
+from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of
 from deformable_detr.categories import Categories
 from deformable_detr.config import MAX_DETECTIONS
 from deformable_detr.model.queries import Queries

@@ -6,8 +6,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from deformable_detr.boxes import box_iou
 from deformable_detr.visualize.figures import View, new_figure, open_frame, short_name
 from deformable_detr.visualize.inside.canvas import draw_box, draw_reference, focus, show_image
 from deformable_detr.visualize.inside.inside import Inside
