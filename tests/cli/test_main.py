@@ -61,7 +61,7 @@ def raises(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(options: NoOptions) -> None:
         raise error
 
-    monkeypatch.setattr("deformable_detr.cli.train.COMMAND", Command("train", NoOptions, run, "", ""))
+    monkeypatch.setattr("deformable_detr.cli.train.COMMAND", Command("train", NoOptions, run, ""))
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,7 @@ class BenchmarkOptions:
 
 
 def run(options: BenchmarkOptions) -> None:
-    """Measure, write, show.
-
-    Raises:
-        ValueError: a number below 1, or a GPU where there is none.
-    """
+    """Measure, write, show."""
     check_range(options, "threads rounds batch_size num_images", 1)
     import torch
 

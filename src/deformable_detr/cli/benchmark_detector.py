@@ -19,11 +19,7 @@ PEERS = NO_PEERS
 
 
 def benchmark_detector(options: BenchmarkOptions) -> dict[str, Any]:
-    """Measure what was asked for at every size, and show it; gives all of it, for JSON.
-
-    Raises:
-        ValueError: a size that is none.
-    """
+    """Measure what was asked for at every size, and show it; gives all of it, for JSON."""
     threads, rounds = torch.get_num_threads(), options.rounds or 3
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{threads} threads"
     show(f"torch {torch.__version__}, {device}; ratios of speed are to the first line")

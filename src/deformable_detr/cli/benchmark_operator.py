@@ -20,11 +20,7 @@ PEERS = NO_PEERS
 
 
 def benchmark_operator(options: BenchmarkOptions) -> dict[str, Any]:
-    """Measure every implementation on every case, and show it; gives all of it, for JSON.
-
-    Raises:
-        ValueError: an unknown case.
-    """
+    """Measure every implementation on every case, and show it; gives all of it, for JSON."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     cases = {case.name: case for case in CASES}
     names = options.chosen(implementations(device, PEERS))

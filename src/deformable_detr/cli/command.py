@@ -80,7 +80,7 @@ class Command(Generic[Options]):
     """The dataclass of its options."""
 
     run: Callable[[Options], int | None]
-    """Does the work; gives the exit status, None for 0."""
+    """Does the work; gives the exit status, None for 0. What it refuses is a ValueError or OSError, whose message is shown."""
 
     examples: str
     """Lines to copy: the end of its help."""

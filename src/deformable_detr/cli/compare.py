@@ -49,11 +49,7 @@ class CompareOptions(DetectorOptions):
 
 
 def run(options: CompareOptions) -> None:
-    """Evaluate both, write the page, and show the result.
-
-    Raises:
-        ValueError: no dataset is given, and the second detector is no run folder; or `shown` below 0.
-    """
+    """Evaluate both, write the page, and show the result."""
     check_range(options, "shown")
     from deformable_detr.data.dataset import open_dataset
     from deformable_detr.evaluation.metrics import percent

@@ -30,12 +30,7 @@ class DashboardOptions:
 
 
 def run(options: DashboardOptions) -> None:
-    """Serve the page until Ctrl-C.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is no such port.
-    """
+    """Serve the page until Ctrl-C."""
     check_range(options, "port", 0, MAX_PORT)
     from deformable_detr.visualize.pages.dashboard import Dashboard
 

@@ -49,11 +49,7 @@ class ExplainOptions:
 
 
 def run(options: ExplainOptions) -> None:
-    """Find the detection, explain it, write the page.
-
-    Raises:
-        ValueError: no weights, more than one of query, box and point, or invalid numbers.
-    """
+    """Find the detection, explain it, write the page."""
     if not options.weights:
         raise ValueError("which detector? give --weights with a run folder or a weights file (deformable-detr explain --help)")
     box = numbers(options.box, 4, "--box takes LEFT,TOP,RIGHT,BOTTOM") if options.box is not None else None

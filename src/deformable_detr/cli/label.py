@@ -49,12 +49,7 @@ class LabelOptions(DetectorOptions):
 
 
 def run(options: LabelOptions) -> None:
-    """Predict on all images, put them into order, write the dataset.
-
-    Raises:
-        FileExistsError: the output folder is not empty.
-        ValueError: `take` below 1, an address, an image that cannot be read, or class names that the format cannot tell apart.
-    """
+    """Predict on all images, put them into order, write the dataset."""
     from deformable_detr.data.images import is_address
     from deformable_detr.data.writing import check_names, check_new, write_dataset
     from deformable_detr.inference.labelling import CANDIDATE, by_usefulness, propose

@@ -28,11 +28,7 @@ DRAWING_THREADS = 2
 
 
 def predict_images(options: PredictOptions) -> None:
-    """Predict on all images, shared out over the processes; the first one writes the JSON and shows what was found.
-
-    Raises:
-        ValueError: an option of videos, or a drawing that would replace an image or the JSON.
-    """
+    """Predict on all images, shared out over the processes; the first one writes the JSON and shows what was found."""
     if options.track or options.every != 1:
         raise ValueError(f"--{'track' if options.track else 'every'} is for videos, and {options.source[0]} is none")
     paths = list_all(options.source)

@@ -24,11 +24,7 @@ from deformable_detr.visualize.drawing.video import DrawnVideo
 
 
 def predict_videos(options: PredictOptions) -> None:
-    """Predict on all sources, one video after the other.
-
-    Raises:
-        ValueError: images among the videos, or an option that does not go with videos.
-    """
+    """Predict on all sources, one video after the other."""
     images = [source for source in options.source if not is_video(source)]
     if images:
         raise ValueError(f"images and videos cannot go together; leave out {', '.join(images)}, or call predict for it alone")

@@ -42,14 +42,9 @@ class Served:
     outcome: Outcome
     decode_seconds: float
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.pixels.shape[1], self.pixels.shape[2]
-
     def response(self) -> ImageResponse:
         """As JSON has it."""
-        found, (height, width) = self.outcome.detections, self.image_size
+        found, (height, width) = self.outcome.detections, self.pixels.shape[1:]
         columns = (found.data["class_name"], found.class_id, found.data["category_id"], found.confidence, found.xyxy)
         detections = [
             Detection(
