@@ -1,6 +1,7 @@
 """Augmentations of single images that the official recipe does not have: colour, and large-scale jitter.
 
-torchvision v2 transforms, placed by `train_transform`. Those that mix several images are in `data/mixing.py`.
+torchvision v2 transforms, placed by `train_transform`. Those that mix several images are in `data/mixing.py`. Random numbers come
+from PyTorch's generator of the process, whatever its default dtype and device are.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from deformable_detr.data.chance import integer, uniform
-
 SMALLEST_SHARE = 0.2
 """Boxes that a cut or an object pasted over them leaves less than this share of their area are no targets any more."""
 
@@ -23,6 +22,21 @@ HUE_SHARE = 0.125
 """The hue's strength where a single number is given for all four: colours often tell classes apart."""
 
 ColorStrength = float | tuple[float, float, float, float]
+
+
+def uniform(low: float = 0.0, high: float = 1.0) -> float:
+    """A number in [low, high)."""
+    return low + (high - low) * float(torch.rand((), dtype=torch.float32, device="cpu"))
+
+
+def integer(low: int, high: int) -> int:
+    """A whole number in [low, high)."""
+    return int(torch.randint(low, high, (), dtype=torch.int64, device="cpu"))
+
+
+def happens(probability: float) -> bool:
+    """Whether something of this probability happens; a probability of 0 draws nothing."""
+    return probability > 0 and uniform() < probability
 
 
 def build_color_jitter(strength: ColorStrength) -> v2.Transform:

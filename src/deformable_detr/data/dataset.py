@@ -176,7 +176,13 @@ class DetectionDataset:
     def own(self, name: str) -> Split:
         """Read one of :attr:`own_splits`, whole, whether the dataset is divided or not."""
         if name not in self._own:
-            self._own[name] = self._read_coco(name) if isinstance(self.layout, CocoLayout) else self._read_foreign(name)
+            layout = self.layout
+            if isinstance(layout, CocoLayout):
+                file = read_annotation_file(layout.annotation_files[name])
+                folders, role = layout.image_folders(name), split_role(name)
+            else:
+                file, folders, role = self._converted(name), [self.root], None
+            self._own[name] = _located(name, file, layout.index, folders, role)
         return self._own[name]
 
     def forget(self) -> None:
@@ -237,33 +243,23 @@ class DetectionDataset:
             self._made = made
         return self._made
 
-    def _read_coco(self, name: str) -> Split:
-        assert isinstance(self.layout, CocoLayout)
-        file = read_annotation_file(self.layout.annotation_files[name])
-        return _located(name, file, self.layout.index, tuple(self.layout.image_folders(name)), split_role(name))
-
-    def _read_foreign(self, name: str) -> Split:
+    def _converted(self, name: str) -> AnnotationFile:
         """Through a converted file, unless there are errors: then from the record in memory, each time."""
-        assert isinstance(self.layout, ForeignLayout)
-        files = {*self.layout.used_files(), *map(Path, self.layout.index.images)}
-        key = fingerprint(files, CONVERSION, name)
+        layout = self.layout
+        assert isinstance(layout, ForeignLayout)
+        key = fingerprint({*layout.used_files(), *map(Path, layout.index.images)}, CONVERSION, name)
         path = derived_folder(self.root) / f"{name}-{key}.json"
-        file = None if path.is_file() else self._convert(name, path)
-        return _located(name, file or read_annotation_file(path), self.layout.index, (self.root,), None)
-
-    def _convert(self, name: str, path: Path) -> AnnotationFile | None:
-        """Write the converted file, or give what there is where there are errors."""
-        assert isinstance(self.layout, ForeignLayout)
-        source = self.layout.source
-        try:
-            record, found = self.layout.read(name)
-        except (OSError, ValueError) as error:
-            record, found = empty_record({}), Found(name, {"file-damaged": [Item(str(error), file=str(source))]})
-        if found.errors:
-            return replace(parse_record(record, source), found=found, record=record)
-        write_text(path, json.dumps(record | {FOUND: found.items}))
-        logger.info("%s: read %d images of %s (%s)", source, len(record["images"]), name, self.format)
-        return None
+        if not path.is_file():
+            try:
+                record, found = layout.read(name)
+            except (OSError, ValueError) as error:
+                damaged = Item(str(error), file=str(layout.source))
+                record, found = empty_record({}), Found(name, {"file-damaged": [damaged]})
+            if found.errors:
+                return replace(parse_record(record, layout.source), found=found, record=record)
+            write_text(path, json.dumps(record | {FOUND: found.items}))
+            logger.info("%s: read %d images of %s (%s)", layout.source, len(record["images"]), name, self.format)
+        return read_annotation_file(path)
 
 
 def open_dataset(dataset: "str | Path | DetectionDataset") -> DetectionDataset:

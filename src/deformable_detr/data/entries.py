@@ -134,7 +134,11 @@ def box_of_segmentation(segmentation: Any, image_size: tuple[int, int] = (0, 0))
         ValueError: run lengths that cannot be those of the image; says why.
     """
     if isinstance(segmentation, dict) and segmentation:
-        return _box_of_runs(_run_lengths(segmentation, image_size), as_side(segmentation["size"][0]))
+        from faster_coco_eval.core import mask
+
+        counts, size = _run_lengths(segmentation, image_size), list(map(as_side, segmentation["size"]))
+        box = mask.toBbox(mask.frPyObjects({"size": size, "counts": counts}, *size)).flatten().tolist()
+        return box if any(box) else None
     numbers = list(_flatten(segmentation))
     points = [as_number(value) for value in numbers]
     if len(points) < 6 or len(points) % 2 or None in points:
@@ -164,20 +168,6 @@ def _run_lengths(segmentation: dict[str, Any], image_size: tuple[int, int]) -> l
     if sum(runs) != height * width:
         raise ValueError(f"its run lengths add up to {sum(runs)} pixels, not to {height} x {width}")
     return runs
-
-
-def _box_of_runs(runs: list[int], height: int) -> list[float] | None:
-    ends = np.cumsum(runs, dtype=np.int64)
-    first, last = ends[0::2][: len(ends) // 2], ends[1::2] - 1  # of each run of the object
-    first, last = first[first <= last], last[first <= last]
-    if not len(first):
-        return None
-    left, right = int(first[0]) // height, int(last[-1]) // height
-    if (first // height != last // height).any():  # a run that reaches into the next column touches both edges
-        top, bottom = 0, height - 1
-    else:
-        top, bottom = int((first % height).min()), int((last % height).max())
-    return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
 
 
 def _decompress(text: str) -> list[int] | None:

@@ -182,26 +182,23 @@ def _read_kitti(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
     yield ForeignImage(f"{file.parent.name.replace('label', 'image')}/{file.stem}", objects, left_out=tuple(left_out))
 
 
-def _read_table(
-    image: str,
-    name: str,
-    *,
-    normalised: bool = False,
-    crowd: str = "",
-    names_of: Callable[[FileIndex], dict[str, str]] | None = None,
-) -> Reader:
-    """A CSV file with a box in each row: columns of the image and the class, and xmin, ymin, xmax, ymax in any case."""
+def _read_table(image: str, name: str, *, open_images: bool = False) -> Reader:
+    """A CSV file with a box in each row: columns of the image and the class, and xmin, ymin, xmax, ymax in any case.
+
+    Open Images has shares of the image, groups of objects, and class names in a file of their own.
+    """
 
     def read(file: Path, index: FileIndex) -> Iterator[ForeignImage]:
         rows = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
-        names = names_of(index) if names_of else {}
+        names = _open_images_names(index) if open_images else {}
         for given in rows:
             if None in (*given, *given.values()):
                 raise ValueError(f"a row has not as many cells as the head: {list(given.values())}")
             row = {key.strip().lower(): value.strip() for key, value in given.items()}
             left, top, right, bottom = (read_number(row[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
-            label, is_crowd = names.get(row[name], row[name]), row.get(crowd) != "-1" and read_flag(row.get(crowd))  # -1: not known
-            thing = ForeignObject(label, (left, top, right, bottom), is_crowd, normalised)
+            group = row.get("isgroupof") if open_images else None
+            crowd = group != "-1" and read_flag(group)  # -1: not known
+            thing = ForeignObject(names.get(row[name], row[name]), (left, top, right, bottom), crowd, open_images)
             yield ForeignImage(row[image], [thing], size=as_size(row.get("height"), row.get("width")))
 
     return read
@@ -235,7 +232,7 @@ READERS: dict[str, Reader] = {
     "Datumaro": _read_datumaro,
     "FiftyOne": _read_fiftyone,
     "KITTI": _read_kitti,
-    "Open Images CSV": _read_table("imageid", "labelname", normalised=True, crowd="isgroupof", names_of=_open_images_names),
+    "Open Images CSV": _read_table("imageid", "labelname", open_images=True),
     "TensorFlow CSV": _read_table("filename", "class"),
     "VoTT CSV": _read_table("image", "label"),
     "RetinaNet CSV": _read_retinanet,

@@ -14,8 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of, xyxy_to_cxcywh
-from deformable_detr.data.augmentations import SMALLEST_SHARE, kept_share
-from deformable_detr.data.chance import happens, integer, uniform
+from deformable_detr.data.augmentations import SMALLEST_SHARE, happens, integer, kept_share, uniform
 from deformable_detr.structures import Target
 
 ReadImage = Callable[[int], tuple[Tensor, Target]]

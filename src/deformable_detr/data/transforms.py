@@ -13,8 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of, xyxy_to_cxcywh
-from deformable_detr.data.augmentations import ColorStrength, ScaleJitter, build_color_jitter
-from deformable_detr.data.chance import integer
+from deformable_detr.data.augmentations import ColorStrength, ScaleJitter, build_color_jitter, integer
 from deformable_detr.structures import Target
 
 Triple = tuple[float, float, float]
