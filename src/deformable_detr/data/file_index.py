@@ -101,6 +101,15 @@ class FileIndex:
         path = Path(path)
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
+    def by_split(self, files: Iterable[Path]) -> dict[str, list[Path]]:
+        """The files of each split that folders are named after. All others are one split, `all`, where there is none such."""
+        parts: dict[str, list[Path]] = {}
+        for path in files:
+            parts.setdefault(path_role(self.relative(path)) or "all", []).append(path)
+        if len(parts) > 1:
+            parts.pop("all", None)  # listed among the files that are not used
+        return parts
+
     def find_exactly(self, name: str, folders: Sequence[Path]) -> str | None:
         """The file of a name below one of some folders, the first that has it; case and slashes as they are."""
         outside = name.startswith(("/", ".."))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from deformable_detr.data.file_index import FileIndex, path_role, split_role
+from deformable_detr.data.file_index import FileIndex, split_role
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import read_size
 from deformable_detr.data.splits import MADE_SPLITS
@@ -73,20 +73,9 @@ class ForeignLayout(Layout):
     def read(self, split: str) -> tuple[Record, Found]:
         """The COCO record of a split, without what is faulty in it, and what was found."""
 
-
-def parts_by_folder(index: FileIndex, files: Iterable[Path]) -> dict[str, list[Path]]:
-    """The files of each split that folders are named after. All others are one split, `all`, where there is none such."""
-    parts: dict[str, list[Path]] = {}
-    for path in files:
-        parts.setdefault(path_role(index.relative(path)) or "all", []).append(path)
-    if len(parts) > 1:
-        parts.pop("all", None)  # listed among the files that are not used
-    return parts
-
-
-def relative_name(path: Path, root: Path) -> str:
-    """A path as written in `file_name`: relative to the root, or absolute outside of it."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.resolve())
+    def file_name(self, path: Path) -> str:
+        """A path as written in `file_name`: relative to the root, or absolute outside of it."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path.resolve())
 
 
 def read_sizes(paths: Iterable[Path]) -> list[tuple[int, int] | Exception]:

@@ -12,17 +12,7 @@ from xml.etree import ElementTree
 from deformable_detr.data.entries import as_number, as_size, read_flag, read_number
 from deformable_detr.data.file_index import FileIndex, fold_name, most_alike, path_role, slashed, split_role
 from deformable_detr.data.findings import Found, Item
-from deformable_detr.data.layout import (
-    ForeignLayout,
-    add_box,
-    add_image,
-    empty_record,
-    fault,
-    note_unreadable,
-    parts_by_folder,
-    read_sizes,
-    relative_name,
-)
+from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, fault, note_unreadable, read_sizes
 from deformable_detr.data.text import Record, decode, read_text, split_lines
 from deformable_detr.files import is_file
 
@@ -57,7 +47,7 @@ class VocLayout(ForeignLayout):
             for name, path in lists:
                 parts.setdefault(name, []).extend(_listed_files(path, files))
             return cls(index, parts, [path for _, path in lists])
-        return cls(index, parts_by_folder(index, files), [])
+        return cls(index, index.by_split(files), [])
 
     def used_files(self) -> Iterator[Path]:
         """All XML files and lists."""
@@ -93,9 +83,7 @@ class VocLayout(ForeignLayout):
             if isinstance(size, Exception):
                 note_unreadable(found, file, f"its image {size}", size)
                 continue
-            add_image(
-                record, relative_name(image, self.root), as_size(tree.findtext("size/height"), tree.findtext("size/width")) or size
-            )
+            add_image(record, self.file_name(image), as_size(tree.findtext("size/height"), tree.findtext("size/width")) or size)
             for number, element in enumerate(tree.iter("object"), 1):
                 try:
                     name, box, difficult = _read_object(element)

@@ -14,16 +14,7 @@ from deformable_detr.data.entries import as_number, as_whole, short
 from deformable_detr.data.file_index import FileIndex, fold_name, slashed, split_role, walk_files
 from deformable_detr.data.findings import Found, Item
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
-from deformable_detr.data.layout import (
-    ForeignLayout,
-    add_box,
-    add_image,
-    empty_record,
-    note_unreadable,
-    parts_by_folder,
-    read_sizes,
-    relative_name,
-)
+from deformable_detr.data.layout import ForeignLayout, add_box, add_image, empty_record, note_unreadable, read_sizes
 from deformable_detr.data.text import Record, read_text, split_lines
 from deformable_detr.data.yolo_labels import LabelLine, boxes_of_lines, read_lines
 from deformable_detr.files import is_file, is_there
@@ -143,7 +134,7 @@ class YoloLayout(ForeignLayout):
         labelled = {image.parent for image in images if layout.label_file(image)[0]}
         if not labelled:
             return None
-        layout.parts = parts_by_folder(index, (image for image in images if image.parent in labelled))  # not masks, thumbnails
+        layout.parts = index.by_split(image for image in images if image.parent in labelled)  # not masks, thumbnails
         return layout
 
     def used_files(self) -> Iterator[Path]:
@@ -187,7 +178,7 @@ class YoloLayout(ForeignLayout):
         found.add("label-fault", *faults)
         remaining = iter(boxes)
         for image, size, count in readable:
-            add_image(record, relative_name(image, self.root), size)
+            add_image(record, self.file_name(image), size)
             for entry in (next(remaining) for _ in range(count)):
                 if entry is not None:
                     label, (left, top, right, bottom) = entry
