@@ -13,6 +13,12 @@ def level_color(level: int) -> str:
     return LEVEL_COLORS[level % len(LEVEL_COLORS)]
 
 
+def text_color(ground: sv.Color) -> sv.Color:
+    """Black or white, whichever has more contrast with a ground (by luma)."""
+    brightness = 0.299 * ground.r + 0.587 * ground.g + 0.114 * ground.b
+    return sv.Color(16, 18, 22) if brightness > 140 else sv.Color.WHITE
+
+
 _FIRST_COLORS = (
     "#2f9bff", "#ff5a36", "#2fc46a", "#ffc21a", "#b26bff", "#ff5fb0",
     "#14c8c8", "#ff9130", "#9bd424", "#6d7dff", "#c8935a", "#00a58a",

@@ -71,10 +71,12 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1, not {count}")
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with constrained layout; its size is in inches."""
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """An empty figure with constrained layout and a heading; its size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure
 
 

@@ -11,7 +11,6 @@ from deformable_detr.visualize.explorer.choices import (
     first_choices,
     look_of,
     on_level,
-    shown_points,
 )
 
 
@@ -58,8 +57,13 @@ def test_filters_and_order(inside):
     choices = first_choices(inside)
     look = look_of(inside, choices)
     assert look is not None
-    assert [(point.head, point.level) for point in shown_points(look, choices)] == [(1, 0), (0, 1), (0, 0), (1, 1)]
-    only = shown_points(look, replace(choices, levels=(1,), heads=(0,)))
+    assert [(point.head, point.level) for point in look.strongest()] == [
+        (1, 0),
+        (0, 1),
+        (0, 0),
+        (1, 1),
+    ]
+    only = look.strongest(heads=(0,), levels=(1,))
     assert [tuple(point) for point in only] == [pytest.approx((0, 1, 0, 50, 25, 0.75))]
 
 

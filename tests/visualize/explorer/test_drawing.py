@@ -69,6 +69,14 @@ def test_names_are_escaped_and_carry_the_score_of_the_layer(inside):
     assert texts == ["cat 0.50", "dog <b> 0.60"]
 
 
+def test_of_equal_boxes_the_better_one_has_a_label(inside):
+    boxes = inside.predictions.boxes.clone()
+    boxes[:, 0, 2] = boxes[:, 0, 0]
+    same = replace(inside, predictions=replace(inside.predictions, boxes=boxes))
+    texts = [item.text for item in elements(draw(same, replace(first_choices(same), threshold=0.0)), "text")]
+    assert texts == ["cat 0.60", "dog <b> 0.90"]
+
+
 def test_a_learned_reference_is_a_point_before_the_first_layer(learned_inside):
     choices = replace(first_choices(learned_inside), decoder_layer=0)
     drawing = draw(learned_inside, choices)

@@ -34,7 +34,7 @@ from deformable_detr.visualize import (
     view_weight_changes,
 )
 from deformable_detr.visualize.colors import level_color
-from deformable_detr.visualize.inside.feature_maps import principal_colors
+from deformable_detr.visualize.inside.journey import principal_colors
 from deformable_detr.visualize.inside.matching import compare_assignments
 
 GREY = torch.full((3, 120, 160), 128, dtype=torch.uint8)
@@ -193,6 +193,8 @@ def test_stability_by_hand():
         compare_assignments(before, assignments(b=[1]))
     with pytest.raises(ValueError, match="at least two"):
         view_matching({"1": before})
+    with pytest.raises(ValueError, match="of the query of each target, the other of the position"):
+        compare_assignments(before, Assignments(before.queries, kind="position"))
     with pytest.raises(ValueError, match="the recordings have no image with a target in common"):
         view_matching({"1": assignments(a=[1], b=[2]), "2": assignments(b=[2], c=[3]), "3": assignments(c=[3])})
 

@@ -13,6 +13,8 @@ from PIL import Image
 from deformable_detr.categories import Categories
 from deformable_detr.evaluation import CocoEvaluator, analyze
 from deformable_detr.visualize.drawing.detections import draw_detections
+from deformable_detr.visualize.figures import INK, new_figure
+from deformable_detr.visualize.pages.page import embed_figure
 from deformable_detr.visualize.pages.report import Report
 
 
@@ -106,6 +108,18 @@ def test_in_a_browser_with_95_classes(open_tab, page_of_95_classes, nasty, width
         assert [int(cell) for cell in table.locator(f"tbody {column}").all_inner_texts()] == counts[::-1]
         tab.get_by_role("link", name="Worst images").click()
         assert tab.url.endswith("#worst-images")
+
+
+def test_embedding_leaves_a_figure_as_it_was():
+    """Its ink is light on dark pages alone, whatever it was before."""
+    figure = new_figure(3, 2)
+    axes = figure.add_subplot(title="a")
+    axes.plot([0, 1], color=INK)
+    axes.plot([1, 0], color="black")
+    colors = [artist.get_color() for artist in (axes.title, *axes.lines)]
+    picture = embed_figure(figure, "two lines")
+    assert picture["light"] != picture["dark"]
+    assert [artist.get_color() for artist in (axes.title, *axes.lines)] == colors
 
 
 def test_every_link_leads_to_a_section(tmp_path, make_report, read_markup):

@@ -17,7 +17,7 @@ from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.categories import Categories
 from deformable_detr.files import atomic_file
 from deformable_detr.structures import Target
-from deformable_detr.visualize.colors import class_color
+from deformable_detr.visualize.colors import class_color, text_color
 
 Drawable = np.ndarray | Tensor | Image.Image
 Rectangle = tuple[int, int, int, int]
@@ -201,7 +201,7 @@ def _draw_labels(canvas: Image.Image, boxes: np.ndarray, colors: list[sv.Color],
             placed.append(place)
             draw.rounded_rectangle(place, radius=padding, fill=color.as_rgb())
             middle = (place[1] + place[3]) / 2
-            draw.text((place[0] + padding, middle), text, font=font, fill=_text_color(color), anchor="lm")
+            draw.text((place[0] + padding, middle), text, font=font, fill=text_color(color).as_rgb(), anchor="lm")
             break
 
 
@@ -234,12 +234,6 @@ def _common_area(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0]) + 1
     height = min(a[3], b[3]) - max(a[1], b[1]) + 1
     return max(0, width) * max(0, height)
-
-
-def _text_color(background: sv.Color) -> tuple[int, int, int]:
-    """Black or white, whichever has more contrast (by luma)."""
-    brightness = 0.299 * background.r + 0.587 * background.g + 0.114 * background.b
-    return (16, 18, 22) if brightness > 140 else (255, 255, 255)
 
 
 @lru_cache(maxsize=16)

@@ -23,7 +23,8 @@ def draw_samples(
         threshold: smallest score that is drawn; models that have learned for minutes are seldom surer.
     """
     predictor = Predictor(model, device=next(model.parameters()).device)
-    indices = _spread(len(dataset), count)
+    count = min(len(dataset), count)
+    indices = [position * len(dataset) // count for position in range(count)]
     images = [dataset.image(index) for index in indices]
     found = predictor.predict(images, threshold)
     titles = (f"prediction (score ≥ {threshold:g})", "ground truth")
@@ -37,9 +38,3 @@ def draw_samples(
     columns = 4 if len(cells) > 2 else 2
     sheet = draw_grid(cells, columns, titles=titles * (columns // 2), cell_width=400)
     save_drawing(Path(output_dir) / "overview.png", sheet)
-
-
-def _spread(length: int, count: int) -> list[int]:
-    """`count` indices below `length`, evenly spread; all of them if there are fewer."""
-    count = min(length, count)
-    return [position * length // count for position in range(count)]

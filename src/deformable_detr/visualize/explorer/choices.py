@@ -5,7 +5,7 @@ Independent of gradio; nothing is drawn here: :mod:`.drawing` and :mod:`.tables`
 
 from dataclasses import dataclass, replace
 
-from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Look, SamplingPoint, Stage
+from deformable_detr.visualize.inside.inside import Inside, Look, Stage
 
 
 @dataclass(frozen=True)
@@ -88,25 +88,11 @@ def on_level(inside: Inside, choices: Choices, level: int) -> Choices:
     return replace(choices, position=inside.position_at(x, y, level))
 
 
-def sampling_of(inside: Inside, choices: Choices) -> LayerSampling | None:
-    """The chosen layer; None before the first decoder layer."""
-    if choices.stage == "encoder":
-        return inside.encoder[choices.encoder_layer - 1]
-    return inside.decoder[choices.decoder_layer - 1] if choices.decoder_layer else None
-
-
 def look_of(inside: Inside, choices: Choices) -> Look | None:
-    """The sampling of the chosen query or position; None before the first decoder layer."""
-    sampling = sampling_of(inside, choices)
-    if sampling is None:
-        return None
-    index = choices.query if choices.stage == "decoder" else choices.position
-    return inside.look(sampling, index)
-
-
-def shown_points(look: Look, choices: Choices) -> list[SamplingPoint]:
-    """The sampling points on the chosen levels of the chosen heads, largest weight first."""
-    return look.strongest(choices.heads, choices.levels)
+    """The sampling of the chosen query or position in the chosen layer; None before the first decoder layer."""
+    if choices.stage == "encoder":
+        return inside.look(inside.encoder[choices.encoder_layer - 1], choices.position)
+    return inside.look(inside.decoder[choices.decoder_layer - 1], choices.query) if choices.decoder_layer else None
 
 
 def cell_of(inside: Inside, position: int) -> tuple[float, float, float, float]:

@@ -63,18 +63,18 @@ class Components:
         )
         chips: dict[str, Any] = {"elem_classes": "chips"}
         self.encoder_layer = gr.Radio(
-            _numbered(range(1, layers["encoder"] + 1)), value=layers["encoder"], label="Encoder layer", visible=False, **chips
+            list(range(1, layers["encoder"] + 1)), value=layers["encoder"], label="Encoder layer", visible=False, **chips
         )
         self.position_level = gr.Radio(
-            _numbered(levels),
+            list(levels),
             value=min(1, len(levels) - 1),
             label="Position on level",
             visible=False,
             elem_id="position-level",
             **chips,
         )
-        self.levels = gr.CheckboxGroup(_numbered(levels), value=list(levels), label="Points on levels", elem_id="levels", **chips)
-        self.heads = gr.CheckboxGroup(_numbered(heads), value=list(heads), label="Points of heads", elem_id="heads", **chips)
+        self.levels = gr.CheckboxGroup(list(levels), value=list(levels), label="Points on levels", elem_id="levels", **chips)
+        self.heads = gr.CheckboxGroup(list(heads), value=list(heads), label="Points of heads", elem_id="heads", **chips)
 
     def _ways(self) -> None:
         """How the drawing is shown, and how it is saved."""
@@ -103,7 +103,3 @@ class Components:
                 self.queries = gr.HTML(apply_default_css=False, elem_id="queries", js_on_load=BUTTON_EVENTS)
             with gr.Tab("Shapes"):
                 self.journey = gr.HTML(apply_default_css=False, elem_id="journey")
-
-
-def _numbered(numbers: range) -> list[tuple[str, int]]:
-    return [(str(number), number) for number in numbers]

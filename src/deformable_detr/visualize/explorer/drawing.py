@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
-from deformable_detr.visualize.colors import class_color, level_color
-from deformable_detr.visualize.explorer.choices import Choices, cell_of, look_of, shown_points
+import supervision as sv
+
+from deformable_detr.visualize.colors import class_color, level_color, text_color
+from deformable_detr.visualize.explorer.choices import Choices, cell_of, look_of
 from deformable_detr.visualize.inside.inside import Detection, Inside, Look
 from deformable_detr.visualize.pages.page import embed_image
 
@@ -57,7 +59,8 @@ def draw(inside: Inside, choices: Choices) -> str:
     else:
         parts += _cell(inside, choices, view)
     if look is not None:
-        parts += _reference(look, view)
+        x, y = look.reference[:2].tolist()
+        parts.append(_cross(x, y, view.unit, f"reference point ({x:.1f}, {y:.1f})"))
         parts += _points(look, choices, view)
     return "".join([*parts, "</svg>"])
 
@@ -90,10 +93,10 @@ def _detections(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
     """The other detections with their boxes after the chosen layer; large ones first, so that small ones are drawn on top."""
     found = {item.query: item for item in reversed(inside.detections(choices.threshold)) if item.query != choices.query}
     boxes = {query: inside.boxes_per_layer(query)[choices.decoder_layer].tolist() for query in found}
-    labelled = [inside.boxes_per_layer(choices.query)[choices.decoder_layer].tolist()]
+    labelled = {choices.query: inside.boxes_per_layer(choices.query)[choices.decoder_layer].tolist()}
     for query in reversed(found):  # best first
-        if not any(_labels_collide(boxes[query], other, view.unit) for other in labelled):
-            labelled.append(boxes[query])
+        if not any(_labels_collide(boxes[query], other, view.unit) for other in labelled.values()):
+            labelled[query] = boxes[query]
     for query, item in sorted(found.items(), key=lambda entry: -_area(boxes[entry[0]])):
         box, color = boxes[query], class_color(item.label).as_hex()
         if _area(box) == 0:
@@ -101,7 +104,7 @@ def _detections(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
             continue
         tooltip = f"{item.name} {item.score:.2f} (query {query}): click to see its sampling points"
         yield _rectangle(box, color, 0.4 * view.unit, tooltip, opacity=0.85, name="detection")
-        if box in labelled:
+        if query in labelled:
             yield _label(_name_after(inside, item, choices.decoder_layer), box, color, view, opacity=0.85)
 
 
@@ -160,14 +163,9 @@ def _cell(inside: Inside, choices: Choices, view: View) -> Iterator[str]:
     yield _rectangle(box, level_color(level), 0.5 * view.unit, tooltip, name="cell")
 
 
-def _reference(look: Look, view: View) -> Iterator[str]:
-    x, y = look.reference[:2].tolist()
-    yield _cross(x, y, view.unit, f"reference point ({x:.1f}, {y:.1f})")
-
-
 def _points(look: Look, choices: Choices, view: View) -> Iterator[str]:
     """The chosen sampling points, large weights first: the colour is the level, the area the weight."""
-    for head, level, point, x, y, weight in shown_points(look, choices):
+    for head, level, point, x, y, weight in look.strongest(choices.heads, choices.levels):
         tooltip = f"level {level}, head {head}, point {point}: weight {weight:.3f} at ({x:.1f}, {y:.1f})"
         yield (
             f'<circle class="sample" data-level="{level}" data-head="{head}" cx="{x:.2f}" cy="{y:.2f}" '
@@ -212,8 +210,7 @@ def _label(text: str, box: Sequence[float], color: str, view: View, size: float 
     height, width = letters + padding, 0.56 * letters * len(text) + 2 * padding
     left = max(view.left, min(box[0], view.left + view.width - width))
     top = box[1] - height if box[1] - height >= view.top else box[1]
-    red, green, blue = (int(color[index : index + 2], 16) for index in (1, 3, 5))
-    ink = "#10131a" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+    ink = text_color(sv.Color.from_hex(color)).as_hex()
     return (
         f'<g class="label" opacity="{opacity:.2f}" pointer-events="none">'
         f'<rect x="{left:.2f}" y="{top:.2f}" width="{width:.2f}" height="{height:.2f}" rx="{0.5 * unit:.2f}" fill="{color}"/>'

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torchvision.ops import box_iou
 
-from deformable_detr.visualize.explorer.choices import Choices, cell_of, look_of, shown_points
+from deformable_detr.visualize.explorer.choices import Choices, cell_of, look_of
 from deformable_detr.visualize.inside.description import Description
 from deformable_detr.visualize.inside.inside import Inside
 
@@ -76,7 +76,7 @@ def strongest_points(inside: Inside, choices: Choices, count: int = 8) -> Table:
     look = look_of(inside, choices)
     rows = [
         (str(item.level), str(item.head), str(item.point), f"{item.weight:.3f}", f"{item.x:.1f}, {item.y:.1f}")
-        for item in (shown_points(look, choices)[:count] if look else [])
+        for item in (look.strongest(choices.heads, choices.levels)[:count] if look else [])
     ]
     return Table(("level", "head", "point", "weight", "x, y in pixels"), rows)
 
@@ -142,7 +142,7 @@ def record(inside: Inside, choices: Choices, name: str) -> dict[str, Any]:
         "title": title(inside, choices),
         "detections": [asdict(item) for item in inside.detections(choices.threshold)],
         "reference": None if look is None else look.reference.tolist(),
-        "points": [item._asdict() for item in shown_points(look, choices)] if look else [],
+        "points": [item._asdict() for item in look.strongest(choices.heads, choices.levels)] if look else [],
     }
     if choices.stage == "encoder":
         level, row, column = inside.level_and_cell(choices.position)

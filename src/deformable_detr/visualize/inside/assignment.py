@@ -20,7 +20,7 @@ from deformable_detr.structures import Target
 from deformable_detr.visualize.figures import View, check_counts, new_figure, open_frame, panels
 from deformable_detr.visualize.inside.canvas import draw_box, show_image
 from deformable_detr.visualize.inside.inside import Inside
-from deformable_detr.visualize.inside.matching import UNMATCHED
+from deformable_detr.visualize.inside.matching import UNMATCHED, query_of_each
 
 PARTS = {"class_cost": ("class", "#0072b2"), "bbox_cost": ("L1", "#e69f00"), "giou_cost": ("GIoU", "#7f4f9c")}
 """Weight of the matcher → name and colour of the part; distinguishable with colour blindness."""
@@ -73,9 +73,7 @@ def view_assignment(
         raise ValueError("this image has no targets, so that nothing is matched; choose one with objects")
     matcher = matcher or HungarianMatcher()
     logits, boxes = (values[layer][None].float() for values in (inside.predictions.logits, inside.predictions.boxes))
-    chosen, objects = matcher(logits, boxes, [target]).of_image(0)
-    queries = torch.full((len(target),), UNMATCHED, dtype=torch.int64, device="cpu")
-    queries[objects] = chosen
+    queries = query_of_each(matcher(logits, boxes, [target]), 0, len(target))
     flat = FlatTargets.from_targets([target], boxes.device, boxes.dtype)
     costs = torch.stack([_alone(matcher, part).costs(logits, boxes, flat)[0] for part in PARTS])
     return AssignmentView(_draw(inside, target, queries, costs, layer, num_targets, num_queries), queries, costs)
@@ -94,10 +92,9 @@ def _draw(inside: Inside, target: Target, queries: Tensor, costs: Tensor, layer:
     count, total = min(len(target), num_targets), costs.sum(0)
     names = [f"{inside.categories.names[label]} {number}" for number, label in enumerate(target.labels[:count].tolist())]
     rows = -(-count // 3)
-    figure = new_figure(11, 4.0 + 1.9 * rows)
-    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.0, 1.9 * rows))[:, 0]
     number = range(len(inside.decoder))[layer] + 1
-    figure.suptitle(f"The query of each target, matched by decoder layer {number}", fontsize=11, fontweight="bold")
+    figure = new_figure(11, 4.0 + 1.9 * rows, f"The query of each target, matched by decoder layer {number}")
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.0, 1.9 * rows))[:, 0]
     image, table = top.subplots(1, 2, width_ratios=(1, 2.2))
     _draw_pairs(image, inside, target, queries[:count], layer)
     _draw_costs(table, names, queries[:count], total[:count], _columns(queries[:count], total[:count], num_queries))

@@ -1,60 +1,71 @@
-"""Capture a forward pass: hooks keep the arguments and results of modules while a block lasts.
-
-The fused operator does not return offsets, weights and locations; :func:`sampling_of_call` computes them again from the arguments
-of the attention module (paper, section 4.1, equation 3).
-"""
+"""Capture a forward pass: hooks keep the arguments and results of modules while a block lasts."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from deformable_detr.model import MultiScaleDeformableAttention
-from deformable_detr.ops.reference import sampling_locations_from_offsets
 from deformable_detr.structures import map_tensors
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments and the result of one module's forward pass."""
+    """One module's forward pass."""
 
     args: tuple
     output: Any
+    operations: int
+    """Those counted meanwhile, where a counter runs."""
 
 
-class Sampling(NamedTuple):
-    """The sampling of an attention module, for every query."""
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations of this thread by PyTorch's formulas.
 
-    reference_points: Tensor
-    """`[B, Q, L, 2 | 4]` in [0, 1] of each padded level, the argument of the module."""
+    PyTorch's own counter has hooks in the modules of all threads, and fails with gradients.
+    """
 
-    offsets: Tensor
-    """`[B, Q, M, L, P, 2]` (x, y): pixels of the level, or shares of half a box times P where references are boxes."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
 
-    locations: Tensor
-    """`[B, Q, M, L, P, 2]` (x, y) with the corners of each padded level at 0 and 1."""
-
-    weights: Tensor
-    """`[B, Q, M, L, P]`, sum to 1 over L · P."""
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """See PyTorch."""
+        kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:
+                output = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if output is NotImplemented else output
+        output = func(*args, **kwargs)
+        self.total += formula(*args, **kwargs, out_val=output)
+        return output
 
 
 @contextmanager
-def capture_calls(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Call]]:
+def capture_calls(modules: Iterable[nn.Module], counter: OperationCounter | None = None) -> Iterator[dict[nn.Module, Call]]:
     """Keep the last call of every module in this thread; the hooks are removed when the block ends, also by an error.
 
     Other threads may use the model meanwhile: hooks see their calls, too, which are of other images.
     """
     calls: dict[nn.Module, Call] = {}
+    begun: dict[nn.Module, int] = {}
     thread = get_ident()
+
+    def begin(module: nn.Module, args: tuple) -> None:
+        if get_ident() == thread:
+            begun[module] = counter.total if counter else 0
 
     def keep(module: nn.Module, args: tuple, output: Any) -> None:
         if get_ident() == thread:
-            calls[module] = Call(args, output)
+            calls[module] = Call(args, output, counter.total - begun[module] if counter else 0)
 
-    handles = [module.register_forward_hook(keep) for module in modules]
+    modules = list(modules)
+    handles = [module.register_forward_pre_hook(begin) for module in modules]
+    handles += [module.register_forward_hook(keep) for module in modules]
     try:
         yield calls
     finally:
@@ -72,17 +83,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in in_training:
             module.training = True
-
-
-def sampling_of_call(attention: MultiScaleDeformableAttention, call: Call) -> Sampling:
-    """Compute offsets, weights and locations of one attention module from its arguments.
-
-    Call it in the same autocast context as the module, so that the linear layers round in the same way.
-    """
-    query, reference_points, _, spatial_shapes, *_ = call.args
-    offsets, logits = (value.to(reference_points.dtype) for value in attention.offsets_and_logits(query))
-    weights = logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
-    return Sampling(reference_points, offsets, sampling_locations_from_offsets(reference_points, offsets, spatial_shapes), weights)
 
 
 def on_cpu(value: Any) -> Any:

@@ -1,21 +1,17 @@
 """The way of one image through the model: every stage with its real shapes, and the cost of each part."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
 from deformable_detr.model.plain import network_of
-from deformable_detr.structures import FlatFeatures, ImageBatch, Predictions, tensors_in
-from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, sampling_of_call
-from deformable_detr.visualize.inside.inside import Detection, Inside
+from deformable_detr.structures import ImageBatch, Predictions, tensors_in
+from deformable_detr.visualize.inside.capture import Call, OperationCounter, capture_calls, evaluating
+from deformable_detr.visualize.inside.inside import Detection, Inside, LayerSampling
 from deformable_detr.visualize.inside.look import batch_of, inside_of_calls
 
 PARTS = ("backbone", "neck", "flatten", "encoder", "query_source", "decoder", "class_heads", "suppressor")
@@ -100,63 +96,16 @@ def describe(model: nn.Module, image: Tensor, *, num_detections: int = 5) -> Des
     batch = batch_of(model, image)
     own = "deformable_detr."
     modules = [module for module in model.modules() if not list(module.children()) or type(module).__module__.startswith(own)]
-    with evaluating(model), capture_calls(modules) as calls, _operations(model) as flops:
+    with evaluating(model), OperationCounter() as counter, capture_calls(modules, counter) as calls:
         predictions = model(batch)
     inside = inside_of_calls(model, calls, image, batch, predictions)
     return Description(
         steps=tuple(_steps(model, calls, batch, predictions)),
-        rows=tuple(_rows(model, calls, image, batch, predictions)),
-        costs=tuple(_costs(model, calls, flops)),
+        rows=tuple(_rows(model, calls, batch, inside)),
+        costs=tuple(_costs(model, calls)),
         detections=tuple(_follow(inside, found) for found in inside.detections(top_k=num_detections)),
         inside=inside,
     )
-
-
-class _OperationCounter(TorchDispatchMode):
-    """Counts the operations of this thread by PyTorch's formulas.
-
-    PyTorch's own counter has hooks in the modules of all threads, and fails with gradients.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """See PyTorch."""
-        kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
-        if formula is None:
-            with self:
-                output = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if output is NotImplemented else output
-        output = func(*args, **kwargs)
-        self.total += formula(*args, **kwargs, out_val=output)
-        return output
-
-
-@contextmanager
-def _operations(model: DeformableDETR) -> Iterator[dict[str, int]]:
-    """Operations of each part in this thread."""
-    flops: dict[str, int] = dict.fromkeys(PARTS, 0)
-    begun: dict[nn.Module, int] = {}
-    names, thread = {model.get_submodule(part): part for part in PARTS}, get_ident()
-
-    def begin(module: nn.Module, args: tuple) -> None:
-        if get_ident() == thread:
-            begun[module] = counter.total
-
-    def end(module: nn.Module, args: tuple, output: Any) -> None:
-        if get_ident() == thread:
-            flops[names[module]] += counter.total - begun[module]
-
-    handles = [module.register_forward_pre_hook(begin) for module in names]
-    handles += [module.register_forward_hook(end) for module in names]
-    try:
-        with _OperationCounter() as counter:
-            yield flops
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
@@ -181,18 +130,18 @@ def _steps(model: DeformableDETR, calls: dict[nn.Module, Call], batch: ImageBatc
     yield Step(_source(model), _shapes(batch), _shapes(predictions))
 
 
-def _rows(
-    model: DeformableDETR, calls: dict[nn.Module, Call], image: Tensor, batch: ImageBatch, predictions: Predictions
-) -> Iterator[Row]:
-    flat: FlatFeatures = calls[model.flatten].output
-    yield Row("image", "as read", tuple(image.shape), "uint8 RGB, upright")
-    yield Row("image", "resized, normalised", tuple(batch.images.shape), f"short side {model.metadata.eval_short_side}")
+def _rows(model: DeformableDETR, calls: dict[nn.Module, Call], batch: ImageBatch, inside: Inside) -> Iterator[Row]:
     backbone: Any = model.backbone
     neck: Any = model.neck
-    levels = calls[model.backbone].output
-    for index, (level, stride) in enumerate(zip(levels, backbone.strides, strict=True)):
-        yield Row("backbone", f"C{index + 6 - len(levels)}", tuple(level.shape), f"stride {stride}")
-    for index, level in enumerate(calls[neck].output):
+    first_encoder_layer: Any = model.encoder.layers[0]  # type: ignore[index]
+    first_decoder_layer: Any = model.decoder.layers[0]  # type: ignore[index]
+    flat, queries, predictions = inside.flat, inside.queries, inside.predictions
+    yield Row("image", "as read", tuple(inside.image.shape), "uint8 RGB, upright")
+    yield Row("image", "resized, normalised", tuple(batch.images.shape), f"short side {model.metadata.eval_short_side}")
+    first = 6 - len(inside.backbone_levels)
+    for number, (level, stride) in enumerate(zip(inside.backbone_levels, backbone.strides, strict=True), first):
+        yield Row("backbone", f"C{number}", tuple(level.shape), f"stride {stride}")
+    for index, level in enumerate(inside.neck_levels):
         origin = "1x1 convolution" if index < neck.num_backbone_levels else "3x3 convolution, stride 2"
         yield Row("neck", f"level {index}", tuple(level.shape), f"{origin}, GroupNorm")
     lengths = " + ".join(f"{h}x{w}" for h, w in flat.spatial_shapes)
@@ -202,10 +151,8 @@ def _rows(
     yield Row("flatten", "reference points", tuple(flat.reference_points.shape), "each position's own place, on every level")
     yield Row("flatten", "valid ratios", tuple(flat.valid_ratios.shape), "share of each level that is image (x, y)")
     yield Row("flatten", "positions", tuple(flat.positions.shape), "sine encoding of (y, x) + level embedding")
-    yield from _attention_rows("encoder, layer 1", calls, model.encoder.layers[0].self_attn)  # type: ignore[index, union-attr]
-    memory = calls[model.encoder].output
-    yield Row("encoder", "memory", tuple(memory.shape), f"after {len(model.encoder.layers)} layers")  # type: ignore[arg-type]
-    queries = calls[model.query_source].output
+    yield from _attention_rows("encoder, layer 1", first_encoder_layer.self_attn, calls, inside.encoder[0])
+    yield Row("encoder", "memory", tuple(inside.memory.shape), f"after {len(inside.encoder)} layers")
     yield Row("queries", "query", tuple(queries.query.shape), f"content; from {type(model.query_source).__name__}")
     yield Row("queries", "query_pos", tuple(queries.query_pos.shape), "position")
     kind = "points (x, y)" if queries.reference_points.shape[-1] == 2 else "boxes (cx, cy, w, h)"
@@ -213,7 +160,7 @@ def _rows(
     if predictions.encoder_boxes is not None and predictions.encoder_logits is not None:
         yield Row("queries", "proposal logits", tuple(predictions.encoder_logits.shape), "those that are trained")
         yield Row("queries", "proposal boxes", tuple(predictions.encoder_boxes.shape), "cxcywh in [0, 1]")
-    yield from _attention_rows("decoder, layer 1", calls, model.decoder.layers[0].cross_attn)  # type: ignore[index, union-attr]
+    yield from _attention_rows("decoder, layer 1", first_decoder_layer.cross_attn, calls, inside.decoder[0])
     yield Row("decoder", "hidden", tuple(calls[model.decoder].output[0].shape), "the queries after each layer")
     change = (predictions.boxes[1:] - predictions.boxes[:-1]).abs().mean(dim=(1, 2, 3))
     moved = ", ".join(f"{value:.4f}" for value in change.tolist())
@@ -222,9 +169,12 @@ def _rows(
     yield Row("class heads", "logits", tuple(predictions.logits.shape), "one sigmoid per class, no background class")
 
 
-def _attention_rows(part: str, calls: dict[nn.Module, Call], attention: MultiScaleDeformableAttention) -> Iterator[Row]:
+def _attention_rows(
+    part: str, attention: MultiScaleDeformableAttention, calls: dict[nn.Module, Call], sampling: LayerSampling
+) -> Iterator[Row]:
     """The sampling of one attention module."""
-    reference_points, offsets, places, weights = sampling_of_call(attention, calls[attention])
+    offsets, _ = attention.offsets_and_logits(calls[attention].args[0])
+    reference_points, places, weights = sampling.reference_points, sampling.sampling_locations, sampling.attention_weights
     outside = ((places < 0) | (places > 1)).any(-1).float().mean()
     unit = "pixels of the level" if reference_points.shape[-1] == 2 else f"shares of half a box, times {attention.num_points}"
     yield Row(part, "reference points", tuple(reference_points.shape), "in [0, 1] of each padded level")
@@ -233,7 +183,7 @@ def _attention_rows(part: str, calls: dict[nn.Module, Call], attention: MultiSca
     yield Row(part, "sampling locations", tuple(places.shape), f"{outside:.1%} lie outside the image, where features are zero")
 
 
-def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], flops: dict[str, int]) -> Iterator[PartCost]:
+def _costs(model: DeformableDETR, calls: dict[nn.Module, Call]) -> Iterator[PartCost]:
     for part in PARTS:
         module = model.get_submodule(part)
         sizes = {True: 0, False: 0}
@@ -241,16 +191,12 @@ def _costs(model: DeformableDETR, calls: dict[nn.Module, Call], flops: dict[str,
             sizes[parameter.requires_grad] += parameter.numel()
         if part == "suppressor" and not sum(sizes.values()):
             continue
-        macs = flops[part] / 2
-        attentions = [item for item in module.modules() if isinstance(item, MultiScaleDeformableAttention)]
-        macs += sum(_operator_macs(item, calls[item]) for item in attentions)
+        macs = calls[module].operations / 2
+        for attention in module.modules():
+            if isinstance(attention, MultiScaleDeformableAttention):  # the counter leaves the operator out
+                samples = attention.num_levels * attention.num_points
+                macs += 5.0 * calls[attention].args[0].numel() * samples  # four corners and one weight per channel and sample
         yield PartCost(part, sizes[True], sizes[False], macs / 1e9)
-
-
-def _operator_macs(attention: MultiScaleDeformableAttention, call: Call) -> float:
-    """Multiply-adds of the operator, which the counter leaves out: four corners and one weight per channel and sample."""
-    batch, queries, channels = call.args[0].shape
-    return 5.0 * batch * queries * attention.num_levels * attention.num_points * channels
 
 
 def _follow(inside: Inside, found: Detection) -> FollowedDetection:

@@ -1,4 +1,8 @@
-"""The way of one image through the model as one figure, stage by stage."""
+"""The way of one image through the model as one figure, stage by stage.
+
+The three principal components of a map's channels become red, green and blue: similar colours mean similar features, the colours
+themselves have no meaning.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,11 +11,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
 
 from deformable_detr.visualize.colors import class_color, level_color
 from deformable_detr.visualize.figures import View, new_figure
 from deformable_detr.visualize.inside.canvas import draw_box, show_image
-from deformable_detr.visualize.inside.feature_maps import level_images, principal_colors, show_map, split_levels
 from deformable_detr.visualize.inside.inside import Inside
 from deformable_detr.visualize.inside.sampling import draw_layer
 
@@ -80,15 +84,15 @@ def _draw_backbone(figure: Canvas, inside: Inside) -> None:
     first.set_title(f"the image, {height} × {width}", fontsize=9.5)
     number = 6 - len(others)
     for index, (axes, level) in enumerate(zip(others, inside.backbone_levels, strict=True)):
-        show_map(axes, inside, level_images([level])[0])
+        _show_map(axes, inside, _level_images([level])[0])
         channels, rows, columns = level.shape[1:]
         axes.set_title(f"C{number + index}: {channels} × {rows} × {columns}", fontsize=9.5)
 
 
-def _draw_levels(figure: Canvas, inside: Inside, maps: Sequence[torch.Tensor]) -> None:
+def _draw_levels(figure: Canvas, inside: Inside, maps: Sequence[Tensor]) -> None:
     """A map `[1, C, h, w]` of each level."""
-    for level, (axes, image) in enumerate(zip(_row(figure, len(maps)), level_images(maps), strict=True)):
-        show_map(axes, inside, image)
+    for level, (axes, image) in enumerate(zip(_row(figure, len(maps)), _level_images(maps), strict=True)):
+        _show_map(axes, inside, image)
         _level_frame(axes, level)
         channels, rows, columns = maps[level].shape[1:]
         axes.set_title(f"level {level}: {channels} × {rows} × {columns}", fontsize=9.5)
@@ -98,11 +102,11 @@ def _draw_padding(figure: Canvas, inside: Inside) -> None:
     padding = inside.flat.padding_mask
     if padding is None:  # an image alone
         padding = torch.zeros_like(inside.flat.positions[..., 0], dtype=torch.bool)
-    masks = split_levels(inside, padding[..., None])
+    masks = _split_levels(inside, padding[..., None])
     for level, (axes, mask) in enumerate(zip(_row(figure, len(masks)), masks, strict=True)):
         rows, columns = inside.spatial_shapes[level]
         shown = mask[0, 0].numpy()
-        show_map(axes, inside, np.where(shown[..., None], (0.25, 0.27, 0.3), (0.93, 0.95, 0.97)))
+        _show_map(axes, inside, np.where(shown[..., None], (0.25, 0.27, 0.3), (0.93, 0.95, 0.97)))
         axes.set_xticks(np.linspace(0, inside.input_size[1], columns + 1)[1:-1], minor=True)
         axes.set_yticks(np.linspace(0, inside.input_size[0], rows + 1)[1:-1], minor=True)
         axes.grid(which="minor", color="#c3cad3", linewidth=0.4)
@@ -150,7 +154,7 @@ def _draw_references(figure: Canvas, inside: Inside) -> None:
     _draw_all(third, inside, boxes[-1], scores, "boxes after the last layer; bright: high score")
 
 
-def _draw_all(axes: Axes, inside: Inside, boxes: torch.Tensor, scores: torch.Tensor, title: str) -> None:
+def _draw_all(axes: Axes, inside: Inside, boxes: Tensor, scores: Tensor, title: str) -> None:
     show_image(axes, inside.image, fade=0.5)
     for query in scores.argsort().tolist()[-100:]:
         strength = math.sqrt(float(scores[query]))
@@ -173,7 +177,7 @@ def _draw_boxes(figure: Canvas, inside: Inside) -> None:
     found = inside.detections(0.3) or inside.detections(top_k=3)
     for axes, layer in zip(_row(figure, len(layers)), layers, strict=True):
         show_image(axes, inside.image)
-        labelled: list[torch.Tensor] = []
+        labelled: list[Tensor] = []
         for one in found:
             score = float(inside.scores_per_layer(one.query)[layer, one.label])
             box = inside.boxes_per_layer(one.query)[layer + 1]
@@ -182,6 +186,52 @@ def _draw_boxes(figure: Canvas, inside: Inside) -> None:
             draw_box(axes, box.tolist(), class_color(one.label).as_hex(), label=label)
             labelled += [box] if free else []
         axes.set_title(f"layer {layer + 1}", fontsize=9.5)
+
+
+def principal_colors(features: Tensor, basis_of: Tensor | None = None) -> Tensor:
+    """Project features on their three principal components.
+
+    Args:
+        features: `[X, C]`, any number of positions.
+        basis_of: `[Y, C]`, the positions that define the components, so that several maps share their colours. None: `features`.
+
+    Returns:
+        `[X, 3]` in [0, 1]: each component from its 2nd to its 98th percentile.
+    """
+    source = (features if basis_of is None else basis_of).double()
+    mean = source.mean(0)
+    directions = torch.linalg.svd(source - mean, full_matrices=False).Vh[:3]  # [3, C]
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    directions = directions * largest.sign()  # the sign of a component is arbitrary: fix it
+    own, projected = (source - mean) @ directions.T, (features.double() - mean) @ directions.T
+    low, high = own.quantile(0.02, 0), own.quantile(0.98, 0)
+    colors = ((projected - low) / (high - low).clamp(min=1e-9)).clamp(0, 1).float()
+    return torch.nn.functional.pad(colors, (0, 3 - colors.shape[1]), value=0.5)
+
+
+def _level_images(levels: Sequence[Tensor]) -> list[np.ndarray]:
+    """Convert maps `[1, C, h, w]` of one width to images `[h, w, 3]` in [0, 1] with common colours."""
+    sequences = [level[0].flatten(1).T.float() for level in levels]
+    together = torch.cat(sequences)
+    return [
+        principal_colors(sequence, together).view(*level.shape[2:], 3).numpy()
+        for sequence, level in zip(sequences, levels, strict=True)
+    ]
+
+
+def _split_levels(inside: Inside, sequence: Tensor) -> list[Tensor]:
+    """Split a sequence `[1, S, C]` into a map `[1, C, h, w]` for each level."""
+    parts = sequence.split([h * w for h, w in inside.spatial_shapes], dim=1)
+    return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, inside.spatial_shapes, strict=True)]
+
+
+def _show_map(axes: Axes, inside: Inside, image: np.ndarray) -> None:
+    """Draw a map `[h, w]` or `[h, w, 3]` at the size of the image, without interpolation."""
+    height, width = inside.input_size
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color="#8b949e", linewidth=0.6)
 
 
 def _level_frame(axes: Axes, level: int) -> None:
@@ -195,12 +245,12 @@ STAGES: dict[str, tuple[str, Callable[[Canvas, Inside], None]]] = {
     "padding": ("Padding masks: which part of each level is image", _draw_padding),
     "positions": (
         "Positions: sine encoding of the coordinates, plus the embedding of the level",
-        lambda figure, inside: _draw_levels(figure, inside, split_levels(inside, inside.flat.positions)),
+        lambda figure, inside: _draw_levels(figure, inside, _split_levels(inside, inside.flat.positions)),
     ),
     "sequence": ("All levels as one sequence", _draw_sequence),
     "memory": (
         "The memory: the output of the encoder",
-        lambda figure, inside: _draw_levels(figure, inside, split_levels(inside, inside.memory)),
+        lambda figure, inside: _draw_levels(figure, inside, _split_levels(inside, inside.memory)),
     ),
     "references": ("References of the queries, and their boxes", _draw_references),
     "sampling": ("Sampling points of the highest-scored query", _draw_sampling),

@@ -68,16 +68,15 @@ def view_level_attention(
         ValueError: not one detection in all images, or `groups` is below 1.
     """
     check_counts(groups=groups)
-    sizes, mass, shapes = [], [], None
+    sizes, mass = [], []
     for inside in look_inside_many(model, source, limit=limit):
         height, width = inside.input_size
         scale = (height * width / (inside.image_size[0] * inside.image_size[1])) ** 0.5
-        shapes = inside.spatial_shapes
         for found in inside.detections(threshold):
             left, top, right, bottom = found.box
             sizes.append(max((right - left) * (bottom - top), 0.0) ** 0.5 * scale)
             mass.append(inside.level_attention(found.query))
-    if not sizes or shapes is None:
+    if not sizes:
         raise ValueError(f"no detection with a score of {threshold} or more in these images; try a lower threshold")
     all_sizes, all_mass = torch.tensor(sizes, dtype=torch.float32, device="cpu"), torch.stack(mass)
     shares = torch.linspace(0, 1, min(groups, len(sizes)) + 1, dtype=torch.float32, device="cpu")
@@ -90,24 +89,16 @@ def view_level_attention(
 
 def _draw(mass: Tensor, edges: Tensor, grouped: Tensor, count: int):
     """Stacked bars over groups of size, and the same per layer."""
-    figure = new_figure(10.5, 4.2)
+    figure = new_figure(10.5, 4.2, f"Attention per level against object size ({count} detections)")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-    figure.suptitle(f"Attention per level against object size ({count} detections)", fontsize=11, fontweight="bold")
     names = [f"{low:.0f}–{high:.0f}" for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     _stack(left, names, grouped)
     left.set(xlabel="object size (√area) in pixels of the network's input", ylabel="share of the cross-attention")
     per_layer = mass.mean(0)  # [N, L]
     _stack(right, [str(layer + 1) for layer in range(len(per_layer))], per_layer)
     right.set(xlabel="decoder layer")
-    handles = [left.containers[level] for level in range(grouped.shape[1])]
-    figure.legend(
-        handles=handles,
-        labels=[f"level {level}" for level in range(grouped.shape[1])],
-        loc="outside lower center",
-        ncols=grouped.shape[1],
-        frameon=False,
-        fontsize=9,
-    )
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     return figure
 
 
@@ -115,10 +106,10 @@ def _stack(axes, names: list[str], shares: Tensor) -> None:
     """One bar per row of `[G, L]`, the finest level at the bottom; shares of a tenth or more are written into it."""
     base = np.zeros(len(names))
     for level, values in enumerate(shares.T.numpy()):
-        axes.bar(names, values, bottom=base, color=level_color(level), width=0.86, edgecolor="white", linewidth=0.8)
-        for x, (value, start) in enumerate(zip(values, base, strict=True)):
-            if value >= 0.1:
-                axes.text(x, start + value / 2, f"{value:.0%}", ha="center", va="center", fontsize=8, color="#14181f")
+        style = {"color": level_color(level), "width": 0.86, "edgecolor": "white", "linewidth": 0.8}
+        bars = axes.bar(names, values, bottom=base, label=f"level {level}", **style)
+        shown = [f"{value:.0%}" if value >= 0.1 else "" for value in values]
+        axes.bar_label(bars, shown, label_type="center", fontsize=8, color="#14181f")
         base = base + values
     axes.set(ylim=(0, 1))
     axes.tick_params(labelsize=8.5)

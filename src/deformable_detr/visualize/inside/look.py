@@ -20,12 +20,13 @@ from deformable_detr.boxes import cxcywh_to_xyxy, pixels_of
 from deformable_detr.data.transforms import eval_transform
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import ImageLike, open_single
-from deformable_detr.model import DeformableDETR
+from deformable_detr.model import DeformableDETR, MultiScaleDeformableAttention
 from deformable_detr.model.plain import network_of
 from deformable_detr.model.queries import Queries
+from deformable_detr.ops.reference import sampling_locations_from_offsets
 from deformable_detr.precision import autocast
 from deformable_detr.structures import ImageBatch, Predictions
-from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, on_cpu, sampling_of_call
+from deformable_detr.visualize.inside.capture import Call, capture_calls, evaluating, on_cpu
 from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Proposals, Stage
 
 
@@ -89,15 +90,22 @@ def inside_of_calls(
         flat=flat,
         memory=on_cpu(calls[model.encoder].output),
         queries=queries,
-        encoder=tuple(_layer_sampling("encoder", index, module, calls) for index, module in enumerate(self_attentions)),
-        decoder=tuple(_layer_sampling("decoder", index, module, calls) for index, module in enumerate(cross_attentions)),
+        encoder=tuple(_layer_sampling("encoder", index, module, calls[module]) for index, module in enumerate(self_attentions)),
+        decoder=tuple(_layer_sampling("decoder", index, module, calls[module]) for index, module in enumerate(cross_attentions)),
         proposals=_proposals(queries, flat.can_propose, image.shape[1:]),
     )
 
 
-def _layer_sampling(stage: Stage, layer: int, attention, calls: dict[torch.nn.Module, Call]) -> LayerSampling:
-    sampling = on_cpu(sampling_of_call(attention, calls[attention]))
-    return LayerSampling(stage, layer, sampling.reference_points, sampling.locations, sampling.weights)
+def _layer_sampling(stage: Stage, layer: int, attention: MultiScaleDeformableAttention, call: Call) -> LayerSampling:
+    """Compute locations and weights again, which the fused operator does not return (paper, section 4.1, equation 3).
+
+    In the autocast context of the module's own call the linear layers round in the same way.
+    """
+    query, reference_points, _, spatial_shapes, *_ = call.args
+    offsets, logits = (value.to(reference_points.dtype) for value in attention.offsets_and_logits(query))
+    weights = logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
+    locations = sampling_locations_from_offsets(reference_points, offsets, spatial_shapes)
+    return LayerSampling(stage, layer, *on_cpu((reference_points, locations, weights)))
 
 
 def _proposals(queries: Queries, can_propose: Tensor | None, image_size: Sequence[int]) -> Proposals | None:

@@ -50,10 +50,15 @@ class Assignments:
         for index, target in enumerate(targets):
             if target.image_id is None:
                 raise ValueError("a target has no image_id; without it the same image cannot be recognised in another epoch")
-            chosen, objects = matching.of_image(index, layer)
-            queries = torch.full((len(target),), UNMATCHED, dtype=torch.int64, device="cpu")
-            queries[objects.cpu()] = chosen.cpu()
-            self.queries[target.image_id] = queries
+            self.queries[target.image_id] = query_of_each(matching, index, len(target), layer)
+
+
+def query_of_each(matching: Matching, image: int, num_targets: int, layer: int = -1) -> Tensor:
+    """`[T]` int64: the query that each target of an image is matched with; -1 for a target without a query."""
+    chosen, objects = matching.of_image(image, layer)
+    queries = torch.full((num_targets,), UNMATCHED, dtype=torch.int64, device="cpu")
+    queries[objects.cpu()] = chosen.cpu()
+    return queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +132,7 @@ def record_matching(
             ranking = calls[model.query_source].output.ranking
             matching = hungarian(predictions.logits, predictions.boxes, [target.to(device)])
             assignments.add(matching, [target], layer)
-            if ranking is not None and target.image_id is not None:
+            if ranking is not None:
                 assignments.kind = "position"
                 queries = assignments.queries[target.image_id]
                 positions = ranking.best[0].cpu()
@@ -143,8 +148,10 @@ def compare_assignments(before: Assignments, after: Assignments) -> tuple[float,
         or from none): DN-DETR's instability.
 
     Raises:
-        ValueError: no image with a target in common.
+        ValueError: no image with a target in common, or queries in one and positions in the other.
     """
+    if before.kind != after.kind:
+        raise ValueError(f"one recording is of the {before.kind} of each target, the other of the {after.kind}: record both alike")
     stayed = targets = changed = images = 0
     for image_id in before.queries.keys() & after.queries.keys():
         old, new = before.queries[image_id], after.queries[image_id]
@@ -197,9 +204,8 @@ def _draw(
 ):
     table = np.array([[int(record.queries[image_id][target]) for record in records] for image_id, target in rows])
     kind = records[0].kind
-    figure = new_figure(10.5, max(3.6, 0.22 * len(rows) + 1.4))
+    figure = new_figure(10.5, max(3.6, 0.22 * len(rows) + 1.4), f"The {kind} that each target is matched with")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))[0]
-    figure.suptitle(f"The {kind} that each target is matched with", fontsize=11, fontweight="bold")
     _draw_table(left.subplots(), names, rows, table)
     upper, lower = right.subplots(2, 1, sharex=True)
     _draw_steps(upper, names, [f"{value:.0%}" for value in stability], stability)

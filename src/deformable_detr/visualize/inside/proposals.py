@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from deformable_detr.visualize.colors import level_color
@@ -41,16 +43,15 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
     count = len(inside.spatial_shapes) + 1
     columns = count if count <= 5 else 4
     width, height = panel_size(inside.image_size, count, columns, side=3.1)
-    figure = new_figure(max(width, 5.4) + 0.5, height + 0.8)
     title = f"{int(found.can_propose.sum())} positions propose a box, the best {len(found.taken)} by objectness become queries"
-    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure = new_figure(max(width, 5.4) + 0.5, height + 0.8, title)
     first, *others = panels(figure, count, columns)
-    draw_proposals(first, inside, num_boxes)
+    _draw_boxes(first, inside, found, num_boxes)
     drawn = min(num_boxes, len(found.taken))
     first.set_title("the taken proposals" if drawn == len(found.taken) else f"the best {drawn} of the taken", fontsize=9.5)
     top = float(found.objectness.max())
     for level, axes in enumerate(others):
-        shown = draw_objectness(axes, inside, level, top)
+        shown = _draw_objectness(axes, inside, found, level, top)
         axes.set_title(f"objectness on level {level}: {int((levels == level).sum())} taken", fontsize=9.5)
         if level == len(others) - 1:
             figure.colorbar(ScalarMappable(shown.norm, shown.cmap), ax=axes, shrink=0.75, aspect=18).ax.tick_params(labelsize=8)
@@ -58,11 +59,9 @@ def view_proposals(inside: Inside, *, num_boxes: int = 30) -> ProposalsView:
     return ProposalsView(figure, found, levels)
 
 
-def draw_proposals(axes, inside: Inside, num_boxes: int) -> None:
-    """Draw the best taken proposals as boxes in the colour of their level, with an opacity that grows with the objectness."""
-    assert inside.proposals is not None
+def _draw_boxes(axes: Axes, inside: Inside, found: Proposals, num_boxes: int) -> None:
+    """The best taken proposals as boxes in the colour of their level, with an opacity that grows with the objectness."""
     show_image(axes, inside.image, fade=0.55)
-    found = inside.proposals
     best = found.taken[:num_boxes].tolist()
     top = float(found.objectness[best[0]])
     for position in reversed(best):
@@ -71,14 +70,9 @@ def draw_proposals(axes, inside: Inside, num_boxes: int) -> None:
         draw_box(axes, found.boxes[position].tolist(), color, width=0.9 + 1.3 * strength, alpha=0.3 + 0.7 * strength)
 
 
-def draw_objectness(axes, inside: Inside, level: int, top: float):
-    """Draw the objectness map of one level over the image (0 dark, `top` bright) with rings at the taken positions.
-
-    Returns:
-        The map, for a colour bar.
-    """
-    assert inside.proposals is not None
-    found, (h, w), start = inside.proposals, inside.spatial_shapes[level], inside.level_start_index[level]
+def _draw_objectness(axes: Axes, inside: Inside, found: Proposals, level: int, top: float) -> AxesImage:
+    """The objectness map of one level over the image (0 dark, `top` bright) with rings at the taken positions."""
+    (h, w), start = inside.spatial_shapes[level], inside.level_start_index[level]
     height, width = inside.image_size
     ratio_x, ratio_y = inside.valid_ratios[0, level].tolist()
     show_image(axes, inside.image, fade=1.0)

@@ -15,8 +15,12 @@ from deformable_detr.model import DeformableDETR
 from deformable_detr.visualize.figures import View, check_counts, new_figure, open_frame, panels
 from deformable_detr.visualize.inside.level_attention import look_inside_many
 
-KINDS = {"small box": ("o", "#0072b2"), "large and wide": ("_", "#d55e00"), "large and tall": ("|", "#8a3d78")}
-"""Marker and colour of each kind of box; the shape of the marker carries the same information as the colour."""
+KINDS: dict[str, dict[str, Any]] = {
+    "small box": {"marker": "o", "color": "#0072b2", "s": 11, "linewidths": 0},
+    "large and wide": {"marker": "_", "color": "#d55e00", "s": 36, "linewidths": 1.6},
+    "large and tall": {"marker": "|", "color": "#8a3d78", "s": 36, "linewidths": 1.6},
+}
+"""How each kind of box is drawn; the shape of the marker carries the same information as the colour."""
 
 LARGE = 0.15
 """A box is small if its width and height are below this share of the image's."""
@@ -101,10 +105,9 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     open_frame(axes)
     axes.tick_params(labelsize=8.5)
-    handles = [axes.scatter([], [], **_look(kind)) for kind in KINDS]
-    handles.append(axes.scatter([], [], s=8, color="#b5bcc6", linewidths=0))
-    names = [*KINDS, f"score below {threshold:g}"]
-    top.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    handles = [axes.scatter([], [], label=kind, **style) for kind, style in KINDS.items()]
+    handles.append(axes.scatter([], [], s=8, color="#b5bcc6", linewidths=0, label=f"score below {threshold:g}"))
+    top.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -112,10 +115,5 @@ def _scatter(axes: Axes, boxes: Tensor) -> None:
     """Draw the centres of boxes `[X, 4]`, by kind."""
     small = (boxes[:, 2:] < LARGE).all(-1)
     wide = ~small & (boxes[:, 2] >= boxes[:, 3])
-    for members, kind in zip((small, wide, ~small & ~wide), KINDS, strict=True):
-        axes.scatter(boxes[members, 0], boxes[members, 1], **_look(kind))
-
-
-def _look(kind: str) -> dict[str, Any]:
-    marker, color = KINDS[kind]
-    return {"marker": marker, "color": color, "s": 11 if marker == "o" else 36, "linewidths": 0 if marker == "o" else 1.6}
+    for members, style in zip((small, wide, ~small & ~wide), KINDS.values(), strict=True):
+        axes.scatter(boxes[members, 0], boxes[members, 1], **style)

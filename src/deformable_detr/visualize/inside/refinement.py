@@ -39,9 +39,8 @@ def view_refinement(inside: Inside, query: int) -> RefinementView:
     """
     found = inside.detection_of(query)
     boxes, scores = inside.boxes_per_layer(query), inside.scores_per_layer(query)
-    figure = new_figure(8.8, 4.4)
+    figure = new_figure(8.8, 4.4, f"Query {query} from layer to layer: {found.name} {found.score:.2f}")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(f"Query {query} from layer to layer: {found.name} {found.score:.2f}", fontsize=11, fontweight="bold")
     draw_refinement(left, inside, query)
     draw_scores(right, inside, query)
     return RefinementView(figure, boxes, scores, _overlaps(boxes))

@@ -84,8 +84,7 @@ def view_sampling(
     zoom = query is not None and _is_small(inside, query) if zoom is None else zoom
     size = (1, 1) if zoom else inside.image_size
     width, height = panel_size(size, len(cells), columns)
-    figure = new_figure(max(width, 5.4), height + (0.75 if width > 8.5 else 0.95))
-    figure.suptitle(_title(inside, query, position), fontsize=11, fontweight="bold")
+    figure = new_figure(max(width, 5.4), height + (0.75 if width > 8.5 else 0.95), _title(inside, query, position))
     view = SamplingView(figure, tuple(chosen), points, weights, references)
     for axes, cell in zip(panels(figure, len(cells), columns), cells, strict=True):
         _draw_cell(axes, inside, view, cell, largest, query, zoom)

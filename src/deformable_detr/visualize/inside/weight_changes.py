@@ -130,14 +130,13 @@ def _draw(parts: tuple[PartChange, ...], total: float):
     layers = list(dict.fromkeys(name.split(": ")[0] for name in inside))
     kinds = [kind for kind in dict.fromkeys(KINDS.values()) if any(f"{layer}: {kind}" in inside for layer in layers)]
     table = np.array([[inside.get(f"{layer}: {kind}", np.nan) for layer in layers] for kind in kinds])
-    figure = new_figure(11, max(3.4, 0.32 * max(len(outside), len(kinds)) + 1.6))
+    title = f"Relative change of the weights, part by part (all together: {total:.1%})"
+    figure = new_figure(11, max(3.4, 0.32 * max(len(outside), len(kinds)) + 1.6), title)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
-    figure.suptitle(f"Relative change of the weights, part by part (all together: {total:.1%})", fontsize=11, fontweight="bold")
     values = [part.change for part in outside]
     finite = [value if np.isfinite(value) else 0.0 for value in values]
-    left.barh([part.part for part in outside], finite, color="#0072b2", height=0.72)
-    for row, (value, end) in enumerate(zip(values, finite, strict=True)):
-        left.text(end, row, f" {_percent(value)}", va="center", fontsize=8)
+    bars = left.barh([part.part for part in outside], finite, color="#0072b2", height=0.72)
+    left.bar_label(bars, [_percent(value) for value in values], padding=2, fontsize=8)
     left.set(xlim=(0, max([*finite, 1e-6]) * 1.22), xlabel="‖after − before‖ / ‖before‖")
     left.xaxis.set_major_formatter(PercentFormatter(1.0))
     left.invert_yaxis()

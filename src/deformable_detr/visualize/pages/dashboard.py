@@ -34,7 +34,8 @@ def run_state(folder: str | Path, now: float | None = None) -> dict[str, Any]:
     """
     folder, now = Path(folder), time.time() if now is None else now
     records = _records(folder / "log.jsonl")
-    progress = _progress(folder / "progress.json")
+    path = folder / "progress.json"
+    progress = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     age = max(0.0, now - progress["time"]) if progress else 0.0
     left = progress.get("seconds_left")
     evaluations = [record for record in records if record["kind"] == "evaluation"]
@@ -137,10 +138,6 @@ def _records(path: Path) -> list[dict[str, Any]]:
             with suppress(ValueError):
                 records.append(json.loads(line))
     return records
-
-
-def _progress(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _curve(records: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:

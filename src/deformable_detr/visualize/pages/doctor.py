@@ -129,8 +129,6 @@ def _unusable(data: SplitData, rows: set[int]) -> np.ndarray:
 def _draw(image: Image.Image, boxes: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
     """Rectangles of boxes `[n, 4]` left, top, width, height; coordinates outside of the image are drawn at its edge."""
     canvas = ImageDraw.Draw(image)
-    right_limit, bottom_limit = image.width - 1, image.height - 1
-    for left, top, width, height in boxes.tolist():
-        x = [min(max(value, 0), right_limit) for value in (left, left + width)]
-        y = [min(max(value, 0), bottom_limit) for value in (top, top + height)]
-        canvas.rectangle((x[0], y[0], x[1], y[1]), outline=color, width=thickness)
+    corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
+    for box in corners.clip(0, np.array(image.size * 2) - 1).tolist():
+        canvas.rectangle(box, outline=color, width=thickness)

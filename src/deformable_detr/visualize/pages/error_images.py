@@ -55,7 +55,6 @@ def _color(kind: ErrorType | None, is_true: bool) -> str:
 def _draw(
     image: Tensor, boxes: np.ndarray, labels: np.ndarray, texts: list[str], colors: list[str], scores: np.ndarray | None = None
 ) -> np.ndarray:
-    found = sv.Detections.empty()
-    if len(boxes):
-        found = sv.Detections(xyxy=boxes, class_id=labels, confidence=scores, data={"class_name": np.array(texts, dtype=str)})
+    names = {"class_name": np.array(texts, dtype=str)}
+    found = sv.Detections(xyxy=boxes.reshape(-1, 4), class_id=labels, confidence=scores, data=names)
     return draw_detections(image, found, colors=[sv.Color.from_hex(color) for color in colors])

@@ -2,9 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +68,17 @@ def write_page(path: str | Path, template: str, *, title: str, lead: str, **valu
     return write_text(path, render(template, title=title, lead=lead, **values))
 
 
-@dataclass(frozen=True)
-class EmbeddedFigure:
-    """A figure as `data:` addresses, for light and for dark pages; the ground is transparent."""
-
-    alt: str
-    width: int
-    """CSS pixels."""
-    height: int
-    light: str
-    dark: str
-
-
-def embed_figure(figure: Figure, alt: str, *, photos: bool = False) -> EmbeddedFigure:
+def embed_figure(figure: Figure, alt: str, *, photos: bool = False) -> dict[str, Any]:
     """Draw a figure for a page.
 
     Args:
         figure: its ink (black, and `INK`) is replaced for dark pages; other colours stay.
         alt: what it shows, for those who cannot see it.
         photos: it holds photographs, which are compressed with losses.
+
+    Returns:
+        `light` and `dark`: `data:` addresses for light and for dark pages, on a transparent ground; `alt`; `width` and `height` in
+        CSS pixels.
     """
     plain_text(figure)
     options = {"quality": 88} if photos else {"lossless": True}
@@ -99,10 +89,14 @@ def embed_figure(figure: Figure, alt: str, *, photos: bool = False) -> EmbeddedF
         return _data_address("webp", stream)
 
     light = draw()
-    with _light_ink(figure):
-        dark = draw()
+    inked = list(_inked(figure))
+    for artist, name, _ in inked:
+        artist.set(**{name: LIGHT_INK})
+    dark = draw()
+    for artist, name, color in inked:
+        artist.set(**{name: color})
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return EmbeddedFigure(alt, width, height, light, dark)
+    return {"alt": alt, "width": width, "height": height, "light": light, "dark": dark}
 
 
 def embed_image(image: Image.Image | np.ndarray | Tensor, *, longest: int, quality: int = 86) -> str:
@@ -129,22 +123,9 @@ def _data_address(kind: str, stream: io.BytesIO) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-@contextmanager
-def _light_ink(figure: Figure) -> Iterator[None]:
-    """Show what is drawn in ink (text, axes, lines) in `LIGHT_INK` while the block lasts."""
-    inked = list(_inked(figure.findobj()))
-    for artist, name in inked:
-        artist.set(**{name: LIGHT_INK})
-    try:
-        yield
-    finally:
-        for artist, name in inked:
-            artist.set(**{name: INK})
-
-
-def _inked(artists: Iterable[Artist]) -> Iterator[tuple[Artist, str]]:
-    """Texts, lines and frames whose colour is ink, with the name of that property."""
-    for artist in artists:
+def _inked(figure: Figure) -> Iterator[tuple[Artist, str, Any]]:
+    """Texts, lines and frames whose colour is ink, with the name of that property and the colour."""
+    for artist in figure.findobj():
         name = "edgecolor" if isinstance(artist, Spine) else "color"
-        if isinstance(artist, (Text, Line2D, Spine)) and to_hex(getattr(artist, f"get_{name}")()) in ("#000000", INK):
-            yield artist, name
+        if isinstance(artist, (Text, Line2D, Spine)) and to_hex(color := getattr(artist, f"get_{name}")()) in ("#000000", INK):
+            yield artist, name, color
