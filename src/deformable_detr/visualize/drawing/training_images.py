@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import supervision as sv
@@ -67,21 +68,13 @@ def draw_training_images(
     divisor = data.pad_size_divisor if training else 1
     loader = build_loader(dataset, batch_size=batch_size, training=training, seed=seed, pad_size_divisor=divisor)
     names = {image_id: dataset.image_path(index).name for index, image_id in enumerate(dataset.image_ids)}
-    done = 0
-    for batch, targets in loader:
-        for index, target in enumerate(targets):
-            if done == count:
-                return
-            done += 1
-            yield names[target.image_id], draw_sample(batch, index, target, data, dataset.categories)
+    samples = ((batch, index, target) for batch, targets in loader for index, target in enumerate(targets))
+    for batch, index, target in islice(samples, count):
+        yield names[target.image_id], draw_sample(batch, index, target, data, dataset.categories)
 
 
 def choices(data: DataConfig) -> dict[str, DataConfig]:
-    """Make settings that show one augmentation each, by title: none, each alone, and all as configured.
-
-    Args:
-        data: with the sizes, and the strengths of augmentations that are on.
-    """
+    """Make settings that show one augmentation each, by title: none, each alone (with its strength where it is on), all as set."""
     plain = replace(data, **PLAIN)
     shown = {"as it is": plain}
     if data.crop_short_sides:

@@ -29,14 +29,7 @@ element.addEventListener("click", (event) => {
 
 
 class Components:
-    """All components, made inside an open `gr.Blocks`.
-
-    Args:
-        title: text at the top of the page.
-        num_levels: of the model.
-        num_heads: of its attention.
-        num_layers: by `encoder` and `decoder`.
-    """
+    """All components, made inside an open `gr.Blocks`; `num_layers` are those of `encoder` and `decoder`."""
 
     def __init__(self, title: str, *, num_levels: int, num_heads: int, num_layers: dict[str, int]) -> None:
         gr.HTML(PARTS.title(title))

@@ -125,13 +125,7 @@ def costs(description: Description) -> Table:
 
 
 def record(inside: Inside, choices: Choices, name: str) -> dict[str, Any]:
-    """What is shown, as plain values for JSON; coordinates in pixels of the image.
-
-    Args:
-        inside: the image's pass through the model.
-        choices: what is chosen.
-        name: of the image.
-    """
+    """What is shown of the image of this name, as plain values for JSON; coordinates in pixels of the image."""
     height, width = inside.image_size
     look = look_of(inside, choices)
     shown = {

@@ -135,13 +135,7 @@ def count_outside(axes: Axes, points: Tensor) -> int:
 
 
 def focus(axes: Axes, corners: Tensor, *, least: float) -> None:
-    """Limit the axes to a square around some points.
-
-    Args:
-        axes: in pixels of the image.
-        corners: `[X, 2]` (x, y) in pixels.
-        least: smallest side of the square, in pixels.
-    """
+    """Limit the axes to a square around points `[X, 2]` (x, y) in pixels, with sides of at least `least` pixels."""
     low, high = corners.amin(0), corners.amax(0)
     x, y = ((low + high) / 2).tolist()
     reach = max(float((high - low).max()) * 0.6, least / 2)

@@ -35,13 +35,7 @@ class LevelAttentionView(View):
 
 
 def look_inside_many(model: DeformableDETR | Predictor, source: Source, *, limit: int | None = None) -> Iterator[Inside]:
-    """Run :func:`look_inside` (without the encoder's sampling) on one image after the other.
-
-    Args:
-        model: any variant, or a detector.
-        source: images as :meth:`Predictor.predict` takes them: a folder, a pattern, a list.
-        limit: largest number of images. None: all.
-    """
+    """Run :func:`look_inside` (without the encoder's sampling) on one image after the other, at most `limit`."""
     bit_depth = model.metadata.bit_depth if model.metadata else 16
     for image in islice(open_source(source, bit_depth=bit_depth), limit):
         yield look_inside(model, image.read(), encoder=False)
@@ -59,7 +53,7 @@ def view_level_attention(
 
     Args:
         model: any variant with more than one level, or a detector.
-        source: images, see :func:`look_inside_many`.
+        source: images as :meth:`Predictor.predict` takes them: a folder, a pattern, a list.
         threshold: smallest score of a detection that counts.
         limit: largest number of images.
         groups: number of bars in the figure, of equally many detections.

@@ -77,12 +77,7 @@ def draw_refinement(axes: Axes, inside: Inside, query: int) -> None:
     draw_reference(axes, boxes.new_tensor(reference if right > left else reference[:2]))
     for layer, box in enumerate(boxes[1:].tolist(), 1):
         last = layer == len(boxes) - 1
-        draw_box(axes, box, layer_color(layer, len(boxes) - 1), label=f"layer {layer}" if last else "", width=2.4 if last else 1.5)
+        color = to_hex(matplotlib.colormaps["plasma"](0.35 + 0.6 * (layer - 1) / max(len(boxes) - 2, 1)))
+        draw_box(axes, box, color, label=f"layer {layer}" if last else "", width=2.4 if last else 1.5)
     if float((boxes[1:, 2:] - boxes[1:, :2]).max()) < 0.3 * max(inside.image_size):
         focus(axes, boxes.reshape(-1, 2), least=0.1 * max(inside.image_size))
-
-
-def layer_color(layer: int, num_layers: int) -> str:
-    """The colour `#rrggbb` of a decoder layer (from 1): from violet to yellow."""
-    share = 0.35 + 0.6 * (layer - 1) / max(num_layers - 1, 1)
-    return to_hex(matplotlib.colormaps["plasma"](share))

@@ -20,7 +20,7 @@ from deformable_detr.visualize.inside.canvas import (
     show_image,
     widen,
 )
-from deformable_detr.visualize.inside.inside import Inside, LayerSampling
+from deformable_detr.visualize.inside.inside import Inside, LayerSampling, Look
 
 Split = Literal["layer", "head", "level"]
 SMALL_AREA = 70.0
@@ -75,21 +75,20 @@ def view_sampling(
     """
     stack, index = _stack(inside, query, position)
     chosen = _chosen(layers, len(stack), "layer", default=range(len(stack)) if split == "layer" else (len(stack) - 1,))
-    looks = [inside.look(stack[layer], index) for layer in chosen]
-    points, weights, references = (torch.stack(parts) for parts in zip(*looks, strict=True))
-    shown = _shown(heads, levels, weights)
-    largest = float(weights[:, shown].max())
+    each = [inside.look(stack[layer], index) for layer in chosen]
+    looks = Look(*(torch.stack(parts) for parts in zip(*each, strict=True)))
+    shown = _shown(heads, levels, looks.weights)
+    largest = float(looks.weights[:, shown].max())
     cells = _cells(split, chosen, shown)
     columns = 4 if len(cells) > 3 else 3
     zoom = query is not None and _is_small(inside, query) if zoom is None else zoom
     size = (1, 1) if zoom else inside.image_size
     width, height = panel_size(size, len(cells), columns)
     figure = new_figure(max(width, 5.4), height + (0.75 if width > 8.5 else 0.95), _title(inside, query, position))
-    view = SamplingView(figure, tuple(chosen), points, weights, references)
     for axes, cell in zip(panels(figure, len(cells), columns), cells, strict=True):
-        _draw_cell(axes, inside, view, cell, largest, query, zoom)
+        _draw_cell(axes, inside, looks, cell, largest, query, zoom)
     level_legend(figure, inside.spatial_shapes, largest=largest, box="" if query is None else "box after the layer")
-    return view
+    return SamplingView(figure, tuple(chosen), *looks)
 
 
 def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
@@ -99,45 +98,44 @@ def draw_layer(axes: Axes, inside: Inside, layer: int, query: int) -> float:
         The largest weight.
     """
     look = inside.look(inside.decoder[layer], query)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    view = SamplingView(figure, (layer,), *(part[None] for part in look))
-    shown = torch.ones(look.weights.shape[:2], dtype=torch.bool, device="cpu")
+    looks = Look(*(part[None] for part in look))
+    cell = _Cell("", 0, layer, torch.ones(look.weights.shape[:2], dtype=torch.bool, device="cpu"))
     largest = float(look.weights.max())
-    _draw_cell(axes, inside, view, _Cell("", 0, shown), largest, query, _is_small(inside, query), area=SMALL_AREA)
+    _draw_cell(axes, inside, looks, cell, largest, query, _is_small(inside, query), area=SMALL_AREA)
     return largest
 
 
 class _Cell(NamedTuple):
     title: str
     row: int  # which of the shown layers
+    layer: int
     shown: Tensor  # [M, L] bool
 
 
 def _draw_cell(
     axes: Axes,
     inside: Inside,
-    view: SamplingView,
+    looks: Look,
     cell: _Cell,
     largest: float,
     query: int | None,
     zoom: bool,
     area: float = LARGEST_AREA,
 ) -> None:
-    points, weights, reference = view.points[cell.row], view.weights[cell.row], view.references[cell.row]
+    points, weights, reference = (part[cell.row] for part in looks)
     show_image(axes, inside.image, fade=0.55)
     if query is not None:
-        draw_box(axes, inside.boxes_per_layer(query)[view.layers[cell.row] + 1].tolist(), "#ffffff", width=1.5)
+        draw_box(axes, inside.boxes_per_layer(query)[cell.layer + 1].tolist(), "#ffffff", width=1.5)
     draw_reference(axes, reference)
     draw_points(axes, points, weights, shown=cell.shown, largest=largest, area=area)
     if zoom:
-        strong = view.points[view.weights > 0.02 * view.weights.max()]  # of all panels, so that they show the same
-        corners = [strong, view.references[:, :2]]
+        strong = looks.points[looks.weights > 0.02 * looks.weights.max()]  # of all panels, so that they show the same
+        corners = [strong, looks.reference[:, :2]]
         if query is not None:
             corners.append(inside.boxes_per_layer(query)[1:].reshape(-1, 2))
         focus(axes, torch.cat(corners), least=0.1 * max(inside.image_size))
     else:
-        widen(axes, view.points)
+        widen(axes, looks.points)
     outside = count_outside(axes, points[cell.shown])
     axes.set_title(f"{cell.title} ({outside} outside)" if outside else cell.title, fontsize=9.5)
 
@@ -183,7 +181,7 @@ def _shown(heads: Sequence[int] | None, levels: Sequence[int] | None, weights: T
 def _cells(split: Split, layers: Sequence[int], shown: Tensor) -> list[_Cell]:
     """The panels."""
     if split == "layer":
-        return [_Cell(f"layer {layer + 1}", row, shown) for row, layer in enumerate(layers)]
+        return [_Cell(f"layer {layer + 1}", row, layer, shown) for row, layer in enumerate(layers)]
     if split not in ("head", "level"):
         raise ValueError(f"split must be 'layer', 'head' or 'level', not {split!r}")
     cells = []
@@ -192,7 +190,7 @@ def _cells(split: Split, layers: Sequence[int], shown: Tensor) -> list[_Cell]:
             mask = torch.zeros_like(shown)
             place = (number, slice(None)) if split == "head" else (slice(None), number)
             mask[place] = shown[place]
-            cells.append(_Cell(f"layer {layer + 1}, {split} {number}", row, mask))
+            cells.append(_Cell(f"layer {layer + 1}, {split} {number}", row, layer, mask))
     return cells
 
 

@@ -43,27 +43,19 @@ def macros(template: str) -> Any:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template; every value is escaped.
-
-    Args:
-        template: name of a file in `templates/`.
-        values: what it needs.
-    """
+    """Fill in a file of `templates/`; every value is escaped."""
     return _TEMPLATES.get_template(template).render(version=__version__, **values)
 
 
 def write_page(path: str | Path, template: str, *, title: str, lead: str, **values: Any) -> Path:
-    """Write a page as one HTML file.
+    """Write a page as one HTML file, making its folder where it is missing; gives back `path`.
 
     Args:
-        path: the file; its folder is made where it is missing.
+        path: the file.
         template: name of a file in `templates/` that extends `base.html`.
         title: heading.
         lead: a paragraph below it.
         values: what the template needs besides.
-
-    Returns:
-        `path`.
     """
     return write_text(path, render(template, title=title, lead=lead, **values))
 

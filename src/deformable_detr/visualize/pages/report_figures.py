@@ -26,12 +26,7 @@ FAINT = "#b5bcc6"
 
 
 def draw_pr_curves(metrics: Metrics, points: Sequence[OperatingPoint] = ()) -> Figure:
-    """Draw precision over recall at IoU .50.
-
-    Args:
-        metrics: with the curve of each class.
-        points: one for each class, such as those at its threshold; drawn as dots.
-    """
+    """Draw precision over recall at IoU .50, and `points` of the classes, such as those at their thresholds, as dots."""
     figure, axes = _curve_axes("recall", "precision")
     for label, color in _colored([entry.num_objects for entry in metrics.per_class]):
         entry = metrics.per_class[label]
@@ -46,12 +41,7 @@ def draw_pr_curves(metrics: Metrics, points: Sequence[OperatingPoint] = ()) -> F
 
 
 def draw_f1_curves(curves: Sequence[ScoreCurve], points: Sequence[OperatingPoint]) -> Figure:
-    """Draw F1 at IoU .50 over the score threshold.
-
-    Args:
-        curves: of all classes.
-        points: each class at its threshold; drawn as dots.
-    """
+    """Draw F1 at IoU .50 over the score threshold, and each class at its threshold as a dot."""
     figure, axes = _curve_axes("score threshold", "F1")
     for label, color in _colored([curve.num_objects for curve in curves]):
         curve, point = curves[label], points[label]
