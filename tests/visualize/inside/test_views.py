@@ -160,6 +160,17 @@ def test_attention_per_level(aimed):
         view_level_attention(aimed, [GREY], threshold=1.0)
 
 
+def test_groups_of_nearly_equal_sizes_have_bars_of_their_own(two_stage, photo):
+    """Their limits may be the same once they are rounded."""
+    view = view_level_attention(two_stage, [photo], threshold=0.0, groups=12)
+    left = view.figure.axes[0]
+    bars = cast(Iterable[Rectangle], left.patches)
+    centres = sorted({round(bar.get_x() + bar.get_width() / 2) for bar in bars})
+    assert centres == list(range(len(view.grouped)))
+    names = [label.get_text() for label in left.get_xticklabels()]
+    assert len(names) == len(view.grouped) > len(set(names))
+
+
 def test_query_usage(two_stage, photo):
     images = [photo, GREY]
     view = view_query_usage(two_stage, images, threshold=0.01, num_queries=4)
@@ -184,6 +195,7 @@ def test_stability_by_hand():
     view = view_matching({"1": before, "2": after, "3": after})
     assert view.stability == (2 / 5, 1.0)
     assert view.instability == (3 / 2, 0.0)
+    assert view.figure.axes[2].get_title() == "queries whose target changed, per image"
     table = view.figure.axes[0]
     bold = [text.get_text() for text in table.texts if text.get_fontweight() == "bold"]
     assert bold == ["1", "7", "3"]  # the second and third target of a, the second one of b

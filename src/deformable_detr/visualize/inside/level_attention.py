@@ -101,10 +101,10 @@ def _stack(axes, names: list[str], shares: Tensor) -> None:
     base = np.zeros(len(names))
     for level, values in enumerate(shares.T.numpy()):
         style = {"color": level_color(level), "width": 0.86, "edgecolor": "white", "linewidth": 0.8}
-        bars = axes.bar(names, values, bottom=base, label=f"level {level}", **style)
+        bars = axes.bar(range(len(names)), values, bottom=base, label=f"level {level}", **style)
         shown = [f"{value:.0%}" if value >= 0.1 else "" for value in values]
         axes.bar_label(bars, shown, label_type="center", fontsize=8, color="#14181f")
         base = base + values
-    axes.set(ylim=(0, 1))
+    axes.set(ylim=(0, 1), xticks=range(len(names)), xticklabels=names)
     axes.tick_params(labelsize=8.5)
     open_frame(axes)

@@ -213,7 +213,7 @@ def _draw(
     upper.set_title(f"share of the targets that kept their {kind}", fontsize=9.5)
     _draw_steps(lower, names, [f"{value:.2f}" for value in instability], instability)
     lower.set(ylim=(0, max(*instability, 0.1) * 1.25), xlabel="compared with the one before")
-    lower.set_title(f"{kind}s whose target changed, per image", fontsize=9.5)
+    lower.set_title(f"{'queries' if kind == 'query' else 'positions'} whose target changed, per image", fontsize=9.5)
     return figure
 
 
