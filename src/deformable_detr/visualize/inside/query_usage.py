@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
@@ -95,7 +94,11 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
     for axes, query in zip(panels(top, len(shown), columns), shown, strict=True):
         used = scores[:, query] >= threshold
         axes.scatter(*boxes[~used, query, :2].T, s=3, color="#b5bcc6", linewidths=0)
-        _scatter(axes, boxes[used, query])
+        found = boxes[used, query]
+        small = (found[:, 2:] < LARGE).all(-1)
+        wide = ~small & (found[:, 2] >= found[:, 3])
+        for members, style in zip((small, wide, ~small & ~wide), KINDS.values(), strict=True):
+            axes.scatter(found[members, 0], found[members, 1], **style)
         axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
         axes.set_title(f"query {query}: {float(usage[query]):.0%}", fontsize=8.5)
     axes = bottom.subplots()
@@ -109,11 +112,3 @@ def _draw(boxes: Tensor, scores: Tensor, usage: Tensor, threshold: float, num_qu
     handles.append(axes.scatter([], [], s=8, color="#b5bcc6", linewidths=0, label=f"score below {threshold:g}"))
     top.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
-
-
-def _scatter(axes: Axes, boxes: Tensor) -> None:
-    """Draw the centres of boxes `[X, 4]`, by kind."""
-    small = (boxes[:, 2:] < LARGE).all(-1)
-    wide = ~small & (boxes[:, 2] >= boxes[:, 3])
-    for members, style in zip((small, wide, ~small & ~wide), KINDS.values(), strict=True):
-        axes.scatter(boxes[members, 0], boxes[members, 1], **style)
