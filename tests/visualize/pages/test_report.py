@@ -117,8 +117,8 @@ def test_embedding_leaves_a_figure_as_it_was():
     axes.plot([0, 1], color=INK)
     axes.plot([1, 0], color="black")
     colors = [artist.get_color() for artist in (axes.title, *axes.lines)]
-    picture = embed_figure(figure, "two lines")
-    assert picture["light"] != picture["dark"]
+    embedded = embed_figure(figure, "two lines")
+    assert embedded["light"] != picture["dark"]
     assert [artist.get_color() for artist in (axes.title, *axes.lines)] == colors
 
 
