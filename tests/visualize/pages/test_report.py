@@ -118,7 +118,7 @@ def test_embedding_leaves_a_figure_as_it_was():
     axes.plot([1, 0], color="black")
     colors = [artist.get_color() for artist in (axes.title, *axes.lines)]
     embedded = embed_figure(figure, "two lines")
-    assert embedded["light"] != picture["dark"]
+    assert embedded["light"] != embedded["dark"]
     assert [artist.get_color() for artist in (axes.title, *axes.lines)] == colors
 
 

@@ -132,7 +132,7 @@ def record_matching(
             ranking = calls[model.query_source].output.ranking
             matching = hungarian(predictions.logits, predictions.boxes, [target.to(device)])
             assignments.add(matching, [target], layer)
-            if ranking is not None:
+            if ranking is not None and target.image_id is not None:
                 assignments.kind = "position"
                 queries = assignments.queries[target.image_id]
                 positions = ranking.best[0].cpu()

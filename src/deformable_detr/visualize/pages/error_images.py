@@ -55,6 +55,7 @@ def _color(kind: ErrorType | None, is_true: bool) -> str:
 def _draw(
     image: Tensor, boxes: np.ndarray, labels: np.ndarray, texts: list[str], colors: list[str], scores: np.ndarray | None = None
 ) -> np.ndarray:
-    names = {"class_name": np.array(texts, dtype=str)}
-    found = sv.Detections(xyxy=boxes.reshape(-1, 4), class_id=labels, confidence=scores, data=names)
+    found = sv.Detections(
+        xyxy=boxes.reshape(-1, 4), class_id=labels, confidence=scores, data={"class_name": np.array(texts, dtype=str)}
+    )
     return draw_detections(image, found, colors=[sv.Color.from_hex(color) for color in colors])
