@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def _stack(axes, names: list[str], shares: Tensor) -> None:
     """One bar per row of `[G, L]`, the finest level at the bottom; shares of a tenth or more are written into it."""
     base = np.zeros(len(names))
     for level, values in enumerate(shares.T.numpy()):
-        style = {"color": level_color(level), "width": 0.86, "edgecolor": "white", "linewidth": 0.8}
+        style: dict[str, Any] = {"color": level_color(level), "width": 0.86, "edgecolor": "white", "linewidth": 0.8}
         bars = axes.bar(range(len(names)), values, bottom=base, label=f"level {level}", **style)
         shown = [f"{value:.0%}" if value >= 0.1 else "" for value in values]
         axes.bar_label(bars, shown, label_type="center", fontsize=8, color="#14181f")
