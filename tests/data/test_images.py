@@ -291,10 +291,9 @@ def test_sixteen_bit_tiff_with_its_channels_one_after_the_other(tmp_path):
     path.write_bytes(tiff(values, photometric=2))
     np.testing.assert_array_equal(as_hwc(read_image(path)), values >> 8)
     path.write_bytes(tiff(values, photometric=2, planes=2))
-    for read in (read_image, lambda path: PillowImage(path, 16)):
+    for read in (read_image, lambda path: PillowImage(path, 16), read_facts):
         with pytest.raises(ImageError, match=r"a\.tif: a TIFF with 16 bits whose channels .* save it with interleaved channels"):
             read(path)
-    assert "save it with interleaved channels" in str(read_facts(path).problem)
 
 
 @pytest.mark.parametrize("maximum", [1023, 65535])

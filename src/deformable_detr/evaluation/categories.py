@@ -28,14 +28,13 @@ def match_categories(model: Categories, dataset: Categories, by: MatchBy = "name
     """
     found = match_classes(dataset, model, by=by, what="annotations and model")
     mapping = {label: category_id for label, category_id in zip(found, dataset.ids, strict=True) if label is not None}
-    sides = list_classes(zip(model.names, model.ids, strict=True)), list_classes(zip(dataset.names, dataset.ids, strict=True))
+    listed = list(zip(dataset.names, dataset.ids, strict=True))
     if not mapping:
         hint = "" if by == "id" else "; if equal ids mean the same classes, match classes by id (--match-by id)"
         raise ValueError(
             f"the classes of the model have no {by} in common with the categories of the annotation file: the model detects "
-            f"{sides[0]}; the file has {sides[1]}{hint}"
+            f"{list_classes(zip(model.names, model.ids, strict=True))}; the file has {list_classes(listed)}{hint}"
         )
-    missing = [entry for entry, label in zip(zip(dataset.names, dataset.ids, strict=True), found, strict=True) if label is None]
-    if missing:
+    if missing := [entry for entry, label in zip(listed, found, strict=True) if label is None]:
         logger.warning("the model cannot detect these categories of the annotation file: %s", list_classes(missing))
     return mapping

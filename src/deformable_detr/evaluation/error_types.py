@@ -1,5 +1,6 @@
 """Error types and what each costs in average precision, after TIDE (Bolya et al., ECCV 2020, arXiv:2008.08115)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -131,13 +132,13 @@ def error_types(images: Sequence[EvaluatedImage], num_classes: int) -> ErrorType
         num_classes: K.
     """
     ledger = _Ledger.of([classify_errors(image) for image in images], num_classes)
-    ap50 = ledger.mean_ap(ledger.everything, ledger.num_objects)
+    ap50 = ledger.mean_ap(True, ledger.num_objects)
     gains = {kind: ledger.fixed_ap(kind) - ap50 for kind in ErrorType}
     return ErrorTypes(
         ap50=ap50,
         gains=gains,
-        false_positive_gain=ledger.mean_ap(ledger.true_positive, ledger.num_objects) - ap50,
-        false_negative_gain=ledger.mean_ap(ledger.everything, ledger.num_detected) - ap50,
+        false_positive_gain=ledger.mean_ap(ledger.types == -1, ledger.num_objects) - ap50,
+        false_negative_gain=ledger.mean_ap(True, ledger.num_detected) - ap50,
         counts=ledger.counts(),
     )
 
@@ -177,32 +178,23 @@ class _Ledger:
         order = np.argsort(-arrays[0], kind="stable")
         return cls(*(array[order] for array in arrays), *totals)
 
-    @property
-    def true_positive(self) -> np.ndarray:
-        return self.types == -1
-
-    @property
-    def everything(self) -> np.ndarray:
-        return np.ones(len(self.types), dtype=bool)
-
     def fixed_ap(self, kind: ErrorType) -> float:
         """Mean AP50 with the errors of one type fixed."""
         if kind is ErrorType.MISSED:
-            return self.mean_ap(self.everything, self.num_objects - self.num_missed)
+            return self.mean_ap(True, self.num_objects - self.num_missed)
         of_type = self.types == _TYPES.index(kind)
         fixed = of_type & (self.fixed_labels >= 0)
         return self.mean_ap(~of_type | fixed, self.num_objects, fixed)
 
-    def mean_ap(self, kept: np.ndarray, num_objects: np.ndarray, fixed: np.ndarray | None = None) -> float:
-        """The mean over the classes with objects; NaN where there are none."""
-        fixed = np.zeros_like(kept) if fixed is None else fixed
+    def mean_ap(self, kept: np.ndarray | bool, num_objects: np.ndarray, fixed: np.ndarray | bool = False) -> float:
+        """AP50 of some detections, some of them fixed: the mean over the classes with objects; NaN where there are none."""
         labels = np.where(fixed, self.fixed_labels, self.labels)
-        true_positive = self.true_positive | fixed
+        true_positive = (self.types == -1) | fixed
         aps = []
         for label in np.flatnonzero(num_objects):
             chosen = kept & (labels == label)
             aps.append(ScoreCurve("", int(num_objects[label]), self.scores[chosen], true_positive[chosen]).average_precision())
-        return float(np.mean(aps)) if aps else float("nan")
+        return float(np.mean(aps)) if aps else math.nan
 
     def counts(self) -> dict[ErrorType, int]:
         counts = {kind: int((self.types == place).sum()) for place, kind in enumerate(_TYPES)}

@@ -21,8 +21,10 @@ from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.config import DataConfig
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.data.layout import add_box, add_image, empty_record
 from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.data.transforms import eval_transform
+from deformable_detr.files import write_json
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.model import DeformableDETR, build_model
@@ -261,16 +263,13 @@ def _write_noise(folder: Path, images: int, height: int, width: int) -> list[Pat
     generator = np.random.default_rng(0)
     (folder / "train").mkdir()
     paths = [folder / "train" / f"{index}.jpg" for index in range(images)]
+    record = empty_record({1: "noise"})
     for path in paths:
         coarse = generator.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((width, height)).save(path, quality=90)
-    box = [width / 4, height / 4, width / 2, height / 2]
-    record = {
-        "images": [{"id": i, "file_name": path.name, "width": width, "height": height} for i, path in enumerate(paths)],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": box, "iscrowd": 0} for i in range(images)],
-        "categories": [{"id": 1, "name": "noise"}],
-    }
-    (folder / "train" / "_annotations.coco.json").write_text(json.dumps(record))
+        add_image(record, path.name, (height, width))
+        add_box(record, 1, (width / 4, height / 4, width * 3 / 4, height * 3 / 4))
+    write_json(folder / "train" / "_annotations.coco.json", record)
     return paths
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -32,22 +32,11 @@ OVERVIEW_PIXELS = 16_000_000
 MEMORY_SHARE = 0.5
 """Of the free memory, what the pixels of one image may take."""
 
-
-class WindowedImage(Protocol):
-    """An opened image of which parts are read."""
-
-    size: tuple[int, int]
-
-    def read(self, window: Window) -> Tensor:
-        """The pixels of a part: `[3, h, w]` uint8 RGB, upright.
-
-        Raises:
-            ImageError: the file is damaged there.
-        """
-        ...
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+"""Of Pillow's modes; of all others 4."""
 
 
-def open_large_image(path: Path, bit_depth: int = 16) -> WindowedImage:
+def open_large_image(path: Path, bit_depth: int = 16) -> "VipsImage | PillowImage":
     """Open an image file of any size.
 
     Args:
@@ -69,7 +58,7 @@ def open_large_image(path: Path, bit_depth: int = 16) -> WindowedImage:
         return PillowImage(path, bit_depth)
 
 
-def overview(image: WindowedImage) -> Tensor:
+def overview(image: "VipsImage | PillowImage") -> Tensor:
     """The whole image, reduced by a whole factor: `[3, h, w]` uint8, at most about :data:`OVERVIEW_PIXELS`."""
     height, width = image.size
     factor = math.ceil(math.sqrt(height * width / OVERVIEW_PIXELS))
@@ -98,7 +87,11 @@ class VipsImage:
         self.size = (self._image.height, self._image.width)
 
     def read(self, window: Window) -> Tensor:
-        """See :class:`WindowedImage`."""
+        """The pixels of a part: `[3, h, w]` uint8 RGB, upright.
+
+        Raises:
+            ImageError: the file is damaged there.
+        """
         left, top, right, bottom = window
         try:
             pixels = self._image.crop(left, top, right - left, bottom - top).numpy()
@@ -135,7 +128,7 @@ class PillowImage:
         self.size = (self._image.height, self._image.width)
 
     def _decoded(self, image: Image.Image) -> Image.Image:
-        needed = image.width * image.height * _bytes_per_pixel(image.mode)
+        needed = image.width * image.height * BYTES_PER_PIXEL.get(image.mode, 4)
         if needed > MEMORY_SHARE * psutil.virtual_memory().available:
             raise ImageTooLargeError(
                 f"{self._path}: {image.width} x {image.height} pixels take {needed / 1e9:.1f} GB of memory, more than half of what "
@@ -149,7 +142,7 @@ class PillowImage:
         return image if turn is None else image.transpose(turn)
 
     def read(self, window: Window) -> Tensor:
-        """See :class:`WindowedImage`."""
+        """The pixels of a part: `[3, h, w]` uint8 RGB, upright."""
         return of_pil(self._image.crop(window), str(self._path), upright=False, bit_depth=self._bit_depth)
 
 
@@ -168,7 +161,3 @@ def _open_unchecked(file: BinaryIO, path: Path) -> Image.Image:
             with suppress(SyntaxError, IndexError, TypeError, ValueError):
                 return factory(file, str(path))  # type: ignore[arg-type]
     raise OSError("unknown format")
-
-
-def _bytes_per_pixel(mode: str) -> int:
-    return {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}.get(mode, 4)

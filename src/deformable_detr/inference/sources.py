@@ -54,8 +54,12 @@ class InputImage:
         """
         if isinstance(self.content, Exception):
             raise self.content
-        if self.path is not None:
-            _check_exists(self.path)
+        if self.path is not None and not self.path.exists():
+            if re.match(r"[a-z0-9]+:/", self.name):
+                raise FileNotFoundError(
+                    f"{self.path}: only http and https addresses, given as strings, are fetched; download the image first"
+                )
+            raise FileNotFoundError(f"no such image or folder: {self.path}")
         return read_image(self.content, name=self.name, bit_depth=self.bit_depth)
 
 
@@ -208,11 +212,3 @@ def _content_of(file: Any, name: str) -> bytes:
 
 def _is_pattern(source: str | Path) -> bool:
     return glob.has_magic(str(source)) and not Path(source).exists()
-
-
-def _check_exists(path: Path) -> None:
-    if path.exists():
-        return
-    if re.match(r"[a-z0-9]+:/", str(path)):
-        raise FileNotFoundError(f"{path}: only http and https addresses, given as strings, are fetched; download the image first")
-    raise FileNotFoundError(f"no such image or folder: {path}")

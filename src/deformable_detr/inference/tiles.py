@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from deformable_detr.data.images import ImageTooLargeError
-from deformable_detr.inference.large_images import Window, WindowedImage, open_large_image, overview
+from deformable_detr.inference.large_images import PillowImage, VipsImage, Window, open_large_image, overview
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.pipeline import ordered_map
 
@@ -130,7 +130,7 @@ def iterate_tiled(
             yield replace(first, pixels=pixels, detections=found, path=image.path, full_size=(height, width))
 
 
-def _open(image: InputImage) -> tuple[Tensor, WindowedImage | None]:
+def _open(image: InputImage) -> tuple[Tensor, VipsImage | PillowImage | None]:
     """The pixels; of a file that is too large for that a reduced form, and what reads its windows."""
     try:
         return image.read(), None

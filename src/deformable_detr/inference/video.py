@@ -20,7 +20,7 @@ from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.inference.tracking import Tracker
-from deformable_detr.inference.video_readers import CameraReader, FileReader, Moments, Reader, is_address
+from deformable_detr.inference.video_readers import CameraReader, FileReader, Moments, is_address
 from deformable_detr.schema import plain_numbers
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Video:
         camera = is_camera(self.name)
         if not camera and not is_address(self.name) and not Path(self.name).is_file():
             raise FileNotFoundError(f"no such video: {self.name}")
-        self._reader: Reader = CameraReader(int(self.name)) if camera else FileReader(self.name)
+        self._reader = CameraReader(int(self.name)) if camera else FileReader(self.name)
         self.live = self._reader.live
         """Whether the source is live: frames arrive without end, and those that cannot be processed in time are dropped."""
         self.num_frames = self._reader.num_frames

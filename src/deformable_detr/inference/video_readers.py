@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Protocol
+from fractions import Fraction
 
 import av.codec
 import av.logging
@@ -32,22 +32,6 @@ CODECS = {"av01": "AV1", "hvc1": "HEVC (H.265)", "hev1": "HEVC (H.265)", "avc1":
 """Names for the tags of files."""
 
 
-class Reader(Protocol):
-    """Where frames come from."""
-
-    fps: float
-    num_frames: int | None
-    live: bool
-
-    def moments(self) -> Moments:
-        """The frames, one after the other."""
-        ...
-
-    def close(self) -> None:
-        """Free what is open."""
-        ...
-
-
 class FileReader:
     """A file or a network stream, by FFmpeg (PyAV): with the time stamps of its container, turned as it says.
 
@@ -62,7 +46,10 @@ class FileReader:
         try:
             self._container = av.open(_url(name), options=options, timeout=timeout)
         except (FFmpegError, OSError) as error:
-            raise ValueError(f"{name}: {_cannot_open(address)} ({_reason(error)})") from None
+            fault = "this address cannot be opened, or holds no video"
+            if not address:
+                fault = "not a video that can be read; damaged, cut off, or in an unknown format"
+            raise ValueError(f"{name}: {fault} ({_reason(error)})") from None
         video = self._container.streams.video
         if not video or video[0].codec_context is None:
             self._container.close()
@@ -73,10 +60,10 @@ class FileReader:
             )
             raise ValueError(f"{name}: {what}")
         self._stream = video[0]
-        length, unit = (
-            (self._stream.duration, self._stream.time_base) if self._stream.duration else (self._container.duration, None)
-        )
-        self.seconds = None if length is None else float(length * unit) if unit else length / av.time_base
+        length, unit = self._container.duration, Fraction(1, av.time_base)
+        if self._stream.duration and self._stream.time_base:
+            length, unit = self._stream.duration, self._stream.time_base
+        self.seconds = None if length is None else float(length * unit)
         self.live = address and (name.lower().startswith(("rtsp:", "rtmp:")) or self.seconds is None)
         rate = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         self.fps = rate if 0 < rate < 1000 else DEFAULT_FPS
@@ -199,9 +186,3 @@ def _codec_name(name: str) -> str:
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def _cannot_open(address: bool) -> str:
-    if address:
-        return "this address cannot be opened, or holds no video"
-    return "not a video that can be read; damaged, cut off, or in an unknown format"

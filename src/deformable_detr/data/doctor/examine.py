@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,8 @@ def examine(
     for data in parts:
         check_ids(data)
         check_boxes(data)
-    done, total = 0, sum(len(data.image_ids) for data in parts)
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    facts = [check_images(data, advance) for data in parts]
+    done, total = count(1), sum(len(data.image_ids) for data in parts)
+    facts = [check_images(data, lambda: progress(next(done), total)) for data in parts]
     check_duplicates(parts, facts)
     check_classes(parts, num_queries)
     if not splits:

@@ -21,13 +21,7 @@ THUMBNAIL = 16
 class ImageFacts(NamedTuple):
     """What one reading of an image file tells."""
 
-    problem: str | None = None
-    """Why it cannot be used; None if it can."""
-
-    missing: bool = False
-    """Whether the problem is that there is no such file."""
-
-    stored_size: tuple[int, int] = (0, 0)
+    stored_size: tuple[int, int]
     """(height, width) of the pixels as they are stored."""
 
     orientation: int = 1
@@ -53,26 +47,26 @@ class ImageFacts(NamedTuple):
 
 
 def read_facts(path: Path) -> ImageFacts:
-    """Read an image once: decoded to the end, but at an eighth of its size where the format can (JPEG)."""
-    try:
-        content = path.read_bytes()
-        with open_image(content, str(path)) as image:
-            orientation, size = left_to_turn(image), (image.height, image.width)
-            check_planes(image, str(path))
-            wide = wide_pixels(image, str(path), content)
-            image.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
-            image.load()
-            grey = image.convert("L")
-    except FileNotFoundError:
-        return ImageFacts("no such file", missing=True)
-    except (OSError, ValueError) as error:
-        return ImageFacts(str(error).removeprefix(f"{path}: "))
+    """Read an image once: decoded to the end, but at an eighth of its size where the format can (JPEG).
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ImageError: it is no image, damaged, or of a kind that is not read.
+    """
+    content = path.read_bytes()
+    with open_image(content, str(path)) as image:
+        orientation, size = left_to_turn(image), (image.height, image.width)
+        check_planes(image, str(path))
+        wide = wide_pixels(image, str(path), content)
+        image.draft("L", (8 * THUMBNAIL, 8 * THUMBNAIL))
+        image.load()
+        grey = image.convert("L")
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
     bits = np.packbits((small[:, :-1] > small[:, 1:]).ravel())
     thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     highest = None if wide is None else int(wide.max(initial=0))
-    return ImageFacts(None, False, size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail, highest)
+    return ImageFacts(size, orientation, digest, int.from_bytes(bits.tobytes(), "big"), thumbnail, highest)
 
 
 def check_images(data: SplitData, progress: Callable[[], None]) -> dict[int, ImageFacts]:
@@ -90,12 +84,12 @@ def check_images(data: SplitData, progress: Callable[[], None]) -> dict[int, Ima
     pairs = ordered_map(read_facts, paths, num_threads=THREADS, limit=4 * THREADS, name="doctor")
     for image, (_, future) in enumerate(pairs):
         progress()
-        read = future.result()
-        if read.problem is not None:
-            data.found.add("image-missing" if read.missing else "image-damaged", data.image_item(image, read.problem))
-            continue
-        facts[image] = read
-        _check_size(data, image, read)
+        try:
+            facts[image] = future.result()
+        except (OSError, ValueError) as error:
+            _note_unreadable(data, image, error)
+        else:
+            _check_size(data, image, facts[image])
     _check_bit_depth(data, facts)
     return facts
 
@@ -105,15 +99,20 @@ def check_sample(data: SplitData, count: int) -> None:
     number = len(data.image_ids)
     for image in range(0, number, max(1, -(-number // count))):
         path = data.path(image)
-        if not is_file(path):
-            data.found.add("image-missing", data.image_item(image, "no such file"))
-            continue
         try:
+            if not is_file(path):
+                raise FileNotFoundError(path)
             sizes = (read_size(path, upright=False), read_size(path))
-        except ValueError as error:
-            data.found.add("image-damaged", data.image_item(image, str(error).removeprefix(f"{path}: ")))
-            continue
-        _check_size(data, image, ImageFacts(stored_size=sizes[0], orientation=6 if sizes[0] != sizes[1] else 1))
+        except (OSError, ValueError) as error:
+            _note_unreadable(data, image, error)
+        else:
+            _check_size(data, image, ImageFacts(stored_size=sizes[0], orientation=6 if sizes[0] != sizes[1] else 1))
+
+
+def _note_unreadable(data: SplitData, image: int, error: Exception) -> None:
+    missing = isinstance(error, FileNotFoundError)
+    text = "no such file" if missing else str(error).removeprefix(f"{data.path(image)}: ")
+    data.found.add("image-missing" if missing else "image-damaged", data.image_item(image, text))
 
 
 def _check_bit_depth(data: SplitData, facts: Mapping[int, ImageFacts]) -> None:

@@ -83,7 +83,7 @@ def check_output(out: Path, dataset: Path) -> None:
 
 
 def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str, list[dict]], list[str]]:
-    """The COCO record of a split's copy, and every change as `kind: case`."""
+    """The COCO record of a split's copy, with the `path` of each image, and every change as `kind: case`."""
     plan = _Plan(data)
     for finding in findings:
         plan.apply(finding)
@@ -93,7 +93,8 @@ def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str
         if position not in plan.dropped_images:
             height, width = plan.size(position)
             entry = record["images"][int(file.image_rows[position])]
-            images[position] = entry | {"id": file.image_ids[position], "height": height, "width": width}
+            own = {"id": file.image_ids[position], "height": height, "width": width, "path": data.path(position)}
+            images[position] = entry | own
     first_of: dict[str, int] = {}  # classes of one name become one
     merged = [first_of.setdefault(name, key) for key, name in data.categories.items()]
     boxes = to_pixels(file.boxes, limits_of(data, file.images), data.form)
@@ -112,8 +113,6 @@ def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str
             changed |= {"bbox": box, "area": box[2] * box[3]}
         annotations.append(changed | {"area": changed.get("area", box[2] * box[3])})
     listed = [{"id": key, "name": data.categories[key]} for key in sorted(set(merged))]
-    for position, image in images.items():
-        image["path"] = data.path(position)
     return {"images": list(images.values()), "annotations": annotations, "categories": listed}, plan.noted
 
 
@@ -214,8 +213,8 @@ def _place_images(data: SplitData, record: dict[str, list[dict[str, Any]]], fold
     taken: set[str] = set()
     renamed = {item.image_id for item in data.found.items.get("image-renamed", ())}
     for image in record["images"]:
-        source = Path(image.pop("path"))
-        name = Path(source.name) if image["id"] in renamed else Path(image["file_name"].replace("\\", "/"))
+        source = image.pop("path")
+        name = Path(source.name if image["id"] in renamed else image["file_name"].replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts:
             name = Path(f"{image['id']}_{name.name}")
         image["file_name"] = free_name(name.as_posix(), taken)
