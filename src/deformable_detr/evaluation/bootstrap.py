@@ -140,11 +140,8 @@ def average_precisions(images: Sequence[EvaluatedImage], num_classes: int, times
 
 
 def _ranked(images: Sequence[EvaluatedImage]) -> list[np.ndarray]:
-    """All D detections, highest score first.
-
-    Returns:
-        `[D]` index of the image, `[D]` label, `[D, 10]` whether it is a true positive at each IoU threshold, and `[D, 10]` whether
-        it is in a crowd region, and not a true positive.
+    """All D detections, highest score first: `[D]` index of the image, `[D]` label, `[D, 10]` whether it is a true positive at each
+    IoU threshold, and `[D, 10]` whether it is in a crowd region, and not a true positive.
     """
     matched, ignored = [], []
     for image in images:
@@ -158,17 +155,10 @@ def _ranked(images: Sequence[EvaluatedImage]) -> list[np.ndarray]:
 
 
 def _weighted_ap(times: np.ndarray, true_positive: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """AP of one class at one IoU threshold in each of B splits.
+    """`[B]` AP of one class at one IoU threshold in each of B splits; NaN without objects.
 
-    Precision is highest, and recall rises, only at true positives, so the curve is needed there alone.
-
-    Args:
-        times: `[B, D]` how often each detection counts, highest score first.
-        true_positive: `[D]` bool.
-        totals: `[B]` number of objects.
-
-    Returns:
-        `[B]`; NaN without objects.
+    Precision is highest, and recall rises, only at true positives, so the curve is needed there alone. Of `times`, `[B, D]`, each
+    row says how often each detection counts, highest score first; `totals`, `[B]`, is the number of objects.
     """
     found = np.cumsum(times[:, true_positive], axis=1)  # [B, number of true positives]
     detected = np.cumsum(times, axis=1)[:, true_positive]

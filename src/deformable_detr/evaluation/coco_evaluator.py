@@ -12,10 +12,9 @@ from torch import Tensor, distributed
 
 from deformable_detr.boxes import xyxy_to_xywh
 from deformable_detr.categories import Categories
-from deformable_detr.class_names import MatchBy
+from deformable_detr.class_names import MatchBy, list_classes, match_classes
 from deformable_detr.data.annotation_file import AnnotationFile
 from deformable_detr.data.annotation_reader import read_annotation_file
-from deformable_detr.evaluation.categories import match_categories
 from deformable_detr.evaluation.matches import EvaluatedImage
 from deformable_detr.evaluation.metrics import ClassMetrics, Metrics
 from deformable_detr.evaluation.thresholds import ScoreCurve, class_thresholds, joint_curve, score_curves
@@ -51,7 +50,7 @@ class CocoEvaluator:
         Args:
             annotations: of the split: COCO JSON, or what was read of it.
             categories: what the labels of the detections mean: the classes of the model, which may be others than the file's
-                (see :func:`~deformable_detr.evaluation.categories.match_categories`).
+                (see :func:`match_categories`).
             match_by: what makes a class of the model and a category of the file the same: `name` or `id`.
 
         Raises:
@@ -65,10 +64,9 @@ class CocoEvaluator:
         parts = np.split(order, np.searchsorted(file.images[order], np.arange(1, len(file.image_ids))))
         self._truth_rows: dict[ImageId, np.ndarray] = dict(zip(file.image_ids, parts, strict=False))  # no image: one empty part
         """Image id → the positions of its annotations in the file; crowd regions count, too."""
-        label_of = self.ground_truth.categories.label_of
         self._columns = np.full(len(categories), -1, dtype=np.int64)
-        for label, category_id in match_categories(categories, self.ground_truth.categories, match_by).items():
-            self._columns[label] = label_of[category_id]
+        for label, column in match_categories(categories, self.ground_truth.categories, match_by).items():
+            self._columns[label] = column
         self._detections: dict[ImageId, ImageDetections] = {}
 
     @property
@@ -258,6 +256,35 @@ class CocoEvaluator:
             raise FloatingPointError(f"image {image_id!r}: detections have NaN or infinite scores or boxes; is the model broken?")
         order = np.argsort(-scores, kind="stable")
         return ImageDetections(scores[order], columns[kept][order], boxes[order])
+
+
+def match_categories(model: Categories, dataset: Categories, by: MatchBy = "name") -> dict[int, int]:
+    """Match labels of the model with categories of the dataset (:func:`~deformable_detr.class_names.match_classes`).
+
+    Classes of the model that the dataset does not have are left out: detections of them are not evaluated.
+
+    Args:
+        model: the classes that labels of predictions mean.
+        dataset: the categories of the annotation file.
+        by: what must be equal: names, or category ids.
+
+    Returns:
+        Label → position in `dataset`. Categories that no label leads to are logged: they count as never detected.
+
+    Raises:
+        ValueError: nothing fits; the message lists both sides.
+    """
+    found = match_classes(dataset, model, by=by, what="annotations and model")
+    listed = list(zip(dataset.names, dataset.ids, strict=True))
+    if all(label is None for label in found):
+        hint = "" if by == "id" else "; if equal ids mean the same classes, match classes by id (--match-by id)"
+        raise ValueError(
+            f"the classes of the model have no {by} in common with the categories of the annotation file: the model detects "
+            f"{list_classes(zip(model.names, model.ids, strict=True))}; the file has {list_classes(listed)}{hint}"
+        )
+    if missing := [entry for entry, label in zip(listed, found, strict=True) if label is None]:
+        logger.warning("the model cannot detect these categories of the annotation file: %s", list_classes(missing))
+    return {label: position for position, label in enumerate(found) if label is not None}
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:

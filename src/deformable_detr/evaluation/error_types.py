@@ -133,13 +133,14 @@ def error_types(images: Sequence[EvaluatedImage], num_classes: int) -> ErrorType
     """
     ledger = _Ledger.of([classify_errors(image) for image in images], num_classes)
     ap50 = ledger.mean_ap(True, ledger.num_objects)
+    occurring = np.bincount(ledger.types[ledger.types >= 0], minlength=len(ErrorType))
     gains = {kind: ledger.fixed_ap(kind) - ap50 for kind in ErrorType}
     return ErrorTypes(
         ap50=ap50,
         gains=gains,
         false_positive_gain=ledger.mean_ap(ledger.types == -1, ledger.num_objects) - ap50,
         false_negative_gain=ledger.mean_ap(True, ledger.num_detected) - ap50,
-        counts=ledger.counts(),
+        counts=dict(zip(ErrorType, occurring.tolist(), strict=True)) | {ErrorType.MISSED: int(ledger.num_missed.sum())},
     )
 
 
@@ -148,7 +149,7 @@ _TYPES = tuple(ErrorType)
 
 @dataclass(frozen=True, eq=False)
 class _Ledger:
-    """All detections of a split that count, as columns, highest score first."""
+    """All detections of a split that count, as columns, highest score first; and numbers of objects, `[K]`."""
 
     scores: np.ndarray
     labels: np.ndarray
@@ -157,11 +158,8 @@ class _Ledger:
     fixed_labels: np.ndarray
     """The class of the object that the detection matches once it is fixed; -1 where fixing deletes it."""
     num_objects: np.ndarray
-    """`[K]`"""
     num_detected: np.ndarray
-    """`[K]`"""
     num_missed: np.ndarray
-    """`[K]`"""
 
     @classmethod
     def of(cls, images: Sequence[ImageErrors], num_classes: int) -> "_Ledger":
@@ -195,10 +193,6 @@ class _Ledger:
             chosen = kept & (labels == label)
             aps.append(ScoreCurve("", int(num_objects[label]), self.scores[chosen], true_positive[chosen]).average_precision())
         return float(np.mean(aps)) if aps else math.nan
-
-    def counts(self) -> dict[ErrorType, int]:
-        counts = {kind: int((self.types == place).sum()) for place, kind in enumerate(_TYPES)}
-        return counts | {ErrorType.MISSED: int(self.num_missed.sum())}
 
 
 def _fixed_labels(image: ImageErrors) -> np.ndarray:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import supervision as sv
 
 from deformable_detr.data.writing import LabelledImage
 from deformable_detr.inference.predictor import Result
@@ -54,7 +53,7 @@ def propose(results: Iterable[Result], limits: np.ndarray) -> list[Proposal]:
         if result.path is None:
             raise ValueError(f"{result.name}: labels are proposed for files, not for images in memory")
         found = result.detections
-        labels, scores = _labels_and_scores(found)
+        labels, scores = np.asarray(found.class_id, dtype=np.int64), np.asarray(found.confidence)
         kept = scores >= limits[labels]
         image = LabelledImage(result.path, result.image_size, found.xyxy[kept], labels[kept])
         expected = np.bincount(labels, weights=scores, minlength=len(limits))
@@ -100,12 +99,6 @@ def greedy_order(uncertainty: np.ndarray, features: np.ndarray) -> np.ndarray:
         away = np.linalg.norm(features - features[chosen], axis=1)
         distance = away if place == 0 else np.minimum(distance, away)
     return order
-
-
-def _labels_and_scores(found: sv.Detections) -> tuple[np.ndarray, np.ndarray]:
-    if found.class_id is None or found.confidence is None:
-        return np.zeros(0, dtype=np.int64), np.zeros(0)
-    return found.class_id.astype(np.int64), found.confidence
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:

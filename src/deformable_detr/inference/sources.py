@@ -71,10 +71,7 @@ def is_single(source: Source) -> bool:
 
 
 def open_source(source: Source, *, bit_depth: int = 16) -> Iterator[InputImage]:
-    """The images of `source`, one after the other. Files are not read yet; what is in memory is copied.
-
-    A camera may fill one array again and again, and a `with` closes its image: so before the next item of an iterator is asked for,
-    the one before is the library's own. That is a copy of an array or tensor, and decoding for a PIL image or an open file.
+    """The images of `source`, one after the other. Files are not read yet; of what is in memory, a copy is taken first.
 
     Args:
         source: a file, an address (`https://…`), a folder (the images directly in it, in natural order: 2 before 10), a glob

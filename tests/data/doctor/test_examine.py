@@ -260,6 +260,13 @@ def test_images_of_another_size(size, expected, clean, image, tmp_path):
     assert kept == ([] if expected is None else [expected])
 
 
+def test_what_else_an_image_says_of_itself_is_kept(clean, change, tmp_path):
+    change(lambda record: record["images"][0].update(path="/photos/first.png", license=3))
+    repair(examine(clean), tmp_path / "out")
+    first = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())["images"][0]
+    assert (first["file_name"], first["path"], first["license"]) == ("00.png", "/photos/first.png", 3)
+
+
 def test_crowds_and_outlines_are_repaired_like_boxes(clean, change, image, tmp_path):
     """An image of twice the size; then corners in the whole file."""
     runs = {"size": [64, 96], "counts": [0, 64 * 96]}

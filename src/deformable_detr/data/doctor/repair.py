@@ -56,9 +56,9 @@ def repair(examination: Examination, output_dir: str | Path) -> list[str]:
     changes: dict[str, list[str]] = {}
     with atomic_folder(out) as partial:
         for data in examination.splits:
-            record, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name])
+            record, sources, noted = _repaired_record(data, [f for f in examination.findings if f.split == data.name])
             originals = [slashed(image["file_name"]) for image in record["images"]]
-            _place_images(data, record, partial / data.name)
+            _place_images(data, record["images"], sources, partial / data.name)
             source = f"annotations/instances_{data.name}.json"
             write_json(partial / source, record)
             changes[data.name] = noted
@@ -82,8 +82,8 @@ def check_output(out: Path, dataset: Path) -> None:
         raise ValueError(f"{out}: lies in the dataset itself; name a folder outside of it")
 
 
-def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str, list[dict]], list[str]]:
-    """The COCO record of a split's copy, with the `path` of each image, and every change as `kind: case`."""
+def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str, list[dict]], list[Path], list[str]]:
+    """The COCO record of a split's copy, where its images are, and every change as `kind: case`."""
     plan = _Plan(data)
     for finding in findings:
         plan.apply(finding)
@@ -93,8 +93,7 @@ def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str
         if position not in plan.dropped_images:
             height, width = plan.size(position)
             entry = record["images"][int(file.image_rows[position])]
-            own = {"id": file.image_ids[position], "height": height, "width": width, "path": data.path(position)}
-            images[position] = entry | own
+            images[position] = entry | {"id": file.image_ids[position], "height": height, "width": width}
     first_of: dict[str, int] = {}  # classes of one name become one
     merged = [first_of.setdefault(name, key) for key, name in data.categories.items()]
     boxes = to_pixels(file.boxes, limits_of(data, file.images), data.form)
@@ -113,7 +112,8 @@ def _repaired_record(data: SplitData, findings: list[Finding]) -> tuple[dict[str
             changed |= {"bbox": box, "area": box[2] * box[3]}
         annotations.append(changed | {"area": changed.get("area", box[2] * box[3])})
     listed = [{"id": key, "name": data.categories[key]} for key in sorted(set(merged))]
-    return {"images": list(images.values()), "annotations": annotations, "categories": listed}, plan.noted
+    repaired = {"images": list(images.values()), "annotations": annotations, "categories": listed}
+    return repaired, [data.path(position) for position in images], plan.noted
 
 
 class _Plan:
@@ -207,13 +207,12 @@ TOLD = {
 """What is done about a kind of finding; entries with other kinds stay as they are."""
 
 
-def _place_images(data: SplitData, record: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    """Link or copy the images of a record; their names change only where they would lead out of the folder."""
+def _place_images(data: SplitData, images: list[dict[str, Any]], sources: list[Path], folder: Path) -> None:
+    """Link or copy the images of a record from where they are; their names change only where they would lead out of the folder."""
     folder.mkdir(parents=True)
     taken: set[str] = set()
     renamed = {item.image_id for item in data.found.items.get("image-renamed", ())}
-    for image in record["images"]:
-        source = image.pop("path")
+    for image, source in zip(images, sources, strict=True):
         name = Path(source.name if image["id"] in renamed else image["file_name"].replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts:
             name = Path(f"{image['id']}_{name.name}")
