@@ -95,7 +95,7 @@ def detect(
     (nms_iou,) = plain_numbers("a number", Real, float, nms_iou=nms_iou)
     check_no_annotations(results_file)
     evaluator = CocoEvaluator(annotations, categories, match_by)
-    device = torch.device(device) if device is not None else _device_of(model)
+    device = torch.device(device or next((parameter.device for parameter in model.parameters()), "cpu"))
     context = autocast(precision, device)
     was_training = model.training
     model.eval()
@@ -132,10 +132,6 @@ def _image_size(target: Target) -> tuple[int, int]:
     if target.image_size is None:
         raise ValueError(f"image {target.image_id!r}: its target has no image_size, so boxes in pixels cannot be computed")
     return target.image_size
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _is_first_process() -> bool:

@@ -41,9 +41,9 @@ def check_classes(splits: Sequence[SplitData], num_queries: int) -> None:
             elif number > num_queries:
                 data.found.add("too-many-objects", data.image_item(image, f"{number} objects, {num_queries} queries"))
         if data is training and not len(data.boxes):
-            data.found.add("no-boxes", Item(str(data.annotation_file)))
+            data.found.add("no-boxes", Item(str(data.split.annotations.path)))
         elif not len(data.boxes) and len(data.image_ids):
-            data.found.add("no-boxes-to-measure", Item(str(data.annotation_file)))
+            data.found.add("no-boxes-to-measure", Item(str(data.split.annotations.path)))
         elif data is training:
             data.found.add("class-rare", *(Item(f"{name!r}: {n}") for name, n in found.items() if 0 < n < RARE))
         if data is splits[0]:

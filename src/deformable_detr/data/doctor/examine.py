@@ -18,8 +18,6 @@ from deformable_detr.data.findings import Finding, sort_findings
 
 __all__ = ["Examination", "examine", "quick_check"]
 
-Progress = Callable[[int, int], None]
-
 SAMPLE = 50
 """Images per split whose headers are looked at before a training."""
 
@@ -63,7 +61,7 @@ def examine(
     splits: Sequence[str] = (),
     *,
     num_queries: int = 300,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examination:
     """Look at all annotations and all images of a dataset, and note everything.
 

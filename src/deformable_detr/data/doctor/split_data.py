@@ -61,11 +61,6 @@ class SplitData:
         return self.split.name
 
     @property
-    def annotation_file(self) -> Path:
-        """Where the annotations come from."""
-        return self.split.annotations.path
-
-    @property
     def categories(self) -> dict[int, str]:
         """Id → name."""
         categories = self.split.annotations.categories
