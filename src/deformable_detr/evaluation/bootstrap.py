@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deformable_detr.evaluation.matches import EvaluatedImage, match_greedily
+from deformable_detr.evaluation.matches import EvaluatedImage, match_greedily, ranked
 from deformable_detr.evaluation.thresholds import RECALLS
 from deformable_detr.structures import ImageId
 
@@ -143,15 +143,13 @@ def _ranked(images: Sequence[EvaluatedImage]) -> list[np.ndarray]:
     """All D detections, highest score first: `[D]` index of the image, `[D]` label, `[D, 10]` whether it is a true positive at each
     IoU threshold, and `[D, 10]` whether it is in a crowd region, and not a true positive.
     """
-    matched, ignored = [], []
-    for image in images:
+    parts = []
+    for row, image in enumerate(images):
         overlaps = image.overlaps * image.same_class
-        matched.append(np.stack([match_greedily(overlaps, least) >= 0 for least in IOUS], axis=1))
-        ignored.append(np.stack([image.in_crowd_by(least) for least in IOUS], axis=1) & ~matched[-1])
-    order = np.argsort(-np.concatenate([image.scores for image in images]), kind="stable")
-    rows = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
-    labels = np.concatenate([image.labels for image in images])
-    return [column[order] for column in (rows, labels, np.concatenate(matched), np.concatenate(ignored))]
+        matched = np.stack([match_greedily(overlaps, least) >= 0 for least in IOUS], axis=1)
+        ignored = np.stack([image.in_crowd_by(least) for least in IOUS], axis=1) & ~matched
+        parts.append((image.scores, np.full(len(image.scores), row), image.labels, matched, ignored))
+    return ranked(parts)[1:]
 
 
 def _weighted_ap(times: np.ndarray, true_positive: np.ndarray, totals: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from deformable_detr.evaluation.matches import MATCH_IOU, EvaluatedImage, match_within_classes
+from deformable_detr.evaluation.matches import MATCH_IOU, EvaluatedImage, match_within_classes, ranked
 from deformable_detr.evaluation.thresholds import ScoreCurve
 
 BACKGROUND_IOU = 0.1
@@ -172,9 +172,7 @@ class _Ledger:
             columns.append(tuple(column[counted] for column in (image.scores, image.labels, types, _fixed_labels(errors))))
             for row, chosen in enumerate((slice(None), errors.detected, errors.missed)):
                 totals[row] += np.bincount(image.true_labels[chosen], minlength=num_classes)
-        arrays = [np.concatenate(column) for column in zip(*columns, strict=True)]
-        order = np.argsort(-arrays[0], kind="stable")
-        return cls(*(array[order] for array in arrays), *totals)
+        return cls(*ranked(columns), *totals)
 
     def fixed_ap(self, kind: ErrorType) -> float:
         """Mean AP50 with the errors of one type fixed."""

@@ -4,6 +4,7 @@ As in COCO, detections are matched in the order of their scores, each object at 
 region of its own class is ignored: neither a true nor a false positive.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -109,6 +110,13 @@ def match_across_classes(image: EvaluatedImage) -> np.ndarray:
     """`[D]` the object of any class that each detection matches, or -1; shows which classes are confused."""
     right_class_first = 1 + 1e-9 * image.same_class  # decides only between equal overlaps
     return match_greedily(image.overlaps * right_class_first)
+
+
+def ranked(parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The columns of all parts, in the order of the first one, the scores: highest first, equal ones as they come."""
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(-columns[0], kind="stable")
+    return [column[order] for column in columns]
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

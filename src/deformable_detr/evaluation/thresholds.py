@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from deformable_detr.evaluation.matches import EvaluatedImage, match_within_classes
+from deformable_detr.evaluation.matches import EvaluatedImage, match_within_classes, ranked
 
 RECALLS = np.linspace(0, 1, 101)
 """The recalls at which COCO reads precision."""
@@ -138,12 +138,9 @@ def score_curves(images: Sequence[EvaluatedImage], names: Sequence[str]) -> tupl
         names: of the classes, in the order of the labels.
     """
     nothing = (np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool))
-    rows = [nothing, *(_counted(image) for image in images)]
-    scores, labels, true_positive = (np.concatenate(column) for column in zip(*rows, strict=True))
+    scores, labels, true_positive = ranked([nothing, *(_counted(image) for image in images)])
     true_labels = np.concatenate([np.zeros(0, dtype=np.int64), *(image.true_labels for image in images)])
     num_objects = np.bincount(true_labels, minlength=len(names))
-    order = np.argsort(-scores, kind="stable")
-    scores, labels, true_positive = scores[order], labels[order], true_positive[order]
     return tuple(
         ScoreCurve(name, int(num_objects[label]), scores[labels == label], true_positive[labels == label])
         for label, name in enumerate(names)
@@ -152,10 +149,9 @@ def score_curves(images: Sequence[EvaluatedImage], names: Sequence[str]) -> tupl
 
 def joint_curve(curves: Sequence[ScoreCurve]) -> ScoreCurve:
     """Rank the detections of all classes together; a true positive still matches an object of its own class."""
-    scores = np.concatenate([np.zeros(0), *(curve.scores for curve in curves)])
-    true_positive = np.concatenate([np.zeros(0, dtype=bool), *(curve.true_positive for curve in curves)])
-    order = np.argsort(-scores, kind="stable")
-    return ScoreCurve("all classes", sum(curve.num_objects for curve in curves), scores[order], true_positive[order])
+    nothing = (np.zeros(0), np.zeros(0, dtype=bool))
+    scores, true_positive = ranked([nothing, *((curve.scores, curve.true_positive) for curve in curves)])
+    return ScoreCurve("all classes", sum(curve.num_objects for curve in curves), scores, true_positive)
 
 
 def class_thresholds(curves: Sequence[ScoreCurve]) -> tuple[float, ...] | None:
