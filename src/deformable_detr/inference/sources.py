@@ -55,7 +55,7 @@ class InputImage:
         if isinstance(self.content, Exception):
             raise self.content
         if self.path is not None and not self.path.exists():
-            if re.match(r"[a-z0-9]+:/", self.name):
+            if re.match(r"[a-z0-9]+:/", str(self.path)):
                 raise FileNotFoundError(
                     f"{self.path}: only http and https addresses, given as strings, are fetched; download the image first"
                 )
