@@ -13,7 +13,7 @@ from deformable_detr.model.neck import ChannelMapper
 from deformable_detr.model.plain_backbone import PlainBackbone, SimpleFeaturePyramid, is_plain
 from deformable_detr.structures import ImageBatch, Target
 from deformable_detr.training.memory import set_gradient_checkpointing
-from deformable_detr.training.optimizer import parameter_groups
+from deformable_detr.training.optimizer import build_optimizer
 
 SMALL: dict[str, Any] = {"hidden_dim": 32, "num_heads": 4, "num_encoder_layers": 1, "num_decoder_layers": 2, "ffn_dim": 32}
 VITS = {
@@ -81,7 +81,7 @@ def test_levels(levels: int, stages: int, sides: list[int]) -> None:
 def test_learning_rates_fall_from_layer_to_layer() -> None:
     model = detector("vit_tiny_patch16_224")
     assert (type(model.backbone), type(model.neck)) == (PlainBackbone, ChannelMapper)
-    groups = {group["name"]: group for group in parameter_groups(model, lr=1.0, backbone_layer_decay=0.5)}
+    groups = {group["name"]: group for group in build_optimizer(model, lr=1.0, backbone_layer_decay=0.5).param_groups}
     rates = [groups[name]["lr"] for name in sorted(groups) if name.startswith("backbone.")]
     assert all(later == pytest.approx(2 * earlier) for earlier, later in pairwise(rates)) and len(rates) >= 4
     of = {parameter: group["lr"] for group in groups.values() for parameter in group["params"]}

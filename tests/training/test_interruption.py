@@ -1,9 +1,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from deformable_detr.config import DataConfig, RunConfig
+from deformable_detr.training.preparation import build_accelerator, build_loaders, open_data
 
 SCRIPT = """
 import sys
@@ -18,6 +22,20 @@ batches = iter(loader)
 next(batches)
 raise RuntimeError("in the middle of an epoch")
 """
+
+
+def test_a_machine_of_one_core_has_one_worker_where_nobody_asked_for_more(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr("torch._utils.cpu_count", lambda: 1, raising=False)
+    data = open_data(config)
+    accelerator = build_accelerator(config.train)
+    loader, _ = build_loaders(replace(config, data=DataConfig()), data, accelerator)
+    assert loader.num_workers == 1
+    with pytest.warns(UserWarning, match="will create 3 worker processes"):
+        loader, _ = build_loaders(replace(config, data=DataConfig(num_workers=3)), data, accelerator)
+    assert loader.num_workers == 3
 
 
 @pytest.mark.slow

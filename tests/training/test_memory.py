@@ -1,31 +1,42 @@
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.data.loader import build_dataset
 from deformable_detr.model import build_model
 from deformable_detr.settings import read_config
 from deformable_detr.structures import ImageBatch, Target
-from deformable_detr.training import guarded_step, memory, train
-from deformable_detr.training.memory import OutOfMemoryError, largest_fitting, set_gradient_checkpointing
+from deformable_detr.training import learner, memory, train
+from deformable_detr.training.memory import OutOfMemoryError, largest_canvas, set_gradient_checkpointing
+from deformable_detr.training.preparation import build_accelerator
+
+from .conftest import write_split
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 16, 31])
-def test_the_largest_that_fits_is_found(most: int) -> None:
+def test_the_largest_that_fits_is_found_on_a_gpu(config: RunConfig, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu: Any = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    trial = memory.Trial(build_model(config.model), config, (64, 64), 1, gpu)
     for limit in range(34):
         tried = []
 
-        def fits(size: int, limit: int = limit, tried: list[int] = tried) -> bool:
+        def too_large(size: int, limit: int = limit, tried: list[int] = tried) -> bool:
             tried.append(size)
-            return size <= limit
+            return size > limit
 
-        assert largest_fitting(fits, most) == min(limit, most)
+        monkeypatch.setattr(trial, "too_large", too_large)
+        assert trial.largest(most) == min(limit, most)
         assert all(1 <= size <= most for size in tried)
-        assert len(tried) <= 2 * most.bit_length() + 1
+        assert len(tried) <= most.bit_length() + 1
 
 
 def run_with_memory(config: RunConfig, folder: Path, images: int, monkeypatch: pytest.MonkeyPatch, **settings) -> RunConfig:
@@ -54,9 +65,8 @@ def test_nothing_fits(config: RunConfig, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_the_trial_leaves_no_trace(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_leaves_no_trace(config: RunConfig, tmp_path: Path) -> None:
     """A run whose batch size was searched for ends with the bits of one that was told it."""
-    monkeypatch.setattr(memory, "largest_fitting", lambda fits, most: 2 if fits(2) else 0)
     weights = []
     for size, extra in ((2, {}), ("auto", {"target_batch_size": 2})):
         settings = replace(config.train, epochs=1, batch_size=size, **extra)
@@ -65,11 +75,51 @@ def test_the_trial_leaves_no_trace(config: RunConfig, tmp_path: Path, monkeypatc
     assert weights[0] == weights[1]
 
 
+def test_crops_of_wide_images_may_be_tall(config: RunConfig, tmp_path: Path) -> None:
+    write_split(tmp_path, "train", 1, size=100)
+    path = tmp_path / "train" / "0.png"
+    Image.open(path).crop((0, 0, 100, 50)).save(path)
+    file = tmp_path / "annotations" / "instances_train.json"
+    record = json.loads(file.read_text())
+    record["images"][0]["height"] = 50
+    record["annotations"][0]["bbox"], record["annotations"][1:] = [2, 2, 20, 20], []
+    file.write_text(json.dumps(record))
+    data = replace(config.data, train_short_sides=(50,), max_long_side=100, pad_size_divisor=1)
+    dataset = build_dataset(tmp_path, "train", data, training=True)
+    assert largest_canvas(replace(config, data=data), dataset) == (50, 100)
+    # resized to 80 x 40 (width, height) and cut: the narrowest crop, 20 x 40, becomes 50 x 100
+    cropped = replace(data, crop_short_sides=(30, 40), crop_range=(20, 45))
+    assert largest_canvas(replace(config, data=cropped), dataset) == (100, 100)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_room_is_left_for_the_optimiser_and_the_average(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+) -> None:
+    """Two numbers per trained weight, and a copy of the whole network: on a GPU as tensors beside the step that is tried."""
+    network = build_model(config.model)
+    network.backbone.requires_grad_(False)
+    trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
+    whole = sum(value.numel() for value in (*network.parameters(), *network.buffers()))
+    reserved: list[int] = []
+    original = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda value: reserved.append(value.numel()) or original(value))
+    run = replace(config, train=replace(config.train, ema_decay=ema_decay))
+    trial = memory.Trial(network, run, (64, 64), 1, build_accelerator(config.train))
+    monkeypatch.setattr(trial, "_run", lambda size: None)
+    assert not trial.too_large(1)
+    assert sum(reserved) == 2 * trained + (whole if ema_decay else 0)
+    monkeypatch.setattr(trial, "_kept_by", lambda size: 1e6)
+    free = 4 * (3 * trained + (whole if ema_decay else 0)) + memory.WORKING_SHARE * 3.5e6
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free / memory.SHARE_OF_MEMORY}))
+    assert trial.largest(8) == 3
+
+
 def test_running_out_is_explained(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(guarded_step, "train_step", no_memory)
+    monkeypatch.setattr(learner, "train_step", no_memory)
     with pytest.raises(OutOfMemoryError) as error:
         train(replace(config, output_dir=str(tmp_path / "run")))
     text = str(error.value)

@@ -10,8 +10,8 @@ from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.structures import ImageBatch, Target
-from deformable_detr.training import NonFiniteLossError, guarded_step, train
-from deformable_detr.training.guarded_step import MOST_SKIPPED
+from deformable_detr.training import NonFiniteLossError, learner, train
+from deformable_detr.training.learner import MOST_SKIPPED
 from deformable_detr.training.non_finite import MOST_SAVED, diagnose, replay, save_step
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.train_step import train_step
@@ -170,7 +170,7 @@ def test_a_broken_image_leaves_nothing_in_the_statistics(
             batches[0][0].images[0, 0, 3, 3] = float("nan")
         return train_step(model, criterion, optimizer, batches, *others)
 
-    monkeypatch.setattr(guarded_step, "train_step", with_broken_image)
+    monkeypatch.setattr(learner, "train_step", with_broken_image)
     assert not config.model.freeze_batch_norm
     result = train(replace(config, output_dir=str(tmp_path / "run"), train=replace(config.train, on_non_finite="skip")))
     (left_out,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]

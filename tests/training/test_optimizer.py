@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from deformable_detr.model import build_model
-from deformable_detr.training.optimizer import PARTS, build_optimizer, build_schedule, freeze, parameter_groups, set_learning_rates
+from deformable_detr.training.optimizer import PARTS, build_optimizer, build_schedule, freeze, set_learning_rates
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ def test_the_groups_are_the_official_ones(preset: str, trainable: int) -> None:
     """The official recipe picks them by parts of names; ours must come to the same."""
     with torch.device("meta"):
         model = build_model(preset, num_classes=91, pretrained_backbone=False)
-    groups = {group["name"]: group for group in parameter_groups(model, lr=2e-4)}
+    groups = {group["name"]: group for group in build_optimizer(model, lr=2e-4).param_groups}
 
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     backbone = {name for name in named if name.startswith("backbone.")}
@@ -50,8 +50,8 @@ def test_weight_decay_is_on_everything_and_the_rates_are_settings() -> None:
 def test_what_is_frozen_is_left_out() -> None:
     model = build_model("tiny", pretrained_backbone=False)
     model.backbone.requires_grad_(False)
-    assert [group["name"] for group in parameter_groups(model)] == ["transformer", "sampling"]
-    groups = parameter_groups(build_model("tiny"), backbone_lr_scale=0)  # theirs is cleared with all other gradients
+    assert [group["name"] for group in build_optimizer(model).param_groups] == ["transformer", "sampling"]
+    groups = build_optimizer(build_model("tiny"), backbone_lr_scale=0).param_groups  # theirs is cleared with all other gradients
     assert {group["name"]: group["lr"] for group in groups}["backbone"] == 0
     with pytest.raises(ValueError, match="no parameter to train"):
         build_optimizer(model.requires_grad_(False))
@@ -104,9 +104,9 @@ def test_schedules_that_make_no_sense(settings: dict, message: str) -> None:
 def test_dino_has_two_groups_and_h_detr_three() -> None:
     with torch.device("meta"):
         dino, hybrid = (build_model(name, pretrained_backbone=False) for name in ("r50-dino", "r50-hdetr"))
-    groups = {group["name"]: group["lr"] for group in parameter_groups(dino, lr=1e-4, sampling_lr_scale=1.0)}
+    groups = {group["name"]: group["lr"] for group in build_optimizer(dino, lr=1e-4, sampling_lr_scale=1.0).param_groups}
     assert groups == pytest.approx({"transformer": 1e-4, "backbone": 1e-5})
-    groups = {group["name"]: group["lr"] for group in parameter_groups(hybrid, lr=2e-4)}
+    groups = {group["name"]: group["lr"] for group in build_optimizer(hybrid, lr=2e-4).param_groups}
     assert groups == pytest.approx({"transformer": 2e-4, "backbone": 2e-5, "sampling": 2e-5})
 
 
@@ -117,7 +117,10 @@ def test_layers_of_a_plain_vit_learn_the_slower_the_earlier_they_come() -> None:
         "vit_tiny_patch16_224", features_only=True, out_indices=(-1,), pretrained=False, depth=3
     )
     model.backbone.norm = nn.LayerNorm(4)  # beside the ViT
-    groups = {group["name"]: group for group in parameter_groups(model, lr=1.0, backbone_lr_scale=0.1, backbone_layer_decay=0.5)}
+    groups = {
+        group["name"]: group
+        for group in build_optimizer(model, lr=1.0, backbone_lr_scale=0.1, backbone_layer_decay=0.5).param_groups
+    }
     assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
         {"transformer": 1, "backbone": 0.1, "backbone.0": 0.1 / 8, "backbone.1": 0.1 / 4, "backbone.2": 0.1 / 2, "backbone.3": 0.1}
     )
@@ -127,9 +130,9 @@ def test_layers_of_a_plain_vit_learn_the_slower_the_earlier_they_come() -> None:
     grouped = [parameter for group in groups.values() for parameter in group["params"]]
     assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
     with pytest.raises(ValueError, match="for plain ViT backbones"):
-        parameter_groups(build_model("tiny"), backbone_layer_decay=0.5)
+        build_optimizer(build_model("tiny"), backbone_layer_decay=0.5)
     with pytest.raises(ValueError, match=r"backbone_layer_decay must lie in \(0, 1\]"):
-        parameter_groups(model, backbone_layer_decay=0.0)
+        build_optimizer(model, backbone_layer_decay=0.0)
 
 
 def test_the_flat_cosine_schedule_stays_for_half_of_the_training() -> None:
@@ -144,7 +147,7 @@ def test_frozen_parts_are_left_out() -> None:
     freeze(model, ["backbone", "encoder"])
     after = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert before - after == {name for name in before if name.startswith(("backbone.", "encoder."))}
-    groups = parameter_groups(model, sampling_lr_scale=1)
+    groups = build_optimizer(model, sampling_lr_scale=1).param_groups
     assert [group["name"] for group in groups] == ["transformer"]
     assert sum(len(group["params"]) for group in groups) == len(after)
 

@@ -16,7 +16,7 @@ from deformable_detr.training import trainer
 from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.optimizer import build_schedule
-from deformable_detr.training.pace import Plan, TimedPace
+from deformable_detr.training.pace import Pace, Plan
 from deformable_detr.training.time_left import TimeLeft
 
 
@@ -49,7 +49,7 @@ class Machine:
         plan, began = Plan(planned), self.now
         schedule = build_schedule(planned, schedule="cosine", warmup_steps=planned // 20)
         time_left = TimeLeft(1, 1, lambda: self.now)
-        pace = TimedPace(plan, self.seconds, most, time_left, Accelerator(cpu=True), lambda: self.now)
+        pace = Pace(plan, self.seconds, most, time_left, Accelerator(cpu=True), lambda: self.now)
         every, step = 2 * per_epoch, 0
 
         def evaluations(steps: int) -> int:
@@ -132,8 +132,8 @@ def timed(config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """A run of 8 planned steps that is to take 13 seconds of a clock."""
 
     def timed(name: str, clock: Second, **changes) -> RunConfig:
-        for part in ("TimedPace", "TimeLeft"):
-            original = {"TimedPace": TimedPace, "TimeLeft": TimeLeft}[part]
+        for part in ("Pace", "TimeLeft"):
+            original = {"Pace": Pace, "TimeLeft": TimeLeft}[part]
             monkeypatch.setattr(trainer, part, partial(original, clock=lambda: clock.now))
         monkeypatch.setattr(trainer, "RunLog", lambda show: Silent())
         length = {"steps": 8, "seconds": 13.0, "evaluate_every": 1, "logger": ()}
@@ -159,6 +159,19 @@ def test_a_resumed_run_goes_on_with_its_plan(timed, stop_at) -> None:
     assert two.rates == one.rates
     weights = [load_file(run.last_weights) for run in (whole, resumed)]
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_finished_run_that_gets_more_time_becomes_a_longer_one(timed) -> None:
+    """One of 13 seconds, a second a step, resumed with 40: 2 are for the end; the rate is that of a third of the longer course."""
+    clock = Second()
+    run = timed("run", clock)
+    done = trainer.train(run, callbacks=[clock], show_progress=False).steps
+    again = replace(run, resume=True)
+    assert trainer.train(again, callbacks=[clock], show_progress=False).steps == done  # with the same time it stays finished
+    longer = replace(again, train=replace(run.train, seconds=40.0))
+    assert 36 <= trainer.train(longer, callbacks=[clock], show_progress=False).steps <= 39
+    assert clock.rates[done] > 0.7 * run.optimizer.lr
+    assert clock.rates[-1] < 0.05 * run.optimizer.lr
 
 
 def test_steps_that_are_asked_for_are_not_held_to_a_time(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +12,16 @@ from torch import Tensor
 from deformable_detr.cli.__main__ import main
 from deformable_detr.config import RunConfig
 from deformable_detr.criterion import SetCriterion
+from deformable_detr.files import write_json
 from deformable_detr.structures import Predictions, Target
-from deformable_detr.training import guarded_step, learner
+from deformable_detr.training import learner
+from deformable_detr.training.budget import measure_speed
 from deformable_detr.training.run_folder import RunFolder
 from deformable_detr.training.train_step import train_step
 from deformable_detr.training.trainer import train
 
 from ..processes import run_two
+from .conftest import write_split
 
 
 def train_as_told(rank: int, file: Path) -> None:
@@ -59,6 +63,20 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: RunConfig, tm
         assert abs(losses[0][name] - losses[1][name]) < 1e-4 * abs(losses[0][name]), name
 
 
+def measure_alone(rank: int, config: RunConfig, folder: Path) -> None:
+    write_json(folder / f"{rank}.json", vars(measure_speed(config)))
+
+
+def test_the_speed_of_two_processes_with_one_image_to_evaluate(config: RunConfig, tmp_path: Path) -> None:
+    write_split(tmp_path / "data", "train", 8)
+    write_split(tmp_path / "data", "val", 1)
+    settings = replace(config.train, budget="1s")  # one step is timed
+    run_two(measure_alone, replace(config, dataset=str(tmp_path / "data"), train=settings), tmp_path)
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one["evaluation"] == two["evaluation"] > 0
+    assert one["step"] == two["step"] > 0
+
+
 class Breaking(SetCriterion):
     """Breaks in the second process at its second call."""
 
@@ -81,7 +99,7 @@ def train_breaking(rank: int, config: RunConfig) -> None:
             batches[0][0].images[0, 0, 3, 3] = float("nan")
         return train_step(model, criterion, optimizer, batches, *others)
 
-    guarded_step.train_step = with_broken_image
+    learner.train_step = with_broken_image
     train(config)
 
 

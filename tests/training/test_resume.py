@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from deformable_detr.config import RunConfig
 from deformable_detr.settings import to_record
+from deformable_detr.training.callbacks import Callback, Run, Step
 from deformable_detr.training.interruption import TrainingInterrupted
 from deformable_detr.training.preparation import check_same_run, contents_of, describe_data, open_data
 from deformable_detr.training.run_folder import RunFolder
@@ -65,6 +67,57 @@ def test_a_resumed_run_ends_with_the_same_bits(config: RunConfig, tmp_path: Path
         torch.testing.assert_close(final[key], expected[key], rtol=0, atol=0)
     torch.testing.assert_close(final["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
     assert torch.equal(final["random"][0]["torch"], expected["random"][0]["torch"])
+
+
+class EndsWithin(Callback):
+    """Ends a run in the middle of its first epoch; the evaluation that comes then may be killed."""
+
+    def __init__(self, killed: bool) -> None:
+        self.killed = killed
+
+    def on_step(self, run: Run, step: Step) -> None:
+        if step.step == 2:
+            run.stop("two are enough")
+
+    def on_evaluation_step(self, run: Run, done: int, total: int) -> None:
+        if self.killed:
+            raise SystemExit
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_ended_within_an_epoch_goes_on_there(
+    config: RunConfig, tmp_path: Path, uninterrupted: Path, killed: bool
+) -> None:
+    with pytest.raises(SystemExit) if killed else nullcontext():
+        assert train(same_run(config, tmp_path / "run"), callbacks=[EndsWithin(killed)]).steps == 2
+    result = train(same_run(config, tmp_path / "run", resume=True))
+    assert result.steps == 8
+    whole, resumed = (load_file(RunFolder(folder).last_weights) for folder in (uninterrupted, result.output_dir))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_setting_that_a_saved_state_lacks_was_as_it_is_by_default(config: RunConfig, tmp_path: Path) -> None:
+    run = same_run(config, tmp_path / "run")
+    data = open_data(run)
+    saved: dict[str, Any] = {"config": to_record(run), "processes": 1, "dataset": describe_data(data)}
+    del saved["config"]["optimizer"]["drop_at"]
+    check_same_run(run, saved, data, 1)
+    with pytest.raises(ValueError, match=r"optimizer\.drop_at was 0\.8, is 0\.5"):
+        check_same_run(replace(run, optimizer=replace(run.optimizer, drop_at=0.5)), saved, data, 1)
+
+
+def test_the_log_is_json_whatever_the_numbers(tmp_path: Path) -> None:
+    """The gradients of fp16 overflow in the first steps; JSON has neither infinity nor NaN."""
+    folder = RunFolder(tmp_path)
+    for step, norm in enumerate((float("inf"), float("nan"), 2.5)):
+        folder.append_log({"kind": "train", "step": step, "loss": 1.0, "grad_norm": norm})
+    folder.rewind_log(2, evaluated=True)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    rows = [json.loads(line, parse_constant=refuse) for line in folder.log.read_text().splitlines()]
+    assert [(row["loss"], row["grad_norm"]) for row in rows] == [(1.0, None), (1.0, None), (1.0, 2.5)]
 
 
 def test_what_has_changed_in_the_dataset_is_said(config: RunConfig, dataset: Path, tmp_path: Path, caplog) -> None:

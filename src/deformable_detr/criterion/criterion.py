@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -102,22 +103,12 @@ class SetCriterion(nn.Module):
         self.weight_per_class = weight_per_class
         if weight_per_class is not None and (len(weight_per_class) != num_classes or min(weight_per_class) < 0):
             raise ValueError(f"weight_per_class needs {num_classes} numbers of at least 0, not {list(weight_per_class)}")
-
-        def hungarian(copies: int) -> HungarianMatcher:
-            return HungarianMatcher(
-                class_cost=class_cost,
-                bbox_cost=bbox_cost,
-                giou_cost=giou_cost,
-                focal_alpha=focal_alpha,
-                focal_gamma=focal_gamma,
-                giou_eps=giou_eps,
-                copies=copies,
-            )
-
-        self.matcher = hungarian(copies)
-        self.encoder_matcher = hungarian(encoder_copies)
+        costs = {"class_cost": class_cost, "bbox_cost": bbox_cost, "giou_cost": giou_cost, "giou_eps": giou_eps}
+        hungarian = partial(HungarianMatcher, **costs, focal_alpha=focal_alpha, focal_gamma=focal_gamma)
+        self.matcher = hungarian(copies=copies)
+        self.encoder_matcher = hungarian(copies=encoder_copies)
         self.denoising_matcher = DenoisingMatcher()
-        self.one_to_many_matcher = one_to_many or hungarian(one_to_many_copies)
+        self.one_to_many_matcher = one_to_many or hungarian(copies=one_to_many_copies)
 
     @classmethod
     def from_config(cls, model: ModelConfig, loss: LossConfig | None = None, categories: Categories | None = None) -> Self:
@@ -199,10 +190,10 @@ class SetCriterion(nn.Module):
     def match(self, predictions: Predictions, targets: Sequence[Target]) -> BatchMatching:
         """Which query of which layer is responsible for which object; arguments and errors as in :meth:`forward`."""
         self._check_batch(predictions, targets)
-        matchings = {
-            branch: self._matcher(branch)(*layers, self._wanted(branch, targets), source=branch)
-            for branch, layers in _branches(predictions).items()
-        }
+        matchings = {}
+        for branch, layers in _branches(predictions).items():
+            wanted = targets if self._has_classes(branch) else _as_objectness(targets)
+            matchings[branch] = self._matcher(branch)(*layers, wanted, source=branch)
         return BatchMatching(**matchings)
 
     def weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -230,9 +221,6 @@ class SetCriterion(nn.Module):
             "denoising": self.denoising_matcher,
             "one_to_many": self.one_to_many_matcher,
         }[branch]
-
-    def _wanted(self, branch: Branch, targets: Sequence[Target]) -> Sequence[Target]:
-        return targets if self._has_classes(branch) else _as_objectness(targets)
 
     def _has_classes(self, branch: Branch) -> bool:
         """Whether a branch learns the classes, or only where an object is."""

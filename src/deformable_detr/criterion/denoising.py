@@ -36,8 +36,7 @@ class DenoisingMatcher(nn.Module):
         images = torch.cat([torch.full((groups * len(target),), image, **whole) for image, target in enumerate(targets)])
         queries = torch.cat([(starts + of_image).flatten() for of_image in objects])
         repeated = torch.cat([of_image.repeat(groups) for of_image in objects])
-        pairs = torch.stack((images, queries, repeated)).to(logits.device)
-        return Matching(pairs[0], pairs[1].expand(num_layers, -1), pairs[2].expand(num_layers, -1))
+        return Matching(images, queries.expand(num_layers, -1), repeated.expand(num_layers, -1))
 
     def divisor(self, num_boxes: Tensor, num_queries: int, targets: Sequence[Target]) -> Tensor:
         """The number of objects, at least 1, times the number of groups; arguments as of `HungarianMatcher.divisor`."""

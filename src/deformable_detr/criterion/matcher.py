@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.criterion.losses import at_least_float32, elementwise_giou
-from deformable_detr.criterion.soundness import fetch_checked
-from deformable_detr.criterion.targets import FlatTargets, image_name
+from deformable_detr.criterion.targets import FlatTargets, fetch_checked, image_name
 from deformable_detr.structures import ImageId, Target
 
 logger = logging.getLogger(__name__)

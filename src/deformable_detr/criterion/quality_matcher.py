@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from deformable_detr.boxes import cxcywh_to_xyxy, elementwise_iou
 from deformable_detr.criterion.losses import at_least_float32
 from deformable_detr.criterion.matcher import Matching
-from deformable_detr.criterion.soundness import fetch_checked
-from deformable_detr.criterion.targets import FlatTargets
+from deformable_detr.criterion.targets import FlatTargets, fetch_checked
 from deformable_detr.structures import Target
 
 

@@ -53,32 +53,63 @@ class FlatTargets:
 
     def images(self) -> Tensor:
         """The image that each object is in: int64 `[T]`."""
-        image_of = [image for image, count in enumerate(self.counts) for _ in range(count)]
-        return torch.tensor(image_of, dtype=torch.int64, device=self.labels.device)
+        image_of = np.repeat(np.arange(len(self.counts)), self.counts)
+        return torch.from_numpy(image_of).to(self.labels.device)
 
-    def validity(self, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Which labels and which boxes are sound: two bool `[T]`, left on the device so that nothing waits for it here."""
-        labels = (self.labels >= 0) & (self.labels < num_classes)
-        boxes = (self.boxes.abs() <= LARGEST_SHARE).all(-1) & (self.boxes[:, 2:] >= 0).all(-1)  # False for NaN as well
-        return labels, boxes
 
-    def check(self, valid_labels: np.ndarray, valid_boxes: np.ndarray, num_classes: int) -> None:
-        """Speak about what :meth:`validity` found.
+def fetch_checked(logits: Tensor, boxes: Tensor, targets: FlatTargets, source: str, *more: Tensor) -> list[np.ndarray]:
+    """Check predictions and targets, and bring further tensors to the host with what the checks need.
 
-        Raises:
-            ValueError: a label outside [0, K), a box with NaN, with a negative size or in pixels; the message names the image.
-        """
-        image_of = np.repeat(np.arange(len(self.counts)), self.counts).tolist()
-        for row in np.flatnonzero(~valid_labels)[:1].tolist():
-            raise ValueError(
-                f"{image_name(self.sources, image_of[row])} has the label {int(self.labels[row])}, but this model has "
-                f"{num_classes} classes: labels go from 0 to {num_classes - 1} (category ids must be mapped to labels first)"
-            )
-        for row in np.flatnonzero(~valid_boxes)[:1].tolist():
-            raise ValueError(
-                f"{image_name(self.sources, image_of[row])} has the box {self.boxes[row].tolist()}; boxes must be finite "
-                "(centre x, centre y, width, height) as shares in [0, 1] of the image's width and height, not pixels"
-            )
+    Args:
+        logits: `[N, B, Q, K]`.
+        boxes: `[N, B, Q, 4]`.
+        targets: of the B images.
+        source: the part of the model that predicted, for messages.
+        more: any tensors.
+
+    Returns:
+        `more` as arrays.
+
+    Raises:
+        ValueError: a label outside [0, K), a box with NaN, with a negative size or in pixels; the message names the image.
+        FloatingPointError: predictions with NaN or infinity; the message names the images.
+    """
+    num_classes = logits.shape[-1]
+    finite = [x.isfinite().flatten(2).all(2) for x in (logits, boxes)]  # [N, B] each
+    labels = (targets.labels >= 0) & (targets.labels < num_classes)
+    sizes = (targets.boxes.abs() <= LARGEST_SHARE).all(-1) & (targets.boxes[:, 2:] >= 0).all(-1)  # False for NaN as well
+    finite_logits, finite_boxes, labels, sizes, *fetched = _fetch([*finite, labels, sizes, *more])
+    image_of = np.repeat(np.arange(len(targets.counts)), targets.counts).tolist()
+    for row in np.flatnonzero(labels == 0)[:1].tolist():
+        raise ValueError(
+            f"{image_name(targets.sources, image_of[row])} has the label {int(targets.labels[row])}, but this model has "
+            f"{num_classes} classes: labels go from 0 to {num_classes - 1} (category ids must be mapped to labels first)"
+        )
+    for row in np.flatnonzero(sizes == 0)[:1].tolist():
+        raise ValueError(
+            f"{image_name(targets.sources, image_of[row])} has the box {targets.boxes[row].tolist()}; boxes must be finite "
+            "(centre x, centre y, width, height) as shares in [0, 1] of the image's width and height, not pixels"
+        )
+    found = []
+    for kind, sound in {"class logits": finite_logits, "boxes": finite_boxes}.items():
+        layers, images = np.nonzero(sound == 0)
+        if len(images):
+            names = ", ".join(image_name(targets.sources, index) for index in sorted({*images.tolist()}))
+            found.append(f"{kind} of {names} (layers {sorted({*layers.tolist()})})")
+    if found:
+        raise FloatingPointError(
+            f"the {source} predicted NaN or infinity: {'; '.join(found)}; the images may be broken, or training has diverged"
+        )
+    return fetched
+
+
+def _fetch(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Tensors as arrays on the host, through a single transfer: on a GPU every transfer waits for all work before it."""
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    values = torch.cat([tensor.flatten().to(dtype) for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])
+    parts = np.split(values, ends[:-1])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _check_shapes(target: Target, name: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 from collections.abc import Iterator
+from itertools import islice
 
 from torch.utils.data import DataLoader
 
@@ -58,13 +59,5 @@ def _groups(loader: DataLoader, position: Position, accumulate: int, allowed: Al
     loader.sampler.set_epoch(position.epoch, position.batch, allowed)  # type: ignore[attr-defined]
     with random_state_kept():
         batches = iter(loader)  # draws a seed for its workers, which must not change what the next steps draw
-    together: list[Batch] = []
-    while True:
-        batch = next(batches, None)
-        if batch is not None:
-            together.append(batch)
-        if together and (batch is None or len(together) == accumulate):
-            yield together
-            together = []
-        if batch is None:
-            return
+    while together := list(islice(batches, accumulate)):
+        yield together

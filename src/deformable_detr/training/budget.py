@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object
 
 from deformable_detr.acceleration.model import InferenceModel
 from deformable_detr.config import RunConfig
@@ -24,15 +24,11 @@ from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.process import without_warnings
 from deformable_detr.recipes import EVALUATIONS, on_grid
 from deformable_detr.training.batches import step_batches
-from deformable_detr.training.learner import Learner
-from deformable_detr.training.memory import choose_batch_size
-from deformable_detr.training.pace import MOST_PASSES, Plan
-from deformable_detr.training.preparation import build_accelerator, build_loaders, build_network, open_data
+from deformable_detr.training.pace import MOST_PASSES
 from deformable_detr.training.processes import in_any_process, mean_over_processes
-from deformable_detr.training.progress import format_seconds
 from deformable_detr.training.result import Position
-from deformable_detr.training.run_folder import RunFolder
-from deformable_detr.training.time_left import WARM_UP
+from deformable_detr.training.time_left import WARM_UP, format_seconds
+from deformable_detr.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +177,7 @@ def measure_speed(
 ) -> Speed:
     """Train for some steps and evaluate some images, on weights that are thrown away.
 
-    In several processes all must call this, and get the mean of what they measured.
+    In several processes all must call this, and get the same: the mean time of a step, and the longest of an evaluation.
 
     Args:
         config: the run.
@@ -190,37 +186,29 @@ def measure_speed(
     """
     began = clock()
     until = began + (TIMED_SHARE * parse_budget(str(config.train.budget)) if config.train.budget else math.inf)
-    accelerator = build_accelerator(config.train)
-    with without_warnings():  # what there is to say about data and weights is said when the run itself begins
-        data = open_data(config, dataset)
-        set_seed(config.train.seed)
-        network = build_network(config, data.train.categories, resumed=config.weights is None, device=accelerator.device)
-        config = replace(config, model=network.metadata.model)
-        config = choose_batch_size(network, config, data.train, accelerator)
-        train_loader, val_loader = build_loaders(config, data, accelerator)
-        steps_per_epoch = -(-len(train_loader) // config.train.accumulate)
-        with TemporaryDirectory() as folder:
-            learner = Learner(network, config, accelerator, RunFolder(folder), Plan(100_000))
-            learner.train()
-            step = _seconds_of_step(learner, train_loader, config.train.accumulate, clock, until)
-        evaluation = 0.0 if val_loader is None else _seconds_of_evaluation(learner, val_loader, config, clock)
+    if config.weights is None:  # nor need a backbone's be fetched
+        config = replace(config, model=replace(config.model, pretrained_backbone=False))
+    with without_warnings(), TemporaryDirectory() as folder:  # what there is to say is said when the run itself begins
+        trainer = Trainer(replace(config, output_dir=folder), dataset, callbacks=(), show_progress=False)
+        step = _seconds_of_step(trainer, clock, until)
+        evaluation = 0.0 if trainer.data.val is None else _seconds_of_evaluation(trainer, clock)
     gc.collect()  # the inference model's folded weights
-    means = mean_over_processes({"step": step, "evaluation": evaluation, "took": clock() - began}, accelerator)
-    return Speed(means["step"], means["evaluation"], steps_per_epoch, means["took"])
+    means = mean_over_processes({"step": step, "took": clock() - began}, trainer.accelerator)
+    return Speed(means["step"], max(gather_object([evaluation])), trainer.steps_per_epoch, means["took"])
 
 
-def _seconds_of_step(learner: Learner, loader: Any, accumulate: int, clock: Callable[[], float], until: float) -> float:
+def _seconds_of_step(trainer: Trainer, clock: Callable[[], float], until: float) -> float:
     """The mean over some steps after the first ones, in which workers start and memory is laid out."""
     position, marks = Position(), []
     while True:
-        for batches in step_batches(loader, position, accumulate):
-            learner.step(batches, position.step)
+        for batches in step_batches(trainer.train_loader, position, trainer.config.train.accumulate):
+            trainer.learner.step(batches, position.step)
             position.step += 1
             position.batch += len(batches)
             if position.step < WARM_UP:
                 continue
             marks.append(clock())
-            if in_any_process(_are_enough(marks, until), learner.accelerator):  # else some would wait for the others' steps
+            if in_any_process(_are_enough(marks, until), trainer.accelerator):  # else some would wait for the others' steps
                 return (marks[-1] - marks[0]) / (len(marks) - 1)
         position = Position(position.step, position.epoch + 1)
 
@@ -230,16 +218,19 @@ def _are_enough(marks: list[float], until: float) -> bool:
     return steps >= most or (steps >= least and marks[-1] - marks[0] > TIMED_SECONDS) or (steps >= 1 and marks[-1] > until)
 
 
-def _seconds_of_evaluation(learner: Learner, loader: Any, config: RunConfig, clock: Callable[[], float]) -> float:
+def _seconds_of_evaluation(trainer: Trainer, clock: Callable[[], float]) -> float:
     """Making the form in which evaluations run the network, and some images, extrapolated to this process's share."""
-    model = InferenceModel(learner.result, precision=config.train.precision)
+    loader: Any = trainer.validation.loader
+    model = InferenceModel(trainer.result, precision=trainer.config.train.precision)
     marks, done = [clock()], 0
     for images, _ in loader:
-        model(images.to(learner.accelerator.device)).logits.cpu()  # a GPU is waited for
+        model(images.to(trainer.accelerator.device)).logits.cpu()  # a GPU is waited for
         marks.append(clock())
         done += len(images)
         if done >= TIMED_IMAGES:
             break
+    if not done:  # fewer images than processes
+        return 0.0
     first, others = marks[1] - marks[0], marks[-1] - marks[1]
     each = others / (done - done // (len(marks) - 1)) if len(marks) > 2 else first
     return first + each * len(loader.sampler)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -11,9 +11,13 @@ from deformable_detr.config import RunConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.evaluation.metrics import Metrics
 from deformable_detr.model import DeformableDETR
+from deformable_detr.training.learner import Learner
+from deformable_detr.training.pace import Plan
 from deformable_detr.training.preparation import RunData
 from deformable_detr.training.result import Position
 from deformable_detr.training.run_folder import RunFolder, files_are_a_bonus
+from deformable_detr.training.time_left import TimeLeft
+from deformable_detr.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Step:
     """Of all processes together, since the last `means`."""
 
 
-class Run(Protocol):
+class Run:
     """What a callback sees of the run; to look at, not to change."""
 
     config: RunConfig
@@ -60,44 +64,56 @@ class Run(Protocol):
     position: Position
     """Finished steps and the present epoch, from 0."""
 
-    state: str
+    state: str = "training"
     """`training`, `evaluating`, and at the end `finished`, `stopped` (from outside) or `failed`."""
 
-    stop_reason: str | None
+    stop_reason: str | None = None
     """What :meth:`stop` was called with."""
+
+    steps_per_epoch: int
+    """Optimiser steps of one pass over the images."""
+
+    learner: Learner
+    plan: Plan
+    time_left: TimeLeft
+    validation: Validation
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run; a budget may change it on the way."""
-        ...
+        return self.plan.steps
 
     @property
     def total_epochs(self) -> int:
         """Its epochs, the last one perhaps not whole."""
-        ...
+        return -(-self.total_steps // self.steps_per_epoch)
 
     @property
     def result(self) -> DeformableDETR:
         """What is evaluated and saved: the EMA weights where there are any."""
-        ...
+        return self.learner.result
 
     @property
-    def history(self) -> Sequence[Mapping[str, Any]]:
+    def history(self) -> list[dict[str, Any]]:
         """One row per evaluation: step, epoch, lr, train_loss and the metrics."""
-        ...
+        return self.validation.history
 
     @property
-    def best(self) -> Mapping[str, Any] | None:
+    def best(self) -> dict[str, Any] | None:
         """The row of the history with the highest AP."""
-        ...
+        return self.validation.best
 
     def seconds_left(self) -> float | None:
         """Until the end of the run; None: not known yet."""
-        ...
+        return self.time_left.seconds(self.total_steps - self.position.step, self.evaluations_left(self.total_steps))
+
+    def evaluations_left(self, total_steps: int) -> int:
+        """How many evaluations are still due if the run has so many steps in all."""
+        return self.validation.count(self.position.epoch, -(-total_steps // self.steps_per_epoch))
 
     def stop(self, reason: str) -> None:
         """End the run after this step: it is evaluated and saved as at its end. One process is enough."""
-        ...
+        self.stop_reason = self.stop_reason or reason
 
 
 class Callback:
@@ -165,5 +181,5 @@ class EarlyStopping(Callback):
         self._check(run)
 
     def _check(self, run: Run) -> None:
-        if run.best is not None and len(run.history) - 1 - list(run.history).index(run.best) >= self.patience:
+        if run.best is not None and len(run.history) - 1 - run.history.index(run.best) >= self.patience:
             run.stop(f"the AP has not become better in the last {self.patience} evaluations")

@@ -7,7 +7,7 @@ keeps for the backward pass, and these grow in proportion to the batch. Gradient
 
 import gc
 import logging
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
@@ -82,8 +82,7 @@ def choose_batch_size(network: DeformableDETR, config: RunConfig, dataset: CocoD
     most = max(1, config.train.target_batch_size // processes)
     height, width = largest_canvas(config, dataset)
     trial = Trial(network, config, (height, width), int(dataset.objects_per_image().max()), accelerator)
-    fitting = largest_fitting(trial.fits if accelerator.device.type == "cuda" else trial.fits_by_estimate, most)
-    fitting = min(gather_object([fitting]))
+    fitting = min(gather_object([trial.largest(most)]))
     if fitting == 0:
         raise out_of_memory(config, trial.batch(1)[0], MemoryError("tried with one image"))
     accumulate = max(1, round(config.train.target_batch_size / (fitting * processes)))
@@ -98,21 +97,14 @@ def largest_canvas(config: RunConfig, dataset: CocoDataset) -> tuple[int, int]:
     """(height, width) of the largest padded batch that training can meet; steps that are transposed have it the other way round."""
     short, long, divisor = max(config.data.train_short_sides), config.data.max_long_side, config.data.pad_size_divisor
     shapes = {(int(height), int(width)) for height, width in dataset.image_sizes()}
+    if config.data.crop_short_sides:  # crops may be as narrow as they are allowed, in either direction
+        low, high = config.data.crop_range
+        before = [resized_size(height, width, max(config.data.crop_short_sides)) for height, width in shapes]
+        shapes |= {(min(height, high), min(width, low)) for height, width in before}
+        shapes |= {(min(height, low), min(width, high)) for height, width in before}
     resized = [resized_size(height, width, short, long) for height, width in shapes]
     height, width = (-(-max(size[axis] for size in resized) // divisor) * divisor for axis in (0, 1))
     return height, width
-
-
-def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number in [0, most] that fits, by doubling and then halving the interval; fits must be monotone."""
-    low, high = 0, 1
-    while high <= most and fits(high):
-        low, high = high, min(2 * high, most) if high < most else most + 1
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 class Trial:
@@ -131,7 +123,7 @@ class Trial:
     ) -> None:
         self.network, self.canvas, self.num_objects, self.accelerator = network, canvas, num_objects, accelerator
         self.criterion = SetCriterion.from_config(network.metadata.model, config.loss, network.metadata.categories)
-        self._kept_for_one: float | None = None
+        self.ema = config.train.ema_decay > 0
 
     def batch(self, size: int) -> tuple[ImageBatch, list[Target]]:
         """`size` grey images, each with as many objects as the fullest image of the dataset."""
@@ -141,29 +133,36 @@ class Trial:
         images = [torch.zeros(3, *self.canvas, dtype=torch.float32, device=device) for _ in range(size)]
         return ImageBatch.from_images(images), [Target(boxes, labels) for _ in range(size)]
 
-    def fits(self, size: int) -> bool:
-        """Whether a step with this batch size fits beside the optimiser's state, two numbers per weight."""
+    def _beside_weights(self) -> list[Tensor]:
+        """As large as what a run keeps beside the weights and their gradients: two numbers per weight in the optimiser, the EMA."""
+        trained = [value for value in self.network.parameters() if value.requires_grad]
+        averaged = [*self.network.parameters(), *self.network.buffers()] if self.ema else []
+        return [*trained, *trained, *averaged]
+
+    def largest(self, most: int) -> int:
+        """The largest batch size in [0, most] that fits, tried on a GPU; elsewhere only one image is, and what it keeps counted."""
+        if self.accelerator.device.type == "cuda":
+            return bisect_left(range(1, most + 1), True, key=self.too_large)
+        gradients = [value for value in self.network.parameters() if value.requires_grad]
+        weights = sum(value.nbytes for value in (*gradients, *self._beside_weights()))
+        kept = self._kept_by(1)
+        free = SHARE_OF_MEMORY * psutil.virtual_memory().available - weights
+        return max(0, min(most, int(free / (WORKING_SHARE * kept))))
+
+    def too_large(self, size: int) -> bool:
+        """Whether a step with this batch size does not fit beside what else a run keeps."""
         reserved: list[Tensor] = []
         try:
-            for parameter in self.network.parameters():
-                reserved += [torch.empty_like(parameter) for _ in range(2) if parameter.requires_grad]
+            reserved += map(torch.empty_like, self._beside_weights())
             self._run(size)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return False
+            return True
         finally:
             reserved.clear()
             self._clean()
-        return True
-
-    def fits_by_estimate(self, size: int) -> bool:
-        """The same, estimated from the bytes that one image keeps for the backward pass; nothing larger is run."""
-        if self._kept_for_one is None:
-            self._kept_for_one = self._kept_by(1)
-        weights = 3 * sum(value.numel() * value.element_size() for value in self.network.parameters() if value.requires_grad)
-        free = SHARE_OF_MEMORY * psutil.virtual_memory().available
-        return weights + size * WORKING_SHARE * self._kept_for_one <= free
+        return False
 
     def _kept_by(self, size: int) -> float:
         """Bytes that are kept for the backward pass of a batch, weights not counted.

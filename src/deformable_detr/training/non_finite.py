@@ -18,7 +18,7 @@ from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.model.adapters import merged
 from deformable_detr.precision import Precision, autocast
 from deformable_detr.structures import ImageBatch, Target, tensors_in
-from deformable_detr.training.train_step import Batch, Criterion, is_broken, statistics_kept
+from deformable_detr.training.train_step import Batch, is_broken, statistics_kept
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ class Diagnosis:
     layer: str | None
     """The first module or parameter with a NaN or infinity, by its name in the model."""
 
-    details: tuple[str, ...]
+    text: str
     """What was found, in sentences."""
 
     def __str__(self) -> str:
-        return " ".join(self.details)
+        return self.text
 
 
 def diagnose(
-    model: nn.Module, criterion: Criterion, batches: Sequence[Batch], device: torch.device, precision: Precision = "fp32"
+    model: nn.Module, criterion: SetCriterion, batches: Sequence[Batch], device: torch.device, precision: Precision = "fp32"
 ) -> Diagnosis:
     """Repeat the forward and backward pass of a failed step and find where the first NaN or infinity arises.
 
@@ -60,11 +60,11 @@ def diagnose(
     """
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if is_broken(value):
-            return Diagnosis("weights", name, (f"The weights themselves are broken: first {name}, {_describe(value)}.",))
+            return Diagnosis("weights", name, f"The weights themselves are broken: first {name}, {_describe(value)}.")
     for images, targets in batches:
         broken = [t.image_id for image, t in zip(images.images, targets, strict=True) if is_broken(image)]
         if broken:
-            return Diagnosis("images", None, (f"The pixels of {broken} are non-finite after normalisation: check data.std.",))
+            return Diagnosis("images", None, f"The pixels of {broken} are non-finite after normalisation: check data.std.")
     for images, targets in batches:
         moved = images.to(device), [target.to(device) for target in targets]
         with statistics_kept(model):
@@ -73,11 +73,11 @@ def diagnose(
         if found is not None:
             return found
     cause = "chance (dropout) is the cause, or another precision before"
-    return Diagnosis("nowhere", None, (f"Done again in {precision}, the step is sound: {cause}.",))
+    return Diagnosis("nowhere", None, f"Done again in {precision}, the step is sound: {cause}.")
 
 
 def _diagnose_batch(
-    model: nn.Module, criterion: Criterion, images: ImageBatch, targets: list[Target], precision: Precision
+    model: nn.Module, criterion: SetCriterion, images: ImageBatch, targets: list[Target], precision: Precision
 ) -> Diagnosis | None:
     outputs: list[tuple[str, str]] = []  # modules with non-finite outputs, in the order of the computation
     gradients: list[tuple[str, str]] = []  # the same on the way back
@@ -87,28 +87,23 @@ def _diagnose_batch(
         if outputs:
             name, text = outputs[0]
             more = f" {len(outputs) - 1} modules after it are broken, too." if len(outputs) > 1 else ""
-            return Diagnosis("forward", name, (f"The first broken output is that of {name}: {text}.{more}",))
+            return Diagnosis("forward", name, f"The first broken output is that of {name}: {text}.{more}")
         try:
             losses = criterion(predictions, targets, num_boxes=number_of_boxes(targets, images.images.device))
         except FloatingPointError as error:
-            return Diagnosis("loss", None, (f"All layers are finite, but {error}.",))
+            return Diagnosis("loss", None, f"All layers are finite, but {error}.")
         broken = {name: value.item() for name, value in losses.items() if is_broken(value)}
         if broken:
             sizes = f"The boxes predicted range over [{predictions.boxes.min():.3g}, {predictions.boxes.max():.3g}]."
-            return Diagnosis("loss", None, (f"All layers are finite, but the losses {broken} are not.", sizes))
+            return Diagnosis("loss", None, f"All layers are finite, but the losses {broken} are not. {sizes}")
         criterion.weighted_sum(losses).backward()
     parameters = [name for name, value in model.named_parameters() if is_broken(value.grad)]
     if not gradients and not parameters:
         return None
     name, text = gradients[0] if gradients else (parameters[0], "its own gradient")
-    return Diagnosis(
-        "backward",
-        name,
-        (
-            f"Layers and losses are finite; on the way back the first broken gradient is that of {name}: {text}.",
-            f"It reaches {len(parameters)} parameters: {', '.join(parameters[:4])}{' …' if len(parameters) > 4 else ''}.",
-        ),
-    )
+    more = f"{', '.join(parameters[:4])}{' …' if len(parameters) > 4 else ''}"
+    text = f"Layers and losses are finite; on the way back the first broken gradient is that of {name}: {text}."
+    return Diagnosis("backward", name, f"{text} It reaches {len(parameters)} parameters: {more}.")
 
 
 @contextmanager

@@ -35,52 +35,6 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
         model.get_submodule(PARTS[known(part, "part to freeze", PARTS)]).requires_grad_(False)
 
 
-def parameter_groups(
-    model: nn.Module,
-    *,
-    lr: float = 2e-4,
-    backbone_lr_scale: float = 0.1,
-    sampling_lr_scale: float = 0.1,
-    backbone_layer_decay: float = 1.0,
-) -> list[dict[str, Any]]:
-    """The trainable parameters as groups `transformer`, `backbone` and `sampling`, each with its learning rate.
-
-    A sampling learning rate equal to lr makes no group of its own (DINO has two groups, H-DETR three).
-
-    Args:
-        model: a model with a `backbone`; its layers in `SAMPLING_LAYERS` make the group `sampling`.
-        lr: learning rate of everything else.
-        backbone_lr_scale: the backbone's learning rate as a share of lr.
-        sampling_lr_scale: the sampling layers' learning rate as a share of lr.
-        backbone_layer_decay: each layer of a plain ViT learns at this share of the rate of the layer after it, in a group
-            `backbone.0`, `backbone.1`, … of its own; the last one has the backbone's learning rate.
-
-    Raises:
-        ValueError: a learning rate or share out of range, a layer decay for a backbone without such layers, or nothing to train.
-    """
-    for name, value in (("lr", lr), ("backbone_lr_scale", backbone_lr_scale), ("sampling_lr_scale", sampling_lr_scale)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"optimizer.{name} must be a number of at least 0, not {value}")
-    if not 0 < backbone_layer_decay <= 1:
-        raise ValueError(f"optimizer.backbone_layer_decay must lie in (0, 1], not {backbone_layer_decay}")
-    scales = {"transformer": 1.0, "backbone": backbone_lr_scale, "sampling": sampling_lr_scale}
-    group_of = _group_of_parameters(model, separate_sampling=sampling_lr_scale != 1)
-    if backbone_layer_decay < 1:
-        layer_of = _backbone_layers(model)
-        last = max(layer_of.values())
-        scales |= {f"backbone.{layer}": backbone_lr_scale * backbone_layer_decay ** (last - layer) for layer in range(last + 1)}
-        group_of |= {parameter: f"backbone.{layer}" for parameter, layer in layer_of.items()}
-    members: dict[str, list[Parameter]] = {name: [] for name in scales}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            members[group_of.get(parameter, "transformer")].append(parameter)
-    groups = [{"params": members[name], "lr": lr * scales[name], "name": name} for name in scales]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise ValueError("the model has no parameter to train: all of them have requires_grad=False")
-    return groups
-
-
 def _group_of_parameters(model: nn.Module, *, separate_sampling: bool) -> dict[Parameter, str]:
     """The group of every parameter that is not an ordinary one."""
     group_of: dict[Parameter, str] = {}
@@ -112,26 +66,42 @@ def build_optimizer(
 ) -> AdamW:
     """AdamW with the official groups: the backbone and the sampling layers at a tenth of the learning rate, decay on everything.
 
+    The groups are called `transformer`, `backbone` and `sampling`. A sampling learning rate equal to lr makes no group of its own
+    (DINO has two groups, H-DETR three).
+
     Args:
-        model: parameters with `requires_grad=False` are left out.
-        lr: learning rate.
+        model: with a `backbone`; its layers in :data:`SAMPLING_LAYERS` make the group `sampling`. Parameters with
+            `requires_grad=False` are left out.
+        lr: learning rate of everything else.
         backbone_lr_scale: the backbone's learning rate as a share of lr.
-        sampling_lr_scale: the learning rate of sampling offsets and reference points as a share of lr.
-        backbone_layer_decay: see :func:`parameter_groups`.
+        sampling_lr_scale: the sampling layers' learning rate as a share of lr.
+        backbone_layer_decay: each layer of a plain ViT learns at this share of the rate of the layer after it, in a group
+            `backbone.0`, `backbone.1`, … of its own; the last one has the backbone's learning rate.
         weight_decay: decoupled weight decay, also on biases and norms, as in the official recipe.
 
     Raises:
-        ValueError: a negative value, or nothing to train.
+        ValueError: a value out of range, a layer decay for a backbone without such layers, or nothing to train.
     """
-    if weight_decay < 0:
-        raise ValueError(f"optimizer.weight_decay must be at least 0, not {weight_decay}")
-    groups = parameter_groups(
-        model,
-        lr=lr,
-        backbone_lr_scale=backbone_lr_scale,
-        sampling_lr_scale=sampling_lr_scale,
-        backbone_layer_decay=backbone_layer_decay,
-    )
+    shares = {"backbone_lr_scale": backbone_lr_scale, "sampling_lr_scale": sampling_lr_scale}
+    for name, value in {"lr": lr, **shares, "weight_decay": weight_decay}.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"optimizer.{name} must be a number of at least 0, not {value}")
+    if not 0 < backbone_layer_decay <= 1:
+        raise ValueError(f"optimizer.backbone_layer_decay must lie in (0, 1], not {backbone_layer_decay}")
+    scales = {"transformer": 1.0, "backbone": backbone_lr_scale, "sampling": sampling_lr_scale}
+    group_of = _group_of_parameters(model, separate_sampling=sampling_lr_scale != 1)
+    if backbone_layer_decay < 1:
+        layer_of = _backbone_layers(model)
+        last = max(layer_of.values())
+        scales |= {f"backbone.{layer}": backbone_lr_scale * backbone_layer_decay ** (last - layer) for layer in range(last + 1)}
+        group_of |= {parameter: f"backbone.{layer}" for parameter, layer in layer_of.items()}
+    members: dict[str, list[Parameter]] = {name: [] for name in scales}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            members[group_of.get(parameter, "transformer")].append(parameter)
+    groups = [{"params": members[name], "lr": lr * scales[name], "name": name} for name in scales if members[name]]
+    if not groups:
+        raise ValueError("the model has no parameter to train: all of them have requires_grad=False")
     on = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = True if on <= {"cpu", "cuda"} else None  # one pass over all parameters: a step of r50 takes a third of the time
     return AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused)

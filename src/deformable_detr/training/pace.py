@@ -14,8 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from deformable_detr.training.processes import mean_over_processes
-from deformable_detr.training.progress import format_seconds
-from deformable_detr.training.time_left import TimeLeft
+from deformable_detr.training.time_left import TimeLeft, format_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -64,31 +63,11 @@ class Plan:
 
 
 class Pace:
-    """That of a run whose number of steps is fixed: nothing is ever changed."""
-
-    def check(self, step: int, evaluations: Callable[[int], int], *, evaluated: bool = False) -> None:
-        """Change the plan if it is time to look at it, and if the run would end too early or too late.
-
-        Args:
-            step: finished steps.
-            evaluations: how many are left of a run that has so many steps in all.
-            evaluated: an evaluation was just made.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is needed for resuming."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-
-
-class TimedPace(Pace):
-    """That of a run that is to take a time, from the making of this object on.
+    """Holds a run to a time, from the making of this object on.
 
     Args:
         plan: what is changed.
-        seconds: the time.
+        seconds: the time. None: the number of steps is fixed, nothing is ever changed.
         most: largest number of steps.
         time_left: knows what steps and evaluations take.
         accelerator: all processes decide the same.
@@ -98,7 +77,7 @@ class TimedPace(Pace):
     def __init__(
         self,
         plan: Plan,
-        seconds: float,
+        seconds: float | None,
         most: int,
         time_left: TimeLeft,
         accelerator: Accelerator,
@@ -109,7 +88,15 @@ class TimedPace(Pace):
         self._began = clock()
 
     def check(self, step: int, evaluations: Callable[[int], int], *, evaluated: bool = False) -> None:
-        """See :meth:`Pace.check`."""
+        """Change the plan if it is time to look at it, and if the run would end too early or too late.
+
+        Args:
+            step: finished steps.
+            evaluations: how many are left of a run that has so many steps in all.
+            evaluated: an evaluation was just made.
+        """
+        if self.seconds is None:
+            return
         if not (evaluated or self._tick(step) > self._tick(step - 1)) or step >= self.plan.steps:
             return
         one, evaluation = self.time_left.seconds(1, 0), self.time_left.last_evaluation
@@ -138,13 +125,22 @@ class TimedPace(Pace):
         return int(CHECKS * self.plan.place(step) / self.plan.course)
 
     def state_dict(self) -> dict[str, Any]:
-        """The time that is used, the plan, and what an evaluation takes."""
+        """The time, what is used of it, the plan, and what an evaluation takes; nothing where steps are fixed."""
+        if self.seconds is None:
+            return {}
         used = self._clock() - self._began
-        return {"used": used, "plan": self.plan.state_dict(), "evaluation": self.time_left.last_evaluation}
+        return {"seconds": self.seconds, "used": used, "plan": self.plan.state_dict(), "evaluation": self.time_left.last_evaluation}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; of a run whose steps were fixed nothing is known."""
-        if state:
-            self._began = self._clock() - state["used"]
-            self.plan.load_state_dict(state["plan"])
-            self.time_left.last_evaluation = state["evaluation"]
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """The inverse of :meth:`state_dict`, for a run with `step` finished steps.
+
+        One that was at its end and has more time now becomes the longer run that this time would have been planned for.
+        """
+        if self.seconds is None or not state:
+            return
+        self._began = self._clock() - state["used"]
+        self.plan.load_state_dict(state["plan"])
+        self.time_left.last_evaluation = state["evaluation"]
+        if step >= self.plan.steps and self.seconds > state.get("seconds", self.seconds):
+            steps = max(step, min(self.most, int(step * self.seconds / state["used"])))
+            self.plan.load_state_dict({"course": self.plan.course, "steps": steps, "changed_at": (0, 0.0)})

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.load import load_pretrained
-from deformable_detr.config import Metadata, RunConfig, TrainConfig
+from deformable_detr.config import DataConfig, Metadata, RunConfig, TrainConfig
 from deformable_detr.data.coco import CocoDataset
 from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.doctor.examine import quick_check
@@ -56,10 +56,12 @@ def check_train_config(config: TrainConfig) -> None:
     Raises:
         ValueError: the message names the setting.
     """
-    for name in ("epochs", "batch_size", "accumulate", "target_batch_size", "log_every"):
+    least = dict.fromkeys(("epochs", "batch_size", "accumulate", "target_batch_size", "log_every"), 1)
+    least |= dict.fromkeys(("evaluate_every", "checkpoint_every", "patience"), 0)
+    for name, smallest in least.items():
         value = getattr(config, name)
-        if value != "auto" and value < 1:
-            raise ValueError(f"train.{name} must be at least 1, not {value}")
+        if value != "auto" and value < smallest:
+            raise ValueError(f"train.{name} must be at least {smallest}, not {value}")
     if config.batch_size == "auto" and config.accumulate != 1:
         raise ValueError("train.batch_size auto sets train.accumulate by itself: give train.target_batch_size instead")
     if config.steps is not None and config.steps < 1:
@@ -68,9 +70,6 @@ def check_train_config(config: TrainConfig) -> None:
         raise ValueError(f"train.seconds must be above 0, or null for a fixed number of steps; not {config.seconds}")
     if config.nms_iou is not None and not 0 < config.nms_iou <= 1:
         raise ValueError(f"train.nms_iou must lie in (0, 1], or be null for no suppression; not {config.nms_iou}")
-    for name in ("evaluate_every", "checkpoint_every", "patience"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"train.{name} must be at least 0, not {getattr(config, name)}")
     if config.precision not in MIXED_PRECISION:
         raise ValueError(f"unknown train.precision {config.precision!r}; known are {', '.join(MIXED_PRECISION)}")
 
@@ -159,12 +158,16 @@ def _check_data(config: RunConfig, dataset: DetectionDataset, names: Sequence[st
 def build_loaders(config: RunConfig, data: RunData, accelerator: Accelerator) -> tuple[DataLoader, DataLoader | None]:
     """This process's batches for training and, where there is a validation split, for evaluation."""
 
+    workers = config.data.num_workers
+    if workers == DataConfig.num_workers:  # nobody has chosen so many, of which torch warns on a machine with fewer cores
+        workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
     def loader(dataset: CocoDataset, training: bool) -> DataLoader:
         batches = build_loader(
             dataset,
             batch_size=cast(int, config.train.batch_size),  # `auto` has been settled
             training=training,
-            num_workers=config.data.num_workers,
+            num_workers=workers,
             seed=config.train.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -250,8 +253,11 @@ def check_same_run(config: RunConfig, saved: Mapping[str, Any], data: RunData, p
 def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = frozenset(FREE_TO_CHANGE)
 ) -> list[str]:
-    """What differs between two configurations as records, beside what is free to: a sentence for each setting."""
-    old, new = flatten(before), flatten(now)
+    """What differs between two configurations as records, beside what is free to: a sentence for each setting.
+
+    What `before` lacks is newer than that record, and was as it is by default.
+    """
+    old, new = flatten(to_record(RunConfig(dataset=""))) | flatten(before), flatten(now)
     return [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

@@ -12,23 +12,15 @@ from deformable_detr.data.dataset import DetectionDataset, open_dataset
 from deformable_detr.data.facts import data_facts
 from deformable_detr.data.findings import REPLACED
 from deformable_detr.recipes import RECIPES, SMALL_DATA, DataFacts, recipe_settings
-from deformable_detr.settings import asked_settings, build_config
+from deformable_detr.settings import SETTINGS, asked_settings, build_config
 from deformable_detr.training.budget import Speed, fit_run, measure_speed
 
 logger = logging.getLogger(__name__)
 
-_SAYS_NOTHING = ("dataset", "output_dir", "recipe", "resume", "model.pretrained_backbone", "data.train_split", "data.val_split")
-_SAYS_NOTHING += ("data.num_workers", "data.on_bad_image", "data.bit_depth", "data.horizontal_flip", "data.vertical_flip")
-_SAYS_NOTHING += ("data.transpose", "train.steps", "train.epochs", "train.budget", "train.batch_size", "train.device", "train.seed")
-_SAYS_NOTHING += ("train.log_every", "train.checkpoint_every", "train.evaluate_every", "train.precision", "train.patience")
-_SAYS_NOTHING += (
-    "train.logger",
-    "train.accumulate",
-    "train.target_batch_size",
-    "train.gradient_checkpointing",
-    "train.on_non_finite",
-    "train.seconds",
-)
+_SAYS_NOTHING = {name for name in SETTINGS if name.startswith("train.")} - {"train.ema_decay", "train.nms_iou"}
+_SAYS_NOTHING |= {"dataset", "output_dir", "recipe", "resume", "model.pretrained_backbone", "data.train_split", "data.val_split"}
+_SAYS_NOTHING |= {"data.num_workers", "data.on_bad_image", "data.bit_depth"}
+_SAYS_NOTHING |= {"data.horizontal_flip", "data.vertical_flip", "data.transpose"}
 """Settings beside which the recipe may still be taken by itself: they do not say how the network is built or learns."""
 
 _NETWORK = ("hidden_dim", "ffn_dim", "num_encoder_layers", "num_decoder_layers", "look_forward_twice")
@@ -81,7 +73,7 @@ def plan_run(
 
 def _facts_of_small_data(dataset: DetectionDataset, config: RunConfig, asked: Mapping[str, Any]) -> DataFacts | None:
     """About the data, where nothing says how to train, they are few, and only a backbone is there to begin with; a line says so."""
-    if config.weights is not None or not config.model.pretrained_backbone or not set(asked) <= {*_SAYS_NOTHING}:
+    if config.weights is not None or not config.model.pretrained_backbone or not asked.keys() <= _SAYS_NOTHING:
         return None
     try:
         facts = _facts(dataset, config)

@@ -64,4 +64,4 @@ class Position:
     """Batches of the present epoch that are done."""
 
     epoch_done: bool = False
-    """The epoch's steps are done, its evaluation is not."""
+    """The steps of the epoch, or of the run within it, are done; the evaluation is not."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -98,7 +99,7 @@ class RunFolder:
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Add one line to log.jsonl."""
         with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
 
     def read_log(self) -> list[dict[str, Any]]:
         """All records of log.jsonl; lines that were cut off by a crash, or that somebody else wrote, are left out."""
@@ -121,7 +122,7 @@ class RunFolder:
             for record in self.read_log()
             if record["step"] < step or (record["step"] == step and (evaluated or record["kind"] != "evaluation"))
         ]
-        write_text(self.log, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.log, "".join(map(_line, kept)))
 
     def write_weights(self, model: DeformableDETR, metadata: Metadata, *, best: bool, base: str | None, at_end: bool) -> list[Path]:
         """Write the last weights and, where they are, the best ones; the files that were written.
@@ -159,6 +160,12 @@ class RunFolder:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(history)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A line of JSON. Infinite gradients, which fp16 has as long as its loss scale is too high, have no form there: null."""
+    broken = {name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps({**record, **dict.fromkeys(broken)}) + "\n"
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class RunLog(Callback):
     def on_train_start(self, run: Run) -> None:
         """Open the log, and record the start."""
         folder, step = run.folder, run.position.step
-        self.display = ProgressDisplay(run.total_steps, step, run.total_epochs, show=self.show)
+        self.display = ProgressDisplay(run, show=self.show)
         self.advisor = Advisor(run.total_steps)
         folder.write_config(run.config)
         (folder.root / "weights").mkdir(exist_ok=True)
@@ -88,21 +88,17 @@ class RunLog(Callback):
             **describe_data(run.data),
         }
         folder.append_log({"kind": "start", **start})
-        self.display.__enter__()
+        self.display.start()
 
     def on_step(self, run: Run, step: Step) -> None:
         """Move the bar; record the means, when it is their turn."""
-        seconds_left = run.seconds_left()
-        self.display.plan(run.total_steps, run.total_epochs)
-        self.display.step(step, seconds_left)
-        if step.means is None:
-            return
-        self.advisor.losses(step.step, step.means)
-        record = {"step": step.step, "epoch": step.epoch, "lr": step.lr, **step.means}
-        with files_are_a_bonus():
-            run.folder.append_log({"kind": "train", **record, "images_per_second": round(step.images_per_second, 2)})
-        self.display.line(step, seconds_left)
-        self._tell(run)
+        if step.means is not None:
+            self.advisor.losses(step.step, step.means)
+            record = {"step": step.step, "epoch": step.epoch, "lr": step.lr, **step.means}
+            with files_are_a_bonus():
+                run.folder.append_log({"kind": "train", **record, "images_per_second": round(step.images_per_second, 2)})
+            self._tell(run)
+        self.display.step(run, step)
 
     def on_evaluation_step(self, run: Run, done: int, total: int) -> None:
         """Show how far the evaluation has come."""
@@ -130,7 +126,7 @@ class RunLog(Callback):
 
     def on_train_end(self, run: Run) -> None:
         """Say how it ended."""
-        self.display.__exit__(None, None, None)
+        self.display.stop()
         self._tell(run)
         if run.state == "finished" and run.stop_reason:
             logger.info("stopped early: %s", run.stop_reason)

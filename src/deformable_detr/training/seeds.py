@@ -129,14 +129,11 @@ def _same_settings(config: RunConfig) -> RunConfig:
         raise ValueError(f"{folder.root} holds runs with other settings: {'; '.join(differing)}. Choose another --output")
     if lengths:
         logger.warning("all runs in %s are as long as the first: %s", folder.root, "; ".join(lengths))
-    groups = {name.partition(".")[0] for name in LENGTH}
-    kept = {group: {name: getattr(getattr(before, group), name) for name in _names(group)} for group in groups}
-    return replace(config, **{group: replace(getattr(config, group), **values) for group, values in kept.items()})
-
-
-def _names(group: str) -> list[str]:
-    """Those of a group of settings that are in :data:`LENGTH`."""
-    return [name.partition(".")[2] for name in LENGTH if name.startswith(f"{group}.")]
+    for name in LENGTH:
+        group, _, key = name.partition(".")
+        kept = {key: getattr(getattr(before, group), key)}
+        config = replace(config, **{group: replace(getattr(config, group), **kept)})
+    return config
 
 
 def _record(config: RunConfig) -> dict[str, Any]:

@@ -72,3 +72,11 @@ class TimeLeft:
         if evaluation is None:
             evaluation = step / max(self.images_per_step, 1) / EVALUATED_FASTER * self.images_per_evaluation
         return steps * step + evaluations * evaluation
+
+
+def format_seconds(seconds: float) -> str:
+    """Such as `2 h 05 min`, `12 min 30 s` or `9 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

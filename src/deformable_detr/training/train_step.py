@@ -8,7 +8,7 @@ image, where a batch norm is trained, and in denoising, where the image with the
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from deformable_detr.criterion.criterion import SetCriterion, number_of_boxes
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch, Predictions, Target
 from deformable_detr.training.processes import in_any_process
@@ -32,25 +33,13 @@ USUAL_CAUSES = (
 Batch = tuple[ImageBatch, list[Target]]
 
 
-class Criterion(Protocol):
-    """What a training step needs of a criterion."""
-
-    def __call__(self, predictions: Predictions, targets: Sequence[Target], **divisor: Tensor) -> dict[str, Tensor]:
-        """Unweighted losses by name; with accumulation `num_boxes` says how many objects the step has per process."""
-        ...
-
-    def weighted_sum(self, losses: dict[str, Tensor]) -> Tensor:
-        """The scalar that is minimised."""
-        ...
-
-
 class NonFiniteLossError(FloatingPointError):
     """The loss became NaN or infinite; the message names the terms and the images."""
 
 
 def train_step(
     model: nn.Module,
-    criterion: Criterion,
+    criterion: SetCriterion,
     optimizer: Optimizer,
     batches: Sequence[Batch],
     accelerator: Accelerator,
@@ -72,7 +61,10 @@ def train_step(
     Raises:
         NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are as they were before the step.
     """
-    divisor = _boxes_of_step([targets for _, targets in batches], accelerator)
+    num_boxes: Tensor | None = None
+    if len(batches) > 1:  # else the criterion sees all of them by itself
+        boxes = number_of_boxes([target for _, targets in batches for target in targets], accelerator.device)
+        num_boxes = cast(Tensor, accelerator.reduce(boxes, "mean"))
     totals: dict[str, Tensor] = {}
     recomputed = cast(DeformableDETR, accelerator.unwrap_model(model)).encoder.gradient_checkpointing
     optimizer.zero_grad()
@@ -82,15 +74,15 @@ def train_step(
             moved = [target.to(accelerator.device, non_blocking=True) for target in targets]
             with accelerator.autocast():
                 predictions = model(images.to(accelerator.device, non_blocking=True), moved)
-            losses = _losses(criterion, predictions, moved, accelerator, divisor)
-            with _statistics_counted(model) if recomputed else nullcontext():
+            losses = _losses(criterion, predictions, moved, accelerator, num_boxes)
+            with statistics_kept(model) if recomputed else nullcontext():  # what is computed again would count twice
                 accelerator.backward(losses["loss"])
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach()
     accelerator.unscale_gradients(optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = get_total_norm([cast(Tensor, parameter.grad) for parameter in parameters])
-    if accelerator.scaler is None and not torch.isfinite(norm):  # the fp16 scaler skips such a step by itself
+    if accelerator.scaler is None and is_broken(norm):  # the fp16 scaler skips such a step by itself
         raise NonFiniteLossError(_describe_gradient(model, batches))
     if clip_grad_norm > 0:
         clip_grads_with_norm_(parameters, clip_grad_norm, norm)
@@ -119,46 +111,21 @@ def statistics_kept(model: nn.Module, *, if_raised: bool = False) -> Iterator[No
             buffer.copy_(value)
 
 
-@contextmanager
-def _statistics_counted(model: nn.Module) -> Iterator[None]:
-    """Batch norms leave their statistics alone: those of activations that are recomputed for their gradients would count twice."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
-    norms = [norm for norm in norms if norm.num_batches_tracked is not None]  # that keep any
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
-
-
-def _boxes_of_step(targets: Sequence[Sequence[Target]], accelerator: Accelerator) -> dict[str, Tensor]:
-    """What the criterion must know of the other batches of a step: the objects of all of them, averaged over the processes."""
-    if len(targets) == 1:
-        return {}
-    boxes = sum(len(target) for batch in targets for target in batch)
-    count = torch.tensor(float(boxes), dtype=torch.float32, device=accelerator.device)
-    return {"num_boxes": cast(Tensor, accelerator.reduce(count, "mean"))}
-
-
 def _losses(
-    criterion: Criterion,
+    criterion: SetCriterion,
     predictions: Predictions,
     targets: Sequence[Target],
     accelerator: Accelerator,
-    divisor: dict[str, Tensor],
+    num_boxes: Tensor | None,
 ) -> dict[str, Tensor]:
     """`loss`, the weighted sum, and each unweighted term by its name; all of them finite, in every process."""
     losses: dict[str, Tensor] = {}
     failure, cause = "", None
     try:
-        losses = criterion(predictions, targets, **divisor)
+        losses = criterion(predictions, targets, num_boxes)
         losses = {"loss": criterion.weighted_sum(losses), **losses}
-        if not torch.isfinite(losses["loss"]):
-            broken = [f"{name}={value.item()}" for name, value in losses.items() if not torch.isfinite(value) and name != "loss"]
+        if is_broken(losses["loss"]):
+            broken = [f"{name}={value.item()}" for name, value in losses.items() if is_broken(value) and name != "loss"]
             failure = f"non-finite loss: {', '.join(broken) or 'the weighted sum overflows'}"
     except FloatingPointError as error:  # predictions that cannot be matched
         failure, cause = str(error), error

@@ -23,16 +23,15 @@ from deformable_detr.config import ModelConfig, RunConfig
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.loader import Allowed
 from deformable_detr.evaluation.metrics import Metrics
-from deformable_detr.model import DeformableDETR
 from deformable_detr.process import is_first_process
 from deformable_detr.settings import to_record
 from deformable_detr.training.batches import step_batches
-from deformable_detr.training.callbacks import Callback, EarlyStopping, Step
+from deformable_detr.training.callbacks import Callback, EarlyStopping, Run, Step
 from deformable_detr.training.interruption import StopRequest, TrainingInterrupted
 from deformable_detr.training.learner import Learner
 from deformable_detr.training.memory import choose_batch_size
 from deformable_detr.training.orientation import Orientation
-from deformable_detr.training.pace import MOST_PASSES, Pace, Plan, TimedPace
+from deformable_detr.training.pace import MOST_PASSES, Pace, Plan
 from deformable_detr.training.preparation import (
     build_accelerator,
     build_loaders,
@@ -92,13 +91,15 @@ def train(
         if first and config.resume and latest_state(folder.state):
             stack.enter_context(folder.claimed())  # before the state is read
         trainer = Trainer(config, dataset, callbacks, show_progress)
+        if dataset is not None:
+            dataset.forget()
         if first and not config.resume:
             stack.enter_context(folder.claimed())
         return trainer.run()
 
 
-class Trainer:
-    """The parts of one run and their order; use it through `train`. Callbacks see it as a :class:`~.callbacks.Run`."""
+class Trainer(Run):
+    """The parts of one run and their order; use it through `train`."""
 
     def __init__(
         self, config: RunConfig, dataset: DetectionDataset | None, callbacks: Sequence[Callback], show_progress: bool
@@ -113,8 +114,6 @@ class Trainer:
         saved = load_latest_state(self.folder.state) if config.resume else None
         self.accelerator = build_accelerator(config.train)
         self.data = open_data(config, dataset)
-        if dataset is not None:
-            dataset.forget()
         if saved and config.weights is not None:  # their network, whatever the settings say
             config = replace(config, model=ModelConfig.from_dict(saved["config"]["model"]))
         if saved:
@@ -130,11 +129,12 @@ class Trainer:
         self.steps_per_epoch = -(-len(self.train_loader) // config.train.accumulate)
         self.plan = Plan(config.train.steps or config.train.epochs * self.steps_per_epoch)
         self.learner = Learner(self.network, config, self.accelerator, self.folder, self.plan)
-        self.time_left = self._watch_time()
-        self.pace = self._build_pace()
+        per_step = config.train.batch_size * config.train.accumulate * self.accelerator.num_processes
+        self.time_left = TimeLeft(per_step, len(self.data.val) if self.data.val is not None else 0)
+        most = max(self.plan.steps, MOST_PASSES * self.steps_per_epoch)
+        self.pace = Pace(self.plan, config.train.seconds, most, self.time_left, self.accelerator)
         self.orientation = Orientation(self.validation, config.data.undecided_turns)
-        self.position, self.state = Position(), "training"
-        self.stop_reason: str | None = None
+        self.position = Position()
         self.callbacks = self._callbacks(callbacks, show_progress)
         self.recent, self.over_epoch = Averages(), Averages()
         set_seed(config.train.seed, device_specific=True)  # dropout differs from process to process
@@ -165,41 +165,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return TrainResult.of(self.folder, self.position.step, self.validation.history, self.validation.best)
 
-    # ---- what callbacks see, beside the attributes
-
-    @property
-    def result(self) -> DeformableDETR:
-        """See :class:`~.callbacks.Run`."""
-        return self.learner.result
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """See :class:`~.callbacks.Run`."""
-        return self.validation.history
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """See :class:`~.callbacks.Run`."""
-        return self.validation.best
-
-    @property
-    def total_steps(self) -> int:
-        """See :class:`~.callbacks.Run`."""
-        return self.plan.steps
-
-    @property
-    def total_epochs(self) -> int:
-        """See :class:`~.callbacks.Run`."""
-        return -(-self.total_steps // self.steps_per_epoch)
-
-    def seconds_left(self) -> float | None:
-        """See :class:`~.callbacks.Run`."""
-        return self.time_left.seconds(self.total_steps - self.position.step, self._evaluations_left(self.total_steps))
-
-    def stop(self, reason: str) -> None:
-        """See :class:`~.callbacks.Run`."""
-        self.stop_reason = self.stop_reason or reason
-
     # ---- before the first step
 
     def _callbacks(self, given: Sequence[Callback], show_progress: bool) -> list[Callback]:
@@ -208,26 +173,15 @@ class Trainer:
         patience = self.config.train.patience
         return [*log, *given, *([EarlyStopping(patience)] if patience else []), TrackerLog(self.config.train.logger)]
 
-    def _watch_time(self) -> TimeLeft:
-        train = self.config.train
-        per_step = train.batch_size * train.accumulate * self.accelerator.num_processes
-        return TimeLeft(per_step, len(self.data.val) if self.data.val is not None else 0)
-
-    def _build_pace(self) -> Pace:
-        seconds, most = self.config.train.seconds, max(self.plan.steps, MOST_PASSES * self.steps_per_epoch)
-        return TimedPace(self.plan, seconds, most, self.time_left, self.accelerator) if seconds else Pace()
-
     # ---- the steps of an epoch
 
     def _train_epoch(self) -> None:
         """The steps that are left of the present epoch, or of the whole run."""
-        self.learner.train()
-        end_of_epoch = self.position.step + self.steps_per_epoch - self.position.batch // self.config.train.accumulate
         mixing = self.position.epoch < self.config.data.mixing_until * self.total_epochs
         allowed = Allowed(mixing, self.orientation.free)
         for batches in step_batches(self.train_loader, self.position, self.config.train.accumulate, allowed):
             self._step(batches)
-            if self.position.step == min(end_of_epoch, self.total_steps) or self._told_to_stop():
+            if self._epoch_is_whole() or self._finished():
                 return
             if self._interrupted():
                 self._save_state()
@@ -236,10 +190,6 @@ class Trainer:
             if every and self.position.step % every == 0:
                 self._save_state()
 
-    def _evaluations_left(self, total_steps: int) -> int:
-        """How many are still due if the run has so many steps in all."""
-        return self.validation.count(self.position.epoch, -(-total_steps // self.steps_per_epoch))
-
     def _step(self, batches: list[Batch]) -> None:
         """One optimiser step with everything that goes with it."""
         lr = self.learner.lr(self.position.step)
@@ -247,7 +197,7 @@ class Trainer:
         self.position.step += 1
         self.position.batch += len(batches)
         self.time_left.step()
-        self.pace.check(self.position.step, self._evaluations_left)
+        self.pace.check(self.position.step, self.evaluations_left)
         if losses is None:
             return
         self.recent.add(losses)
@@ -288,8 +238,10 @@ class Trainer:
         if metrics is not None and self.orientation.due(metrics, self.position.step / self.total_steps, self.total_epochs):
             with self.time_left.elsewhere(), random_state_kept():
                 self.orientation.decide(self.learner.result, metrics, self.position.step)
-        self.position = Position(self.position.step, self.position.epoch + 1)
-        self.pace.check(self.position.step, self._evaluations_left, evaluated=due)
+        if self._epoch_is_whole():
+            self.position = Position(self.position.step, self.position.epoch + 1)
+        self.position.epoch_done = False  # a run that has ended within an epoch may be resumed there
+        self.pace.check(self.position.step, self.evaluations_left, evaluated=due)
         self._save_state(weights)
         self._clock = (time.monotonic(), 0)
         if not self._finished() and self._interrupted():
@@ -319,8 +271,11 @@ class Trainer:
         return self.position.step == self.total_steps
 
     def _finished(self) -> bool:
-        """All steps done, or told to stop."""
-        return self._at_end() or self._told_to_stop()
+        """All steps done, or told to stop by a callback of any process."""
+        return self._at_end() or in_any_process(self.stop_reason is not None, self.accelerator)
+
+    def _epoch_is_whole(self) -> bool:
+        return self.position.batch == len(self.train_loader)
 
     def _save_weights(self, metrics: Metrics | None) -> list[Path]:
         """Write the last and, where they are, the best weights; the files that were written."""
@@ -347,10 +302,6 @@ class Trainer:
     def _interrupted(self) -> bool:
         """Whether any of the processes got a signal, so that all stop after the same step."""
         return in_any_process(self.signal.requested, self.accelerator)
-
-    def _told_to_stop(self) -> bool:
-        """Whether a callback of any process ended the run."""
-        return in_any_process(self.stop_reason is not None, self.accelerator)
 
     def _raise_interrupted(self) -> None:
         raise TrainingInterrupted(
@@ -383,7 +334,7 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         self.learner.load_state_dict(saved)
         self.position = Position(**saved["position"])
-        self.pace.load_state_dict(saved.get("pace", {}))
+        self.pace.load_state_dict(saved.get("pace", {}), self.position.step)
         self.orientation.load_state_dict(saved.get("orientation", {}))
         if self.position.step > self.total_steps:
             done, asked = self.position.step, self.total_steps
