@@ -8,7 +8,7 @@ from timm.layers.norm_act import FrozenBatchNorm2d
 from torch import nn
 
 from deformable_detr.model import build_model
-from deformable_detr.model.frozen_norm import FrozenNorm, faster_frozen_norms
+from deformable_detr.model.backbone import FrozenNorm, faster_frozen_norms
 from deformable_detr.presets import MODEL_PRESETS
 
 OFFICIAL_TRAINABLE = {

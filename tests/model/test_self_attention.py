@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deformable_detr.model.self_attention import SelfAttention
+from deformable_detr.model.decoder import SelfAttention
 
 
 @pytest.mark.parametrize("masked", [False, True])

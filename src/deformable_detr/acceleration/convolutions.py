@@ -21,9 +21,9 @@ from deformable_detr.acceleration.fused_convolutions import (
     WinogradConvolution,
     fits_winograd,
     fused_convolutions_work,
-    winograd_works,
 )
 from deformable_detr.acceleration.tracing import BATCH_NORMS, trace, untouched
+from deformable_detr.ops.winograd import winograd_available
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def optimized_backbone(
     if inplace_activations:
         make_activations_inplace(graph_module)
     if fuse_convolutions and fused_convolutions_work(dtype or torch.float32, next(body.parameters()).device):
-        exact = dtype is None and winograd and channels_last and winograd_works()
+        exact = dtype is None and winograd and channels_last and winograd_available()
         fuse_convolutions_of(graph_module, winograd=exact, dtype=dtype or torch.float32)
     if dtype is not None and not _all_fused(graph_module):
         return body
@@ -93,10 +93,9 @@ class _Prepared(nn.Module):
         return self.body(images.to(self.dtype).contiguous(memory_format=self.memory_format))
 
 
-def fold_batch_norms(graph_module: fx.GraphModule) -> int:
-    """Replace each convolution that feeds nothing but a batch norm by one with the norm's scale and shift; how many there were."""
-    folded = 0
-    for node in list(graph_module.graph.nodes):
+def fold_batch_norms(graph_module: fx.GraphModule) -> None:
+    """Replace each convolution that feeds nothing but a batch norm by one with the norm's scale and shift."""
+    for node in graph_module.graph.nodes:
         norm = _module(graph_module, node)
         if not isinstance(norm, BATCH_NORMS) or norm.running_mean is None:
             continue
@@ -105,9 +104,8 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> int:
         if type(convolution) not in FOLDABLE or len(source.users) != 1:
             continue
         _set_module(graph_module, source, _folded(convolution, norm))
-        _replace_norm(graph_module, node, norm)
-        folded += 1
-    return folded
+        _set_module(graph_module, node, getattr(norm, "act", None) or nn.Identity())
+    _remove_identities(graph_module)
 
 
 def _folded(convolution: nn.Conv2d, norm: Any) -> nn.Conv2d:
@@ -120,16 +118,6 @@ def _folded(convolution: nn.Conv2d, norm: Any) -> nn.Conv2d:
     new.weight = nn.Parameter(weight.detach().contiguous(memory_format=keep), requires_grad=False)
     new.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return new
-
-
-def _replace_norm(graph_module: fx.GraphModule, node: fx.Node, norm: Any) -> None:
-    """A folded norm leaves its activation, if it has one."""
-    activation = getattr(norm, "act", None)
-    if activation is None or isinstance(activation, nn.Identity):
-        node.replace_all_uses_with(node.args[0])  # pyright: ignore[reportArgumentType]
-        graph_module.graph.erase_node(node)
-    else:
-        _set_module(graph_module, node, activation)
 
 
 def make_activations_inplace(graph_module: fx.GraphModule) -> None:
@@ -146,8 +134,8 @@ def make_activations_inplace(graph_module: fx.GraphModule) -> None:
             _set_module(graph_module, node, new)
 
 
-def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False, dtype: torch.dtype = torch.float32) -> int:
-    """Replace convolution + ReLU and convolution + sum + ReLU by a :class:`FusedConvolution`; how many there were.
+def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool, dtype: torch.dtype) -> None:
+    """Replace convolution + ReLU and convolution + sum + ReLU by a :class:`FusedConvolution`.
 
     Args:
         graph_module: changed in place.
@@ -160,35 +148,31 @@ def fuse_convolutions_of(graph_module: fx.GraphModule, *, winograd: bool = False
         return form(convolution, relu=relu, overwrite=overwrite, dtype=dtype)
 
     place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    count = 0
     for node in list(graph_module.graph.nodes):
         if not isinstance(_module(graph_module, node), nn.ReLU):
             continue
         source = node.args[0]
-        if _fusible(graph_module, source):
-            new, inputs = fused(_convolution(graph_module, source)), source.args
-            dead = [source]
+        if convolution := _fusible(graph_module, source):
+            new, node.args = fused(convolution), source.args
         elif _is_addition(source) and len(source.users) == 1:
             first, second = source.args[:2]
             if not _fusible(graph_module, first):
                 first, second = second, first
-            if not (_fusible(graph_module, first) and isinstance(second, fx.Node)) or first is second:
+            convolution = _fusible(graph_module, first)
+            if convolution is None or not isinstance(second, fx.Node) or first is second:
                 continue
-            overwrite = _may_overwrite(graph_module, second, source, place)
-            new = fused(_convolution(graph_module, first), overwrite=overwrite)
-            inputs, dead = (first.args[0], second), [source, first]
+            new = fused(convolution, overwrite=_may_overwrite(graph_module, second, source, place))
+            node.args = (first.args[0], second)
+            graph_module.graph.erase_node(source)
+            source = first
         else:
             continue
-        node.args = tuple(inputs)
         _set_module(graph_module, node, new)
-        for old in dead:
-            graph_module.graph.erase_node(old)
-        count += 1
+        graph_module.graph.erase_node(source)
     if dtype != torch.float32:
         for node in graph_module.graph.nodes:
             if _is_plain(convolution := _module(graph_module, node)):
                 _set_module(graph_module, node, fused(convolution, relu=False))
-    return count
 
 
 def _all_fused(graph_module: fx.GraphModule) -> bool:
@@ -209,12 +193,10 @@ def _may_overwrite(graph_module: fx.GraphModule, other: fx.Node, addition: fx.No
     return own and all(user is addition or (user in place and place[user] < place[addition]) for user in other.users)
 
 
-def _convolution(graph_module: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
-    return _module(graph_module, node)  # pyright: ignore[reportReturnType]
-
-
-def _fusible(graph_module: fx.GraphModule, node: Any) -> bool:
-    return _is_plain(_module(graph_module, node)) and len(node.users) == 1
+def _fusible(graph_module: fx.GraphModule, node: Any) -> nn.Conv2d | None:
+    """The convolution that is called here, if it can be fused with what reads its output."""
+    module = _module(graph_module, node)
+    return module if _is_plain(module) and len(node.users) == 1 else None
 
 
 def _is_plain(module: Any) -> TypeGuard[nn.Conv2d]:

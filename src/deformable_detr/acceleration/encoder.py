@@ -1,13 +1,13 @@
 """The encoder for inference: everything between two attentions is done for a few thousand tokens at a time, in cache."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deformable_detr.acceleration.low_precision import plus
 from deformable_detr.model.encoder import EncoderLayer
 from deformable_detr.ops import ms_deform_attn_fused
 from deformable_detr.structures import FlatFeatures
@@ -15,13 +15,8 @@ from deformable_detr.structures import FlatFeatures
 Compiler = Callable[[Callable], Callable]
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What one attention needs, for all tokens of a batch."""
-
-    value: Tensor  # [B, S, C]
-    offsets: Tensor  # [B, S, M * L * P * 2]
-    logits: Tensor  # [B, S, M * L * P]
+Inputs = tuple[Tensor, Tensor, Tensor]
+"""What one attention needs: value `[B, S, C]`, offsets `[B, S, M * L * P * 2]` and logits `[B, S, M * L * P]` of all tokens."""
 
 
 class ChunkedEncoder(nn.Module):
@@ -53,7 +48,8 @@ class ChunkedEncoder(nn.Module):
         if self.chunk_tokens is None:
             return self._whole(memory, flat)
         batch, tokens, _ = memory.shape
-        pieces = self._pieces(batch, tokens, self.chunk_tokens)
+        starts = range(0, tokens, self.chunk_tokens)
+        pieces = [(row, slice(start, start + self.chunk_tokens)) for row in range(batch) for start in starts]
         inputs = _empty_inputs(self.layers[0], memory)
         for row, piece in pieces:
             self._fill(0, inputs, row, piece, memory, flat.positions)
@@ -67,19 +63,15 @@ class ChunkedEncoder(nn.Module):
     def _whole(self, memory: Tensor, flat: FlatFeatures) -> Tensor:
         """Nothing is written twice where there is one piece."""
         for layer, head, tail in zip(self.layers, self._heads, self._tails, strict=True):
-            memory = tail(memory, layer.attend(_Inputs(*head(memory, flat.positions)), flat))
+            memory = tail(memory, layer.attend(head(memory, flat.positions), flat))
         return memory
 
-    @staticmethod
-    def _pieces(batch: int, tokens: int, size: int) -> list[tuple[int, slice]]:
-        return [(row, slice(start, min(start + size, tokens))) for row in range(batch) for start in range(0, tokens, size)]
-
-    def _fill(self, index: int, inputs: _Inputs, row: int, piece: slice, memory: Tensor, positions: Tensor) -> None:
+    def _fill(self, index: int, inputs: Inputs, row: int, piece: slice, memory: Tensor, positions: Tensor) -> None:
         """Compute the inputs of layer `index`, if there is one, for one piece."""
         if index == len(self.layers):
             return
-        value, offsets, logits = self._heads[index](memory[row, piece], positions[row, piece])
-        inputs.value[row, piece], inputs.offsets[row, piece], inputs.logits[row, piece] = value, offsets, logits
+        for whole, part in zip(inputs, self._heads[index](memory[row, piece], positions[row, piece]), strict=True):
+            whole[row, piece] = part
 
 
 class _PieceLayer:
@@ -91,61 +83,44 @@ class _PieceLayer:
         self.attention = attention
         self.geometry: tuple[int, int, int] = (attention.num_heads, attention.num_levels, attention.num_points)
         parts = [attention.sampling_offsets, attention.attention_weights]
-        self.offsets_and_logits = _Joined(parts) if all(type(part) is nn.Linear for part in parts) else _OneAfterTheOther(parts)
+        self.joined = _joined(parts) if all(type(part) is nn.Linear for part in parts) else None
 
-    def attention_inputs(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attention_inputs(self, features: Tensor, positions: Tensor) -> Inputs:
         """`[..., C]` and its positions → value, offsets, logits."""
-        offsets, logits = self.offsets_and_logits(features + positions)
-        return self.attention.value_proj(features), offsets, logits
+        query, attention = features + positions, self.attention
+        if self.joined is None:
+            offsets, logits = attention.sampling_offsets(query), attention.attention_weights(query)
+        else:
+            offsets, logits = F.linear(query, *self.joined).tensor_split([attention.sampling_offsets.out_features], -1)
+        return attention.value_proj(features), offsets, logits
 
-    def attend(self, inputs: _Inputs, flat: FlatFeatures) -> Tensor:
+    def attend(self, inputs: Inputs, flat: FlatFeatures) -> Tensor:
         """The attention itself, over the whole sequence: `[B, S, C]`."""
-        value, mask = inputs.value, flat.padding_mask
+        (value, offsets, logits), mask = inputs, flat.padding_mask
         value = value if mask is None else value.masked_fill_(mask[..., None], 0.0)
         heads, levels, points = self.geometry
         return ms_deform_attn_fused(
             value.unflatten(-1, (heads, -1)),
             flat.spatial_shapes,
             flat.reference_points,
-            inputs.offsets.unflatten(-1, (heads, levels, points, 2)),
-            inputs.logits.unflatten(-1, (heads, levels, points)),
+            offsets.unflatten(-1, (heads, levels, points, 2)),
+            logits.unflatten(-1, (heads, levels, points)),
         )
 
     def rest(self, features: Tensor, attended: Tensor) -> Tensor:
         """Output projection, residual and norm, feed-forward network, residual and norm."""
         layer = self.layer
-        features = layer.self_attn_norm(_plus(self.attention.output_proj, attended, features))
-        return layer.ffn_norm(_plus(layer.ffn, features, features))
+        features = layer.self_attn_norm(plus(self.attention.output_proj, attended, features))
+        return layer.ffn_norm(plus(layer.ffn, features, features))
 
 
-def _plus(part: Any, x: Tensor, residual: Tensor) -> Tensor:
-    """A part's output and a residual, summed by the part where it can do that before it stores."""
-    return part.plus(x, residual) if hasattr(part, "plus") else part(x) + residual
+@torch.no_grad()
+def _joined(parts: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of linear maps of the same input, as one product."""
+    return torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
 
 
-class _Joined:
-    """Linear maps of the same input as one product."""
-
-    def __init__(self, parts: Sequence[nn.Linear]) -> None:
-        self.widths = [len(part.weight) for part in parts]
-        with torch.no_grad():
-            self.weight, self.bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
-
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        return F.linear(x, self.weight, self.bias).split(self.widths, -1)
-
-
-class _OneAfterTheOther:
-    """Maps of the same input."""
-
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
-        self.parts = parts
-
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        return [part(x) for part in self.parts]
-
-
-def _empty_inputs(layer: _PieceLayer, memory: Tensor) -> _Inputs:
+def _empty_inputs(layer: _PieceLayer, memory: Tensor) -> Inputs:
     device = memory.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else memory.dtype
     heads, levels, points = layer.geometry
@@ -153,4 +128,4 @@ def _empty_inputs(layer: _PieceLayer, memory: Tensor) -> _Inputs:
     shape = memory.shape[:2]
     geometry = dtype if dtype == torch.bfloat16 else torch.float32
     offsets, logits = (memory.new_empty(*shape, width, dtype=geometry) for width in (2 * size, size))
-    return _Inputs(memory.new_empty(memory.shape, dtype=dtype), offsets, logits)
+    return memory.new_empty(memory.shape, dtype=dtype), offsets, logits

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deformable_detr.ops.winograd import CHANNEL_UNIT, num_tiles, transform_weights, winograd_available, winograd_convolution
+from deformable_detr.ops.winograd import CHANNEL_UNIT, num_tiles, transform_weights, winograd_convolution
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,8 @@ class CudnnConvolution(FusedConvolution):
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """As that of :class:`FusedConvolution`."""
         x = x.to(self.dtype)
-        if not self.relu:
-            found = F.conv2d(x, self.weight, self.bias, *self.geometry)
-            return found if added is None else found + added.to(self.dtype)
+        if not self.relu:  # then nothing is added
+            return F.conv2d(x, self.weight, self.bias, *self.geometry)
         if added is None:
             return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.geometry)
         return torch.cudnn_convolution_add_relu(x, self.weight, added.to(self.dtype), 1.0, self.bias, *self.geometry)
@@ -87,15 +86,10 @@ CONVOLUTIONS: dict[str, type[FusedConvolution]] = {"cpu": FusedConvolution, "cud
 """The fused convolution of each type of device that has one."""
 
 
+@functools.cache
 def fused_convolutions_work(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> bool:
     """Whether this build of PyTorch has fused convolutions of this type for this device, as used here, and they are right."""
     device = torch.device(device)
-    with torch.autocast(device.type, enabled=False):
-        return _fused_convolutions_work(dtype, device)
-
-
-@functools.cache
-def _fused_convolutions_work(dtype: torch.dtype, device: torch.device) -> bool:
     available = {"cpu": torch.backends.mkldnn.is_available(), "cuda": torch.backends.cudnn.is_available()}
     if not available.get(device.type):
         return False
@@ -105,16 +99,16 @@ def _fused_convolutions_work(dtype: torch.dtype, device: torch.device) -> bool:
     x, added = (one.to(device, dtype).contiguous(memory_format=torch.channels_last) for one in random_numbers(2, 1, 8, 6, 6))
     exact = F.conv2d(x.double(), numbers["weight"].double(), numbers["bias"].double(), padding=1)
     expected = (exact + added.double()).relu()
-    form = CONVOLUTIONS[device.type]
+    form = functools.partial(CONVOLUTIONS[device.type], convolution, relu=True, dtype=dtype)
     try:
-        found = form(convolution, relu=True, dtype=dtype)(x, added)
-        overwritten = form(convolution, relu=True, overwrite=True, dtype=dtype)(x, added.clone())
+        with torch.autocast(device.type, enabled=False):
+            found = [form(overwrite=overwrite)(x, added.clone()) for overwrite in (False, True)]
     except (AttributeError, RuntimeError, TypeError) as error:
         logger.info("no fused convolutions of %s on %s in this build of PyTorch: %s", dtype, device.type, error)
         return False
     # sums of 72 products of numbers about 1; cuDNN may round the factors of float32 to 10 bits (TF32)
     atol, rtol = (0.2, 0.02) if dtype != torch.float32 else (1e-4, 1e-5) if device.type == "cpu" else (0.02, 2e-3)
-    return all(torch.allclose(one.double(), expected, atol=atol, rtol=rtol) for one in (found, overwritten))
+    return all(torch.allclose(one.double(), expected, atol=atol, rtol=rtol) for one in found)
 
 
 def random_numbers(*shape: int) -> Tensor:
@@ -151,19 +145,3 @@ def fits_winograd(convolution: nn.Conv2d) -> bool:
     geometry = convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     fits = outputs % CHANNEL_UNIT == channels % CHANNEL_UNIT == 0 and 36 * outputs * channels <= MAX_WEIGHTS
     return fits and geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-
-
-def winograd_works() -> bool:
-    """Whether the kernels are there, fast on this processor, and correct."""
-    return winograd_available() and _winograd_is_right()
-
-
-@functools.cache
-def _winograd_is_right() -> bool:
-    weight, x = random_numbers(CHANNEL_UNIT, CHANNEL_UNIT, 3, 3).abs(), random_numbers(1, CHANNEL_UNIT, 13, 17).abs()
-    expected = F.conv2d(x.double(), weight.double(), padding=1)
-    found = winograd_convolution(x, transform_weights(weight))
-    if torch.allclose(found.double(), expected, rtol=1e-5):
-        return True
-    logger.warning("Winograd convolutions are off: they differ by %.1e", float((found - expected).abs().amax()))
-    return False

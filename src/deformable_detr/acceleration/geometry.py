@@ -1,6 +1,5 @@
 """Geometry that depends on the image sizes alone, computed once per size and kept for the last few sizes."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
@@ -24,26 +23,23 @@ class KeptGeometry(nn.Module):
 
     def forward(self, pyramid: FeaturePyramid) -> FlatFeatures:
         """The sequence of a batch; where no image is padded, one geometry serves for all images of the batch."""
-        if pyramid.padding_masks is None:
-            pyramid_of_one = replace(pyramid, levels=[level[:1] for level in pyramid.levels])
-            geometry = self._remembered(pyramid, lambda: self.flatten.geometry(pyramid_of_one))
-        elif pyramid.sizes is None:  # comparing masks costs more than it saves
-            geometry = self.flatten.geometry(pyramid)
-        else:
-            geometry = self._remembered(pyramid, lambda: self.flatten.geometry(pyramid))
         features = joined(pyramid)
+        if pyramid.padding_masks is None:
+            geometry = self._remembered(replace(pyramid, levels=[level[:1] for level in pyramid.levels]))
+        else:  # where only the masks say, comparing them costs more than it saves
+            geometry = self.flatten.geometry(pyramid) if pyramid.sizes is None else self._remembered(pyramid)
         return geometry.for_images(len(features)).with_features(features)
 
     def kept(self) -> list[Geometry]:
         """The cached geometries."""
         return list(self._kept.values())
 
-    def _remembered(self, pyramid: FeaturePyramid, compute: Callable[[], Geometry]) -> Geometry:
+    def _remembered(self, pyramid: FeaturePyramid) -> Geometry:
         """Safe for several threads: each step is a single operation on the dict."""
         first = pyramid.levels[0]
         key = (tuple(level.shape[2:] for level in pyramid.levels), pyramid.sizes, first.dtype, first.device)
         found = self._kept.pop(key, None)
-        found = compute() if found is None else found
+        found = self.flatten.geometry(pyramid) if found is None else found
         self._kept[key] = found
         for old in list(self._kept)[: -self.entries]:
             self._kept.pop(old, None)

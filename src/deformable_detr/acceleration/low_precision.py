@@ -24,7 +24,7 @@ from deformable_detr.acceleration.fused_convolutions import (
 )
 from deformable_detr.acceleration.tracing import consists_of, is_plain_linear, untouched
 from deformable_detr.model.backbone import Backbone
-from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder
+from deformable_detr.model.decoder import DecoderLayer, DeformableDecoder, SelfAttention
 from deformable_detr.model.deformable_attention import MultiScaleDeformableAttention
 from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.model.encoder import DeformableEncoder, EncoderLayer, FeedForward
@@ -34,7 +34,6 @@ from deformable_detr.model.position_mlp import PositionMLP
 from deformable_detr.model.queries import AnchoredProposals, EncoderProposals, LearnedQueries, MixedProposals
 from deformable_detr.model.rebuild import Form, rebuilt
 from deformable_detr.model.relation import PositionRelation
-from deformable_detr.model.self_attention import SelfAttention
 from deformable_detr.structures import map_tensors
 
 logger = logging.getLogger(__name__)
@@ -67,6 +66,11 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.binary(x.to(LOW), added.to(LOW), self.packed, bias, "add").to(self.dtype)
 
 
+def plus(part: Any, x: Tensor, added: Tensor) -> Tensor:
+    """A part's output and `added`, summed by the part where it can do that before it rounds."""
+    return part.plus(x, added) if hasattr(part, "plus") else part(x) + added
+
+
 class LowLinear(nn.Module):
     """A linear map by a weight in bfloat16, on any device.
 
@@ -87,19 +91,9 @@ class LowLinear(nn.Module):
         found = F.linear(x.to(LOW), self.weight, self.bias)
         return (found.relu_() if self.relu else found).to(self.dtype)
 
-    def plus(self, x: Tensor, added: Tensor) -> Tensor:
-        """The output and `added`, `[..., C']`, summed; without ReLU."""
-        return self(x) + added
-
 
 class LowFeedForward(nn.Module):
-    """A :class:`FeedForward` without dropout whose ReLU belongs to the first linear map.
-
-    Args:
-        ffn: its weights are used.
-        linear: :class:`PackedLinear` or :class:`LowLinear`.
-        dtype: of the output.
-    """
+    """A :class:`FeedForward` without dropout, of linear maps whose first one has the ReLU; `dtype` is that of the output."""
 
     def __init__(self, ffn: FeedForward, linear: type[PackedLinear | LowLinear], dtype: torch.dtype = LOW) -> None:
         super().__init__()
@@ -111,17 +105,12 @@ class LowFeedForward(nn.Module):
 
     def plus(self, x: Tensor, added: Tensor) -> Tensor:
         """The output and `added`, `[..., C]`."""
-        return self.linear2.plus(self.linear1(x), added)
+        return plus(self.linear2, self.linear1(x), added)
 
 
 def low_norm(norm: nn.Module) -> nn.Module:
     """A norm with weights in bfloat16, as a GPU needs them for input in bfloat16; its sums stay float32."""
-    twin = copy.copy(norm)
-    twin._parameters = {
-        name: None if weight is None else nn.Parameter(weight.detach().to(LOW), requires_grad=False)
-        for name, weight in norm._parameters.items()
-    }
-    return twin
+    return copy.deepcopy(norm).to(LOW)
 
 
 @dataclass(frozen=True)
@@ -140,12 +129,7 @@ KITS = {
 
 
 class Autocast(nn.Module):
-    """A part that runs under autocast because nothing is known of it; the parts around it are given float32.
-
-    Args:
-        part: of the model.
-        device: where it runs.
-    """
+    """A part that runs under autocast because nothing is known of it; the parts around it are given float32."""
 
     def __init__(self, part: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -158,12 +142,7 @@ class Autocast(nn.Module):
 
 
 class WithoutAutocast(nn.Module):
-    """A network that says itself what is computed in which type.
-
-    Args:
-        build: makes the network.
-        device: where it runs.
-    """
+    """A network that says itself what is computed in which type; `build` makes it."""
 
     def __init__(self, build: Callable[[], nn.Module], device: torch.device) -> None:
         super().__init__()
@@ -217,10 +196,9 @@ def _form_of(part: nn.Module, kit: Kit) -> Form | None:
     """How this part is lowered; None where it is not known well enough."""
     if consists_of(part, Backbone, parts_below=False) or consists_of(part, LearnedQueries, nn.Embedding, nn.Linear):
         return lambda name, module: None
-    if consists_of(part, ChannelMapper, nn.Identity, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.GroupNorm):
-        return functools.partial(_neck, kit)
-    if consists_of(part, DeformableEncoder, *ENCODER_PARTS):
-        return functools.partial(_encoder, kit)
+    neck = consists_of(part, ChannelMapper, nn.Identity, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.GroupNorm)
+    if neck or consists_of(part, DeformableEncoder, *ENCODER_PARTS):
+        return functools.partial(_all, kit)
     if consists_of(part, DeformableDecoder, *DECODER_PARTS):
         return functools.partial(_cross_attention, kit)
     if type(part) in PROPOSAL_SOURCES and untouched(part) and is_plain_linear(part.get_submodule("memory_proj")):
@@ -228,19 +206,14 @@ def _form_of(part: nn.Module, kit: Kit) -> Form | None:
     return None
 
 
-def _neck(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
+def _all(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
     del name
     if type(module) is nn.Conv2d:
         return kit.convolution(module, relu=False, dtype=LOW)
-    return kit.norm(module) if type(module) is nn.GroupNorm else None
-
-
-def _encoder(kit: Kit, name: str, module: nn.Module) -> nn.Module | None:
-    del name
+    if type(module) in (nn.GroupNorm, nn.LayerNorm):
+        return kit.norm(module)
     if type(module) is FeedForward:
         return LowFeedForward(module, kit.linear)
-    if type(module) is nn.LayerNorm:
-        return kit.norm(module)
     return kit.linear(module) if is_plain_linear(module) else None
 
 

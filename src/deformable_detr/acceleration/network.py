@@ -22,7 +22,6 @@ from deformable_detr.acceleration.low_precision import (
 from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.acceleration.tracing import consists_of
 from deformable_detr.model.backbone import Backbone
-from deformable_detr.model.decoder import DeformableDecoder, LastLayer
 from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.model.encoder import DeformableEncoder
 from deformable_detr.model.flatten import FlattenLevels
@@ -64,22 +63,20 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
     """The parts of a model that returns the last layer's predictions alone (N = 1), and nothing that only a loss needs.
 
     Args:
-        model: whose weights are used. A query source or decoder of a type of your own runs as it is, and one that something is
-            hooked into.
+        model: whose weights are used. A query source of a type of your own runs as it is, and one that something is hooked into.
         chunk: number of positions whose proposals are scored at a time. None: all at once.
     """
     parts = {}
     if any(consists_of(model.query_source, kind, *PROPOSAL_PARTS) for kind in PROPOSAL_SOURCES):
         parts["query_source"] = BestProposals(model.query_source, chunk)  # pyright: ignore[reportArgumentType]
     if consists_of(model.class_heads, ClassHeads, parts_below=False):
-        usual = consists_of(model.decoder, DeformableDecoder, parts_below=False)
-        parts["decoder"] = LastLayer(model.decoder) if usual else _LastOfAll(model.decoder)  # pyright: ignore[reportArgumentType]
+        parts["decoder"] = _LastLayer(model.decoder)
         parts["class_heads"] = ClassHeads([model.class_heads[-1]])  # pyright: ignore[reportIndexIssue]
     return parts
 
 
-class _LastOfAll(nn.Module):
-    """The last layer's predictions of a decoder that returns those of all layers."""
+class _LastLayer(nn.Module):
+    """A decoder that gives the queries and boxes after its last layer alone, N = 1."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -90,19 +87,10 @@ class _LastOfAll(nn.Module):
         return hidden[-1:], boxes[-1:]
 
 
-class _Function(nn.Module):
-    """A function as a part of the model."""
-
-    def __init__(self, function: Callable[[Tensor], list[Tensor]]) -> None:
-        super().__init__()
-        self.forward = function
-
-
 def _fast_backbone(
     part: Backbone, options: InferenceOptions, compiler: Compiler | None, device: torch.device, low_precision: bool
-) -> nn.Module:
-    switches: dict[str, Any] = {"fold_batch_norm": options.fold_batch_norm, "inplace_activations": options.inplace_activations}
-    switches |= {"channels_last": options.channels_last}
+) -> Callable[[Tensor], list[Tensor]]:
+    switches = {name: getattr(options, name) for name in ("fold_batch_norm", "inplace_activations", "channels_last")}
     fuses = options.fuse_convolutions and options.fold_batch_norm and device.type in ("cpu", "cuda")
     if low_precision:
         packs = fuses and options.channels_last
@@ -113,4 +101,4 @@ def _fast_backbone(
     fuses = fuses and fused_convolutions_work(device=device)
     run = optimized_backbone(part.body, fuse_convolutions=fuses, winograd=options.winograd, **switches)
     # inductor makes fused convolutions no faster
-    return run if compiler is None or (fuses and run is not part.body) else _Function(compiler(run))
+    return run if compiler is None or (fuses and run is not part.body) else compiler(run)

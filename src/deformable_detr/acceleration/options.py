@@ -1,13 +1,13 @@
 """The switches of the optimised forward pass, and which arithmetic is the fastest here."""
 
-import statistics
-import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from deformable_detr.acceleration.fused_convolutions import random_numbers
+from deformable_detr.ops.benchmark import median_times
 from deformable_detr.precision import Precision, autocast_dtype
 
 WORTHWHILE = 1.2
@@ -68,21 +68,12 @@ def fastest_precision(device: torch.device) -> Precision:
         candidate = "bf16"
     else:
         return "fp32"
-    dtype = autocast_dtype(candidate) or torch.float32
-    return candidate if _seconds(device, torch.float32) > WORTHWHILE * _seconds(device, dtype) else "fp32"
-
-
-@torch.inference_mode()
-def _seconds(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
     x, weight = (
-        random_numbers(*shape).to(device, dtype).contiguous(memory_format=torch.channels_last)
+        random_numbers(*shape).to(device).contiguous(memory_format=torch.channels_last)
         for shape in ((1, 128, 100, 100), (128, 128, 3, 3))
     )
-    times = []
-    for _ in range(rounds + 2):
-        began = time.perf_counter()
-        F.conv2d(x, weight, padding=1)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[2:])
+    dtypes = torch.float32, autocast_dtype(candidate) or torch.float32
+    runs = {dtype: partial(F.conv2d, x.to(dtype), weight.to(dtype), padding=1) for dtype in dtypes}
+    for rounds in (2, 5):  # the first ones are slow
+        seconds = median_times(runs, rounds, str(device))
+    return candidate if seconds[dtypes[0]] > WORTHWHILE * seconds[dtypes[1]] else "fp32"

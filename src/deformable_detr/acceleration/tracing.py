@@ -85,21 +85,14 @@ def consists_of(part: nn.Module, kind: type[nn.Module], *kinds: type[nn.Module],
     return type(part) is kind and untouched(part) and all(type(module) in kinds and untouched(module) for module in below)
 
 
-class _Call(nn.Module):
-    """Notes that the module of this name is called."""
+def _copy_of(module: nn.Module, name: str, tracer: GraphAppendingTracer) -> Any:
+    """A container whose children are stand-ins, or a stand-in, which notes that the module of this name is called."""
 
-    def __init__(self, name: str, tracer: GraphAppendingTracer) -> None:
-        super().__init__()
-        self.name, self.tracer = name, tracer
+    def call(*args: Any, **kwargs: Any) -> fx.Proxy:
+        return tracer.create_proxy("call_module", name, args, kwargs)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_module", self.name, args, kwargs)
-
-
-def _copy_of(module: nn.Module, name: str, tracer: GraphAppendingTracer) -> nn.Module:
-    """A container whose children are stand-ins, or a stand-in."""
     if _is_leaf(module):
-        return _Call(name, tracer)
+        return call
     prefix = f"{name}." if name else ""
     twin = copy.copy(module)
     twin.training = False

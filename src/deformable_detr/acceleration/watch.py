@@ -72,11 +72,7 @@ def _setting_names(values: dict[str, object]) -> list[str]:
 
 
 class _Contents:
-    """What is in the weights, as bits: NaN equals NaN.
-
-    Args:
-        model: whose parameters and buffers are looked at, those on the device of the first one.
-    """
+    """What is in a model's parameters and buffers on the device of the first one, as bits: NaN equals NaN."""
 
     def __init__(self, model: nn.Module) -> None:
         everything = (*model.parameters(), *model.buffers())
@@ -84,7 +80,10 @@ class _Contents:
         tensors = [tensor for tensor in tensors if tensor.device == tensors[0].device]
         dense, self.gapped = [], []
         for tensor in map(_as_integers, tensors):
-            dense.append(_flat(tensor)) if _has_no_gaps(tensor) else self.gapped.append((tensor, tensor.clone()))
+            if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+                dense.append(tensor.as_strided([tensor.numel()], [1]))  # as one row, in the order of the memory
+            else:
+                self.gapped.append((tensor, tensor.clone()))
         self.sample = [_thinned(flat) for flat in dense]
         self.parts = list(_parts(dense))
         self.sampled, self.sums = self._read_sample(), [_sums(part) for part in self.parts]
@@ -110,21 +109,6 @@ def _as_integers(tensor: Tensor) -> Tensor:
     """The same memory as integers as wide as its numbers."""
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
-
-
-def _has_no_gaps(tensor: Tensor) -> bool:
-    """Whether its numbers fill their memory, in any order of the axes."""
-    run = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride != run:
-            return False
-        run *= size
-    return True
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """A tensor without gaps as one row, in the order of the memory."""
-    return tensor.as_strided([tensor.numel()], [1])
 
 
 def _thinned(words: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The decoder: queries attend to each other and to the memory around their reference, and correct their boxes layer by layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from deformable_detr.model.encoder import LayerStack
 from deformable_detr.model.heads import apply_box_delta
 from deformable_detr.model.queries import Queries
-from deformable_detr.model.self_attention import SelfAttention
 from deformable_detr.structures import FlatFeatures
 
 
@@ -31,6 +30,40 @@ class Seen:
 
     value: Tensor | None
     """`[B, S, C]` what its cross-attention sampled; None where that is computed anew, see `DeformableDecoder.values`."""
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """The weights, names and results of `nn.MultiheadAttention`, without its transposed copies and its forty small operations.
+
+    Args:
+        hidden_dim: C.
+        num_heads: M.
+        dropout: probability of an attention weight.
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__(hidden_dim, num_heads, dropout=dropout, batch_first=True)
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Attend.
+
+        Args:
+            query: `[B, Q, C]`.
+            key: `[B, V, C]`.
+            value: `[B, V, C]`.
+            attn_mask: added to the logits, minus infinity where row i may not see column j: `[Q, V]` or `[B, M, Q, V]`.
+
+        Returns:
+            `[B, Q, C]`, and None in place of the weights, as torch's module gives them.
+        """
+        projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        heads = [F.linear(*inputs).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for inputs in projections]
+        mask = None if attn_mask is None else attn_mask.to(heads[0].dtype)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
 class DecoderLayer(nn.Module):
@@ -103,8 +136,8 @@ class Reference:
 
 BoxUpdate = Callable[[nn.Module, Tensor, Tensor, Reference], tuple[Tensor, Reference]]
 """A layer's box head, its output `[B, Q, C]` before and after the decoder's norm, and what it started from → the layer's boxes
-`[B, Q, 4]`, and what the next layer starts from. Its keywords say how far what
-it corrects is kept from 0 and 1: for the next layer `eps`, for the boxes given out `output_eps`."""
+`[B, Q, 4]`, and what the next layer starts from. Its keywords say how far what it corrects is kept from 0 and 1: for the next layer
+`eps`, for the boxes given out `output_eps`."""
 
 
 def keep_reference(
@@ -165,11 +198,6 @@ class Decoded(NamedTuple):
     seen: tuple[Seen, ...] = ()
     """The queries in each layer's self-attention, for queries that exist in training alone; empty outside training."""
 
-    @property
-    def values(self) -> tuple[Tensor | None, ...]:
-        """What the cross-attention of each layer sampled, for the same queries."""
-        return tuple(seen.value for seen in self.seen)
-
 
 class DeformableDecoder(LayerStack):
     """A stack of decoder layers with their box heads.
@@ -216,10 +244,26 @@ class DeformableDecoder(LayerStack):
             memory: `[B, S, C]`.
             flat: the sequence that `memory` belongs to.
             others: for each layer the queries that these see beside themselves. Empty: none.
-            values: `Decoded.values` of another pass over the same memory. Empty: they are computed.
+            values: `Seen.value` of each layer in another pass over the same memory. Empty: they are computed.
         """
-        hidden, boxes, seen = zip(*self.steps(queries, memory, flat, others, values), strict=True)
-        return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else ())
+        query, boxes = queries.query, queries.reference_points
+        before, reference = boxes, Reference(boxes, boxes)
+        mask = queries.attn_mask
+        if mask is not None and others:  # which are all seen
+            mask = F.pad(mask, (0, others[0].content.shape[1]))
+        hidden, found, seen = [], [], []
+        looked_at = zip(self.layers, others or [None] * len(self.layers), values or self.values(memory, flat), strict=True)
+        for index, (layer, other, value) in islice(enumerate(looked_at), queries.first_layer, None):
+            query_pos = self.position_mlp(queries, reference.attended, flat)
+            places = on_padded_levels(reference.attended, flat.valid_ratios)
+            seen.append(Seen(query, query + query_pos, boxes, value))
+            bias = self.relation(index, before, boxes if other is None else _beside(boxes, other.boxes), mask)
+            query = self.run(layer, query, query_pos, places, memory, flat, bias, other, value)
+            hidden.append(self.norm(query))
+            box_head, before = self.box_heads[min(index, len(self.box_heads) - 1)], boxes
+            boxes, reference = self.update_boxes(box_head, query, hidden[-1], reference)
+            found.append(boxes)
+        return Decoded(torch.stack(hidden), torch.stack(found), tuple(seen) if self.training else ())
 
     def values(self, memory: Tensor, flat: FlatFeatures) -> list[Tensor | None]:
         """What each layer's cross-attention samples, `[B, S, C]`, for all passes of a training step.
@@ -231,56 +275,10 @@ class DeformableDecoder(LayerStack):
             return [None] * len(self.layers)
         return [layer.cross_attn.value(memory, flat.padding_mask) for layer in self.layers]  # type: ignore[operator, union-attr]
 
-    def steps(
-        self,
-        queries: Queries,
-        memory: Tensor,
-        flat: FlatFeatures,
-        others: Sequence[Seen] = (),
-        values: Sequence[Tensor | None] = (),
-    ) -> Iterator[tuple[Tensor, Tensor, Seen]]:
-        """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other, and what it saw; arguments as above."""
-        query, boxes = queries.query, queries.reference_points
-        before, reference = boxes, Reference(boxes, boxes)
-        mask = _with_columns(queries.attn_mask, others)
-        looked_at = zip(self.layers, others or [None] * len(self.layers), values or self.values(memory, flat), strict=True)
-        for index, (layer, other, value) in islice(enumerate(looked_at), queries.first_layer, None):
-            query_pos = self.position_mlp(queries, reference.attended, flat)
-            places = on_padded_levels(reference.attended, flat.valid_ratios)
-            seen = Seen(query, query + query_pos, boxes, value)
-            bias = self.relation(index, before, boxes if other is None else _beside(boxes, other.boxes), mask)
-            query = self.run(layer, query, query_pos, places, memory, flat, bias, other, value)
-            hidden, before = self.norm(query), boxes
-            box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
-            boxes, reference = self.update_boxes(box_head, query, hidden, reference)
-            yield hidden, boxes, seen
-
-
-class LastLayer(nn.Module):
-    """A decoder that returns the predictions of its last layer alone, N = 1.
-
-    Args:
-        decoder: whose layers run.
-    """
-
-    def __init__(self, decoder: DeformableDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, queries: Queries, memory: Tensor, flat: FlatFeatures) -> Decoded:
-        """`[1, B, Q, C]` and `[1, B, Q, 4]`, see `DeformableDecoder`."""
-        *_, (hidden, boxes, _) = self.decoder.steps(queries, memory, flat)
-        return Decoded(hidden[None], boxes[None])
-
 
 def on_padded_levels(reference: Tensor, valid_ratios: Tensor) -> Tensor:
     """References in the frame of the image, `[B, Q, 2 | 4]`, in the frame of each padded level: `[B, Q, L, 2 | 4]`."""
     return reference[:, :, None] * valid_ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
-
-
-def _with_columns(mask: Tensor | None, others: Sequence[Seen]) -> Tensor | None:
-    """The mask of the self-attention where all of the others are seen, too."""
-    return F.pad(mask, (0, others[0].content.shape[1])) if mask is not None and others else mask
 
 
 def _beside(boxes: Tensor, others: Tensor) -> Tensor:

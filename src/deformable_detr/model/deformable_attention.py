@@ -1,11 +1,11 @@
 """The attention module of encoder and decoder: samples a few learned locations per head and level (paper, section 4.1)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.model.geometry import SpatialShapes
 from deformable_detr.ops import ms_deform_attn_fused
 
 
@@ -46,7 +46,7 @@ class MultiScaleDeformableAttention(nn.Module):
         query: Tensor,
         reference_points: Tensor,
         memory: Tensor,
-        spatial_shapes: SpatialShapes,
+        spatial_shapes: Sequence[tuple[int, int]],
         padding_mask: Tensor | None,
         value: Tensor | None = None,
     ) -> Tensor:

@@ -84,12 +84,14 @@ class DeformableDETR(nn.Module):
         memory = self.encoder(flat)
         queries = self.query_source(memory, flat)
         decoded = Decoded(*self.decoder(queries, memory, flat))
-        predictions = queries.predictions(self.class_heads(decoded.hidden), decoded.boxes)
+        logits = self.class_heads(decoded.hidden)
+        predictions = Predictions(logits, decoded.boxes, queries.encoder_logits, queries.encoder_boxes)
         predictions = self.suppressor(predictions, decoded.hidden)
         denoising = self.denoising(self.query_source, memory, targets, noise)
         for branch, further, others in (("one_to_many", queries.one_to_many, ()), ("denoising", denoising, decoded.seen)):
             if further is not None:
-                hidden, boxes, *_ = self.decoder(further, memory, flat, others, decoded.values)
+                values = [seen.value for seen in decoded.seen]
+                hidden, boxes, *_ = self.decoder(further, memory, flat, others, values)
                 logits = self.class_heads(hidden, further.first_layer)
                 predictions = replace(predictions, **{f"{branch}_logits": logits, f"{branch}_boxes": boxes})
         return predictions

@@ -59,11 +59,7 @@ class EncoderLayer(nn.Module):
 
 
 class LayerStack(nn.Module):
-    """Layers of one kind, first to last.
-
-    Args:
-        layers: the layers.
-    """
+    """Layers of one kind, first to last."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()

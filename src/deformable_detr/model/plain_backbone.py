@@ -7,11 +7,11 @@ strides that a detector wants.
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import LayerNorm2d, PatchEmbed
+from timm.layers import LayerNorm2d
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
-from deformable_detr.model.backbone import Backbone
+from deformable_detr.model.normed_backbone import NormedBackbone
 
 _MODULES = ("vision_transformer", "eva", "deit")
 """Of timm: their models have one stride, and take images of any size."""
@@ -22,7 +22,7 @@ def is_plain(name: str) -> bool:
     return is_model_in_modules(name.split(".")[0], _MODULES)
 
 
-class PlainBackbone(Backbone):
+class PlainBackbone(NormedBackbone):
     """The last map of a plain Vision Transformer, behind a layer norm; images of any size, padded to whole patches.
 
     Args:
@@ -38,15 +38,6 @@ class PlainBackbone(Backbone):
     def __init__(self, name: str, *, num_levels: int = 3, options: dict[str, Any] | None = None, **settings: Any) -> None:
         del num_levels
         super().__init__(name, num_levels=1, options={"dynamic_img_size": True} | (options or {}), **settings)
-        self.norms = nn.ModuleList([nn.LayerNorm(channels) for channels in self.channels])
-        for module in self.body.modules():
-            if isinstance(module, PatchEmbed):
-                module.dynamic_img_pad = True  # zeros at the right and the bottom
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """`[B, 3, H, W]` normalised → one map `[B, channels[0], ⌈H / stride⌉, ⌈W / stride⌉]`."""
-        (level,) = super().forward(images)
-        return [self.norms[0](level.movedim(1, -1)).movedim(-1, 1)]
 
     def _check_strides(self, name: str, expected: tuple[int, ...]) -> None:
         """Any one stride will do."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deformable_detr.model.geometry import resize_padding_mask
+from deformable_detr.model.flatten import resize_padding_mask
 from deformable_detr.structures import FeaturePyramid, ImageBatch
 
 Extract = Callable[[Tensor], list[Tensor]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.model.position_encoding import SCALE, sine_embedding
-from deformable_detr.structures import FlatFeatures, Predictions
+from deformable_detr.structures import FlatFeatures
 
 NO_PROPOSAL_LOGIT = 20.0
 """Box logit of a position that cannot propose: its sigmoid is 1 and its gradient 0, as for the original's infinity."""
@@ -59,10 +59,6 @@ class Queries:
 
     first_layer: int = 0
     """The decoder layer that these queries enter at; there are no predictions of the layers before it."""
-
-    def predictions(self, logits: Tensor, boxes: Tensor) -> Predictions:
-        """What the decoder made of these queries, `[N, B, Q, K]` and `[N, B, Q, 4]`, each under its name."""
-        return Predictions(logits, boxes, self.encoder_logits, self.encoder_boxes)
 
 
 class LearnedQueries(nn.Module):
@@ -149,10 +145,6 @@ class Proposals(nn.Module):
         self.class_head = class_head
         self.box_head = box_head
 
-    def reset_parameters(self) -> None:
-        """The official initial weights; a subclass calls this once it has all its layers."""
-        nn.init.xavier_uniform_(self.memory_proj.weight)
-
     def forward(self, memory: Tensor, flat: FlatFeatures) -> Queries:
         """The best Q proposals of each image (all of them where an image has fewer positions)."""
         proposal_logits, can_propose = flat.proposals
@@ -210,12 +202,8 @@ class EncoderProposals(Proposals):
         super().__init__(num_queries, hidden_dim, class_head, box_head, **settings)
         self.query_proj = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
         self.query_norm = nn.LayerNorm(2 * hidden_dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """See `Proposals.reset_parameters`."""
-        super().reset_parameters()
-        nn.init.xavier_uniform_(self.query_proj.weight)
+        for layer in (self.memory_proj, self.query_proj):
+            nn.init.xavier_uniform_(layer.weight)
 
     def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
         """See `Proposals.queries`."""
@@ -245,12 +233,8 @@ class AnchoredProposals(Proposals):
     def __init__(self, num_queries: int, hidden_dim: int, class_head: nn.Module, box_head: nn.Module, **settings: Any) -> None:
         super().__init__(num_queries, hidden_dim, class_head, box_head, **settings)
         self.content_embed = nn.Embedding(num_queries + self.one_to_many_queries, hidden_dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """See `Proposals.reset_parameters`."""
-        super().reset_parameters()
-        nn.init.xavier_uniform_(self.content_embed.weight)
+        for layer in (self.memory_proj, self.content_embed):
+            nn.init.xavier_uniform_(layer.weight)
 
     def queries(self, box_logits: Tensor, dtype: torch.dtype, first_rank: int = 0) -> Queries:
         """See `Proposals.queries`."""

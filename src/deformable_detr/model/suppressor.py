@@ -39,11 +39,7 @@ class Suppressor(nn.Module):
         self.score_head = nn.Linear(hidden_dim, 1)
         self.overlap_gate = nn.Linear(1, 1)
         self.strength = nn.Parameter(torch.tensor(STRENGTH))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """At first only the overlap of the boxes has an influence."""
-        nn.init.zeros_(self.score_head.weight)
+        nn.init.zeros_(self.score_head.weight)  # at first only the overlap of the boxes has an influence
         nn.init.zeros_(self.score_head.bias)
         nn.init.constant_(self.overlap_gate.weight, OVERLAP_SLOPE)
         nn.init.constant_(self.overlap_gate.bias, -OVERLAP_SLOPE * OVERLAP_START)

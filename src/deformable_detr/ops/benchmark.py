@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,22 +108,23 @@ def make_inputs(case: Case, device: str = "cpu", dtype: torch.dtype = torch.floa
 
 def unfused(operator: Operator, fused: bool) -> Operator:
     """An operator (value, shapes, locations, weights), with softmax and locations in front of it when the case has them."""
-    if not fused:
-        return lambda shapes, value, places, weights: operator(value, shapes, places.to(value.dtype), weights.to(value.dtype))
 
-    def whole(shapes: list[tuple[int, int]], value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        locations = sampling_locations_from_offsets(reference, offsets, shapes)
-        return operator(value, shapes, locations.to(value.dtype), logits.flatten(3).softmax(-1).view_as(logits).to(value.dtype))
+    def run(shapes: list[tuple[int, int]], value: Tensor, *geometry: Tensor) -> Tensor:
+        places, weights = geometry[-2:]
+        if fused:
+            places = sampling_locations_from_offsets(geometry[0], places, shapes)
+            weights = weights.flatten(3).softmax(-1).view_as(weights)
+        return operator(value, shapes, places.to(value.dtype), weights.to(value.dtype))
 
-    return whole
+    return run
 
 
 def _ours(backend: str, isa: str | None, fused: bool) -> Operator:
+    operator = ms_deform_attn_fused if fused else ms_deform_attn
+
     def run(shapes: list[tuple[int, int]], value: Tensor, *geometry: Tensor) -> Tensor:
         with _instructions(isa):
-            if fused:
-                return ms_deform_attn_fused(value, shapes, *geometry, backend=backend)
-            return ms_deform_attn(value, shapes, *geometry, backend=backend)
+            return operator(value, shapes, *geometry, backend=backend)
 
     return run
 
@@ -155,7 +156,12 @@ class Peers:
 
     def installed(self) -> list[str]:
         """The names of those that can be imported."""
-        return [name for name, build in self.builders.items() if _importable(build)]
+        names = []
+        for name, build in self.builders.items():
+            with suppress(ImportError):
+                build(False)
+                names.append(name)
+        return names
 
 
 NO_PEERS = Peers()
@@ -172,14 +178,6 @@ def implementations(device: str, peers: Peers = NO_PEERS) -> list[str]:
     return names
 
 
-def _importable(build: Callable[[bool], Operator]) -> bool:
-    try:
-        build(False)
-    except ImportError:
-        return False
-    return True
-
-
 def _operator(name: str, fused: bool, peers: Peers) -> Operator:
     if name == CLASSIC:
         return unfused(multi_scale_deformable_attn_pytorch, fused)
@@ -192,11 +190,11 @@ def _operator(name: str, fused: bool, peers: Peers) -> Operator:
 def clock(function: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
     """Seconds of a call, on a GPU until it has finished, and what it gives."""
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     found = function()
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start, found
 
 

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +22,6 @@ ISAS = ("portable", "avx2", "avx512")  # in the order of msda_supports
 _OUT_OF_MEMORY = 1  # MSDA_OUT_OF_MEMORY
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-_SIZES = (
-    *("batch", "tokens", "heads", "channels", "queries", "levels", "points", "reference_size"),
-    *("dtype", "geometry_dtype", "threads", "layout"),
-)
-_BUFFERS = (
-    *("shapes", "value", "reference", "offsets", "weights", "grad_output"),
-    *("output", "grad_value", "grad_reference", "grad_offsets", "grad_weights"),
-)
 INTERFACE = 3
 """`MSDA_INTERFACE` of csrc/problem.h: raised with every change of the structs."""
 
@@ -41,22 +32,30 @@ LAYOUT = 0
 """0: the kernel chooses; 1: value is read in place; 2: each head is copied first (for tests)."""
 
 
-class Problem(ctypes.Structure):
-    """`msda_problem` of csrc/problem.h: sizes, and each buffer as an address and its size in bytes."""
+def _fields(sizes: str, buffers: str) -> list[tuple[str, type]]:
+    """Sizes, and each buffer as an address and its size in bytes."""
+    fields: list[tuple[str, type]] = [(name, ctypes.c_int64) for name in sizes.split()]
+    for name in buffers.split():
+        fields += [(name, ctypes.c_void_p), (f"{name}_bytes", ctypes.c_int64)]
+    return fields
 
-    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [
-        field for name in _BUFFERS for field in ((name, ctypes.c_void_p), (f"{name}_bytes", ctypes.c_int64))
-    ]
+
+class Problem(ctypes.Structure):
+    """`msda_problem` of csrc/problem.h."""
+
+    _fields_ = _fields(
+        "batch tokens heads channels queries levels points reference_size dtype geometry_dtype threads layout",
+        "shapes value reference offsets weights grad_output output grad_value grad_reference grad_offsets grad_weights",
+    )
 
 
 class WinogradProblem(ctypes.Structure):
     """`winograd_problem` of csrc/problem.h; see `ops.winograd`."""
 
-    sizes = ("batch", "height", "width", "channels", "out_channels", "tiles", "relu", "threads")
-    buffers = ("input", "weights", "bias", "added", "transformed", "products", "output")
-    _fields_ = [(name, ctypes.c_int64) for name in sizes] + [
-        field for name in buffers for field in ((name, ctypes.c_void_p), (f"{name}_bytes", ctypes.c_int64))
-    ]
+    _fields_ = _fields(
+        "batch height width channels out_channels tiles relu threads",
+        "input weights bias added transformed products output",
+    )
 
 
 class KernelsMissing(ImportError):
@@ -168,15 +167,10 @@ def run(function: str, problem: Problem | WinogradProblem) -> None:
         MemoryError: the kernel could not allocate its buffers.
         RuntimeError: the problem contradicts itself; nothing was written.
     """
-    status = _entry(function, current_isa())(ctypes.byref(problem))
+    status = getattr(library(), f"{function}_{current_isa()}")(ctypes.byref(problem))
     if status != 0:
         reason = library().msda_message(status).decode()
         raise (MemoryError if status == _OUT_OF_MEMORY else RuntimeError)(f"{function}: {reason}")
-
-
-@functools.cache
-def _entry(function: str, isa: str) -> Any:
-    return getattr(library(), f"{function}_{isa}")
 
 
 def attach(problem: Problem | WinogradProblem, name: str, tensor: Tensor) -> None:
@@ -185,16 +179,10 @@ def attach(problem: Problem | WinogradProblem, name: str, tensor: Tensor) -> Non
     Raises:
         TypeError: not a contiguous tensor in the CPU's memory. Size and alignment are checked by the kernel, which knows them.
     """
-    address, size = _place(name, tensor)
-    setattr(problem, name, address)
-    setattr(problem, f"{name}_bytes", size)
-
-
-def _place(name: str, tensor: Tensor) -> tuple[int, int]:
-    """Address and size in bytes; TypeError as in `attach`."""
     if not tensor.is_cpu or not tensor.is_contiguous():
         raise TypeError(f"{name}: the CPU kernels take contiguous CPU tensors, got strides {tensor.stride()} on {tensor.device}")
-    return tensor.data_ptr(), tensor.nbytes
+    setattr(problem, name, tensor.data_ptr())
+    setattr(problem, f"{name}_bytes", tensor.nbytes)
 
 
 def aligned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -209,11 +197,6 @@ def new_tensor(*sizes: int) -> Tensor:
     return torch.empty(sizes, dtype=torch.float32, device="cpu")
 
 
-@functools.lru_cache(maxsize=256)
-def _shapes_array(shapes: tuple[int, ...]) -> ctypes.Array:
-    return (ctypes.c_int64 * len(shapes))(*shapes)
-
-
 def _num_threads(samples: int) -> int:
     return max(1, min(torch.get_num_threads(), samples // 2048))  # waking a thread costs more than 2048 samples
 
@@ -226,20 +209,17 @@ def _problem(
     _, queries, _, levels, points, _ = offsets.shape
     threads = _num_threads(batch * queries * heads * levels * points)
     geometry = offsets.dtype if offsets.dtype == weights.dtype and offsets.dtype in DTYPES else torch.float32
-    value, offsets, weights = aligned(value, value.dtype), aligned(offsets, geometry), aligned(weights, geometry)
-    array = _shapes_array(tuple(shapes))
-    kept: list[object] = [array, value, offsets, weights]
-    reference_size, reference_place = 0, (None, 0)
+    buffers = {"value": aligned(value, value.dtype), "offsets": aligned(offsets, geometry), "weights": aligned(weights, geometry)}
+    reference_size = 0
     if reference is not None:
-        kept.append(reference := aligned(reference, torch.float32))
-        reference_size, reference_place = reference.shape[-1], _place("reference", reference)
-    problem = Problem(
-        *(batch, tokens, heads, channels, queries, levels, points, reference_size),
-        *(DTYPES[value.dtype], DTYPES[geometry], threads, LAYOUT),
-        *(ctypes.addressof(array), ctypes.sizeof(array)),
-        *(*_place("value", value), *reference_place, *_place("offsets", offsets), *_place("weights", weights)),
-    )
-    return problem, kept
+        reference_size, buffers["reference"] = reference.shape[-1], aligned(reference, torch.float32)
+    sizes = batch, tokens, heads, channels, queries, levels, points, reference_size
+    problem = Problem(*sizes, DTYPES[value.dtype], DTYPES[geometry], threads, LAYOUT)
+    array = (ctypes.c_int64 * len(shapes))(*shapes)
+    problem.shapes, problem.shapes_bytes = ctypes.addressof(array), ctypes.sizeof(array)
+    for name, tensor in buffers.items():
+        attach(problem, name, tensor)
+    return problem, [array, *buffers.values()]
 
 
 def forward(value: Tensor, shapes: Sequence[int], reference: Tensor | None, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -273,16 +253,9 @@ def backward(
     weights: Tensor,
     with_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (value, reference, offsets, weights); the one of the reference is empty unless asked for.
+    """Gradients of (value, reference, offsets, weights), the one of the reference empty unless asked for.
 
-    Args:
-        grad_output: `[B, Q, M * D]`.
-        value: as in `forward`, like the rest.
-        shapes: see `forward`.
-        reference: see `forward`.
-        offsets: see `forward`.
-        weights: see `forward`.
-        with_reference: whether the reference's gradient is wanted.
+    They belong to `grad_output`, `[B, Q, M * D]`; the arguments between are those of `forward`.
     """
     batch, tokens, heads, _ = value.shape
     grads = {"grad_value": new_tensor(*value.shape)}

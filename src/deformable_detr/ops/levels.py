@@ -28,22 +28,14 @@ def pairs_of_table(table: Tensor) -> Pairs:
 
 
 def check_table(table: Tensor) -> None:
-    """As far as shape and type tell.
-
-    Raises:
-        ValueError: no `[L, 2]` or `[L, 3]` of integers.
-    """
+    """A ValueError where it is no `[L, 2]` or `[L, 3]` of integers, as far as shape and type tell."""
     if table.dim() != 2 or table.shape[1] not in (2, 3) or table.is_floating_point() or table.dtype == torch.bool:
         found = f"{list(table.shape)} {table.dtype}"
         raise ValueError(f"spatial_shapes: expected integers [L, 2], one (h, w) per level, got {found}")
 
 
 def check_pairs(pairs: Pairs) -> None:
-    """Each level is a pair of integers (symbols of an exporter are integers too).
-
-    Raises:
-        ValueError: something else.
-    """
+    """A ValueError where a level is no pair of integers (symbols of an exporter are integers too)."""
     try:
         sizes = [size for height, width in pairs for size in (height, width)]
     except (TypeError, ValueError):
@@ -54,11 +46,7 @@ def check_pairs(pairs: Pairs) -> None:
 
 
 def check_tokens(value: Tensor, pairs: Pairs) -> None:
-    """The levels have as many pixels as value has tokens.
-
-    Raises:
-        ValueError: they do not, or a level has none.
-    """
+    """A ValueError where the levels do not have as many pixels as value has tokens, or a level has none."""
     tokens = 0
     for height, width in pairs:
         if height < 1 or width < 1:

@@ -106,9 +106,7 @@ def _backward(
     if backend in PLAIN:
         pairs = _pairs(value, shapes)
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
-            grads = plain_backward(backend, grad_output, value, pairs, reference, offsets, weights)
-        grad_reference = grads[1] if with_reference and reference is not None else offsets.new_empty(0)
-        return grads[0], grad_reference, grads[-2], grads[-1]
+            return plain_backward(backend, grad_output, value, pairs, reference, offsets, weights, with_reference)
     return _kernels(backend).backward(grad_output, value, _sizes(value, shapes), reference, offsets, weights, with_reference)
 
 
@@ -128,8 +126,7 @@ def _backward_fake(
     backend: str,
     with_reference: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wanted = with_reference and reference is not None
-    grad_reference = offsets.new_empty(reference.shape if wanted and reference is not None else (0,))
+    grad_reference = offsets.new_empty(reference.shape if with_reference and reference is not None else (0,))
     return value.new_empty(value.shape), grad_reference, offsets.new_empty(offsets.shape), weights.new_empty(weights.shape)
 
 
@@ -190,8 +187,7 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
         tensors, plain = _plain_gradients(_saved(ctx))
         found = iter(torch.func.vjp(plain, *tensors)[1](grads))
-        places = [next(found) if isinstance(x, Tensor) and i != 2 else None for i, x in enumerate(_saved(ctx))]
-        return tuple(places)
+        return tuple(next(found) if isinstance(x, Tensor) and i != 2 else None for i, x in enumerate(_saved(ctx)))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple, tuple]:
@@ -208,9 +204,7 @@ def _plain_gradients(inputs: Sequence[Any]) -> tuple[list[Tensor], Callable[...,
 
     def plain(grad_output: Tensor, value: Tensor, *geometry: Tensor) -> tuple[Tensor, ...]:
         reference = geometry[0] if len(geometry) == 3 else None
-        grads = plain_backward(DERIVATIVES, grad_output, value, pairs, reference, geometry[-2], geometry[-1])
-        grad_reference = grads[1] if with_reference and reference is not None else value.new_empty(0)
-        return grads[0], grad_reference, grads[-2], grads[-1]
+        return plain_backward(DERIVATIVES, grad_output, value, pairs, reference, geometry[-2], geometry[-1], with_reference)
 
     return [t for t in (grad_output, value, reference, offsets, weights) if t is not None], plain
 

@@ -41,12 +41,15 @@ def plain_backward(
     reference: Tensor | None,
     offsets: Tensor,
     weights: Tensor,
-) -> tuple[Tensor, ...]:
-    """Gradients of value, reference (if there is one), offsets and weights; differentiable with `gather`."""
+    with_reference: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, reference (empty unless asked for), offsets and weights; differentiable with `gather`."""
     tensors = [value, offsets, weights] if reference is None else [value, reference, offsets, weights]
 
     def attention(value: Tensor, *geometry: Tensor) -> Tensor:
         reference = geometry[0] if len(geometry) == 3 else None
         return plain_attention(form, value, shapes, reference, geometry[-2], geometry[-1])
 
-    return torch.func.vjp(attention, *tensors)[1](grad_output)
+    grads = torch.func.vjp(attention, *tensors)[1](grad_output)
+    grad_reference = grads[1] if with_reference and reference is not None else offsets.new_empty(0)
+    return grads[0], grad_reference, grads[-2], grads[-1]

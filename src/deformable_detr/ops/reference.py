@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FAR = 9.0
+"""A coordinate outside of every level."""
+
 
 def multi_scale_deformable_attn_pytorch(
     value: Tensor, value_spatial_shapes: Tensor | Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
@@ -23,7 +26,8 @@ def multi_scale_deformable_attn_pytorch(
         `[B, Q, M * D]`.
     """
     if not torch.compiler.is_exporting() and not torch.jit.is_tracing():  # there each pass over the locations would cost time
-        sampling_locations = _finite(sampling_locations)
+        # Locations far outside, infinite and NaN ones among them, go where they count as outside and have no gradient.
+        sampling_locations = torch.where(sampling_locations > -FAR, sampling_locations, -FAR).clamp(max=FAR)
     shapes = value_spatial_shapes.tolist() if isinstance(value_spatial_shapes, Tensor) else value_spatial_shapes
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
@@ -67,15 +71,6 @@ def sampling_locations_from_offsets(
     # One number at a time, because under export a size may be a symbol; [L, 1, 2] as (w, h).
     sizes = torch.stack([sampling_offsets.new_full((), size) for h, w in shapes for size in (w, h)]).view(-1, 1, 2)
     return centre + sampling_offsets / sizes
-
-
-FAR = 9.0
-"""A coordinate outside of every level."""
-
-
-def _finite(locations: Tensor) -> Tensor:
-    """Locations far outside, infinite and NaN ones among them, moved to where they count as outside and have no gradient."""
-    return torch.where(locations > -FAR, locations, -FAR).clamp(max=FAR)
 
 
 def _centre_plus(centre: Tensor, offsets: Tensor, half: Tensor) -> Tensor:

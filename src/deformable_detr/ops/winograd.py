@@ -7,6 +7,8 @@ them with the roots ±1 and ±2). With 0, ±2/3, ±3/2 and infinity the entries 
 rounding error smaller.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,10 @@ def transform_weights(weight: Tensor) -> Tensor:
     outputs, channels = weight.shape[:2]
     if weight.shape[2:] != (3, 3) or outputs % CHANNEL_UNIT or channels % CHANNEL_UNIT:
         raise ValueError(f"weights must be [O, C, 3, 3] with multiples of {CHANNEL_UNIT} channels, not {list(weight.shape)}")
-    rows = [[root**power / _others(root) for power in range(3)] for root in _ROOTS]
+    rows = []
+    for root in _ROOTS:
+        distances = math.prod(root - other for other in _ROOTS if other != root)
+        rows.append([root**power / distances for power in range(3)])
     g = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu")  # [6, 3]
     transform = torch.kron(g, g)  # [36, 9]
     result = cpu.new_tensor(36, outputs // PANEL, channels, PANEL)
@@ -53,14 +58,6 @@ def transform_weights(weight: Tensor) -> Tensor:
         taps = some.reshape(PANEL, channels, 9).permute(2, 1, 0).reshape(9, -1).double()
         result[:, panel] = (transform @ taps).view(36, channels, PANEL)
     return result
-
-
-def _others(root: float) -> float:
-    """The product of the root's distances to the other ones."""
-    product = 1.0
-    for other in _ROOTS:
-        product *= root - other if other != root else 1.0
-    return product
 
 
 def num_tiles(shape: torch.Size) -> int:
