@@ -12,6 +12,8 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, Deform
 from deformable_detr.checkpoints import huggingface, load_checkpoint, load_pretrained, save_weights
 from deformable_detr.checkpoints.convert import convert
 from deformable_detr.checkpoints.huggingface_config import read_folder
+from deformable_detr.checkpoints.report import Report
+from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.model import build_model
 from deformable_detr.model.pyramid import PaddedCanvas
 
@@ -273,7 +275,7 @@ PROCESSORS = {
 def test_entries_of_a_wrong_type_are_named(file, entries, said, tmp_path):
     (tmp_path / file).write_text(json.dumps({"model_type": "deformable_detr", **entries} if file == "config.json" else entries))
     with pytest.raises(ValueError, match=f"{file}: {said}"):
-        read_folder(tmp_path, 2)
+        read_folder(Weights({}, Report("huggingface")), tmp_path)
 
 
 @pytest.mark.parametrize("case", PROCESSORS)

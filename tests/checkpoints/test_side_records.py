@@ -13,7 +13,9 @@ import yaml
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import load_checkpoint
 from deformable_detr.checkpoints.coco_classes import COCO_NAMES
+from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.side_records import read_classes, read_side_records
+from deformable_detr.checkpoints.weights import Weights
 
 NAMES = ("cell", "vessel", "nucleus", "dust", "edge")
 NUMBERED = dict(enumerate(NAMES))
@@ -46,6 +48,13 @@ def load(make_model, tmp_path):
         return load_checkpoint(tmp_path / "x.pth", **options)
 
     return load
+
+
+def read(beside):
+    """What is said of weights with five classes."""
+    weights = Weights({"class_heads.0.bias": torch.zeros(5)}, Report("official"))
+    read_side_records(weights, beside)
+    return weights
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -177,7 +186,7 @@ def test_the_original_arguments_that_this_network_has_not(load):
 
 @pytest.mark.parametrize("value", [None, [], {}, "x" * 10, {"a": {"b": [1, {"c": None}]}}, [[1]], "a: [b", "{", object])
 def test_anything_may_lie_beside(value):
-    records = read_side_records({"note": value, "args": {"deep": value}}, 5)
+    records = read({"note": value, "args": {"deep": value}})
     assert records.settings == {} and records.details == {}
 
 
@@ -199,7 +208,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_config_of_mmdetection_that_computes_something_else_is_refused(case):
     text, reason = REFUSED[case]
-    beside = read_side_records({"meta": {"cfg": f"model = dict({text})\n"}}, 5)
+    beside = read({"meta": {"cfg": f"model = dict({text})\n"}})
     assert [sentence for sentence in beside.refused if re.search(reason, sentence)], beside.refused
 
 
@@ -210,7 +219,7 @@ def test_the_usual_config_of_mmdetection_is_not_refused():
         "encoder=dict(layer_cfg=dict(ffn_cfg=dict(act_cfg=dict(type='ReLU', inplace=True)))), "
         "positional_encoding=dict(num_feats=128, normalize=True, offset=-0.5), bbox_head=dict(loss_cls=dict(use_sigmoid=True)))"
     )
-    beside = read_side_records({"meta": {"cfg": text}}, 5)
+    beside = read({"meta": {"cfg": text}})
     assert not beside.refused
     assert (beside.settings["position_offset"], beside.settings["position_temperature"]) == (0.5, 10_000)
 
@@ -224,7 +233,7 @@ def test_the_usual_config_of_mmdetection_is_not_refused():
     ],
 )
 def test_arguments_of_dino_that_compute_something_else_are_refused(arguments, reason):
-    assert reason in read_side_records({"args": argparse.Namespace(**arguments)}, 5).refused[0]
+    assert reason in read({"args": argparse.Namespace(**arguments)}).refused[0]
 
 
 CAFFE = "data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)"
@@ -251,16 +260,16 @@ def test_a_network_of_bgr_channels_takes_rgb(beside, load, make_model):
 
 def test_what_mmdetection_does_otherwise_with_images_is_said():
     text = "test_pipeline = [dict(type='Resize', scale=(640, 480), keep_ratio=False)]\n"
-    beside = read_side_records({"meta": {"cfg": text}}, 5)
-    assert "images are stretched" in beside.lossy[0]
+    beside = read({"meta": {"cfg": text}})
+    assert "images are stretched" in beside.report.lossy[0]
     assert (beside.details["eval_short_side"], beside.details["max_long_side"]) == (480, 640)
-    assert read_side_records({"test_pipeline": [{"type": "Resize", "scale": 640}]}, 5).details["max_long_side"] == 640
+    assert read({"test_pipeline": [{"type": "Resize", "scale": 640}]}).details["max_long_side"] == 640
 
 
 def test_the_normalisation_of_the_test_pipeline_counts():
     pipelines = {"train_pipeline": ([0, 0, 0], [255, 255, 255]), "test_pipeline": ([1, 2, 3], [1, 1, 1])}
     record = {name: [{"type": "Normalize", "mean": mean, "std": std}] for name, (mean, std) in pipelines.items()}
-    details = read_side_records({"meta": {"cfg": record}}, 5).details
+    details = read({"meta": {"cfg": record}}).details
     assert (details["mean"], details["std"]) == ((1 / 255, 2 / 255, 3 / 255), (1 / 255,) * 3)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.families import LABELS, check_family
 from deformable_detr.checkpoints.huggingface_config import backbone_problems, model_config, processor_config, read_folder
-from deformable_detr.checkpoints.keymap import KeyMap
+from deformable_detr.checkpoints.keymap import KeyMap, query_rules
 from deformable_detr.checkpoints.native import write_tensors
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
@@ -35,11 +35,7 @@ KEYS = KeyMap(
         ("neck.projections.{l}.{rest}", "model.input_proj.{l}.{rest}"),
         ("flatten.level_embed", "model.level_embed"),
         ("query_source.query_embed.weight", "model.query_position_embeddings.weight"),
-        ("query_source.reference_points.{rest}", "model.reference_points.{rest}"),
-        ("query_source.memory_proj.{rest}", "model.enc_output.{rest}"),
-        ("query_source.memory_norm.{rest}", "model.enc_output_norm.{rest}"),
-        ("query_source.query_proj.{rest}", "model.pos_trans.{rest}"),
-        ("query_source.query_norm.{rest}", "model.pos_trans_norm.{rest}"),
+        *query_rules("model."),
         ("encoder.layers.{i}.self_attn_norm.{rest}", "model.encoder.layers.{i}.self_attn_layer_norm.{rest}"),
         ("encoder.layers.{i}.self_attn.{rest}", "model.encoder.layers.{i}.self_attn.{rest}"),
         ("encoder.layers.{i}.ffn.linear{n}.{rest}", "model.encoder.layers.{i}.fc{n}.{rest}"),
@@ -74,20 +70,14 @@ def read(file: TensorFile) -> Weights:
     """
     weights = translate(file.tensors, KEYS, Report(NAME))
     _join_projections(weights)
-    heads = next((name for name in ("class_heads.0.bias", "query_source.class_head.bias") if name in weights.tensors), None)
-    folder = read_folder(file.path.parent, len(weights.tensors[heads]) if heads else 0)
-    fold_heads(weights, folder.box_refinement)
-    weights.settings |= folder.settings
-    weights.details |= folder.details
-    weights.stated += folder.stated
-    weights.refused += [f"config.json: {reason}" for reason in folder.refused]
-    weights.report.lossy += folder.lossy
+    read_folder(weights, file.path.parent)
+    fold_heads(weights, weights.settings.get("box_refinement"))
     if METADATA_ENTRY in file.header:
         try:
             own = Metadata.from_dict(json.loads(file.header[METADATA_ENTRY]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file.path}: our record in its header cannot be read ({type(error).__name__}: {error})") from error
-        changed = {name: value for name, value in folder.details.items() if not _is_said(value, getattr(own, name))}
+        changed = {name: value for name, value in weights.details.items() if not _is_said(value, getattr(own, name))}
         weights.metadata = replace(own, **changed)
         if changed:
             weights.report.notes.append(f"the JSON files beside the weights were changed after writing: {', '.join(changed)}")

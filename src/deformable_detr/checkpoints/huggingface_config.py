@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.side_records import read_classes
+from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import IMAGENET_MEAN, IMAGENET_STD, Metadata, ModelConfig
 
 
@@ -114,46 +114,23 @@ _FAR = 100_000
 """A long side that no image reaches: no limit."""
 
 
-@dataclass
-class FolderSettings:
-    """What the two files say, in our terms."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the model."""
-
-    stated: list[tuple[str, str, Any]] = field(default_factory=list)
-    """(their entry, our setting, value) that the built model must agree with."""
-
-    details: dict[str, Any] = field(default_factory=dict)
-    """Fields of `Metadata`."""
-
-    refused: list[str] = field(default_factory=list)
-    """Entries that this model cannot follow, in sentences."""
-
-    lossy: list[str] = field(default_factory=list)
-    """What is done otherwise with images, in sentences."""
-
-    box_refinement: bool | None = None
-    """Whether every layer has its own heads."""
-
-
-def read_folder(folder: Path, num_classes: int) -> FolderSettings:
+def read_folder(weights: Weights, folder: Path) -> None:
     """Read `config.json` and `preprocessor_config.json` (or `processor_config.json`), where they are.
 
     Args:
+        weights: gets what they state, and what of it is refused or lost.
         folder: of the weights.
-        num_classes: K, rows of the class heads.
 
     Raises:
         ValueError: one of them is not JSON, an entry has a type that it cannot have, or the folder holds another kind of model.
     """
-    found = FolderSettings()
     config = _read_json(folder / "config.json")
     if config and "model_type" not in config and isinstance(config.get("model"), Mapping):
         config = {}  # the record of a saved detector of ours
     if config:
         _check_kinds(config, folder / "config.json")
-        _read_config(config, folder, num_classes, found)
+        _read_config(config, folder, weights)
+        weights.refused = [f"config.json: {reason}" for reason in weights.refused]
     path = folder / "preprocessor_config.json"
     processor = _read_json(path)
     if not processor:
@@ -162,8 +139,7 @@ def read_folder(folder: Path, num_classes: int) -> FolderSettings:
         _check_kinds(processor, path)
         processor = processor.get("image_processor") or {}
     _check_kinds(processor, path)
-    _read_processor(processor, found)
-    return found
+    _read_processor(processor, weights)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -205,54 +181,55 @@ def _check_kinds(content: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: {name} must be above 0, not {value!r}")
 
 
-def _read_config(config: dict[str, Any], folder: Path, num_classes: int, found: FolderSettings) -> None:
+def _read_config(config: dict[str, Any], folder: Path, weights: Weights) -> None:
     model_type = config.get("model_type", "deformable_detr")
     if model_type != "deformable_detr":
         raise ValueError(f"{folder} holds a {model_type} model (config.json), not deformable_detr")
-    _read_backbone(config, found)
+    _read_backbone(config, weights)
     two_stage = bool(config.get("two_stage"))
-    found.box_refinement = config.get("with_box_refine")
+    if config.get("with_box_refine") is not None:
+        weights.settings["box_refinement"] = config["with_box_refine"]
     queries = "two_stage_num_proposals" if two_stage else "num_queries"
     for theirs, ours in (_COMPARED | {queries: "num_queries"}).items():
         if config.get(theirs) is not None:
-            found.stated.append((theirs, ours, config[theirs]))
+            weights.stated.append((theirs, ours, config[theirs]))
             if ours in ("num_heads", "dropout", "num_queries"):
-                found.settings.setdefault(ours, config[theirs])
+                weights.settings.setdefault(ours, config[theirs])
     for name, value in _FIXED.items():
         if config.get(name) not in (None, {}, [], value):
-            found.refused.append(f"{name} is {config[name]!r}: only {value!r} is known" if value else f"{name} is set")
+            weights.refused.append(f"{name} is {config[name]!r}: only {value!r} is known" if value else f"{name} is set")
     known = {*_COMPARED, *_FIXED, *_ELSEWHERE, *_TRAINING, *_GENERAL}
-    found.refused += [f"{name} ({config[name]!r}) means nothing here" for name in config if name not in known]
-    found.details["categories"] = _categories(config, num_classes, found)
+    weights.refused += [f"{name} ({config[name]!r}) means nothing here" for name in config if name not in known]
+    weights.details["categories"] = _categories(config, weights)
 
 
-def _read_backbone(config: dict[str, Any], found: FolderSettings) -> None:
+def _read_backbone(config: dict[str, Any], weights: Weights) -> None:
     """The timm model, whether it is dilated, and whether transformers runs it as timm does."""
     record = dict(config.get("backbone_config") or {})
     kind = record.get("model_type", "timm_backbone" if config.get("use_timm_backbone", True) else "none of timm")
     if kind != "timm_backbone":
-        found.refused.append(f"the backbone is of type {kind}: only timm backbones are known")
+        weights.refused.append(f"the backbone is of type {kind}: only timm backbones are known")
         return
     options = record | (config.get("backbone_kwargs") or {})
     name = str(options.get("backbone") or config.get("backbone") or "resnet50")
     stride = options.get("output_stride", 16 if config.get("dilation") and not record else None)
     if stride not in (None, 16, 32):
-        found.refused.append(f"the backbone's output_stride is {stride}: only 32 and 16 (DC5) are known")
+        weights.refused.append(f"the backbone's output_stride is {stride}: only 32 and 16 (DC5) are known")
     if options.get("num_channels", options.get("in_chans", 3)) != 3:
-        found.refused.append(
+        weights.refused.append(
             f"the backbone reads {options.get('num_channels', options.get('in_chans'))} channels: only 3 are known"
         )
-    found.settings |= {"backbone": name, "dilation": stride == 16}
-    found.stated.append(("backbone", "backbone", name))
+    weights.settings |= {"backbone": name, "dilation": stride == 16}
+    weights.stated.append(("backbone", "backbone", name))
     indices, names = options.get("out_indices", options.get("_out_indices")), options.get("out_features")
     if not (indices is None or (isinstance(indices, list) and all(type(index) is int for index in indices))):
-        found.refused.append(f"the backbone's out_indices are {indices!r}: only numbers of the last stages are known")
+        weights.refused.append(f"the backbone's out_indices are {indices!r}: only numbers of the last stages are known")
         indices = None
     if indices is None and names:
-        found.refused.append(f"the backbone's out_features are {names!r}: only out_indices are known")
+        weights.refused.append(f"the backbone's out_features are {names!r}: only out_indices are known")
     unknown = sorted(set(config.get("backbone_kwargs") or {}) - _BACKBONE_OPTIONS)
-    found.refused += [f"backbone_kwargs: {option} means nothing here" for option in unknown]
-    found.refused += backbone_problems(name, indices)
+    weights.refused += [f"backbone_kwargs: {option} means nothing here" for option in unknown]
+    weights.refused += backbone_problems(name, indices)
 
 
 def backbone_problems(name: str, out_indices: list[int] | None = None) -> list[str]:
@@ -281,12 +258,13 @@ def backbone_problems(name: str, out_indices: list[int] | None = None) -> list[s
     return problems
 
 
-def _categories(config: dict[str, Any], num_classes: int, found: FolderSettings) -> Categories | None:
+def _categories(config: dict[str, Any], weights: Weights) -> Categories | None:
+    num_classes = len(weights.tensors.get("class_heads.0.bias", ()))
     names = config.get("id2label") or {str(label): name for name, label in (config.get("label2id") or {}).items()}
     if not names or all(name == f"LABEL_{label}" for label, name in names.items()):
         return None
     if sorted(map(str, names)) != sorted(map(str, range(num_classes))):
-        found.refused.append(
+        weights.refused.append(
             f"id2label numbers {len(names)} classes ({', '.join(map(str, list(names)[:6]))}{', …' if len(names) > 6 else ''}), but "
             f"labels are the rows 0 to {num_classes - 1} of the class heads: number it so"
         )
@@ -294,28 +272,31 @@ def _categories(config: dict[str, Any], num_classes: int, found: FolderSettings)
     categories = read_classes(names, num_classes)
     if isinstance(categories, Categories):
         return categories
-    found.lossy.append(f"the class names of config.json are not used: id2label must map numbers to texts, not be {names!r:.200}")
+    weights.report.lossy.append(
+        f"the class names of config.json are not used: id2label must map numbers to texts, not be {names!r:.200}"
+    )
     return None
 
 
-def _read_processor(processor: Mapping[str, Any], found: FolderSettings) -> None:
-    _read_size(processor, found)
+def _read_processor(processor: Mapping[str, Any], weights: Weights) -> None:
+    lossy = weights.report.lossy
+    _read_size(processor, weights)
     factor = float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 1.0
     scale = 255 * factor  # what their images are multiplied by, where ours lie in [0, 1]
     normalised = processor.get("do_normalize", True)
     mean = (processor.get("image_mean") or IMAGENET_MEAN) if normalised else 0.0
     std = (processor.get("image_std") or IMAGENET_STD) if normalised else 1.0
     if {"do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"} & set(processor):
-        found.details |= {"mean": _per_channel(mean, scale), "std": _per_channel(std, scale)}
+        weights.details |= {"mean": _per_channel(mean, scale), "std": _per_channel(std, scale)}
     if processor.get("resample", 2) not in (2, None):
-        found.lossy.append(f"images are resized with PIL's filter {processor['resample']} there, bilinearly here")
+        lossy.append(f"images are resized with PIL's filter {processor['resample']} there, bilinearly here")
     if processor.get("do_center_crop"):
-        found.lossy.append("images are cropped to their centre there (do_center_crop), not here")
+        lossy.append("images are cropped to their centre there (do_center_crop), not here")
     if processor.get("pad_size") or processor.get("size_divisor"):
-        found.lossy.append("images are padded to a fixed size there (pad_size, size_divisor), here as far as a batch needs")
+        lossy.append("images are padded to a fixed size there (pad_size, size_divisor), here as far as a batch needs")
     unknown = [name for name in processor if name not in _PROCESSOR | _PROCESSOR_IGNORED]
     if unknown:
-        found.lossy.append(f"entries of preprocessor_config.json without a meaning here: {', '.join(unknown)}")
+        lossy.append(f"entries of preprocessor_config.json without a meaning here: {', '.join(unknown)}")
 
 
 def _per_channel(value: Any, scale: float) -> tuple[float, ...]:
@@ -323,10 +304,11 @@ def _per_channel(value: Any, scale: float) -> tuple[float, ...]:
     return tuple(float(number) / scale for number in values) if scale != 1 else tuple(map(float, values))
 
 
-def _read_size(processor: Mapping[str, Any], found: FolderSettings) -> None:
+def _read_size(processor: Mapping[str, Any], weights: Weights) -> None:
     """All forms that `size` has had: a number with `max_size`, a pair, and four kinds of dicts."""
+    details, lossy = weights.details, weights.report.lossy
     if not processor.get("do_resize", True):
-        found.lossy.append("images are not resized there (do_resize), here their short side becomes 800 pixels")
+        lossy.append("images are not resized there (do_resize), here their short side becomes 800 pixels")
         return
     size: Any = processor.get("size")
     if size is None:
@@ -337,20 +319,20 @@ def _read_size(processor: Mapping[str, Any], found: FolderSettings) -> None:
         size = {"height": size[0], "width": size[-1]}
     if size.get("shortest_edge"):
         longest = size.get("longest_edge") or processor.get("max_size") or _FAR
-        found.details |= {"eval_short_side": int(size["shortest_edge"]), "max_long_side": int(longest)}
+        details |= {"eval_short_side": int(size["shortest_edge"]), "max_long_side": int(longest)}
         return
     sides = [int(size[name]) for name in ("max_height", "max_width", "height", "width", "longest_edge") if size.get(name)]
     if not sides:
-        found.lossy.append(f"the size {size} of preprocessor_config.json means nothing here")
+        lossy.append(f"the size {size} of preprocessor_config.json means nothing here")
         return
-    found.details |= {"eval_short_side": min(sides), "max_long_side": max(sides)}
+    details |= {"eval_short_side": min(sides), "max_long_side": max(sides)}
     if "height" in size:
-        found.lossy.append(
+        lossy.append(
             f"images are stretched to {' × '.join(map(str, sides))} (height × width) there; here they keep their "
             f"form: short side at most {min(sides)}, long side at most {max(sides)}"
         )
     elif len(set(sides)) > 1:
-        found.lossy.append(f"images are fitted into a height and width of {size} there, here into the same turned as they are")
+        lossy.append(f"images are fitted into a height and width of {size} there, here into the same turned as they are")
 
 
 def model_config(metadata: Metadata) -> dict[str, Any]:

@@ -6,6 +6,26 @@ from collections.abc import Sequence
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
+Rules = list[tuple[str, str]]
+"""(our name, their name)."""
+
+
+def query_rules(prefix: str) -> Rules:
+    """Where the queries come from, under the names of the original code.
+
+    Args:
+        prefix: of the transformer there, such as `transformer.`.
+    """
+    names = {
+        "reference_points": "reference_points",
+        "memory_proj": "enc_output",
+        "memory_norm": "enc_output_norm",
+        "query_proj": "pos_trans",
+        "query_norm": "pos_trans_norm",
+    }
+    return [(f"query_source.{ours}.{{rest}}", f"{prefix}{theirs}.{{rest}}") for ours, theirs in names.items()]
+
+
 class KeyMap:
     """Pairs of templates (our name, their name), tried in order.
 

@@ -45,9 +45,6 @@ _FOLDER_NAMES = ("weights/best.safetensors", "weights/last.safetensors", "model.
 _FOLDER_NAMES += ("model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json", ADAPTER_NAME)
 """What weights are called in a folder, best first."""
 
-_STEMS = ("backbone.body.conv1.weight", "backbone.body.patch_embed.proj.weight")
-"""First convolutions of ResNets and Swin."""
-
 _COCO_BY_NUMBER = ("official", "mmdet", "mmdet 2.x", "detrex")
 """Layouts in which 80 or 91 classes without names are COCO's."""
 
@@ -206,18 +203,12 @@ def read_weights(file: TensorFile, ema: bool | None = None) -> Weights:
     weights = READERS[layout](file)
     weights.report.notes += notes
     if weights.metadata is None:
-        num_classes = len(weights.tensors.get("class_heads.0.bias", ()))
-        beside = read_side_records(file.extras, num_classes)
-        default = {"categories": default_categories(num_classes)} if layout in _COCO_BY_NUMBER else {}
-        weights.details = default | beside.details | weights.details
-        named = settings_of(file.path.name, dino=is_dino(weights)) if weights.settings.get("two_stage") else {}
-        weights.settings = named | beside.settings | weights.settings
-        weights.metadata = beside.metadata
-        weights.refused += beside.refused
-        weights.report.notes += beside.notes
-        weights.report.lossy += beside.lossy
-        if beside.bgr and beside.metadata is None:
-            _turn_channels(weights)
+        read_side_records(weights, file.extras)
+        if layout in _COCO_BY_NUMBER:
+            num_classes = len(weights.tensors.get("class_heads.0.bias", ()))
+            weights.details.setdefault("categories", default_categories(num_classes))
+        if weights.settings.get("two_stage"):
+            weights.settings = settings_of(file.path.name, dino=is_dino(weights)) | weights.settings
     for note in weights.report.notes:
         logger.info("%s: %s", file.path, note)
     for loss in weights.report.lossy:
@@ -233,16 +224,6 @@ def _of_the_kind(weights: Weights, ema: bool | None, path: Path) -> Weights:
         said = "EMA weights" if averaged else "not said to be EMA weights"
         raise ValueError(f"{path} holds no {wanted} (ema={ema}): its only ones are {said}")
     return weights
-
-
-def _turn_channels(weights: Weights) -> None:
-    """Let a network that takes blue, green, red take red, green, blue: by its first convolution."""
-    names = [name for name in _STEMS if name in weights.tensors]
-    if not names:
-        weights.refused.append("images are read as BGR there, and the first convolution of this backbone is not known")
-    for name in names:
-        weights.tensors[name] = weights.tensors[name].flip(1)
-        weights.report.reshaped.append(f"{weights.named(name)} (BGR → RGB)")
 
 
 def describe(weights: Weights, settings: dict[str, Any], origin: str) -> Metadata:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.checkpoints.families import LABELS, check_family, fit_label_table, name_content
-from deformable_detr.checkpoints.keymap import KeyMap
+from deformable_detr.checkpoints.keymap import KeyMap, Rules, query_rules
 from deformable_detr.checkpoints.prediction_heads import count, fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.side_records import own_record
@@ -21,8 +21,6 @@ from deformable_detr.model import DeformableDETR
 
 NAME = "mmdet"
 _BACKBONE = "backbone."
-
-Rules = list[tuple[str, str]]
 
 
 def neck_rules(stages: int, norm: str) -> Rules:
@@ -40,6 +38,26 @@ def neck_rules(stages: int, norm: str) -> Rules:
 def count_stages(tensors: dict[str, Tensor]) -> int:
     """How many stages of the backbone become levels, in a file of either of the two layouts."""
     return count(tensors, r"neck\.convs\.(\d+)\.")
+
+
+def _layer_rules(prefix: str, self_attn: str, cross_attn: str, ffn: str) -> Rules:
+    """The layers of encoder and decoder: what mmdetection calls their parts differs between its versions, norms are numbered."""
+    parts = {
+        "encoder": {"self_attn": self_attn, "self_attn_norm": "norms.0", "ffn_norm": "norms.1"},
+        "decoder": {
+            "self_attn": f"{self_attn}.attn",
+            "self_attn_norm": "norms.0",
+            "cross_attn": cross_attn,
+            "cross_attn_norm": "norms.1",
+            "ffn_norm": "norms.2",
+        },
+    }
+    linear = {"ffn.linear1": f"{ffn}.layers.0.0", "ffn.linear2": f"{ffn}.layers.1"}
+    return [
+        (f"{side}.layers.{{i}}.{ours}.{{rest}}", f"{prefix}{side}.layers.{{i}}.{theirs}.{{rest}}")
+        for side, names in parts.items()
+        for ours, theirs in (names | linear).items()
+    ]
 
 
 _BACKBONE_HEADS: Rules = [
@@ -60,18 +78,7 @@ _RULES: Rules = [
     ("query_source.memory_norm.{rest}", "memory_trans_norm.{rest}"),
     ("query_source.query_proj.{rest}", "pos_trans_fc.{rest}"),
     ("query_source.query_norm.{rest}", "pos_trans_norm.{rest}"),
-    ("encoder.layers.{i}.self_attn.{rest}", "encoder.layers.{i}.self_attn.{rest}"),
-    ("encoder.layers.{i}.self_attn_norm.{rest}", "encoder.layers.{i}.norms.0.{rest}"),
-    ("encoder.layers.{i}.ffn.linear1.{rest}", "encoder.layers.{i}.ffn.layers.0.0.{rest}"),
-    ("encoder.layers.{i}.ffn.linear2.{rest}", "encoder.layers.{i}.ffn.layers.1.{rest}"),
-    ("encoder.layers.{i}.ffn_norm.{rest}", "encoder.layers.{i}.norms.1.{rest}"),
-    ("decoder.layers.{i}.self_attn.{rest}", "decoder.layers.{i}.self_attn.attn.{rest}"),
-    ("decoder.layers.{i}.self_attn_norm.{rest}", "decoder.layers.{i}.norms.0.{rest}"),
-    ("decoder.layers.{i}.cross_attn.{rest}", "decoder.layers.{i}.cross_attn.{rest}"),
-    ("decoder.layers.{i}.cross_attn_norm.{rest}", "decoder.layers.{i}.norms.1.{rest}"),
-    ("decoder.layers.{i}.ffn.linear1.{rest}", "decoder.layers.{i}.ffn.layers.0.0.{rest}"),
-    ("decoder.layers.{i}.ffn.linear2.{rest}", "decoder.layers.{i}.ffn.layers.1.{rest}"),
-    ("decoder.layers.{i}.ffn_norm.{rest}", "decoder.layers.{i}.norms.2.{rest}"),
+    *_layer_rules("", "self_attn", "cross_attn", "ffn"),
 ]
 
 
@@ -82,29 +89,13 @@ def key_map(stages: int, norms: int) -> KeyMap:
 
 def attention_list_rules(prefix: str) -> Rules:
     """The transformer where a layer is a list of attentions, norms and feed-forward networks (mmdetection 2.x, detrex)."""
-    encoder, decoder = f"{prefix}encoder.layers.{{i}}", f"{prefix}decoder.layers.{{i}}"
     return [
         ("flatten.level_embed", f"{prefix}level_embeds"),
-        ("query_source.reference_points.{rest}", f"{prefix}reference_points.{{rest}}"),
         ("query_source.content_embed.weight", f"{prefix}tgt_embed.weight"),
         ("decoder.norm.{rest}", f"{prefix}decoder.norm.{{rest}}"),
         ("decoder.position_mlp.{rest}", f"{prefix}decoder.ref_point_head.{{rest}}"),
-        ("query_source.memory_proj.{rest}", f"{prefix}enc_output.{{rest}}"),
-        ("query_source.memory_norm.{rest}", f"{prefix}enc_output_norm.{{rest}}"),
-        ("query_source.query_proj.{rest}", f"{prefix}pos_trans.{{rest}}"),
-        ("query_source.query_norm.{rest}", f"{prefix}pos_trans_norm.{{rest}}"),
-        ("encoder.layers.{i}.self_attn.{rest}", f"{encoder}.attentions.0.{{rest}}"),
-        ("encoder.layers.{i}.self_attn_norm.{rest}", f"{encoder}.norms.0.{{rest}}"),
-        ("encoder.layers.{i}.ffn.linear1.{rest}", f"{encoder}.ffns.0.layers.0.0.{{rest}}"),
-        ("encoder.layers.{i}.ffn.linear2.{rest}", f"{encoder}.ffns.0.layers.1.{{rest}}"),
-        ("encoder.layers.{i}.ffn_norm.{rest}", f"{encoder}.norms.1.{{rest}}"),
-        ("decoder.layers.{i}.self_attn.{rest}", f"{decoder}.attentions.0.attn.{{rest}}"),
-        ("decoder.layers.{i}.self_attn_norm.{rest}", f"{decoder}.norms.0.{{rest}}"),
-        ("decoder.layers.{i}.cross_attn.{rest}", f"{decoder}.attentions.1.{{rest}}"),
-        ("decoder.layers.{i}.cross_attn_norm.{rest}", f"{decoder}.norms.1.{{rest}}"),
-        ("decoder.layers.{i}.ffn.linear1.{rest}", f"{decoder}.ffns.0.layers.0.0.{{rest}}"),
-        ("decoder.layers.{i}.ffn.linear2.{rest}", f"{decoder}.ffns.0.layers.1.{{rest}}"),
-        ("decoder.layers.{i}.ffn_norm.{rest}", f"{decoder}.norms.2.{{rest}}"),
+        *query_rules(prefix),
+        *_layer_rules(prefix, "attentions.0", "attentions.1", "ffns.0"),
     ]
 
 

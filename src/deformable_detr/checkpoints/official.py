@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.checkpoints.families import CONTENT, LABELS, check_family, family_of, fit_label_table, name_content
-from deformable_detr.checkpoints.keymap import KeyMap
+from deformable_detr.checkpoints.keymap import KeyMap, query_rules
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.side_records import own_record
@@ -28,11 +28,7 @@ _RULES = [
     ("neck.projections.{l}.{rest}", "input_proj.{l}.{rest}"),
     ("flatten.level_embed", "transformer.level_embed"),
     ("query_source.query_embed.weight", "query_embed.weight"),
-    ("query_source.reference_points.{rest}", "transformer.reference_points.{rest}"),
-    ("query_source.memory_proj.{rest}", "transformer.enc_output.{rest}"),
-    ("query_source.memory_norm.{rest}", "transformer.enc_output_norm.{rest}"),
-    ("query_source.query_proj.{rest}", "transformer.pos_trans.{rest}"),
-    ("query_source.query_norm.{rest}", "transformer.pos_trans_norm.{rest}"),
+    *query_rules("transformer."),
     ("encoder.layers.{i}.self_attn.{rest}", "transformer.encoder.layers.{i}.self_attn.{rest}"),
     ("encoder.layers.{i}.self_attn_norm.{rest}", "transformer.encoder.layers.{i}.norm1.{rest}"),
     ("encoder.layers.{i}.ffn.linear{n}.{rest}", "transformer.encoder.layers.{i}.linear{n}.{rest}"),

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ from deformable_detr.categories import Categories
 from deformable_detr.checkpoints.bookkeeping import Inert, NumpyValue
 from deformable_detr.checkpoints.coco_classes import COCO_80, NO_CLASS, categories_of_names, is_coco_80
 from deformable_detr.checkpoints.foreign_settings import is_bgr, refusals, resizing
+from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
 
 METADATA_ENTRY = "deformable_detr_metadata"
@@ -67,6 +67,9 @@ _NORMALISATION = {
 _OF_BYTES = ("data_preprocessor", "img_norm_cfg", "MODEL")
 """Records of mmdetection and detectron2, whose channels go from 0 to 255 whatever their numbers look like."""
 
+_STEMS = ("backbone.body.conv1.weight", "backbone.body.patch_embed.proj.weight")
+"""First convolutions of ResNets and Swin."""
+
 _CLASSES = ("classes", "CLASSES", "class_names", "names", "thing_classes", "category_names", "categories", "labels", "label_names")
 _CLASSES += ("id2label", "label2id", "idx_to_class", "class_to_idx", "id_to_name", "label_map", "cat2label", "class_map")
 _THRESHOLDS = ("thresholds", "score_thresholds", "class_thresholds", "conf_thresholds", "score_threshold", "conf_threshold")
@@ -75,56 +78,29 @@ Entry = tuple[tuple[str, ...], Any]
 """(keys from the outermost to the innermost, value)."""
 
 
-@dataclass
-class SideRecords:
-    """What was found, in our terms."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the model that the tensors do not show (names of `ModelConfig`)."""
-
-    details: dict[str, Any] = field(default_factory=dict)
-    """Fields of `Metadata`."""
-
-    metadata: Metadata | None = None
-    """All of it, where the file keeps our own record."""
-
-    refused: list[str] = field(default_factory=list)
-    """Features of the file that this model does not have, in sentences."""
-
-    lossy: list[str] = field(default_factory=list)
-    """What is done otherwise with images, in sentences."""
-
-    notes: list[str] = field(default_factory=list)
-    """What could not be used."""
-
-    bgr: bool = False
-    """The network takes blue, green, red; mean and deviation here are already turned round."""
-
-    normalisations: dict[tuple[str, ...], dict[str, tuple[float, ...]]] = field(default_factory=dict)
-    """Mean and deviation by where they stand, as they stand there."""
-
-
-def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecords:
-    """Look through everything beside the weights.
+def read_side_records(weights: Weights, extras: Mapping[str, Any]) -> None:
+    """Look through everything beside the weights; what the layout itself has said has precedence.
 
     Args:
+        weights: gets settings and details, what is refused, lost and worth a note; or `metadata` where our own record is found.
         extras: the content of a checkpoint; dicts, lists, `argparse.Namespace`, JSON, YAML and Python config texts are looked into.
-        num_classes: K, rows of the class heads.
     """
-    records, used = SideRecords(), set()
-    entries = sorted(_entries(extras), key=lambda entry: entry[0][-1] in _THRESHOLDS)  # those may be keyed by class
+    entries = [(path, _plain(value)) for path, value in _entries(extras)]
     for path, value in entries:
         if path[-1] == METADATA_ENTRY or _is_own_record(value):
-            records.metadata = Metadata.from_dict(value)
-            return records
-        value = _plain(value)
-        records.refused += refusals(path, value)
-        records.bgr |= is_bgr(path, value)
-        if (difference := resizing(path, value)) and difference not in records.lossy:
-            records.lossy.append(difference)
-        if _use(records, path, value, num_classes):
+            weights.metadata = Metadata.from_dict(value)
+            return
+    report, used = weights.report, set()
+    for path, value in sorted(entries, key=lambda entry: entry[0][-1] in _THRESHOLDS):  # those may be keyed by class
+        weights.refused += refusals(path, value)
+        if (difference := resizing(path, value)) and difference not in report.lossy:
+            report.lossy.append(difference)
+        if _use(weights, path, value):
             used.add(path[0])
-    _normalise(records)
+    bgr = any(is_bgr(path, value) for path, value in entries)
+    _normalise(weights, entries, bgr)
+    if bgr:
+        _turn_channels(weights)
     stale = [key for key in TRAINING_STATE if key in extras]
     bare = any(isinstance(value, Tensor) and value.ndim > 1 for value in extras.values())  # the weights themselves, biases too
     left = [
@@ -133,24 +109,38 @@ def read_side_records(extras: Mapping[str, Any], num_classes: int) -> SideRecord
         if key not in used and key not in TRAINING_STATE and not _holds_tensors(value) and not (bare and isinstance(value, Tensor))
     ]
     if stale:
-        records.notes.append(f"training state left behind: {', '.join(stale)}")
+        report.notes.append(f"training state left behind: {', '.join(stale)}")
     if left:
-        records.notes.append(f"beside the weights and not used: {', '.join(left)}")
-    return records
+        report.notes.append(f"beside the weights and not used: {', '.join(left)}")
 
 
-def _normalise(records: SideRecords) -> None:
+def _normalise(weights: Weights, entries: Sequence[Entry], bgr: bool) -> None:
     """Mean and deviation of one record, for channels from 0 to 1 in the order red, green, blue."""
+    records: dict[tuple[str, ...], dict[str, Sequence[float]]] = {}
+    for (*outer, key), value in entries:
+        if key in _NORMALISATION and _numbers(value, 3):
+            records.setdefault(tuple(outer), {}).setdefault(_NORMALISATION[key], value)
 
-    def rank(item: tuple[tuple[str, ...], Any]) -> tuple[int, bool]:
-        return -len(item[1]), any("train" in part for part in item[0])
+    def rank(path: tuple[str, ...]) -> tuple[int, bool]:
+        return -len(records[path]), any("train" in part for part in path)
 
-    for path, found in sorted(records.normalisations.items(), key=rank)[:1]:  # the first that has both, of testing
+    for path in sorted(records, key=rank)[:1]:  # the first that has both, of testing
+        found = records[path]
         of_bytes = any(part in _OF_BYTES or "pipeline" in part for part in path)
         for name, values in found.items():
             bytewise = of_bytes or max(*values, *(found.get("mean", ()) if name == "std" else ())) > 3
             scaled = tuple(number / (255 if bytewise else 1) for number in values)
-            records.details[name] = scaled[::-1] if records.bgr else scaled
+            weights.details.setdefault(name, scaled[::-1] if bgr else scaled)
+
+
+def _turn_channels(weights: Weights) -> None:
+    """Let a network that takes blue, green, red take red, green, blue: by its first convolution."""
+    names = [name for name in _STEMS if name in weights.tensors]
+    if not names:
+        weights.refused.append("images are read as BGR there, and the first convolution of this backbone is not known")
+    for name in names:
+        weights.tensors[name] = weights.tensors[name].flip(1)
+        weights.report.reshaped.append(f"{weights.named(name)} (BGR → RGB)")
 
 
 def _entries(record: Any, path: tuple[str, ...] = ()) -> Iterator[Entry]:
@@ -225,27 +215,28 @@ def _is_own_record(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("model"), Mapping) and "num_feature_levels" in value["model"]
 
 
-def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: int) -> bool:
+def _use(weights: Weights, path: tuple[str, ...], value: Any) -> bool:
     """Take one entry over, if it means something here; the first of each kind counts."""
-    details, key = records.details, path[-1]
+    settings, details, notes, key = weights.settings, weights.details, weights.report.notes, path[-1]
+    num_classes = len(weights.tensors.get("class_heads.0.bias", ()))
     if key in _SETTINGS and isinstance(value, str | int | float | bool):
         if key == "num_queries_one2one":  # its code may keep the sum of both kinds as `num_queries`
-            records.settings["num_queries"] = value
-        records.settings.setdefault(_SETTINGS[key], value)
+            settings["num_queries"] = value
+        settings.setdefault(_SETTINGS[key], value)
     elif key in _SETTINGS and isinstance(value, list):
-        records.notes.append(f"{key} not used: {value!r} is not one value")
+        notes.append(f"{key} not used: {value!r} is not one value")
         return False
     elif key in _TRAINED_WITH and _is_number(value):
-        records.notes.append(f"trained with {_TRAINED_WITH[key]}={value!r}")
+        notes.append(f"trained with {_TRAINED_WITH[key]}={value!r}")
     elif key == "size" and value in ("r50ss", "r50ssdc5"):  # LibreYOLO's variants with one level, whose tensors look alike
-        records.settings.setdefault("dilation", value == "r50ssdc5")
+        settings.setdefault("dilation", value == "r50ssdc5")
     elif key == "positional_encoding" and isinstance(value, Mapping):  # mmdetection's, offset negative
-        records.settings.setdefault("position_temperature", value.get("temperature") or 10_000)
-        records.settings.setdefault("position_offset", -value["offset"] if _is_number(value.get("offset")) else 0)
+        settings.setdefault("position_temperature", value.get("temperature") or 10_000)
+        settings.setdefault("position_offset", -value["offset"] if _is_number(value.get("offset")) else 0)
     elif key in _SIZES and _is_number(value) and value >= 1:
         details.setdefault(_SIZES[key], int(value))
     elif key in _NORMALISATION and _numbers(value, 3):
-        records.normalisations.setdefault(path[:-1], {}).setdefault(_NORMALISATION[key], tuple(map(float, value)))
+        return True  # with the others of its record, by `_normalise`
     elif key in ("scale", "img_scale") and any("test" in part for part in path) and _is_scale(value):  # mmdetection's Resize
         value = value if isinstance(value, Sequence) else (value, value)
         details.setdefault("eval_short_side", int(min(value)))
@@ -255,14 +246,14 @@ def _use(records: SideRecords, path: tuple[str, ...], value: Any, num_classes: i
     elif key in _CLASSES and details.get("categories") is None:
         categories = read_classes(value, num_classes)
         if isinstance(categories, str):
-            records.notes.append(f"{key} not used: {categories}")
+            notes.append(f"{key} not used: {categories}")
         elif categories is not None:
             details["categories"] = categories
         return isinstance(categories, Categories)
     elif key in _THRESHOLDS:
         thresholds = _read_thresholds(value, num_classes, details.get("categories"))
         if thresholds is None:
-            records.notes.append(f"{key} not used: not one number in [0, 1] for each of the {num_classes} classes")
+            notes.append(f"{key} not used: not one number in [0, 1] for each of the {num_classes} classes")
             return False
         details.setdefault("thresholds", thresholds)
     else:
