@@ -38,6 +38,21 @@ def test_trained_batch_norms_come_back(tmp_path, assert_same_weights):
     assert_same_weights(model, load_pretrained(save_weights(tmp_path / "a.safetensors", model)))
 
 
+@pytest.mark.parametrize(("backbone", "normed"), [("test_convnext", True), ("test_vit", False)])
+def test_norms_of_the_backbone_in_a_bare_state_dict(backbone, normed, tmp_path, assert_same_weights):
+    """Those of ConvNeXt are a setting; a plain Vision Transformer has one without."""
+    options = {"img_size": 64} if backbone == "test_vit" else {}
+    model = build_model("tiny", backbone=backbone, backbone_options=options, backbone_norm=normed).eval()
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    settings = {"num_queries": model.metadata.model.num_queries, "backbone": backbone, "backbone_options": options}
+    back = load_pretrained(tmp_path / "a.pth", **settings).eval()
+    assert_same_weights(model, back)
+    assert back.metadata.model.backbone_norm is normed
+    image = list(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        assert torch.equal(model(image).boxes, back(image).boxes)
+
+
 def test_other_weights_and_metadata(make_model, tmp_path):
     model = make_model("one-stage")
     average = {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from deformable_detr.checkpoints import load_checkpoint, load_pretrained
+from deformable_detr.checkpoints import load_checkpoint, load_pretrained, official, save_weights
 from deformable_detr.checkpoints.coco_classes import COCO_NAMES
 from deformable_detr.checkpoints.convert import convert
+from deformable_detr.checkpoints.report import Report
 from deformable_detr.model import build_model
 from deformable_detr.presets import MODEL_PRESETS
 
@@ -163,9 +164,6 @@ def test_every_kind_of_tensor_arrives(variant, tmp_path):
 def test_written_file_has_the_published_number_of_tensors(preset, tmp_path):
     with torch.device("meta"):
         model = build_model(preset, pretrained_backbone=False)
-    from deformable_detr.checkpoints import official
-    from deformable_detr.checkpoints.report import Report
-
     official.write(tmp_path / "x.pth", model, Report("native", "official"))
     assert len(torch.load(tmp_path / "x.pth", weights_only=False)["model"]) == ENTRIES[preset]
 
@@ -184,8 +182,6 @@ def test_round_trip_is_bit_equal(variant, old_container, tmp_path):
 
 
 def test_our_settings_and_names_travel_along(model, tmp_path, assert_same_weights):
-    from deformable_detr.checkpoints import save_weights
-
     save_weights(tmp_path / "a.safetensors", model)
     convert(tmp_path / "a.safetensors", tmp_path / "b.pth", "official")
     back = load_pretrained(tmp_path / "b.pth")
@@ -237,8 +233,6 @@ def test_names_of_coco(tmp_path):
 
 
 def test_same_predictions_as_the_module_that_was_saved(model, batch, tmp_path):
-    from deformable_detr.checkpoints import save_weights
-
     save_weights(tmp_path / "a.safetensors", model)
     convert(tmp_path / "a.safetensors", tmp_path / "b.pth", "official")
     with torch.no_grad():
@@ -252,3 +246,25 @@ def test_every_preset_is_recognised(tmp_path):
     torch.save(model.state_dict(), tmp_path / "plain.pt")
     loaded = load_pretrained(tmp_path / "plain.pt")
     assert loaded.metadata.model.replace(pretrained_backbone=True) == MODEL_PRESETS["r50-two-stage"]
+
+
+def with_levels(preset, levels, stages):
+    with torch.device("meta"):
+        return build_model(preset, num_feature_levels=levels, backbone_levels=stages, pretrained_backbone=False)
+
+
+@pytest.mark.parametrize(
+    ("preset", "levels", "stages"), [("r18", 2, 3), ("r18", 5, 4), ("r18", 4, 1), ("r50-dino", 2, 3), ("r50-dino", 1, 3)]
+)
+def test_levels_that_the_original_code_cannot_build_are_refused(preset, levels, stages, tmp_path):
+    """It takes stages 3 to 5, or the last alone; DINO's has `assert return_interm_indices in [[0,1,2,3], [1,2,3], [3]]`."""
+    with pytest.raises(ValueError, match=f"official layout cannot express this network: {levels} feature levels"):
+        official.write(tmp_path / "x.pth", with_levels(preset, levels, stages), Report("native", "official"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("preset", "levels", "stages"), [("r18", 3, 3), ("r18", 5, 3), ("r50-dino", 4, 1)])
+def test_other_numbers_of_levels_are_written(preset, levels, stages, tmp_path):
+    official.write(tmp_path / "x.pth", with_levels(preset, levels, stages), Report("native", "official"))
+    content = torch.load(tmp_path / "x.pth", weights_only=False)
+    assert len(content["model"]["transformer.level_embed"]) == content["args"].num_feature_levels == levels

@@ -12,6 +12,7 @@ from deformable_detr.checkpoints.report import shorten
 from deformable_detr.checkpoints.swin import settings_of_swin
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import ModelConfig
+from deformable_detr.model.plain_backbone import is_plain
 from deformable_detr.presets import MODEL_PRESETS
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ def _stored_config(weights: Weights, overrides: dict[str, Any]) -> ModelConfig:
     backbone = settings_of_swin(weights.tensors, drop_path_rate) or _backbone_settings(weights)
     settings = {**hidden_settings(weights, overrides), **weights.settings, **backbone, **seen}
     settings |= {name: value for name, value in overrides.items() if name in _HIDDEN}
+    plain = is_plain(settings.get("backbone", ModelConfig.backbone))  # those have a norm whatever this setting says
+    settings["backbone_norm"] = "backbone.norms.0.weight" in weights.tensors and not plain
     settings |= _attention_settings(weights, settings)
     config = ModelConfig.from_dict({"pretrained_backbone": False, **settings})
     if config.num_feature_levels == 1 and "dilation" not in settings:

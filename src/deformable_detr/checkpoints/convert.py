@@ -1,12 +1,9 @@
 """Weights of one layout → a file or folder of another, with a report on what became of every tensor."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from deformable_detr.categories import Categories
 from deformable_detr.checkpoints import huggingface, mmdet, native, official
@@ -14,7 +11,6 @@ from deformable_detr.checkpoints.coco_classes import COCO_80, COCO_91
 from deformable_detr.checkpoints.load import LoadedCheckpoint, load_checkpoint
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.model import DeformableDETR
-from deformable_detr.structures import ImageBatch
 
 Layout = Literal["native", "official", "mmdet", "huggingface"]
 ClassLayout = Literal["auto", "keep", "coco80", "coco91"]
@@ -60,7 +56,7 @@ def convert(
         loaded = load_checkpoint(source, classes=wanted, **settings)
     report = Report(loaded.report.source_format, to)
     if to == "mmdet":
-        _write_mmdet(target, loaded.model, report, neck_bias)
+        mmdet.write(target, loaded.model, report, neck_bias=neck_bias)
     else:
         WRITERS[to](target, loaded.model, report)
     return _joined(loaded, report)
@@ -91,13 +87,6 @@ def _classes_for(found: Categories | None, to: Layout, classes: ClassLayout) -> 
     return None if found == wanted else wanted
 
 
-def _write_mmdet(path: Path, model: DeformableDETR, report: Report, neck_bias: bool) -> None:
-    tensors = model.state_dict()
-    if not neck_bias and any(tensors[name].any() for name in mmdet.neck_bias_names(tensors)):
-        report.lossy.append(f"the biases of the neck are dropped: {_effect_of_neck_bias(model)}")
-    mmdet.write(path, model, report, neck_bias=neck_bias)
-
-
 WRITERS: dict[str, Callable[[Path, DeformableDETR, Report], None]] = {
     "native": native.write,
     "official": official.write,
@@ -105,21 +94,6 @@ WRITERS: dict[str, Callable[[Path, DeformableDETR, Report], None]] = {
     "huggingface": huggingface.write,
 }
 """Layout → the function that writes it."""
-
-
-@torch.inference_mode()
-def _effect_of_neck_bias(model: DeformableDETR) -> str:
-    """How far the outputs move on an image of noise when the biases go."""
-    image = torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
-    batch = ImageBatch(image, torch.zeros(1, 256, 320, dtype=torch.bool, device="cpu"))
-    other = copy.deepcopy(model).eval()
-    before = other(batch)
-    for name in mmdet.neck_bias_names(other.state_dict()):
-        other.get_parameter(name).data.zero_()
-    after = other(batch)
-    scores = (after.logits[-1].sigmoid() - before.logits[-1].sigmoid()).abs().max()
-    boxes = (after.boxes[-1] - before.boxes[-1]).abs().max()
-    return f"on an image of noise, scores change by up to {scores:.2g}, boxes by up to {100 * boxes:.2g} % of the image"
 
 
 def _joined(loaded: LoadedCheckpoint, written: Report) -> Report:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from deformable_detr.checkpoints.prediction_heads import TWO_STAGE_MARK
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import ModelConfig
 
@@ -14,8 +15,7 @@ Family = Literal["plain", "hdetr", "dino"]
 
 CONTENT = "query_source.content_embed.weight"
 LABELS = "denoising.label_embed.weight"
-_QUERIES = "query_source.query_embed.weight"
-_PROPOSALS = "query_source.memory_proj.weight"
+QUERIES = "query_source.query_embed.weight"
 _POSITION = "decoder.position_mlp.layers.0.weight"
 
 _TITLES: dict[Family, str] = {"plain": "Deformable DETR", "hdetr": "H-DETR or mixed selection", "dino": "DINO"}
@@ -86,6 +86,21 @@ def check_family(config: ModelConfig, layout: str, needed: dict[Family, dict[str
     return family
 
 
+def stages_of(config: ModelConfig) -> int:
+    """How many stages of the backbone become levels."""
+    return min(config.num_feature_levels, config.backbone_levels)
+
+
+def level_problems(config: ModelConfig) -> list[str]:
+    """What of the levels the original code and transformers cannot build: they take one from the last stage of the backbone, or the
+    first of several from three stages. DINO, which always has several, takes them from one, three or four.
+    """
+    levels, stages = config.num_feature_levels, stages_of(config)
+    dino = family_of(config) == "dino"
+    possible = (levels > 1 and stages != 2) if dino else stages == (1 if levels == 1 else 3)
+    return [] if possible else [f"{levels} feature levels, {stages} of them from stages of the backbone"]
+
+
 def is_dino(weights: Weights) -> bool:
     """Whether the positions of the queries come from their boxes in every layer."""
     return _POSITION in weights.tensors
@@ -93,9 +108,8 @@ def is_dino(weights: Weights) -> bool:
 
 def name_content(weights: Weights) -> None:
     """With proposals, a table of queries holds their content alone: other layouts call both tables the same."""
-    if _PROPOSALS in weights.tensors and _QUERIES in weights.tensors:
-        origin = weights.origin[_QUERIES]
-        weights.tensors[CONTENT], weights.origin[CONTENT] = weights.pop(_QUERIES), origin
+    if TWO_STAGE_MARK in weights.tensors and QUERIES in weights.tensors:
+        weights.rename(QUERIES, CONTENT)
 
 
 def fit_label_table(weights: Weights) -> None:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.categories import Categories
-from deformable_detr.checkpoints.families import LABELS, check_family
+from deformable_detr.checkpoints.families import LABELS, check_family, level_problems
 from deformable_detr.checkpoints.huggingface_config import backbone_problems, model_config, processor_config, read_folder
 from deformable_detr.checkpoints.keymap import KeyMap, query_rules
 from deformable_detr.checkpoints.native import write_tensors
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.tensor_files import TensorFile
-from deformable_detr.checkpoints.weights import Weights, translate
+from deformable_detr.checkpoints.weights import Weights, leave_out, translate, translate_back
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.files import atomic_folder, write_json
 from deformable_detr.model import DeformableDETR
@@ -118,24 +118,14 @@ def write(folder: Path, model: DeformableDETR, report: Report) -> None:
     Raises:
         ValueError: a network that transformers cannot express, or computes otherwise; nothing is written then.
     """
-    config, tensors = model.metadata.model, model.state_dict()
+    config = model.metadata.model
     _check_expressible(config)
-    tensors.pop(LABELS, None)  # of the training alone
-    state_dict: dict[str, Tensor] = {}
+    tensors = leave_out(model.state_dict(), report, "num_batches_tracked", LABELS)
     # one shared head is written once: transformers ties the others to it
     unfolded = unfold_heads(tensors, config.num_decoder_layers) if config.box_refinement else tensors
-    for name, tensor in unfolded.items():
-        if name.endswith("num_batches_tracked"):
-            report.dropped.append(name)
-            continue
-        for ours, part in _split_projections(name, tensor, report).items():
-            theirs, copy = KEYS.to_theirs(ours), KEYS.copy_of(ours)
-            if theirs is None:
-                raise ValueError(f"transformers' layout has no place for {ours}")
-            state_dict[theirs] = part
-            if copy and (config.two_stage or (config.box_refinement and ours.startswith("decoder.box_heads."))):
-                state_dict[copy] = part
-    report.mapped = len(tensors) - len(report.reshaped) - len(report.dropped)
+    split = _split_projections(unfolded, report)
+    report.mapped = len(tensors) - len(report.reshaped)
+    state_dict = translate_back(split, KEYS, config, "transformers")
     header = {"format": "pt", METADATA_ENTRY: json.dumps(model.metadata.to_dict())}
     with atomic_folder(folder, merge=True) as partial:
         write_tensors(partial / "model.safetensors", state_dict, header)
@@ -147,9 +137,7 @@ def write(folder: Path, model: DeformableDETR, report: Report) -> None:
 def _check_expressible(config: ModelConfig) -> None:
     check_family(config, "transformers", {"plain": {}})
     problems = [f"the backbone options {config.backbone_options}"] if config.backbone_options else []
-    problems += ["four stages of the backbone as levels"] if min(config.backbone_levels, config.num_feature_levels) > 3 else []
-    problems += ["two feature levels"] if config.num_feature_levels == 2 else []
-    problems += backbone_problems(config.backbone.split(".")[0])
+    problems += level_problems(config) + backbone_problems(config.backbone.split(".")[0])
     if problems:
         raise ValueError(f"transformers cannot express this network: {'; '.join(problems)}")
 
@@ -199,8 +187,13 @@ def _largest_difference(theirs: nn.Module, model: DeformableDETR) -> float:
     return float(distances.sort().values[int(0.95 * (len(distances) - 1))])
 
 
-def _split_projections(name: str, tensor: Tensor, report: Report) -> dict[str, Tensor]:
-    if ".self_attn.in_proj_" not in name:
-        return {name: tensor}
-    report.reshaped.append(f"{name} (split into q, k, v)")
-    return {name.replace("in_proj_", f"{part}_proj."): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
+def _split_projections(tensors: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
+    """The inverse of :func:`_join_projections`."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".self_attn.in_proj_" in name:
+            report.reshaped.append(f"{name} (split into q, k, v)")
+            split |= {name.replace("in_proj_", f"{part}_proj."): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            split[name] = tensor
+    return split

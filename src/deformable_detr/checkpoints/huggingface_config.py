@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deformable_detr.categories import Categories
+from deformable_detr.checkpoints.families import stages_of
 from deformable_detr.checkpoints.side_records import read_classes
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import IMAGENET_MEAN, IMAGENET_STD, Metadata, ModelConfig
@@ -371,7 +372,7 @@ def _backbone_entries(config: ModelConfig) -> dict[str, Any]:
         "features_only": True,
         "use_pretrained_backbone": False,
     }
-    record |= {"out_indices": list(range(count - min(config.num_feature_levels, 3), count))}
+    record |= {"out_indices": list(range(count - stages_of(config), count))}
     record |= {"output_stride": 16} if config.dilation else {}
     return {"use_timm_backbone": False, "backbone_config": record}
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deformable_detr.checkpoints.prediction_heads import count
+from deformable_detr.checkpoints.prediction_heads import TWO_STAGE_MARK, count
 from deformable_detr.checkpoints.report import Report
 from deformable_detr.checkpoints.tensor_files import TensorFile, read_tensors
 from deformable_detr.checkpoints.weights import UPDATES, Weights
@@ -121,10 +121,11 @@ def read(file: TensorFile) -> Weights:
                 f"{file.path} has our format, but its header cannot be read ({type(error).__name__}: {error})"
             ) from error
     else:
+        two_stage, several = TWO_STAGE_MARK in tensors, count(tensors, r"class_heads\.(\d+)\.") > 1
         weights.settings = {
-            "two_stage": "query_source.memory_proj.weight" in file.tensors,
-            "box_refinement": count(file.tensors, r"class_heads\.(\d+)\.") > 1 or "query_source.memory_proj.weight" in file.tensors,
-            "shared_heads": count(file.tensors, r"class_heads\.(\d+)\.") == 1 and "query_source.memory_proj.weight" in file.tensors,
+            "two_stage": two_stage,
+            "box_refinement": several or two_stage,
+            "shared_heads": two_stage and not several,
             "freeze_batch_norm": not any(name.endswith("num_batches_tracked") for name in file.tensors),
         }
     return weights

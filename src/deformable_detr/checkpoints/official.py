@@ -5,9 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from deformable_detr.checkpoints.families import CONTENT, LABELS, check_family, family_of, fit_label_table, name_content
+from deformable_detr.checkpoints.families import (
+    CONTENT,
+    LABELS,
+    QUERIES,
+    check_family,
+    family_of,
+    fit_label_table,
+    level_problems,
+    name_content,
+    stages_of,
+)
 from deformable_detr.checkpoints.keymap import KeyMap, query_rules
 from deformable_detr.checkpoints.prediction_heads import fold_heads, unfold_heads
 from deformable_detr.checkpoints.report import Report
@@ -15,14 +24,12 @@ from deformable_detr.checkpoints.side_records import own_record
 from deformable_detr.checkpoints.swin import count_norms, position_indices
 from deformable_detr.checkpoints.swin import rules as swin_rules
 from deformable_detr.checkpoints.tensor_files import TensorFile
-from deformable_detr.checkpoints.weights import Weights, translate
+from deformable_detr.checkpoints.weights import Weights, leave_out, translate, translate_back
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
 
 NAME = "official"
-_QUERY_TABLE = "query_embed.weight"
-"""Of learned queries, and in H-DETR of their contents alone."""
 _RULES = [
     ("backbone.body.{rest}", "backbone.0.body.{rest}"),
     ("neck.projections.{l}.{rest}", "input_proj.{l}.{rest}"),
@@ -96,21 +103,15 @@ def write(path: Path, model: DeformableDETR, report: Report) -> None:
         "the official layout",
         {"plain": {}, "hdetr": {}, "dino": {"position_offset": 0.0, "shared_heads": True}},
     )
-    state_dict: dict[str, Tensor] = {}
+    if problems := level_problems(config):
+        raise ValueError(f"the official layout cannot express this network: {problems[0]}")
     tensors = unfold_heads(model.state_dict(), config.num_decoder_layers, proposals_last=family != "dino")
-    norms = min(config.num_feature_levels, config.backbone_levels) if config.backbone_norm else 0
-    keys = key_map(_SWIN_OF_DINO if family == "dino" else _SWIN_OF_HDETR, norms)
-    for name, tensor in tensors.items():
-        theirs, copy = (_QUERY_TABLE if name == CONTENT and family == "hdetr" else keys.to_theirs(name)), keys.copy_of(name)
-        if name.endswith("num_batches_tracked") or (name == LABELS and family != "dino"):
-            report.dropped.append(name)
-            continue
-        if theirs is None:
-            raise ValueError(f"the official layout has no place for {name}")
-        state_dict[theirs] = tensor
-        report.mapped += 1
-        if copy and (config.two_stage or (config.box_refinement and name.startswith("decoder.box_heads."))):
-            state_dict[copy] = tensor
+    tensors = leave_out(tensors, report, "num_batches_tracked", *(() if family == "dino" else (LABELS,)))
+    if family == "hdetr" and CONTENT in tensors:  # the original calls both tables the same
+        tensors[QUERIES] = tensors.pop(CONTENT)
+    report.mapped = len(tensors)
+    keys = key_map(_SWIN_OF_DINO if family == "dino" else _SWIN_OF_HDETR, stages_of(config) if config.backbone_norm else 0)
+    state_dict = translate_back(tensors, keys, config, "the official layout")
     state_dict |= position_indices(state_dict)
     if not config.freeze_batch_norm:
         report.notes.append("the batch norms were trained; the original code keeps them fixed: the same in evaluation")
@@ -164,7 +165,7 @@ def _dino_arguments(config: ModelConfig) -> dict[str, Any]:
         "dn_label_noise_ratio": config.label_noise,
         "dn_box_noise_scale": config.box_noise,
         "dn_labelbook_size": config.num_classes,
-        "return_interm_indices": list(range(4 - min(config.num_feature_levels, config.backbone_levels), 4)),
+        "return_interm_indices": list(range(4 - stages_of(config), 4)),
     }
 
 

@@ -8,7 +8,7 @@ from deformable_detr.checkpoints.weights import Weights, same
 
 _HEAD = re.compile(r"(class_heads|decoder\.box_heads)\.(\d+)\.(.+)")
 _PROPOSAL_HEADS = {"class_heads": "query_source.class_head", "decoder.box_heads": "query_source.box_head"}
-_TWO_STAGE_MARK = "query_source.memory_proj.weight"
+TWO_STAGE_MARK = "query_source.memory_proj.weight"
 _SHARED_MARK = "decoder.position_mlp.layers.0.weight"
 """Of DINO, whose refining layers share one head where all copies are equal."""
 
@@ -24,7 +24,7 @@ def fold_heads(weights: Weights, box_refinement: bool | None = None) -> None:
         ValueError: heads that must be shared differ.
     """
     num_layers = count(weights.tensors, r"decoder\.layers\.(\d+)\.")
-    two_stage = _TWO_STAGE_MARK in weights.tensors
+    two_stage = TWO_STAGE_MARK in weights.tensors
     if two_stage:
         _name_proposal_heads(weights, num_layers)
     copies = [name for name in weights.tensors if _layer_of(name) > 0 and _first(name) in weights.tensors]
@@ -47,7 +47,7 @@ def fold_heads(weights: Weights, box_refinement: bool | None = None) -> None:
 
 def _separate(weights: Weights, num_layers: int) -> None:
     """Each layer its own memory, also where a file holds one head for all."""
-    two_stage = _TWO_STAGE_MARK in weights.tensors
+    two_stage = TWO_STAGE_MARK in weights.tensors
     for name in [name for name in weights.tensors if _layer_of(name) == 0]:
         kind, _, rest = _HEAD.fullmatch(name).groups()  # type: ignore[union-attr]
         proposal = f"{_PROPOSAL_HEADS[kind]}.{rest}"
@@ -67,9 +67,7 @@ def _name_proposal_heads(weights: Weights, num_layers: int) -> None:
     for name in list(weights.tensors):
         if _layer_of(name) == num_layers:
             kind, _, rest = _HEAD.fullmatch(name).groups()  # type: ignore[union-attr]
-            ours = f"{_PROPOSAL_HEADS[kind]}.{rest}"
-            origin = weights.origin[name]
-            weights.tensors[ours], weights.origin[ours] = weights.pop(name), origin
+            weights.rename(name, f"{_PROPOSAL_HEADS[kind]}.{rest}")
 
 
 def unfold_heads(tensors: dict[str, Tensor], num_layers: int, *, proposals_last: bool = True) -> dict[str, Tensor]:

@@ -129,6 +129,5 @@ def settings_of_swin(tensors: Mapping[str, Tensor], drop_path_rate: float | None
     return {
         "backbone": name or next(iter(_NAMES.values())),
         "backbone_options": options,
-        "backbone_norm": "backbone.norms.0.weight" in tensors,
         "frozen_backbone_stages": 0,
     }

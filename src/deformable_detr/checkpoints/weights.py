@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deformable_detr.checkpoints.keymap import KeyMap
 from deformable_detr.checkpoints.report import Report
-from deformable_detr.config import Metadata
+from deformable_detr.config import Metadata, ModelConfig
 
 
 @dataclass
@@ -57,6 +57,11 @@ class Weights:
         self.origin.pop(name, None)
         return self.tensors.pop(name)
 
+    def rename(self, name: str, new: str) -> None:
+        """Give a tensor another of our names."""
+        self.origin[new] = self.origin[name]
+        self.tensors[new] = self.pop(name)
+
 
 UPDATES = ("n_averaged", "steps")
 """What counts the updates of EMA weights among them: in PyTorch's AveragedModel, in mmengine's."""
@@ -96,6 +101,29 @@ def translate(tensors: dict[str, Tensor], keys: KeyMap, report: Report) -> Weigh
                 f"{report.source_format} checkpoint: {weights.origin[ours]} and {name} must be copies of each other, but differ"
             )
     return weights
+
+
+def leave_out(tensors: dict[str, Tensor], report: Report, *endings: str) -> dict[str, Tensor]:
+    """The tensors without those that a layout has no use for, by the ends of their names; the report names them."""
+    report.dropped += [name for name in tensors if name.endswith(endings)]
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(endings)}
+
+
+def translate_back(tensors: dict[str, Tensor], keys: KeyMap, config: ModelConfig, layout: str) -> dict[str, Tensor]:
+    """Give our tensors the names of another layout, and heads a second one where its code keeps them in the decoder, too.
+
+    Raises:
+        ValueError: the layout has no name for a tensor.
+    """
+    state_dict: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        theirs, copy = keys.to_theirs(name), keys.copy_of(name)
+        if theirs is None:
+            raise ValueError(f"{layout} has no place for {name}")
+        state_dict[theirs] = tensor
+        if copy and (config.two_stage or (config.box_refinement and name.startswith("decoder.box_heads."))):
+            state_dict[copy] = tensor
+    return state_dict
 
 
 def tensors_crc(tensors: Mapping[str, Tensor]) -> int:
