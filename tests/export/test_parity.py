@@ -37,7 +37,13 @@ def test_best_detections_must_be_the_best_with_their_boxes():
 
 
 @pytest.mark.parametrize(
-    ("preset", "strides"), [("r50", (8, 16, 32, 64)), ("r50-single-scale", (32,)), ("r50-single-scale-dc5", (16,))]
+    ("preset", "strides"),
+    [
+        ("r50", (8, 16, 32, 64)),
+        ("r50-single-scale", (32,)),
+        ("r50-single-scale-dc5", (16,)),
+        ("r50-dino-5scale", (4, 8, 16, 32, 64)),
+    ],
 )
 def test_strides(preset, strides):
     assert level_strides(model_preset(preset)) == strides

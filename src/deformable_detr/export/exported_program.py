@@ -30,12 +30,10 @@ def trace(network: nn.Module, form: ExportForm, batch: ImageBatch) -> ExportedPr
         form: what is fixed and what not, and with which form of the operator.
         batch: an example; its sizes leave no trace where they are not fixed.
     """
-    tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
-    inputs = tuple(tensors[name] for name in form.inputs)
     with quiet(), torch.no_grad(), use_backend("reference" if form.grid_sample else "gather"):
         program = torch.export.export(
             network,
-            inputs,
+            tuple(form.given(batch)),
             dynamic_shapes=_dynamic_shapes(form),
             prefer_deferred_runtime_asserts_over_guards=True,
         )
@@ -45,14 +43,9 @@ def trace(network: nn.Module, form: ExportForm, batch: ImageBatch) -> ExportedPr
 
 def save_program(path: Path, program: ExportedProgram, form: ExportForm) -> None:
     """Write a .pt2 with the record of the detector in it."""
-    record = replace(form, weights_crc=weights_crc(program)).to_json()
+    record = replace(form, weights_crc=tensors_crc(program.state_dict)).to_json()
     with quiet(), path.open("wb") as file:
         torch.export.save(program, file, extra_files={METADATA_KEY: record})  # type: ignore[arg-type]
-
-
-def weights_crc(program: ExportedProgram) -> int:
-    """CRC-32 of the weights."""
-    return tensors_crc(program.state_dict)
 
 
 def _dynamic_shapes(form: ExportForm) -> tuple[dict[int, Dim], ...] | None:

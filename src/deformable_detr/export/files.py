@@ -7,15 +7,13 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deformable_detr.export.exported_program import save_program, trace
 from deformable_detr.export.form import ExportForm, smallest_side
-from deformable_detr.export.network import MaskFree, TensorNetwork, TopDetections, exportable_network, plain_network
-from deformable_detr.export.onnx import OPSETS, save_onnx, to_onnx
-from deformable_detr.export.openvino import save_openvino
+from deformable_detr.export.network import exportable_network, plain_network
+from deformable_detr.export.onnx import OPSETS, save_onnx, save_openvino, to_onnx
 from deformable_detr.export.parity import Difference, assert_parity, parity_batches
 from deformable_detr.export.preprocessing import assert_preparation, put_in_front
 from deformable_detr.export.sessions import SESSIONS, SUFFIXES, Session
@@ -70,7 +68,7 @@ def export_model(
     if size is not None:
         sides = {f"side {index} of size": side for index, side in enumerate(size)}
         size = tuple(plain_numbers("a whole number", Integral, int, **sides))
-    _check(path, size, batch_size, top_k, smallest)
+    _check(path, size, smallest)
     if opset not in OPSETS or (opset != 20 and suffix != ".onnx"):
         raise ValueError(f"opset is for .onnx, from {OPSETS[0]} to {OPSETS[-1]}, not {opset}")
     if preprocess and (size is not None or suffix == ".pt2"):
@@ -78,8 +76,8 @@ def export_model(
     padding_mask = padding_mask and not preprocess
     form = ExportForm(model.metadata, padding_mask, size, batch_size, grid_sample, opset=opset, top_k=top_k, smallest_side=smallest)
     plain = plain_network(model)
-    network, batches = exportable_network(plain), parity_batches(form)
-    program = trace(_outputs(_inputs(network, form), form), form, batches[0 if form.size else 1])
+    batches = parity_batches(form)
+    program = trace(exportable_network(plain, top_k), form, batches[0 if form.size else 1])
     translated: Any = program if suffix == ".pt2" else to_onnx(program, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -97,8 +95,7 @@ def export_model(
 
 def run_session(session: Session, form: ExportForm, batch: ImageBatch) -> list[Tensor]:
     """The outputs of an exported model for a padded batch."""
-    tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
-    return [torch.from_numpy(np.asarray(output)) for output in session([tensors[name].numpy() for name in form.inputs])]
+    return [torch.from_numpy(output) for output in session([tensor.numpy() for tensor in form.given(batch)])]
 
 
 WRITERS: dict[str, Callable[[Path, Any, ExportForm], None]] = {
@@ -109,19 +106,8 @@ WRITERS: dict[str, Callable[[Path, Any, ExportForm], None]] = {
 """Suffix → the function that writes a traced (.pt2) or translated model."""
 
 
-def _inputs(network: TensorNetwork, form: ExportForm) -> torch.nn.Module:
-    return network if form.padding_mask else MaskFree(network)
-
-
-def _outputs(network: torch.nn.Module, form: ExportForm) -> torch.nn.Module:
-    return network if form.top_k is None else TopDetections(network, form.top_k)
-
-
-def _check(path: Path, size: tuple[int, int] | None, batch_size: int | None, top_k: int | None, smallest: int) -> None:
+def _check(path: Path, size: tuple[int, int] | None, smallest: int) -> None:
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"the suffix says what is written, {', '.join(WRITERS)}, but {path.name} has {path.suffix or 'none'}")
     if size is not None and (len(size) != 2 or min(size) < smallest):
         raise ValueError(f"size must be a height and a width of at least {smallest} pixels for this model, not {size}")
-    for name, number in (("batch_size", batch_size), ("top_k", top_k)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")

@@ -6,8 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from torch import Tensor
+
+from deformable_detr.checkpoints.families import stages_of
 from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.schema import convert, entries
+from deformable_detr.structures import ImageBatch
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +64,9 @@ class ExportForm:
     """How an int8 file was made and what that cost. For people."""
 
     def __post_init__(self) -> None:
-        if min(self.batch_size or 1, self.top_k or 1, *(self.size or ())) < 1 or 0 in (self.batch_size, self.top_k):
-            raise ValueError(f"batch_size {self.batch_size}, top_k {self.top_k} and size {self.size} must be at least 1")
+        for name, number in (("batch_size", self.batch_size), ("top_k", self.top_k), ("size", min(self.size or (1,)))):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -69,6 +74,11 @@ class ExportForm:
         if self.preprocess:
             return ("images",)
         return ("images", "padding_mask") if self.padding_mask else ("images",)
+
+    def given(self, batch: ImageBatch) -> list[Tensor]:
+        """The tensors of a batch that are its inputs, in order."""
+        tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
+        return [tensors[name] for name in self.inputs]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -124,7 +134,7 @@ def smallest_side(config: ModelConfig) -> int:
 def level_strides(config: ModelConfig) -> tuple[int, ...]:
     """Pixels of the image per pixel of each of the L levels."""
     last = 16 if config.dilation else 32
-    strides = [8, 16, last][-min(config.num_feature_levels, 3) :]
+    strides = [4, 8, 16, last][-stages_of(config) :]
     while len(strides) < config.num_feature_levels:
         strides.append(2 * strides[-1])
     return tuple(strides)

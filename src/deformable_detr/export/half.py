@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 from deformable_detr.data.scenes import draw_scene
 from deformable_detr.export.form import ExportForm
-from deformable_detr.export.onnx import save_onnx
+from deformable_detr.export.onnx import drop_unused_weights, save_onnx
 from deformable_detr.export.parity import ParityError, parity_batches
 from deformable_detr.export.quantize import exact_nodes
 from deformable_detr.export.sessions import Session, open_onnxruntime
@@ -83,24 +83,25 @@ class _Rewrite:
 
         self.proto, self.nodes = proto, []
         self.weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+        self.integers = {name for name, array in self.weights.items() if array.dtype != np.float32}
+        self.small = {
+            name for name, array in self.weights.items() if name not in self.integers and np.abs(array).max(initial=0.0) <= LARGEST
+        }
         self.half: set[str] = set()
 
     def fits(self, node: "onnx.NodeProto") -> bool:
         """Whether its weights are floats within float16's range."""
-        found = [self.weights[name] for name in node.input if name in self.weights]
-        return bool(found) and all(array.dtype == np.float32 and np.abs(array).max(initial=0.0) <= LARGEST for array in found)
+        found = [name for name in node.input if name in self.weights]
+        return bool(found) and self.small.issuperset(found)
 
     def follows(self, node: "onnx.NodeProto") -> bool:
         """Whether everything float that it takes is there in float16 already."""
         if node.op_type not in FOLLOWS:
             return False
-        values = [name for name in node.input if name not in self.weights or self.weights[name].dtype == np.float32]
-        data = values[:1] if node.op_type in ("Reshape", "MaxPool") else values
-        computed = [name for name in data if name not in self.weights]
-        return bool(computed) and all(name in self.half for name in computed) and len(node.output) == 1 and self._small(data)
-
-    def _small(self, names: list[str]) -> bool:
-        return all(np.abs(self.weights[name]).max(initial=0.0) <= LARGEST for name in names if name in self.weights)
+        values = [name for name in node.input if name not in self.integers]
+        data = set(values[:1] if node.op_type in ("Reshape", "MaxPool") else values)
+        computed = data - self.weights.keys()
+        return bool(computed) and computed <= self.half and len(node.output) == 1 and data - computed <= self.small
 
     def store_half(self, node: "onnx.NodeProto") -> None:
         """Float16 weights, turned into float32 before they are used."""
@@ -111,10 +112,9 @@ class _Rewrite:
 
     def compute_half(self, node: "onnx.NodeProto") -> None:
         """The node in float16, and its result in float32 for whoever needs it."""
-        integers = {name for name, array in self.weights.items() if array.dtype != np.float32}
         shape = node.input[1] if node.op_type == "Reshape" else None
         for index, name in enumerate(node.input):
-            if name and name not in integers and name != shape:
+            if name and name not in self.integers and name != shape:
                 node.input[index] = self._as_half(name)
         (output,) = node.output
         node.output[0] = f"{output}/half"
@@ -146,11 +146,9 @@ class _Rewrite:
         graph = self.proto.graph
         used = {name for node in self.nodes for name in node.input} | {output.name for output in graph.output}
         kept = [node for node in self.nodes if node.op_type != "Cast" or node.output[0] in used]
-        used = {name for node in kept for name in node.input}
-        weights = [tensor for tensor in graph.initializer if tensor.name in used]
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        del graph.node[:], graph.value_info[:]
         graph.node.extend(kept)
-        graph.initializer.extend(weights)
+        drop_unused_weights(self.proto)
         return self.proto
 
 
@@ -181,8 +179,7 @@ def _inputs(form: ExportForm) -> Iterator[list[np.ndarray]]:
             generators = [np.random.default_rng((13, seed, index)) for index in range(len(batch.images))]
             yield [np.stack([draw_scene(generator, 300)[0][:120, :150] for generator in generators])]
         else:
-            tensors = {"images": batch.images, "padding_mask": batch.padding_mask}
-            yield [tensors[name].numpy() for name in form.inputs]
+            yield [tensor.numpy() for tensor in form.given(batch)]
 
 
 def _rows(outputs: list[np.ndarray], form: ExportForm) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import mmap
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,6 +114,26 @@ def save_onnx(path: Path, proto: "onnx.ModelProto", form: ExportForm) -> None:
     onnx.save_model(proto, path)
 
 
+def save_openvino(path: Path, proto: "onnx.ModelProto", form: ExportForm) -> None:
+    """Write OpenVINO's own files, a .xml with a .bin beside it; the record is in `rt_info`, and the weights stay float32.
+
+    Raises:
+        ImportError: OpenVINO is missing.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError('writing OpenVINO files needs the package openvino: pip install "deformable-detr[openvino]"') from error
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "network.onnx"
+        save_onnx(source, proto, form)
+        model = openvino.convert_model(str(source))
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+        form = replace(form, weights_crc=crc32(path.with_suffix(".bin").read_bytes()))
+        model.set_rt_info(form.to_json(), [METADATA_KEY])
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+
+
 def graph_crc(path: Path) -> int:
     """CRC-32 of the graph in a .onnx, weights included, as it stands in the file: without the package onnx."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory, memoryview(memory) as content:
@@ -149,6 +170,14 @@ def _forget_sources(proto: "onnx.ModelProto") -> None:
     del proto.graph.metadata_props[:]
 
 
+def drop_unused_weights(proto: "onnx.ModelProto") -> None:
+    """Leave out what no operation takes."""
+    used = {name for node in proto.graph.node for name in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
 def _name_axes(proto: "onnx.ModelProto") -> None:
     """`batch`, `height` and `width` for axes that are not fixed, in place of the tracer's symbols."""
     names = {}
@@ -176,10 +205,7 @@ def _lower(proto: "onnx.ModelProto", opset: int) -> None:
             attributes.append(onnx.helper.make_attribute("axes", constants[node.input.pop()].tolist()))
         del node.attribute[:]
         node.attribute.extend(attributes)
-    used = {name for node in proto.graph.node for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    drop_unused_weights(proto)
     proto.opset_import[0].version = opset
     proto.ir_version = onnx.helper.find_min_ir_version_for(proto.opset_import)  # programs of that time refuse newer files
     onnx.checker.check_model(proto)

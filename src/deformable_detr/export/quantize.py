@@ -15,7 +15,7 @@ from deformable_detr.data.loader import build_dataset, build_loader
 from deformable_detr.evaluation import evaluate
 from deformable_detr.export.exported_program import quiet
 from deformable_detr.export.form import ExportForm
-from deformable_detr.export.onnx import save_onnx
+from deformable_detr.export.onnx import drop_unused_weights, save_onnx
 from deformable_detr.export.runtime import ExportedNetwork
 from deformable_detr.structures import Target
 
@@ -167,10 +167,7 @@ def own_biases(proto: "onnx.ModelProto") -> None:
             bias = proto.graph.initializer.add()
             bias.CopyFrom(biases[node.input[2]])
             bias.name = node.input[2] = f"{node.name}.{bias.name}"
-    used = {name for node in proto.graph.node for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    drop_unused_weights(proto)
 
 
 def exact_nodes(proto: "onnx.ModelProto") -> list[str]:

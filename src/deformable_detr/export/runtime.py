@@ -119,19 +119,17 @@ class ExportedNetwork(nn.Module):
         missing = (self.form.batch_size or len(images)) - len(images)
         images = torch.cat((images, images[:1].expand(missing, -1, -1, -1)))  # a fixed batch: copies of its first image
         if self.form.preprocess:
-            tensors = {"images": images.permute(0, 2, 3, 1).to(torch.uint8)}
-        else:
-            images, mask = self._on_canvas(images, torch.zeros_like(images[:, 0], dtype=torch.bool))
-            tensors = {"images": images, "padding_mask": mask}
-        return [np.ascontiguousarray(tensors[name].numpy()) for name in self.form.inputs]
+            return [np.ascontiguousarray(images.permute(0, 2, 3, 1).to(torch.uint8).numpy())]
+        return [np.ascontiguousarray(tensor.numpy()) for tensor in self.form.given(self._on_canvas(images))]
 
-    def _on_canvas(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _on_canvas(self, images: Tensor) -> ImageBatch:
+        mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
         height, width = images.shape[2:]
         smallest = self.form.smallest_side
         canvas = self.form.size or (max(height, smallest), max(width, smallest))
         right, bottom = canvas[1] - width, canvas[0] - height
         if right == 0 and bottom == 0:
-            return images, mask
+            return ImageBatch(images, mask)
         if right < 0 or bottom < 0 or not self.form.padding_mask:
             allowed = "x".join(map(str, self.form.size)) if self.form.size else f"at least {smallest} pixels on each side"
             raise ValueError(
@@ -144,7 +142,7 @@ class ExportedNetwork(nn.Module):
                 "(said once; docs/deploying.md)",
                 *(self.path.name, height, width, *canvas),
             )
-        return F.pad(images, (0, right, 0, bottom)), F.pad(mask, (0, right, 0, bottom), value=True)
+        return ImageBatch(F.pad(images, (0, right, 0, bottom)), F.pad(mask, (0, right, 0, bottom), value=True))
 
     def _as_predictions(self, *outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Where the best are already chosen, each becomes a query that is sure of its one class."""

@@ -10,7 +10,8 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from deformable_detr.export.exported_program import quiet, weights_crc
+from deformable_detr.checkpoints.weights import tensors_crc
+from deformable_detr.export.exported_program import quiet
 from deformable_detr.export.form import METADATA_KEY, ExportForm
 from deformable_detr.export.onnx import graph_crc
 
@@ -85,18 +86,14 @@ def open_openvino(path: Path) -> tuple[ExportForm, Session]:
         weights = path.with_suffix(".bin")
         if form.weights_crc not in (None, crc32(weights.read_bytes())):
             raise ValueError(f"{weights} is not what {path.name} was written with: copy both files of one export")
-    places = range(len(model.inputs)), range(len(model.outputs))
-    inputs = _in_order([(port.get_names(), place) for place, port in zip(places[0], model.inputs, strict=True)], form.inputs, path)
-    outputs = _in_order(
-        [(port.get_names(), place) for place, port in zip(places[1], model.outputs, strict=True)], form.outputs, path
-    )
-
+    inputs = _in_order([(port.get_names(), place) for place, port in enumerate(model.inputs)], form.inputs, path)
+    outputs = _in_order([(port.get_names(), place) for place, port in enumerate(model.outputs)], form.outputs, path)
     requests = threading.local()  # one would hand a thread the inputs and outputs of another
 
     def run(arrays: Arrays) -> Arrays:
         if not hasattr(requests, "own"):
             requests.own = compiled.create_infer_request()
-        found = requests.own.infer([arrays[inputs.index(place)] for place in places[0]]).to_tuple()
+        found = requests.own.infer(dict(zip(inputs, arrays, strict=True))).to_tuple()
         return [np.array(found[place]) for place in outputs]
 
     return form, run
@@ -118,7 +115,7 @@ def open_program(path: Path) -> tuple[ExportForm, Session]:
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a .pt2 that this PyTorch ({torch.__version__}) can read: {error}") from error
     form = ExportForm.from_json(extra[METADATA_KEY], path)
-    form.check_network(weights_crc(program), path)
+    form.check_network(tensors_crc(program.state_dict), path)
 
     def run(arrays: Arrays) -> Arrays:
         with torch.autocast("cpu", enabled=False):  # its types are written into it

@@ -4,7 +4,7 @@ Facts from the operator table of onnx-tensorrt for TensorRT 8.5 (docs/operators.
 8.6 added. Later versions take more.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +66,11 @@ def troubles(proto: "onnx.ModelProto") -> Iterator[str]:
             if len(node.input) > index and node.input[index] not in constants:
                 yield f"input {index} of a {node.op_type} is computed ({node.name})"
     values = (*graph.input, *graph.output, *graph.value_info)
-    yield from _wrong_types((value.name, value.type.tensor_type.elem_type) for value in values)
-    yield from _wrong_types((tensor.name, tensor.data_type) for tensor in graph.initializer)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in values}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for name, kind in kinds.items():
+        if kind and (label := onnx.TensorProto.DataType.Name(kind)) not in TYPES:
+            yield f"the type {label} ({name})"
     for value in values:
         if (rank := len(value.type.tensor_type.shape.dim)) > MOST_DIMENSIONS:
             yield f"{rank} dimensions ({value.name})"
@@ -77,12 +80,3 @@ def troubles(proto: "onnx.ModelProto") -> Iterator[str]:
             count = int(onnx.numpy_helper.to_array(weights[node.input[1]]).item())
             if count > MOST_BEST:
                 yield f"the best {count} of a TopK, of which {MOST_BEST} are the most"
-
-
-def _wrong_types(values: Iterable[tuple[str, int]]) -> Iterator[str]:
-    from onnx import TensorProto
-
-    for name, kind in values:
-        label = TensorProto.DataType.Name(kind) if kind else ""
-        if label and label not in TYPES:
-            yield f"the type {label} ({name})"
