@@ -35,10 +35,8 @@ def default_categories(num_classes: int) -> Categories | None:
     return {80: COCO_80, 91: COCO_91}.get(num_classes)
 
 
-def categories_of_names(names: tuple[str, ...] | None, num_classes: int) -> Categories | None:
-    """The classes that a file names, with COCO's category ids where they are COCO's; guessed from their number without names."""
-    if names is None:
-        return default_categories(num_classes)
+def categories_of_names(names: tuple[str, ...]) -> Categories:
+    """The classes that a file names, with COCO's category ids where they are COCO's."""
     for known in (COCO_80, COCO_91):
         if names == known.names:
             return known

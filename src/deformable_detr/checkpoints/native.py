@@ -44,9 +44,8 @@ def write(path: Path, model: nn.Module, report: Report) -> None:
 
 
 def _write(path: Path, state_dict: dict[str, Tensor], metadata: Metadata) -> Path:
-    header = {"format": FORMAT, "metadata": json.dumps(metadata.to_dict())}
     with atomic_file(path) as partial:
-        write_tensors(partial, state_dict, header)
+        write_tensors(partial, state_dict, {"format": FORMAT, "metadata": json.dumps(metadata.to_dict())})
     return path
 
 

@@ -23,51 +23,56 @@ def fold_heads(weights: Weights, box_refinement: bool | None = None) -> None:
     Raises:
         ValueError: heads that must be shared differ.
     """
-    num_layers = count(weights.tensors, r"decoder\.layers\.(\d+)\.")
-    two_stage = TWO_STAGE_MARK in weights.tensors
-    if two_stage:
-        _name_proposal_heads(weights, num_layers)
-    copies = [name for name in weights.tensors if _layer_of(name) > 0 and _first(name) in weights.tensors]
-    differing = [name for name in copies if not same(weights.tensors[name], weights.tensors[_first(name)])]
+    num_layers, tensors = count(weights.tensors, r"decoder\.layers\.(\d+)\."), weights.tensors
+    two_stage, parts = TWO_STAGE_MARK in tensors, _parts_of_heads(tensors)
+    for (kind, rest), places in parts.items():
+        if two_stage and num_layers in places:
+            weights.rename(places.pop(num_layers), f"{_PROPOSAL_HEADS[kind]}.{rest}")
+    copies = [(places[0], places[place]) for places in parts.values() if 0 in places for place in places if place]
+    differing = [(first, name) for first, name in copies if not same(tensors[first], tensors[name])]
     refine = two_stage or (bool(differing) if box_refinement is None else box_refinement)
     if not refine and differing:
+        first, name = differing[0]
         raise ValueError(
             f"{weights.report.source_format} checkpoint: without refinement all layers share one head, but "
-            f"{weights.named(differing[0])} differs from {weights.named(_first(differing[0]))}"
+            f"{weights.named(name)} differs from {weights.named(first)}"
         )
-    shared = refine and bool(copies) and not differing and _SHARED_MARK in weights.tensors
+    shared = refine and bool(copies) and not differing and _SHARED_MARK in tensors
     if refine and not shared:
-        _separate(weights, num_layers)
+        _separate(weights, parts, num_layers)
     else:
-        for name in copies:
+        for _, name in copies:
             weights.report.dropped.append(weights.named(name))
             weights.pop(name)
     weights.settings |= {"box_refinement": refine, "two_stage": two_stage, "shared_heads": shared}
 
 
-def _separate(weights: Weights, num_layers: int) -> None:
+Parts = dict[tuple[str, str], dict[int, str]]
+"""(kind of head, name of a tensor in it) → number of the head → its whole name."""
+
+
+def _parts_of_heads(tensors: dict[str, Tensor]) -> Parts:
+    parts: Parts = {}
+    for name in tensors:
+        if match := _HEAD.fullmatch(name):
+            parts.setdefault((match[1], match[3]), {})[int(match[2])] = name
+    return parts
+
+
+def _separate(weights: Weights, parts: Parts, num_layers: int) -> None:
     """Each layer its own memory, also where a file holds one head for all."""
-    two_stage = TWO_STAGE_MARK in weights.tensors
-    for name in [name for name in weights.tensors if _layer_of(name) == 0]:
-        kind, _, rest = _HEAD.fullmatch(name).groups()  # type: ignore[union-attr]
-        proposal = f"{_PROPOSAL_HEADS[kind]}.{rest}"
-        single = not any(_layer_of(key) > 0 and _kind(key) == _kind(name) for key in weights.origin)
-        if two_stage and single and proposal not in weights.tensors:
-            weights.tensors[proposal] = weights.tensors[name].clone()
+    tensors = weights.tensors
+    several = {kind for (kind, _), places in parts.items() if any(places)}
+    for (kind, rest), places in parts.items():
+        if 0 not in places:
+            continue
+        first, proposal = tensors[places[0]], f"{_PROPOSAL_HEADS[kind]}.{rest}"
+        if kind not in several and TWO_STAGE_MARK in tensors and proposal not in tensors:
+            tensors[proposal] = first.clone()
         for layer in range(1, num_layers):
-            other = _at_layer(name, layer)
-            if other not in weights.tensors:
-                if single:
-                    weights.tensors[other] = weights.tensors[name].clone()
-            elif weights.tensors[other].data_ptr() == weights.tensors[name].data_ptr():
-                weights.tensors[other] = weights.tensors[other].clone()
-
-
-def _name_proposal_heads(weights: Weights, num_layers: int) -> None:
-    for name in list(weights.tensors):
-        if _layer_of(name) == num_layers:
-            kind, _, rest = _HEAD.fullmatch(name).groups()  # type: ignore[union-attr]
-            weights.rename(name, f"{_PROPOSAL_HEADS[kind]}.{rest}")
+            name = f"{kind}.{layer}.{rest}"
+            if kind not in several or (name in tensors and tensors[name].data_ptr() == first.data_ptr()):
+                tensors[name] = tensors.get(name, first).clone()
 
 
 def unfold_heads(tensors: dict[str, Tensor], num_layers: int, *, proposals_last: bool = True) -> dict[str, Tensor]:
@@ -85,8 +90,8 @@ def unfold_heads(tensors: dict[str, Tensor], num_layers: int, *, proposals_last:
         if proposal and proposals_last:
             rest = name.removeprefix(f"{_PROPOSAL_HEADS[proposal]}.")
             result[f"{proposal}.{num_layers}.{rest}"] = tensor
-        elif shared and _layer_of(name) == 0:
-            result |= {_at_layer(name, layer): tensor for layer in range(num_layers)}
+        elif shared and (head := _HEAD.fullmatch(name)):
+            result |= {f"{head[1]}.{layer}.{head[3]}": tensor for layer in range(num_layers)}
         else:
             result[name] = tensor
     return result
@@ -96,22 +101,3 @@ def count(names: dict[str, Tensor] | list[str], pattern: str) -> int:
     """How many numbers there are, from 0, in the first group of a pattern; 0 if none."""
     numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
-
-
-def _layer_of(name: str) -> int:
-    """The number of the head that a tensor belongs to; -1 for any other tensor."""
-    match = _HEAD.fullmatch(name)
-    return int(match[2]) if match else -1
-
-
-def _kind(name: str) -> str:
-    return name.split(".")[0]
-
-
-def _at_layer(name: str, layer: int) -> str:
-    kind, _, rest = _HEAD.fullmatch(name).groups()  # type: ignore[union-attr]
-    return f"{kind}.{layer}.{rest}"
-
-
-def _first(name: str) -> str:
-    return _at_layer(name, 0)

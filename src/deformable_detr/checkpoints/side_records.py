@@ -294,7 +294,7 @@ def read_classes(value: Any, num_classes: int) -> Categories | str | None:
     if all(0 <= number < num_classes for number in numbers):
         listed = tuple(names.get(label, NO_CLASS) for label in range(num_classes))
         if len(names) == num_classes or num_classes == 91 or numbers != list(range(len(numbers))):
-            return categories_of_names(listed, num_classes)
+            return categories_of_names(listed)
     elif len(names) == num_classes:  # numbered from 1, or with holes: the rows are in the order of the numbers
         return Categories(tuple(names[number] for number in sorted(names)), tuple(sorted(names)))
     return f"it names {len(names)} classes, but the heads have {num_classes} rows"
