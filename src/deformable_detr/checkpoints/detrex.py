@@ -9,8 +9,6 @@ from deformable_detr.checkpoints.swin import rules as swin_rules
 from deformable_detr.checkpoints.tensor_files import TensorFile
 from deformable_detr.checkpoints.weights import Weights, translate
 
-NAME = "detrex"
-
 _STAGE_RULES = [
     rule
     for stage in range(1, 5)
@@ -40,4 +38,4 @@ def read(file: TensorFile) -> Weights:
     """Weights under our names."""
     swin = swin_rules("backbone.", count_norms(file.tensors, "backbone."))
     keys = KeyMap([*swin, *_RULES, *neck_rules(count_stages(file.tensors), "norm")], COPIES, _ALIASES)
-    return finish(translate(file.tensors, keys, Report(NAME)), has_copies(file))
+    return finish(translate(file.tensors, keys, Report("detrex")), has_copies(file))

@@ -31,7 +31,7 @@ def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool
         model = build_model(metadata.model, pretrained_backbone=False).float()  # whatever the default dtype
     expected = model.state_dict()
     _add_counters(weights, expected)
-    problems = [*_problems(weights, expected), *_non_finite(weights), *_negative_variances(weights)]
+    problems = _problems(weights, expected)
     if problems and strict:
         raise ValueError(
             f"{path} ({weights.report.source_format} layout) does not fit the network that it seems to hold "
@@ -71,7 +71,7 @@ def _add_counters(weights: Weights, expected: dict[str, Tensor]) -> None:
 
 
 def _problems(weights: Weights, expected: dict[str, Tensor]) -> list[str]:
-    """Missing, unknown and misshapen tensors, each kind as one line."""
+    """Tensors that are missing, unknown, misshapen or broken, each kind as one line."""
     tensors = weights.tensors
     missing = [weights.named(name) for name in expected if name not in tensors]
     unknown = [*weights.unknown, *(weights.named(name) for name in tensors if name not in expected)]
@@ -85,27 +85,29 @@ def _problems(weights: Weights, expected: dict[str, Tensor]) -> list[str]:
         for name, tensor in expected.items()
         if name in tensors and tensor.is_floating_point() != tensors[name].is_floating_point()
     ]
-    kinds = {"missing": missing, "not understood": sorted(unknown), "wrong shape": misshapen, "wrong type": mistyped}
-    return [f"{kind} ({len(names)}): {shorten(names)}" for kind, names in kinds.items() if names]
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    kinds = {
+        "missing": missing,
+        "not understood": sorted(unknown),
+        "wrong shape": misshapen,
+        "wrong type": mistyped,
+        "NaN or infinite values": [weights.named(name) for name, tensor in floats.items() if not _is_finite(tensor.float())],
+        "negative variances": [
+            weights.named(name) for name, tensor in floats.items() if name.endswith("running_var") and (tensor.float() < 0).any()
+        ],
+    }
+    return [f"{kind} ({len(names)}): {shorten(names)}{_ADVICE.get(kind, '')}" for kind, names in kinds.items() if names]
 
 
-def _non_finite(weights: Weights) -> list[str]:
-    """The tensors with NaN or infinity. A sum is finite where all is, costs no memory, and is quick."""
-    found = [
-        weights.named(name)
-        for name, tensor in weights.tensors.items()
-        if tensor.is_floating_point() and not tensor.float().sum().isfinite() and not tensor.float().isfinite().all()
-    ]
-    if not found:
-        return []
-    return [f"NaN or infinite values ({len(found)}): {shorten(found)}. Did the training diverge? Take weights from before that"]
+_ADVICE = {
+    "NaN or infinite values": ". Did the training diverge? Take weights from before that",
+    "negative variances": ". Is the file damaged?",  # batch norms take their square root: NaN, as if there were no objects
+}
 
 
-def _negative_variances(weights: Weights) -> list[str]:
-    """Batch norms take their square root: such a network gives NaN, which looks like an image without objects."""
-    variances = {name: tensor for name, tensor in weights.tensors.items() if name.endswith("running_var")}
-    found = [weights.named(name) for name, tensor in variances.items() if tensor.is_floating_point() and (tensor.float() < 0).any()]
-    return [f"negative variances ({len(found)}): {shorten(found)}. Is the file damaged?"] if found else []
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum is finite where all is, costs no memory, and is quick."""
+    return bool(tensor.sum().isfinite() or tensor.isfinite().all())
 
 
 def _fits(found: Tensor, expected: Tensor) -> bool:

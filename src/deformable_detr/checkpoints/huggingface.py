@@ -23,7 +23,6 @@ from deformable_detr.files import atomic_folder, write_json
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch
 
-NAME = "huggingface"
 METADATA_ENTRY = "deformable-detr"
 
 _TOLERANCE = 1e-3
@@ -68,7 +67,7 @@ def read(file: TensorFile) -> Weights:
     Raises:
         ValueError: another kind of model, or copies that differ.
     """
-    weights = translate(file.tensors, KEYS, Report(NAME))
+    weights = translate(file.tensors, KEYS, Report("huggingface"))
     _join_projections(weights)
     read_folder(weights, file.path.parent)
     fold_heads(weights, weights.settings.get("box_refinement"))

@@ -94,16 +94,7 @@ _PROCESSOR_IGNORED = _words(
     """
 )
 _OBJECTS = ("id2label", "label2id", "backbone_config", "backbone_kwargs", "image_processor")
-_FLAGS = (
-    "two_stage",
-    "with_box_refine",
-    "dilation",
-    "use_timm_backbone",
-    "do_resize",
-    "do_rescale",
-    "do_normalize",
-    "do_center_crop",
-)
+_FLAGS = _words("two_stage with_box_refine dilation use_timm_backbone do_resize do_rescale do_normalize do_center_crop")
 _NUMBERS = {"size": (1, 2), "max_size": (), "rescale_factor": (), "image_mean": (3,), "image_std": (3,)}
 """Entries of numbers → how many there may be, where they stand in a list."""
 
@@ -156,11 +147,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_kinds(content: Mapping[str, Any], path: Path) -> None:
-    """See that entries are of the types that they are read as: a text in the place of a number is true, or has no length.
-
-    Raises:
-        ValueError: one is not; the message names it.
-    """
+    """See that entries are of the types that they are read as: a text in the place of a number is true, or has no length."""
     for name, value in content.items():
         if value is None:
             continue

@@ -273,11 +273,7 @@ def _wanted_classes(classes: Sequence[str] | Categories | None, num_classes: int
 
 
 def _check_distinct(names: Sequence[str]) -> None:
-    """See that no two names mean one class.
-
-    Raises:
-        ValueError: two do.
-    """
+    """See that no two names mean one class."""
     first: dict[str, str] = {}
     for name in names:
         key = normalise_name(name)

@@ -21,7 +21,6 @@ from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
 from deformable_detr.structures import ImageBatch
 
-NAME = "mmdet"
 _BACKBONE = "backbone."
 
 
@@ -104,7 +103,7 @@ def attention_list_rules(prefix: str) -> Rules:
 def read(file: TensorFile) -> Weights:
     """A checkpoint of mmdetection 3.x under our names."""
     keys = key_map(count_stages(file.tensors), count_norms(file.tensors, _BACKBONE))
-    return reorder_from_mmdet(finish(translate(file.tensors, keys, Report(NAME))))
+    return reorder_from_mmdet(finish(translate(file.tensors, keys, Report("mmdet"))))
 
 
 def read_version_2(file: TensorFile) -> Weights:

@@ -16,7 +16,6 @@ from deformable_detr.config import Metadata
 from deformable_detr.files import atomic_file
 from deformable_detr.model.plain import as_built, network_of
 
-NAME = "native"
 FORMAT = "deformable-detr"
 
 
@@ -111,7 +110,7 @@ def read(file: TensorFile) -> Weights:
         ValueError: the header is not what we write.
     """
     tensors = {name: tensor for name, tensor in file.tensors.items() if name not in UPDATES}
-    weights = Weights(tensors, Report(NAME), {name: name for name in tensors})
+    weights = Weights(tensors, Report("native"), {name: name for name in tensors})
     if file.header.get("format") == FORMAT:
         try:
             weights.metadata = Metadata.from_dict(json.loads(file.header["metadata"]))

@@ -29,7 +29,6 @@ from deformable_detr.config import Metadata, ModelConfig
 from deformable_detr.files import atomic_file
 from deformable_detr.model import DeformableDETR
 
-NAME = "official"
 _RULES = [
     ("backbone.body.{rest}", "backbone.0.body.{rest}"),
     ("neck.projections.{l}.{rest}", "input_proj.{l}.{rest}"),
@@ -74,7 +73,7 @@ def read(file: TensorFile) -> Weights:
         ValueError: copies that differ.
     """
     swin = _SWIN_OF_DINO if f"{_SWIN_OF_DINO}patch_embed.proj.weight" in file.tensors else _SWIN_OF_HDETR
-    weights = translate(file.tensors, key_map(swin, count_norms(file.tensors, swin)), Report(NAME))
+    weights = translate(file.tensors, key_map(swin, count_norms(file.tensors, swin)), Report("official"))
     name_content(weights)
     fold_heads(weights, has_copies(file))
     fit_label_table(weights)

@@ -29,6 +29,9 @@ _HDETR_NAME = re.compile(
 )
 """What the names of H-DETR's files say, also of those that others have converted."""
 
+_USUAL_OF_DETREX = {"position_temperature": 10_000.0, "position_offset": 0.5}
+_USUAL_OF_MMDET = {"position_temperature": 20.0, "position_offset": 0.0}
+
 TIMEOUT = 30.0
 """Seconds without an answer after which fetching ends."""
 
@@ -56,7 +59,7 @@ class Published:
     """How the SHA-256 of the file begins; None: not known."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of a DINO that neither its tensors nor the usual values of its layout say."""
+    """Settings of a DINO that its tensors do not say."""
 
     @property
     def file_name(self) -> str:
@@ -72,11 +75,11 @@ def _mmdet(folder: str, name: str, preset: str, ap: float, epochs: int, **settin
     """mmdetection's names end in the first eight digits of the SHA-256."""
     config = name.rsplit("_", 2)[0]
     address = f"{_MMDET}{folder}/{config}/{name}.pth"
-    return Published(address, preset, ap, epochs, "apache-2.0", name[-8:], settings)
+    return Published(address, preset, ap, epochs, "apache-2.0", name[-8:], _USUAL_OF_MMDET | settings)
 
 
 def _detrex(name: str, preset: str, ap: float, epochs: int, **settings: Any) -> Published:
-    return Published(f"{_DETREX}{name}.pth", preset, ap, epochs, "apache-2.0", None, settings)
+    return Published(f"{_DETREX}{name}.pth", preset, ap, epochs, "apache-2.0", None, _USUAL_OF_DETREX | settings)
 
 
 def _hdetr(name: str, preset: str, ap: float, epochs: int) -> Published:
@@ -136,8 +139,6 @@ PUBLISHED: dict[str, Published] = {
 """Short name → file. AP of the files of H-DETR with 100 detections per image."""
 
 
-_USUAL_OF_DETREX = {"position_temperature": 10_000.0, "position_offset": 0.5}
-_USUAL_OF_MMDET = {"position_temperature": 20.0, "position_offset": 0.0}
 _FURTHER_DINO: dict[str, dict[str, Any]] = {
     "dino_r50_4scale_12ep_hacked_trainer.pth": _USUAL_OF_DETREX,
     "dino_r50_4scale_12ep_backbone_2e-5_class_weight_2.0.pth": _USUAL_OF_DETREX,
@@ -157,12 +158,8 @@ def settings_of(file_name: str, *, dino: bool) -> dict[str, Any]:
         dino: whether it holds a DINO, whatever its name.
     """
     if dino:
-        usual = {_DETREX: _USUAL_OF_DETREX, _MMDET: _USUAL_OF_MMDET}
-        found = {
-            item.file_name: next((usual[base] for base in usual if item.address.startswith(base)), {}) | item.settings
-            for item in PUBLISHED.values()
-        }
-        return dict((_FURTHER_DINO | found).get(file_name, {}))
+        known = _FURTHER_DINO | {item.file_name: item.settings for item in PUBLISHED.values()}
+        return dict(known.get(file_name, {}))
     match = _HDETR_NAME.fullmatch(_FURTHER_HDETR.get(file_name, file_name))
     if match is None:
         return {}
@@ -195,10 +192,13 @@ def fetch(name: str) -> Path:
         with urllib.request.urlopen(item.address, timeout=TIMEOUT) as response, atomic_file(path) as partial:
             _save(response, partial, response.headers.get("Content-Length"))
             _check(partial, item)
-    except HTTPError as error:
-        raise ConnectionError(_unreachable(name, item, path, f"the server answers {error.code} {error.reason}")) from error
     except OSError as error:
-        raise ConnectionError(_unreachable(name, item, path, str(getattr(error, "reason", error)))) from error
+        reason = getattr(error, "reason", error)
+        said = f"the server answers {error.code} {reason}" if isinstance(error, HTTPError) else reason
+        raise ConnectionError(
+            f"the published weights {name!r} are neither at {path} nor can they be fetched ({said}). Download {item.address} where "
+            "there is a network, and pass the file"
+        ) from error
     return path
 
 
@@ -217,10 +217,3 @@ def _check(path: Path, item: Published) -> None:
             f"{item.address} is not the file that was published (its SHA-256 begins with {digest[:8]}, not {item.sha256}): "
             "nothing was kept. A proxy may have put a page in its place"
         )
-
-
-def _unreachable(name: str, item: Published, path: Path, reason: str) -> str:
-    return (
-        f"the published weights {name!r} are neither at {path} nor can they be fetched ({reason}). Download {item.address} where "
-        "there is a network, and pass the file"
-    )

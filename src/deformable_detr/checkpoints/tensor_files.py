@@ -175,9 +175,6 @@ def _check_records(path: Path) -> None:
     """Compare the checksums of an archive's records, which `torch.load` does not look at.
 
     Where all are wrong, the file was written without (`torch.serialization.set_crc32_options(False)`).
-
-    Raises:
-        ValueError: some records are not what was written.
     """
     if not zipfile.is_zipfile(path):
         return

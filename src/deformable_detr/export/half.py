@@ -153,11 +153,7 @@ class _Rewrite:
 
 
 def _distance(whole: Session, halved: Session, form: ExportForm) -> str:
-    """Of the answers of two files to the same drawn scenes, in a line.
-
-    Raises:
-        ParityError: a non-finite number.
-    """
+    """Of the answers of two files to the same drawn scenes, in a line."""
     score, boxes = 0.0, []
     for arrays in _inputs(form):
         expected, found = _rows(whole(arrays), form), _rows(halved(arrays), form)

@@ -1,6 +1,5 @@
 """Resizing and normalisation as an ONNX graph that goes in front of the model: arithmetic alone, so that every runtime has it."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,9 +140,7 @@ def put_in_front(model: "onnx.ModelProto", form: ExportForm) -> "onnx.ModelProto
     return whole
 
 
-def assert_preparation(
-    whole: Session, network: Session, form: ExportForm, what: str, sizes: Sequence[tuple[int, int]] = ((120, 150), (150, 100))
-) -> None:
+def assert_preparation(whole: Session, network: Session, form: ExportForm, what: str) -> None:
     """Check the preparation against `eval_transform`, and the file with it against the model alone, on drawn scenes.
 
     Args:
@@ -151,7 +148,6 @@ def assert_preparation(
         network: the same without preparation, taking images (and compared with the model before).
         form: of the file without preparation.
         what: the name of the file in the message.
-        sizes: (height, width) of the images.
 
     Raises:
         ParityError: a pixel is off by more than one grey level, or the outputs differ; the message has the numbers.
@@ -160,7 +156,7 @@ def assert_preparation(
 
     graph = ReferenceEvaluator(preprocessing_graph(form))
     std = np.array(form.metadata.std, np.float32).reshape(3, 1, 1)
-    for seed, (height, width) in enumerate(sizes):
+    for seed, (height, width) in enumerate(((120, 150), (150, 100))):
         scene, _ = draw_scene(np.random.default_rng((11, seed)), 2 * max(height, width))
         pixels = np.repeat(np.ascontiguousarray(scene[:height, :width])[None], form.batch_size or 2, axis=0)
         images: np.ndarray = graph.run(None, {INPUT: pixels})[0]  # type: ignore[assignment]

@@ -45,14 +45,7 @@ class ExportedNetwork(nn.Module):
     Images of different sizes in a batch run one size after the other, so that padding has no influence: as in the model. A file
     that prepares images by itself takes decoded ones, `[B, 3, H, W]` from 0 to 255, in place of normalised ones.
 
-    Args:
-        path: a .pt2, .onnx or .xml (OpenVINO).
-        runtime: `pt2`, `onnx` or `openvino`; None takes the one of the suffix.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: the runtime is not installed.
-        ValueError: an unknown runtime, or a file that it cannot run.
+    Args and errors are those of :func:`load_exported`, which cannot take a file that prepares images by itself.
     """
 
     fixed_precision = True
@@ -97,11 +90,7 @@ class ExportedNetwork(nn.Module):
         return Predictions(torch.stack(logits)[None], torch.stack(boxes)[None])
 
     def _detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of one size, `[B, 3, h, w]` → logits and boxes.
-
-        Raises:
-            ValueError: the file gives something else than its record says.
-        """
+        """Images of one size, `[B, 3, h, w]` → logits and boxes."""
         outputs = self._run(self.arrays(images))
         found, classes = [output.shape for output in outputs], self.metadata.model.num_classes
         rows = found[0][:2]

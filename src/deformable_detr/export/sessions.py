@@ -1,4 +1,7 @@
-"""The programs that run exported files: each opens a file and gives its record and a function of arrays."""
+"""The programs that run exported files: each opens a file and gives its record and a function of arrays.
+
+ImportError: the program is missing. ValueError: a file that it cannot run, or not one of a detector.
+"""
 
 import threading
 import zipfile
@@ -20,12 +23,7 @@ Session = Callable[[Arrays], Arrays]
 
 
 def open_onnxruntime(path: Path) -> tuple[ExportForm, Session]:
-    """A .onnx in onnxruntime, on a GPU where its build has one.
-
-    Raises:
-        ImportError: onnxruntime is missing.
-        ValueError: not an ONNX file, or not one of a detector.
-    """
+    """A .onnx in onnxruntime, on a GPU where its build has one."""
     try:
         import onnxruntime
         from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
@@ -59,12 +57,7 @@ def open_onnxruntime(path: Path) -> tuple[ExportForm, Session]:
 
 
 def open_openvino(path: Path) -> tuple[ExportForm, Session]:
-    """An OpenVINO .xml (with its .bin beside it), or a .onnx, in OpenVINO.
-
-    Raises:
-        ImportError: OpenVINO is missing.
-        ValueError: not a model file, or not one of a detector.
-    """
+    """An OpenVINO .xml (with its .bin beside it), or a .onnx, in OpenVINO."""
     try:
         import openvino
     except ImportError as error:
@@ -100,11 +93,7 @@ def open_openvino(path: Path) -> tuple[ExportForm, Session]:
 
 
 def open_program(path: Path) -> tuple[ExportForm, Session]:
-    """A .pt2 in PyTorch.
-
-    Raises:
-        ValueError: not a .pt2, or not one of a detector.
-    """
+    """A .pt2 in PyTorch."""
     extra = {METADATA_KEY: ""}
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a .pt2, or it was cut off")
@@ -139,9 +128,6 @@ def _in_order(ports: Sequence[tuple[set[str], _Port]], wanted: Sequence[str], pa
         wanted: the names in the record.
         path: of the file.
         spare: there may be further ones.
-
-    Raises:
-        ValueError: their number is another one.
     """
     named = [next((port for names, port in ports if name in names), None) for name in wanted]
     if all(port is not None for port in named) and (spare or len(ports) == len(wanted)):
