@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deformable_detr.checkpoints.families import CONTENT, hidden_settings, keep_queries
+from deformable_detr.checkpoints.families import CONTENT, hidden_settings, is_dino, keep_queries
 from deformable_detr.checkpoints.prediction_heads import count
 from deformable_detr.checkpoints.report import shorten
 from deformable_detr.checkpoints.swin import settings_of_swin
@@ -141,7 +141,7 @@ def _seen_settings(weights: Weights) -> dict[str, Any]:
         "box_refinement": bool(weights.settings.get("box_refinement")),
         "shared_heads": bool(weights.settings.get("shared_heads")),
         "query_content": "learned" if CONTENT in tensors else "proposal",
-        "query_position": "reference" if "decoder.position_mlp.layers.0.weight" in tensors else "proposal",
+        "query_position": "reference" if is_dino(weights) else "proposal",
         "decoder_norm": "decoder.norm.weight" in tensors,
         "relation_bias": "decoder.relation.proj.weight" in tensors,
         "suppressor": "suppressor.score_head.weight" in tensors,

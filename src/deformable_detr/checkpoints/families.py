@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from deformable_detr.checkpoints.prediction_heads import TWO_STAGE_MARK
+from deformable_detr.checkpoints.prediction_heads import DINO_MARK, TWO_STAGE_MARK
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import ModelConfig
 
@@ -16,7 +16,6 @@ Family = Literal["plain", "hdetr", "dino"]
 CONTENT = "query_source.content_embed.weight"
 LABELS = "denoising.label_embed.weight"
 QUERIES = "query_source.query_embed.weight"
-_POSITION = "decoder.position_mlp.layers.0.weight"
 
 _TITLES: dict[Family, str] = {"plain": "Deformable DETR", "hdetr": "H-DETR or mixed selection", "dino": "DINO"}
 
@@ -103,7 +102,7 @@ def level_problems(config: ModelConfig) -> list[str]:
 
 def is_dino(weights: Weights) -> bool:
     """Whether the positions of the queries come from their boxes in every layer."""
-    return _POSITION in weights.tensors
+    return DINO_MARK in weights.tensors
 
 
 def name_content(weights: Weights) -> None:

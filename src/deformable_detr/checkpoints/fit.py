@@ -14,6 +14,11 @@ from deformable_detr.model import DeformableDETR, build_model
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = {
+    "NaN or infinite values": ". Did the training diverge? Take weights from before that",
+    "negative variances": ". Is the file damaged?",  # batch norms take their square root: NaN, as if there were no objects
+}
+
 
 def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool) -> DeformableDETR:
     """The model that `metadata` describes, with these weights.
@@ -97,12 +102,6 @@ def _problems(weights: Weights, expected: dict[str, Tensor]) -> list[str]:
         ],
     }
     return [f"{kind} ({len(names)}): {shorten(names)}{_ADVICE.get(kind, '')}" for kind, names in kinds.items() if names]
-
-
-_ADVICE = {
-    "NaN or infinite values": ". Did the training diverge? Take weights from before that",
-    "negative variances": ". Is the file damaged?",  # batch norms take their square root: NaN, as if there were no objects
-}
 
 
 def _is_finite(tensor: Tensor) -> bool:

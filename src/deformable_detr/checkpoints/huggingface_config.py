@@ -55,18 +55,12 @@ _ELSEWHERE = _words(
     """
 )
 
-_TRAINING = _words(
+_WITHOUT_EFFECT = _words(
     """
     attention_dropout activation_dropout encoder_layerdrop decoder_layerdrop init_std init_xavier_std class_cost bbox_cost
     giou_cost mask_loss_coefficient dice_loss_coefficient bbox_loss_coefficient giou_loss_coefficient cls_loss_coefficient
     eos_coefficient focal_alpha auxiliary_loss disable_custom_kernels max_position_embeddings tie_word_embeddings
     scale_embedding
-    """
-)
-"""Entries that change nothing in the outputs of trained weights."""
-
-_GENERAL = _words(
-    """
     _name_or_path transformers_version torch_dtype dtype use_bfloat16 torchscript return_dict output_hidden_states
     output_attentions use_cache is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder
     tf_legacy_loss finetuning_task problem_type tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id
@@ -78,16 +72,12 @@ _GENERAL = _words(
     license tags
     """
 )
-"""Entries that transformers writes for every model, text generators included."""
+"""Entries that change nothing in the outputs of trained weights; most stand in the config of every model, text generators included."""
 
 _PROCESSOR = _words(
     """
     do_resize size max_size do_rescale rescale_factor do_normalize image_mean image_std resample do_center_crop crop_size
     do_pad pad_size size_divisor pad_and_return_pixel_mask
-    """
-)
-_PROCESSOR_IGNORED = _words(
-    """
     image_processor_type feature_extractor_type processor_class format do_convert_annotations return_segmentation_masks
     masks_path do_convert_rgb data_format input_data_format default_to_square device return_tensors disable_grouping
     auto_map do_reduce_labels _valid_processor_keys
@@ -186,7 +176,7 @@ def _read_config(config: dict[str, Any], folder: Path, weights: Weights) -> None
     for name, value in _FIXED.items():
         if config.get(name) not in (None, {}, [], value):
             weights.refused.append(f"{name} is {config[name]!r}: only {value!r} is known" if value else f"{name} is set")
-    known = {*_COMPARED, *_FIXED, *_ELSEWHERE, *_TRAINING, *_GENERAL}
+    known = {*_COMPARED, *_FIXED, *_ELSEWHERE, *_WITHOUT_EFFECT}
     weights.refused += [f"{name} ({config[name]!r}) means nothing here" for name in config if name not in known]
     weights.details["categories"] = _categories(config, weights)
 
@@ -282,7 +272,7 @@ def _read_processor(processor: Mapping[str, Any], weights: Weights) -> None:
         lossy.append("images are cropped to their centre there (do_center_crop), not here")
     if processor.get("pad_size") or processor.get("size_divisor"):
         lossy.append("images are padded to a fixed size there (pad_size, size_divisor), here as far as a batch needs")
-    unknown = [name for name in processor if name not in _PROCESSOR | _PROCESSOR_IGNORED]
+    unknown = [name for name in processor if name not in _PROCESSOR]
     if unknown:
         lossy.append(f"entries of preprocessor_config.json without a meaning here: {', '.join(unknown)}")
 

@@ -9,7 +9,7 @@ from deformable_detr.checkpoints.weights import Weights, same
 _HEAD = re.compile(r"(class_heads|decoder\.box_heads)\.(\d+)\.(.+)")
 _PROPOSAL_HEADS = {"class_heads": "query_source.class_head", "decoder.box_heads": "query_source.box_head"}
 TWO_STAGE_MARK = "query_source.memory_proj.weight"
-_SHARED_MARK = "decoder.position_mlp.layers.0.weight"
+DINO_MARK = "decoder.position_mlp.layers.0.weight"
 """Of DINO, whose refining layers share one head where all copies are equal."""
 
 
@@ -37,7 +37,7 @@ def fold_heads(weights: Weights, box_refinement: bool | None = None) -> None:
             f"{weights.report.source_format} checkpoint: without refinement all layers share one head, but "
             f"{weights.named(name)} differs from {weights.named(first)}"
         )
-    shared = refine and bool(copies) and not differing and _SHARED_MARK in tensors
+    shared = refine and bool(copies) and not differing and DINO_MARK in tensors
     if refine and not shared:
         _separate(weights, parts, num_layers)
     else:
