@@ -72,7 +72,7 @@ _WITHOUT_EFFECT = _words(
     license tags
     """
 )
-"""Entries that change nothing in the outputs of trained weights; most stand in the config of every model, text generators included."""
+"""Entries that change nothing in the outputs of trained weights; most are in the config of every model, text generators too."""
 
 _PROCESSOR = _words(
     """
