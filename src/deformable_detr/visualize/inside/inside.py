@@ -67,12 +67,12 @@ class Look(NamedTuple):
 
     def strongest(self, heads: Iterable[int] | None = None, levels: Sequence[int] | None = None) -> list[SamplingPoint]:
         """The sampling points of some heads on some levels (None: of all), largest weight first."""
-        num_heads, num_levels, num_points = self.weights.shape
+        num_heads, num_levels = self.weights.shape[:2]
         found = [
-            SamplingPoint(head, level, point, *self.points[head, level, point].tolist(), float(self.weights[head, level, point]))
+            SamplingPoint(head, level, point, x, y, float(self.weights[head, level, point]))
             for head in (range(num_heads) if heads is None else heads)
             for level in (range(num_levels) if levels is None else levels)
-            for point in range(num_points)
+            for point, (x, y) in enumerate(self.points[head, level].tolist())
         ]
         return sorted(found, key=lambda item: -item.weight)
 
