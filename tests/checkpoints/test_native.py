@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_norms_of_the_backbone_in_a_bare_state_dict(backbone, normed, tmp_path, 
     options = {"img_size": 64} if backbone == "test_vit" else {}
     model = build_model("tiny", backbone=backbone, backbone_options=options, backbone_norm=normed).eval()
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    settings = {"num_queries": model.metadata.model.num_queries, "backbone": backbone, "backbone_options": options}
+    settings: dict[str, Any] = {"num_queries": model.metadata.model.num_queries, "backbone": backbone, "backbone_options": options}
     back = load_pretrained(tmp_path / "a.pth", **settings).eval()
     assert_same_weights(model, back)
     assert back.metadata.model.backbone_norm is normed

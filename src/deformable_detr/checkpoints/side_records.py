@@ -90,7 +90,7 @@ def read_side_records(weights: Weights, extras: Mapping[str, Any]) -> None:
         if path[-1] == METADATA_ENTRY or _is_own_record(value):
             weights.metadata = Metadata.from_dict(value)
             return
-    report, used = weights.report, set()
+    report, used = weights.report, set[str]()
     for path, value in sorted(entries, key=lambda entry: entry[0][-1] in _THRESHOLDS):  # those may be keyed by class
         weights.refused += refusals(path, value)
         if (difference := resizing(path, value)) and difference not in report.lossy:
@@ -117,9 +117,9 @@ def read_side_records(weights: Weights, extras: Mapping[str, Any]) -> None:
 def _normalise(weights: Weights, entries: Sequence[Entry], bgr: bool) -> None:
     """Mean and deviation of one record, for channels from 0 to 1 in the order red, green, blue."""
     records: dict[tuple[str, ...], dict[str, Sequence[float]]] = {}
-    for (*outer, key), value in entries:
-        if key in _NORMALISATION and _numbers(value, 3):
-            records.setdefault(tuple(outer), {}).setdefault(_NORMALISATION[key], value)
+    for path, value in entries:
+        if path[-1] in _NORMALISATION and _numbers(value, 3):
+            records.setdefault(path[:-1], {}).setdefault(_NORMALISATION[path[-1]], value)
 
     def rank(path: tuple[str, ...]) -> tuple[int, bool]:
         return -len(records[path]), any("train" in part for part in path)
