@@ -246,9 +246,9 @@ def test_the_first_image_has_the_size_of_a_file_for_one_size(predictor):
     predictor.model.image_size = (40, 72)
     taken = []
 
-    def detect(batch, **options):
+    def detect(batch, *settings):
         taken.extend(item.pixels.shape for item in batch)
-        return run(batch, **options)
+        return run(batch, *settings)
 
     run, predictor._detect = predictor._detect, detect
     try:

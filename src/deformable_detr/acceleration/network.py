@@ -22,6 +22,7 @@ from deformable_detr.acceleration.low_precision import (
 from deformable_detr.acceleration.options import InferenceOptions
 from deformable_detr.acceleration.tracing import consists_of
 from deformable_detr.model.backbone import Backbone
+from deformable_detr.model.decoder import DeformableDecoder
 from deformable_detr.model.deformable_detr import DeformableDETR
 from deformable_detr.model.encoder import DeformableEncoder
 from deformable_detr.model.flatten import FlattenLevels
@@ -63,26 +64,34 @@ def answering_parts(model: DeformableDETR, chunk: int | None = None) -> dict[str
     """The parts of a model that returns the last layer's predictions alone (N = 1), and nothing that only a loss needs.
 
     Args:
-        model: whose weights are used. A query source of a type of your own runs as it is, and one that something is hooked into.
+        model: whose weights are used. A query source or decoder of a type of your own runs as it is, and one that something is
+            hooked into.
         chunk: number of positions whose proposals are scored at a time. None: all at once.
     """
     parts = {}
     if any(consists_of(model.query_source, kind, *PROPOSAL_PARTS) for kind in PROPOSAL_SOURCES):
         parts["query_source"] = BestProposals(model.query_source, chunk)  # pyright: ignore[reportArgumentType]
     if consists_of(model.class_heads, ClassHeads, parts_below=False):
-        parts["decoder"] = _LastLayer(model.decoder)
+        parts["decoder"] = _LastLayer(model.decoder)  # pyright: ignore[reportArgumentType]
         parts["class_heads"] = ClassHeads([model.class_heads[-1]])  # pyright: ignore[reportIndexIssue]
     return parts
 
 
 class _LastLayer(nn.Module):
-    """A decoder that gives the queries and boxes after its last layer alone, N = 1."""
+    """A decoder that gives the queries and boxes after its last layer alone, N = 1.
+
+    The usual one is run layer by layer: an exported file then holds nothing of what only the other layers' predictions need.
+    """
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
+        self.is_usual = consists_of(decoder, DeformableDecoder, parts_below=False)
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        if self.is_usual:
+            *_, (hidden, boxes, _) = self.decoder.steps(*inputs)  # pyright: ignore[reportCallIssue]
+            return hidden[None], boxes[None]
         hidden, boxes, *_ = self.decoder(*inputs)
         return hidden[-1:], boxes[-1:]
 

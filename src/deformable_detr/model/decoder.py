@@ -1,6 +1,6 @@
 """The decoder: queries attend to each other and to the memory around their reference, and correct their boxes layer by layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -246,24 +246,34 @@ class DeformableDecoder(LayerStack):
             others: for each layer the queries that these see beside themselves. Empty: none.
             values: `Seen.value` of each layer in another pass over the same memory. Empty: they are computed.
         """
+        hidden, boxes, seen = zip(*self.steps(queries, memory, flat, others, values), strict=True)
+        return Decoded(torch.stack(hidden), torch.stack(boxes), seen if self.training else ())
+
+    def steps(
+        self,
+        queries: Queries,
+        memory: Tensor,
+        flat: FlatFeatures,
+        others: Sequence[Seen] = (),
+        values: Sequence[Tensor | None] = (),
+    ) -> Iterator[tuple[Tensor, Tensor, Seen]]:
+        """The queries `[B, Q, C]` and boxes `[B, Q, 4]` after one layer after the other, and what it saw; arguments as above."""
         query, boxes = queries.query, queries.reference_points
         before, reference = boxes, Reference(boxes, boxes)
         mask = queries.attn_mask
         if mask is not None and others:  # which are all seen
             mask = F.pad(mask, (0, others[0].content.shape[1]))
-        hidden, found, seen = [], [], []
         looked_at = zip(self.layers, others or [None] * len(self.layers), values or self.values(memory, flat), strict=True)
         for index, (layer, other, value) in islice(enumerate(looked_at), queries.first_layer, None):
             query_pos = self.position_mlp(queries, reference.attended, flat)
             places = on_padded_levels(reference.attended, flat.valid_ratios)
-            seen.append(Seen(query, query + query_pos, boxes, value))
+            seen = Seen(query, query + query_pos, boxes, value)
             bias = self.relation(index, before, boxes if other is None else _beside(boxes, other.boxes), mask)
             query = self.run(layer, query, query_pos, places, memory, flat, bias, other, value)
-            hidden.append(self.norm(query))
-            box_head, before = self.box_heads[min(index, len(self.box_heads) - 1)], boxes
-            boxes, reference = self.update_boxes(box_head, query, hidden[-1], reference)
-            found.append(boxes)
-        return Decoded(torch.stack(hidden), torch.stack(found), tuple(seen) if self.training else ())
+            hidden, before = self.norm(query), boxes
+            box_head = self.box_heads[min(index, len(self.box_heads) - 1)]
+            boxes, reference = self.update_boxes(box_head, query, hidden, reference)
+            yield hidden, boxes, seen
 
     def values(self, memory: Tensor, flat: FlatFeatures) -> list[Tensor | None]:
         """What each layer's cross-attention samples, `[B, S, C]`, for all passes of a training step.

@@ -84,7 +84,7 @@ class Suppressor(nn.Module):
         alike = overlaps.to(classes.dtype) * (classes @ classes.transpose(1, 2))  # [B, Q, Q]
         rank = torch.arange(scores.shape[1], dtype=torch.int64, device=scores.device)
         own, other = scores[:, :, None], scores[:, None]
-        no_better = torch.where(rank >= rank[:, None], own >= other, own > other)
+        no_better = (own > other) | ((own == other) & (rank >= rank[:, None]))
         gates = self.overlap_gate(alike[..., None])[..., 0].masked_fill(no_better, -math.inf)
         return self.strength * gates.amax(-1, keepdim=True).sigmoid()  # of the largest alone: the sigmoid keeps the order
 
