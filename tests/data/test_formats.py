@@ -284,9 +284,9 @@ def test_images_without_a_header_are_left_out_where_training_skips_such(name, da
         (folder / "data.yaml").write_text((folder / "data.yaml").read_text().replace("images/train", "train.txt"))
     damage(paths[2])
     split = open_dataset(folder).split("train")
-    for strict in ({"training": True}, {"on_bad_image": "stop"}):
+    for training in (True, False):
         with pytest.raises(ValueError, match=rf"{paths[2].stem}.*{KINDS[code].title}"):
-            CocoDataset(split, keep, **strict)
+            CocoDataset(split, keep, training=training, on_bad_image="stop")
     dataset = CocoDataset(split, keep, training=True, on_bad_image="skip")
     assert [dataset.image_path(index) for index in range(len(dataset))] == [path for path in paths if path != paths[2]]
     assert dataset.objects_per_image().tolist() == [len(found) for at, found in enumerate(boxes_of(scenes, "train")) if at != 2]

@@ -174,7 +174,8 @@ def test_every_second_batch_is_turned_as_a_whole() -> None:
     """In all processes alike, wherever in the epoch one starts, and the order of the images stays what it was."""
 
     def keys(turns: tuple[str, ...], skip: int = 0, **changes: Any) -> list[SampleKey]:
-        sampler = TrainingSampler(400, **{"batch_size": 4, "seed": 3} | changes)
+        settings: dict[str, Any] = {"batch_size": 4, "seed": 3} | changes
+        sampler = TrainingSampler(400, **settings)
         sampler.set_epoch(2, skip, Allowed(turns=turns))
         return list(sampler)
 
