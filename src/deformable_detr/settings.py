@@ -179,6 +179,9 @@ def build_config(values: Mapping[str, Any]) -> RunConfig:
         ValueError: no dataset, an unknown preset, or values that do not go together.
     """
     if "dataset" not in values:
+        if values.get("resume"):  # the config.yaml of the run would have said it
+            folder = values.get("output_dir", SETTINGS["output_dir"].default)
+            raise ValueError(f"no run to resume in {folder}: give the folder of the run (the setting `output_dir`)")
         raise ValueError("which dataset? give its folder (the setting `dataset`)")
     preset = str(values.get("preset") or PRESETS.get(str(values.get("recipe")), SETTINGS["preset"].default))
     groups: dict[str, dict[str, Any]] = {name: {} for name in GROUPS} | {"model": model_preset(preset).to_dict()}

@@ -107,6 +107,7 @@ def test_flags_may_have_a_value() -> None:
         (["d", "--preset", "r50", "--model.two_stage"], "two_stage needs box_refinement"),
         (["d", "--two-stage", "perhaps"], "unexpected perhaps"),
         (["--epochs", "3"], "which dataset"),
+        (["--resume", "--output", "no_such_run"], "no run to resume in no_such_run: give the folder"),
         (["d", "--config", "missing.yaml"], "missing.yaml: no such file"),
         (["d", "--config"], "--config: expected one argument"),
     ],
