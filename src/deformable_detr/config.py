@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from deformable_detr.categories import Categories
-from deformable_detr.schema import check_range, convert, entries
+from deformable_detr.schema import check_number, check_range, convert, entries
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -357,8 +357,7 @@ class LossConfig:
         check_range(self, "focal_gamma mal_gamma giou_eps")
         check_range(self, "focal_alpha", 0, 1)
         for branch, weight in self.branch_weights.items():
-            if weight < 0:
-                raise ValueError(f"branch_weights: {branch} must be at least 0, not {weight}")
+            check_number(f"branch_weights: {branch}", weight)
 
     def class_loss_of(self, model: ModelConfig) -> str:
         """The loss of the classes for a model."""

@@ -167,19 +167,23 @@ def known(name: str, what: str, choices: Iterable[str]) -> str:
 
 
 def check_range(settings: Any, names: str, low: float = 0, high: float = math.inf, *, beyond: bool = False) -> None:
-    """Check that settings (where they are neither null nor a word) are numbers from `low` on, or beyond it, up to `high`.
+    """:func:`check_number` of several attributes, whose names stand in one text."""
+    for name in names.split():
+        check_number(name, getattr(settings, name), low, high, beyond=beyond)
+
+
+def check_number(name: str, value: Any, low: float = 0, high: float = math.inf, *, beyond: bool = False) -> None:
+    """Check that a value (where it is neither None nor a word) is a number from `low` on, or beyond it, up to `high`.
 
     Raises:
-        ValueError: one is not; the message names it.
+        ValueError: it is not; the message names it.
     """
-    for name in names.split():
-        value = getattr(settings, name)
-        if value is None or isinstance(value, str):
-            continue
-        if not ((low < value if beyond else low <= value) and value <= high and math.isfinite(value)):
-            least = f"{'above' if beyond else 'at least'} {low:g}"
-            within = f"in {'(' if beyond else '['}{low:g}, {high:g}]"
-            raise ValueError(f"{name} must be {least if high == math.inf else within}, not {value}")
+    if value is None or isinstance(value, str):
+        return
+    if not ((low < value if beyond else low <= value) and value <= high and math.isfinite(value)):
+        least = f"{'above' if beyond else 'at least'} {low:g}"
+        within = f"in {'(' if beyond else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be {least if high == math.inf else within}, not {value}")
 
 
 def plain_numbers(expected: str, kind: type, plain: type, **options: Any) -> list[Any]:

@@ -45,5 +45,7 @@ def categories_of_names(names: tuple[str, ...]) -> Categories:
 
 def is_coco_80(names: Sequence[str]) -> bool:
     """Whether these are the 80 classes in COCO's order; a few may be spelled otherwise (`motorbike`, `sofa`, translated ones)."""
-    pairs = zip(names, COCO_80.names, strict=False)
-    return len(names) == 80 and sum(normalise_name(name) == normalise_name(known) for name, known in pairs) > 40
+    if len(names) != len(COCO_80.names):
+        return False
+    pairs = zip(names, COCO_80.names, strict=True)
+    return sum(normalise_name(name) == normalise_name(known) for name, known in pairs) > 40

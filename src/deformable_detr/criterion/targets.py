@@ -53,8 +53,14 @@ class FlatTargets:
 
     def images(self) -> Tensor:
         """The image that each object is in: int64 `[T]`."""
-        image_of = np.repeat(np.arange(len(self.counts)), self.counts)
-        return torch.from_numpy(image_of).to(self.labels.device)
+        return torch.from_numpy(self._image_numbers()).to(self.labels.device)
+
+    def image_name_of(self, row: int) -> str:
+        """Which image an object is in, for messages."""
+        return image_name(self.sources, int(self._image_numbers()[row]))
+
+    def _image_numbers(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
 def fetch_checked(logits: Tensor, boxes: Tensor, targets: FlatTargets, source: str, *more: Tensor) -> list[np.ndarray]:
@@ -79,15 +85,14 @@ def fetch_checked(logits: Tensor, boxes: Tensor, targets: FlatTargets, source: s
     labels = (targets.labels >= 0) & (targets.labels < num_classes)
     sizes = (targets.boxes.abs() <= LARGEST_SHARE).all(-1) & (targets.boxes[:, 2:] >= 0).all(-1)  # False for NaN as well
     finite_logits, finite_boxes, labels, sizes, *fetched = _fetch([*finite, labels, sizes, *more])
-    image_of = np.repeat(np.arange(len(targets.counts)), targets.counts).tolist()
     for row in np.flatnonzero(labels == 0)[:1].tolist():
         raise ValueError(
-            f"{image_name(targets.sources, image_of[row])} has the label {int(targets.labels[row])}, but this model has "
+            f"{targets.image_name_of(row)} has the label {int(targets.labels[row])}, but this model has "
             f"{num_classes} classes: labels go from 0 to {num_classes - 1} (category ids must be mapped to labels first)"
         )
     for row in np.flatnonzero(sizes == 0)[:1].tolist():
         raise ValueError(
-            f"{image_name(targets.sources, image_of[row])} has the box {targets.boxes[row].tolist()}; boxes must be finite "
+            f"{targets.image_name_of(row)} has the box {targets.boxes[row].tolist()}; boxes must be finite "
             "(centre x, centre y, width, height) as shares in [0, 1] of the image's width and height, not pixels"
         )
     found = []

@@ -27,7 +27,7 @@ from deformable_detr.data.coco import CocoDataset, SampleKey
 from deformable_detr.data.dataset import DetectionDataset, Split, open_dataset
 from deformable_detr.data.mixing import Mixing
 from deformable_detr.data.transforms import eval_transform, train_transform
-from deformable_detr.schema import plain_numbers
+from deformable_detr.schema import check_number, plain_numbers
 from deformable_detr.structures import ImageBatch, Target
 
 
@@ -113,8 +113,7 @@ def build_loader(
         TypeError: `batch_size` or `num_workers` is no whole number.
     """
     batch_size, num_workers = plain_numbers("a whole number", Integral, int, batch_size=batch_size, num_workers=num_workers)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_number("batch_size", batch_size, 1)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank = (torch.distributed.get_rank() if distributed else 0) if rank is None else rank
     world_size = (torch.distributed.get_world_size() if distributed else 1) if world_size is None else world_size

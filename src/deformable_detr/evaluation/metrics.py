@@ -140,11 +140,11 @@ def record_of(item: object, names: Iterable[str]) -> dict[str, Any]:
 
 
 def without_nan(value: Any) -> Any:
-    """A number, an array, or dicts and sequences of them, for JSON, which has no NaN: None instead."""
+    """A number, an array, or dicts and sequences of them, for JSON, which has neither NaN nor infinity: None instead."""
     if isinstance(value, Mapping):
         return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         return without_nan(value.tolist())
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

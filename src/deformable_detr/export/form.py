@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deformable_detr.checkpoints.families import stages_of
 from deformable_detr.config import Metadata, ModelConfig
-from deformable_detr.schema import convert, entries
+from deformable_detr.schema import check_number, convert, entries
 from deformable_detr.structures import ImageBatch
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ class ExportForm:
 
     def __post_init__(self) -> None:
         for name, number in (("batch_size", self.batch_size), ("top_k", self.top_k), ("size", min(self.size or (1,)))):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+            check_number(name, number, 1)
 
     @property
     def inputs(self) -> tuple[str, ...]:

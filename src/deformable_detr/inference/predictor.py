@@ -32,7 +32,7 @@ from deformable_detr.ops.cpu import use_one_core_here
 from deformable_detr.pipeline import ordered_map
 from deformable_detr.postprocessing import postprocess
 from deformable_detr.precision import Precision
-from deformable_detr.schema import plain_numbers
+from deformable_detr.schema import check_number, plain_numbers
 from deformable_detr.structures import ImageBatch
 
 logger = logging.getLogger(__name__)
@@ -263,8 +263,7 @@ class Predictor:
         batch_size, most, num_threads, depth, tiles = plain_numbers("a whole number", Integral, int, **whole)
         nms_iou, tile_overlap = plain_numbers("a number", Real, float, nms_iou=nms_iou, tile_overlap=tile_overlap)
         for name, number in (("batch_size", batch_size), ("top_k", most), ("num_threads", num_threads)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+            check_number(name, number, 1)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
         if nms_iou is not None and not 0 < nms_iou <= 1:

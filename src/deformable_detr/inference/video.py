@@ -21,7 +21,7 @@ from deformable_detr.inference.predictor import Predictor
 from deformable_detr.inference.sources import InputImage
 from deformable_detr.inference.tracking import Tracker
 from deformable_detr.inference.video_readers import CameraReader, FileReader, Moments, is_address
-from deformable_detr.schema import plain_numbers
+from deformable_detr.schema import check_number, plain_numbers
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -146,8 +146,7 @@ def iterate_video(
         ValueError: the video cannot be decoded, or an option is out of range.
     """
     (every,) = plain_numbers("a whole number", Integral, int, every=every)
-    if every < 1:
-        raise ValueError(f"every must be at least 1, not {every}")
+    check_number("every", every, 1)
     if not isinstance(video, Video):
         with Video(video) as opened:
             yield from iterate_video(predictor, opened, threshold, every=every, tracker=tracker, **options)

@@ -25,6 +25,7 @@ from deformable_detr.data.loader import build_dataset, build_loader, read_split
 from deformable_detr.data.unused import summarise_unused
 from deformable_detr.model import DeformableDETR, build_model
 from deformable_detr.model.adapters import add_adapters
+from deformable_detr.schema import check_number
 from deformable_detr.settings import flatten, to_record
 from deformable_detr.training.interruption import end_workers_at_exit, leave_signals_to_trainer
 from deformable_detr.training.memory import set_gradient_checkpointing
@@ -59,9 +60,7 @@ def check_train_config(config: TrainConfig) -> None:
     least = dict.fromkeys(("epochs", "batch_size", "accumulate", "target_batch_size", "log_every"), 1)
     least |= dict.fromkeys(("evaluate_every", "checkpoint_every", "patience"), 0)
     for name, smallest in least.items():
-        value = getattr(config, name)
-        if value != "auto" and value < smallest:
-            raise ValueError(f"train.{name} must be at least {smallest}, not {value}")
+        check_number(f"train.{name}", getattr(config, name), smallest)
     if config.batch_size == "auto" and config.accumulate != 1:
         raise ValueError("train.batch_size auto sets train.accumulate by itself: give train.target_batch_size instead")
     if config.steps is not None and config.steps < 1:

@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 from deformable_detr.checkpoints.adapters import save_adapter
 from deformable_detr.checkpoints.native import save_weights
 from deformable_detr.config import Metadata, RunConfig
+from deformable_detr.evaluation.metrics import without_nan
 from deformable_detr.files import atomic_file, check_place, write_text
 from deformable_detr.model import DeformableDETR
 from deformable_detr.settings import to_yaml
@@ -164,8 +164,7 @@ class RunFolder:
 
 def _line(record: Mapping[str, Any]) -> str:
     """A line of JSON. Infinite gradients, which fp16 has as long as its loss scale is too high, have no form there: null."""
-    broken = {name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
-    return json.dumps({**record, **dict.fromkeys(broken)}) + "\n"
+    return json.dumps(without_nan(record)) + "\n"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
 from deformable_detr.files import atomic_file
-from deformable_detr.schema import plain_numbers
+from deformable_detr.schema import check_number, plain_numbers
 
 INK = "#1b2230"
 """Text, axes and main lines."""
@@ -67,8 +67,7 @@ def check_counts(**counts: int) -> None:
     """
     plain_numbers("a whole number", Integral, int, **counts)
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
+        check_number(name, count, 1)
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
