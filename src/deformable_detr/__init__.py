@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from deformable_detr.lean_imports import watch_imports
 from deformable_detr.version import __version__
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ __all__ = [
     "save_weights",
     "visualize",
 ]
+
+watch_imports()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from deformable_detr.checkpoints.report import shorten
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import Metadata
 from deformable_detr.model import DeformableDETR, build_model
+from deformable_detr.model.skeleton import skeletons
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def build_from(weights: Weights, metadata: Metadata, path: Path, *, strict: bool
     Raises:
         ValueError: something does not fit; the message names all of it by the names of the file.
     """
-    with torch.device("meta"):
+    with skeletons():
         model = build_model(metadata.model, pretrained_backbone=False).float()  # whatever the default dtype
     expected = model.state_dict()
     _add_counters(weights, expected)

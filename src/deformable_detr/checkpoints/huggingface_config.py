@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from deformable_detr.categories import Categories
@@ -14,6 +13,7 @@ from deformable_detr.checkpoints.families import stages_of
 from deformable_detr.checkpoints.side_records import read_classes
 from deformable_detr.checkpoints.weights import Weights
 from deformable_detr.config import IMAGENET_MEAN, IMAGENET_STD, Metadata, ModelConfig
+from deformable_detr.model.skeleton import skeletons
 
 
 def _words(text: str) -> frozenset[str]:
@@ -220,7 +220,7 @@ def backbone_problems(name: str, out_indices: list[int] | None = None) -> list[s
         out_indices: the feature maps that are used; None: the usual ones.
     """
     try:
-        with torch.device("meta"):
+        with skeletons():
             body = timm.create_model(name, pretrained=False, features_only=True)
     except Exception as error:
         return [f"timm cannot build the backbone {name!r}: {error}"]
@@ -338,7 +338,7 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
 def _backbone_entries(config: ModelConfig) -> dict[str, Any]:
     """The timm model; transformers counts on five feature maps, of which it takes the last three, unless told which."""
     name = config.backbone.split(".")[0]
-    with torch.device("meta"):
+    with skeletons():
         count = len(timm.create_model(name, features_only=True).feature_info.channels())  # type: ignore[union-attr,operator]
     if count == 5:
         return {"use_timm_backbone": True, "use_pretrained_backbone": False, "backbone": name}

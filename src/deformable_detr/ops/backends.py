@@ -99,10 +99,13 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result
 def _missing(backend: str) -> str | None:
     """Why a backend cannot run here; None when it can."""
     return _probe(backend)
+
+
+# A compiled program asks once. This is what torch.compiler.assume_constant_result does after loading the compiler, a second's work.
+_missing._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @functools.cache

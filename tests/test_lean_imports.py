@@ -1,0 +1,136 @@
+"""timm and torchvision without the compiler: each case is a process of its own, in which nothing is imported yet."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deformable_detr import Detector, build_model
+
+FRESH = """
+import sys
+import torch
+from deformable_detr import Detector
+
+disable = torch.compiler.disable
+detector = Detector.load(sys.argv[1], device="cpu")
+detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8).numpy().transpose(1, 2, 0))
+assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules), "predicting loaded the compiler"
+assert torch.compiler.disable is disable
+
+import timm, torchvision
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+for library in (timm, torchvision):  # where their files are is found as ever
+    assert library.__spec__.loader is library.__loader__ and library.__loader__.get_source(library.__name__)
+
+image = tv_tensors.Image(torch.arange(12.0).view(3, 2, 2))
+flip = v2.RandomHorizontalFlip(1.0)
+assert type(flip(image)) is tv_tensors.Image and "torch._dynamo" not in sys.modules
+
+compiled = torch.compile(lambda x: flip(x) + 1, backend="eager")
+assert torch.equal(compiled(image), image.flip(-1) + 1)
+assert hasattr(torch._dynamo, "config") and sys.modules["torch._dynamo"] is torch._dynamo
+assert type(flip(image)) is tv_tensors.Image
+
+roi_align = sys.modules["torchvision.ops.roi_align"]
+assert roi_align.is_compile_supported("cpu") is torch._dynamo.utils.is_compile_supported("cpu")
+boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
+assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).eq(1).all()
+"""
+
+LIBRARY = """
+import torch
+
+started, seen = torch.compiler.disable, []
+
+@torch.compiler.disable
+def marked(x):
+    "What it does."
+    seen.append(torch.compiler.is_compiling())
+    return x + 1
+
+class Kept:
+    @torch.compiler.disable(recursive=True, reason="with arguments")
+    def method(self, x):
+        return x + 2
+"""
+
+MARKS = """
+import sys
+import deformable_detr
+import timm
+import torch
+
+assert timm.started is not torch.compiler.disable, "the import was not watched"
+assert timm.marked.__doc__ == "What it does." and timm.marked(1) == 2 and timm.Kept().method(1) == 3
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+compiled = torch.compile(lambda x: timm.marked(x * 2) * 3, backend=backend)
+for _ in range(2):
+    assert compiled(torch.tensor([1.0])).item() == 9
+assert timm.seen == [False] * 3, "a function that is not to be compiled was"
+assert len(graphs) == 2, "before and behind it"
+"""
+
+ASKS = """
+import torch
+import torch._dynamo
+import torchvision
+
+limit = torch._dynamo.config.recompile_limit
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
+"""
+
+REAL = """
+import sys
+import deformable_detr
+import timm
+import torch
+
+assert sys.modules["torch._dynamo"] is torch._dynamo and timm.limit == torch._dynamo.config.recompile_limit
+assert timm.TorchDynamoException is torch._dynamo.exc.TorchDynamoException and timm.counters is torch._dynamo.utils.counters
+"""
+
+FAILS = """
+import sys
+import deformable_detr
+import torch
+
+disable = torch.compiler.disable
+try:
+    import timm
+except RuntimeError as error:
+    assert str(error) == "broken"
+else:
+    raise AssertionError("it is broken")
+assert "timm" not in sys.modules and "torch._dynamo" not in sys.modules and torch.compiler.disable is disable
+import torchvision
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def run(code: str, *arguments: object, path: Path | None = None) -> None:
+    places = [str(path)] if path else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-W", "error::ImportWarning", "-c", code, *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_predicting_does_without_the_compiler_which_works_when_it_is_wanted(tmp_path: Path) -> None:
+    model = build_model("demo", num_classes=2, pretrained_backbone=False)
+    Detector(model, device="cpu").save(tmp_path / "model.safetensors")
+    run(FRESH, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(("library", "code"), [(LIBRARY, MARKS), (ASKS, REAL), ("raise RuntimeError('broken')", FAILS)])
+def test_a_library_gets_what_it_asks_of_the_compiler(tmp_path: Path, library: str, code: str) -> None:
+    (tmp_path / "timm.py").write_text(library)
+    run(code, path=tmp_path)
