@@ -1,4 +1,4 @@
-"""timm and torchvision without the compiler: each case is a process of its own, in which nothing is imported yet."""
+"""Lean imports of large libraries: each case is a process of its own, in which nothing is imported yet."""
 
 import os
 import subprocess
@@ -10,15 +10,18 @@ import pytest
 from deformable_detr import Detector, build_model
 
 FRESH = """
+import gc
 import sys
-import torch
 from deformable_detr import Detector
+import torch
 
+assert gc.isenabled()
+gc.disable()
 disable = torch.compiler.disable
 detector = Detector.load(sys.argv[1], device="cpu")
 detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8).numpy().transpose(1, 2, 0))
 assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules), "predicting loaded the compiler"
-assert torch.compiler.disable is disable
+assert torch.compiler.disable is disable and not gc.isenabled(), "what was switched off before stays off"
 
 import timm, torchvision
 from torchvision import tv_tensors
@@ -99,6 +102,7 @@ assert timm.TorchDynamoException is torch._dynamo.exc.TorchDynamoException and t
 """
 
 FAILS = """
+import gc
 import sys
 import deformable_detr
 import torch
@@ -111,6 +115,7 @@ except RuntimeError as error:
 else:
     raise AssertionError("it is broken")
 assert "timm" not in sys.modules and "torch._dynamo" not in sys.modules and torch.compiler.disable is disable
+assert gc.isenabled()
 import torchvision
 assert "torch._dynamo" not in sys.modules
 """

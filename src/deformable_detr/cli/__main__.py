@@ -1,5 +1,7 @@
 """The command line: `deformable-detr COMMAND …`."""
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -79,6 +81,8 @@ def _run(arguments: list[str]) -> int:
     options = command.parse(arguments[1:])
     log_to_screen()
     command.check_places(options)
+    atexit.unregister(gc.freeze)  # once, however often a process comes here
+    atexit.register(gc.freeze)  # at its end Python looks for garbage among all objects, which takes it longer than a second
     return command.run(options) or 0
 
 
