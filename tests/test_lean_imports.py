@@ -106,7 +106,9 @@ import gc
 import sys
 import deformable_detr
 import torch
+from importlib.util import find_spec
 
+assert "broken" in find_spec("timm").loader.get_source("timm"), "a spec without import"
 disable = torch.compiler.disable
 try:
     import timm

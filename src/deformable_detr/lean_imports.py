@@ -70,12 +70,15 @@ class _LeanLoader(Loader):
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "loader"), name)  # of a spec without import: sources, data files
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader  # for whoever looks for sources or data files
+        module.__spec__.loader = module.__loader__ = self.loader
         with _without_search_for_garbage(), _without_compiler() if module.__name__ in MARKING else nullcontext():
             self.loader.exec_module(module)
             for name in MARKING.get(module.__name__, ()):
