@@ -123,12 +123,27 @@ assert "torch._dynamo" not in sys.modules
 """
 
 
+ENDS = """
+import gc
+import deformable_detr
+from deformable_detr.cli.__main__ import end_quickly
+import torch
+
+end_quickly()
+assert gc.get_freeze_count() > 100_000
+gc.unfreeze()
+import torch._dynamo
+end_quickly()  # Triton, where it is installed, reports on stderr what is left
+"""
+
+
 def run(code: str, *arguments: object, path: Path | None = None) -> None:
     places = [str(path)] if path else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-W", "error::ImportWarning", "-c", code, *map(str, arguments)]
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert found.returncode == 0, found.stderr
+    assert "leaked" not in found.stderr
 
 
 def test_predicting_does_without_the_compiler_which_works_when_it_is_wanted(tmp_path: Path) -> None:
@@ -141,3 +156,7 @@ def test_predicting_does_without_the_compiler_which_works_when_it_is_wanted(tmp_
 def test_a_library_gets_what_it_asks_of_the_compiler(tmp_path: Path, library: str, code: str) -> None:
     (tmp_path / "timm.py").write_text(library)
     run(code, path=tmp_path)
+
+
+def test_a_command_ends_without_a_search_for_garbage_where_nobody_misses_it() -> None:
+    run(ENDS)

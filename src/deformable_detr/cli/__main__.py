@@ -81,9 +81,18 @@ def _run(arguments: list[str]) -> int:
     options = command.parse(arguments[1:])
     log_to_screen()
     command.check_places(options)
-    atexit.unregister(gc.freeze)  # once, however often a process comes here
-    atexit.register(gc.freeze)  # at its end Python looks for garbage among all objects, which takes it longer than a second
+    atexit.unregister(end_quickly)  # once, however often a process comes here
+    atexit.register(end_quickly)
     return command.run(options) or 0
+
+
+def end_quickly() -> None:
+    """Leave out Python's last search for garbage among all objects, which takes longer than a second.
+
+    Not where a library made with nanobind is loaded (Triton, with PyTorch's compiler): it would report what was not found as leaks.
+    """
+    if not any(type(found).__module__ == "nanobind" for found in gc.get_objects()):
+        gc.freeze()
 
 
 def _message(error: Exception) -> str:
