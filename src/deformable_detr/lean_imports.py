@@ -120,6 +120,8 @@ def _lazy(disable: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(disable)
     def disable_later(fn: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if fn is None:
+            return lambda marked: disable_later(marked, *args, **kwargs)
         if not inspect.isfunction(fn):
             return disable(fn, *args, **kwargs)
         disabled = None
