@@ -167,19 +167,20 @@ def known(name: str, what: str, choices: Iterable[str]) -> str:
 
 
 def check_range(settings: Any, names: str, low: float = 0, high: float = math.inf, *, beyond: bool = False) -> None:
-    """:func:`check_number` of several attributes, whose names stand in one text."""
+    """:func:`check_number` of several attributes (where they are neither null nor a word), whose names stand in one text."""
     for name in names.split():
-        check_number(name, getattr(settings, name), low, high, beyond=beyond)
+        value = getattr(settings, name)
+        if value is not None and not isinstance(value, str):
+            check_number(name, value, low, high, beyond=beyond)
 
 
 def check_number(name: str, value: Any, low: float = 0, high: float = math.inf, *, beyond: bool = False) -> None:
-    """Check that a value (where it is neither None nor a word) is a number from `low` on, or beyond it, up to `high`.
+    """Check that a number is one from `low` on, or beyond it, up to `high`.
 
     Raises:
         ValueError: it is not; the message names it.
+        TypeError: it is no number at all.
     """
-    if value is None or isinstance(value, str):
-        return
     if not ((low < value if beyond else low <= value) and value <= high and math.isfinite(value)):
         least = f"{'above' if beyond else 'at least'} {low:g}"
         within = f"in {'(' if beyond else '['}{low:g}, {high:g}]"

@@ -117,3 +117,5 @@ def test_a_damaged_image_is_named(tmp_path, workers):
 def test_wrong_batch_size(scenes):
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         build_loader(build_dataset(scenes, "val", CONFIG, training=False), batch_size=0, training=False)
+    with pytest.raises(TypeError):  # a DataLoader would not put images together
+        build_loader(build_dataset(scenes, "val", CONFIG, training=False), batch_size=None, training=False)

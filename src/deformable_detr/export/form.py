@@ -65,7 +65,8 @@ class ExportForm:
 
     def __post_init__(self) -> None:
         for name, number in (("batch_size", self.batch_size), ("top_k", self.top_k), ("size", min(self.size or (1,)))):
-            check_number(name, number, 1)
+            if number is not None:
+                check_number(name, number, 1)
 
     @property
     def inputs(self) -> tuple[str, ...]:

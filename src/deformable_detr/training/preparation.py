@@ -60,7 +60,8 @@ def check_train_config(config: TrainConfig) -> None:
     least = dict.fromkeys(("epochs", "batch_size", "accumulate", "target_batch_size", "log_every"), 1)
     least |= dict.fromkeys(("evaluate_every", "checkpoint_every", "patience"), 0)
     for name, smallest in least.items():
-        check_number(f"train.{name}", getattr(config, name), smallest)
+        if (value := getattr(config, name)) != "auto":
+            check_number(f"train.{name}", value, smallest)
     if config.batch_size == "auto" and config.accumulate != 1:
         raise ValueError("train.batch_size auto sets train.accumulate by itself: give train.target_batch_size instead")
     if config.steps is not None and config.steps < 1:
