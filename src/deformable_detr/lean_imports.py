@@ -21,7 +21,7 @@ from typing import Any
 MARKING = {"timm": (), "torchvision": ("torchvision.transforms.v2",)}
 """What asks for the compiler, and which of its other modules are imported at once because they ask, too."""
 
-LARGE = {"torch", "supervision", "accelerate", "scipy", *MARKING}
+LARGE = {"torch", "supervision", "accelerate", *MARKING}
 """What is imported without a search for garbage."""
 
 COMPILER, UTILS = "torch._dynamo", "torch._dynamo.utils"
