@@ -118,4 +118,4 @@ def test_wrong_batch_size(scenes):
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         build_loader(build_dataset(scenes, "val", CONFIG, training=False), batch_size=0, training=False)
     with pytest.raises(TypeError):  # a DataLoader would not put images together
-        build_loader(build_dataset(scenes, "val", CONFIG, training=False), batch_size=None, training=False)
+        build_loader(build_dataset(scenes, "val", CONFIG, training=False), batch_size=None, training=False)  # pyright: ignore[reportArgumentType]
