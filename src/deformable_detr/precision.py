@@ -22,6 +22,11 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return AUTOCAST_DTYPES[precision]
 
 
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16: AMX, or BF16 of AVX-512 (Zen 4, Cooper Lake and later)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def autocast(precision: str, device: torch.device | str) -> AbstractContextManager:
     """The context that a forward pass of this precision runs in; one that does nothing for `fp32`.
 

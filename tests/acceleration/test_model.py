@@ -325,7 +325,7 @@ def test_bfloat16_follows_the_weights_and_the_surrounding_autocast():
         InferenceModel(model, precision="fp8")  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not packed_weights_work(), reason="weights are packed where there is AMX")
+@pytest.mark.skipif(not packed_weights_work(), reason="this processor does not multiply bfloat16")
 def test_what_is_lowered():
     """The weights of backbone, neck and encoder are packed; of the decoder what reads the memory and what is wide."""
     network = fast_network(build(**RESNET18), InferenceOptions(), low_precision=True)
@@ -458,7 +458,7 @@ def test_compile_runs_and_goes_on_without_a_compiler(monkeypatch, caplog):
 
 
 def test_timing_a_precision_draws_no_random_numbers(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr("deformable_detr.acceleration.options.cpu_multiplies_bfloat16", lambda: True)
     state = torch.get_rng_state()
     assert fastest_precision(torch.device("cpu")) in ("bf16", "fp32")
     assert torch.equal(torch.get_rng_state(), state)
@@ -478,3 +478,20 @@ def test_predictor_options():
     assert_same(predictor.inference_model(images), plain(predictor.model, images))
     with pytest.raises(TypeError, match="chunks"):
         predictor.optimize(chunks=3)
+
+
+@pytest.mark.skipif(not fused_convolutions_work(torch.bfloat16), reason="no fused convolutions of bfloat16 here")
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 2)])
+def test_bfloat16_convolutions_of_one_module_at_several_sizes(amx, kernel, stride, monkeypatch):
+    """With weights in oneDNN's layout, which is made for no size in particular, and without."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(64, 96, kernel, stride, padding=kernel // 2).requires_grad_(False)
+    fused = FusedConvolution(convolution, relu=True, dtype=torch.bfloat16)
+    rounded = copy.deepcopy(convolution).bfloat16().double()
+    for height, width in ((32, 48), (9, 7), (32, 48)):
+        x = torch.randn(2, 64, height, width).bfloat16()
+        exact = rounded(x.double())
+        added = torch.randn_like(exact).bfloat16()
+        torch.testing.assert_close(fused(x, added).double(), (exact + added.double()).relu(), atol=0.02, rtol=0.01)

@@ -22,8 +22,8 @@ MAX_WEIGHTS = 4_000_000
 class FusedConvolution(nn.Module):
     """A convolution that adds another tensor and applies ReLU while its output is still in cache (oneDNN post-operations).
 
-    In bfloat16 the weights lie in oneDNN's own layout. In float32 they do not: packed for one image size, they were up to ten times
-    slower at another.
+    In bfloat16 with AMX the weights lie in oneDNN's own layout. Elsewhere they do not: oneDNN has several, and packed for one image
+    size they were up to ten times slower at another.
 
     Args:
         convolution: with constant float32 weights, on the CPU.
@@ -37,7 +37,7 @@ class FusedConvolution(nn.Module):
         self.geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
         self.dtype = dtype
         self.weight = convolution.weight.detach().to(dtype)
-        if dtype == torch.bfloat16:
+        if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, None)
         self.bias = None if convolution.bias is None else convolution.bias.detach().to(dtype)
         self.activation = "relu" if relu else "none"

@@ -1,4 +1,4 @@
-"""A detector in bfloat16 on a CPU with AMX or a GPU: weights converted once, activations in bfloat16 up to the memory.
+"""A detector in bfloat16 on a CPU that multiplies it or a GPU: weights converted once, activations in bfloat16 up to the memory.
 
 float32 stays where bfloat16 would show: the queries, their norms and self-attention, boxes and class logits. Sampling locations,
 softmax and the sums of the operator, of products and of norms are float32, too; what is read and written is bfloat16.
@@ -34,6 +34,7 @@ from deformable_detr.model.position_mlp import PositionMLP
 from deformable_detr.model.queries import AnchoredProposals, EncoderProposals, LearnedQueries, MixedProposals
 from deformable_detr.model.rebuild import Form, rebuilt
 from deformable_detr.model.relation import PositionRelation
+from deformable_detr.precision import cpu_multiplies_bfloat16
 from deformable_detr.structures import map_tensors
 
 logger = logging.getLogger(__name__)
@@ -233,8 +234,8 @@ def _memory_projection(kit: Kit, name: str, module: nn.Module) -> nn.Module | No
 @functools.cache
 @torch.autocast("cpu", enabled=False)
 def packed_weights_work() -> bool:
-    """Whether this processor has AMX, and this build of PyTorch packed products and convolutions of bfloat16 that are right."""
-    if not torch.cpu._is_amx_tile_supported() or not fused_convolutions_work(LOW):
+    """Whether this processor multiplies bfloat16, and this build of PyTorch has packed products and convolutions that are right."""
+    if not cpu_multiplies_bfloat16() or not fused_convolutions_work(LOW):
         return False
     linear = nn.Linear(32, 48, device="meta").requires_grad_(False)
     linear.load_state_dict({"weight": random_numbers(48, 32), "bias": random_numbers(48)}, assign=True)
@@ -254,7 +255,7 @@ def packed_weights_work() -> bool:
 
 
 def low_precision_works(device: torch.device) -> bool:
-    """Whether a model on this device can be lowered: a CPU with AMX, or a GPU that computes in bfloat16 itself."""
+    """Whether a model on this device can be lowered: a CPU or GPU that computes in bfloat16 itself."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and packed_weights_work()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from deformable_detr.acceleration.fused_convolutions import random_numbers
 from deformable_detr.ops.benchmark import median_times
-from deformable_detr.precision import Precision, autocast_dtype
+from deformable_detr.precision import Precision, autocast_dtype, cpu_multiplies_bfloat16
 
 WORTHWHILE = 1.2
 """Lower precision must be this many times faster than float32 to be chosen."""
@@ -44,7 +44,7 @@ class InferenceOptions:
     """Give the last decoder layer alone, `[1, B, Q, …]`, and no encoder proposals: what training needs is not computed."""
 
     packed_weights: bool = True
-    """In bf16 on a CPU with AMX or a GPU: weights are converted once, instead of at each call by autocast."""
+    """In bf16 on a CPU that multiplies bfloat16 or a GPU: weights are converted once, instead of at each call by autocast."""
 
     compile: bool = False
     """Compile backbone and encoder with inductor: once per image size, a minute each; needs a C++ compiler (or Triton)."""
@@ -60,11 +60,11 @@ PLAIN = InferenceOptions(False, False, False, False, False, None, 0, False, Fals
 def fastest_precision(device: torch.device) -> Precision:
     """What a convolution of a ResNet runs fastest in on this device, measured: `bf16` (`fp16` on old GPUs) or `fp32`.
 
-    On a CPU only AMX makes bfloat16 worth a try.
+    On a CPU only AMX, or AVX-512 with BF16, makes bfloat16 worth a try.
     """
     if device.type == "cuda":
         candidate: Precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    elif device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+    elif device.type == "cpu" and cpu_multiplies_bfloat16():
         candidate = "bf16"
     else:
         return "fp32"

@@ -26,8 +26,8 @@ class DetectorOptions:
     """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1` or `mps`."""
 
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of the model. `bf16` and `fp16` are faster on GPUs, `bf16` on CPUs with AMX, and cost very little accuracy; `auto`
-    measures."""
+    """Arithmetic of the model. `bf16` and `fp16` are faster on GPUs, `bf16` on CPUs with AMX or AVX-512 BF16, and cost very little
+    accuracy; `auto` measures."""
 
     optimize: bool = True
     """Run the model in its fast form; otherwise the plain module, to compare with."""

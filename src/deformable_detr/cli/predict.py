@@ -38,7 +38,8 @@ class PredictOptions(DetectorOptions):
     """Images: files, folders, patterns in quotes. Or videos, camera numbers, addresses."""
 
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
-    """Arithmetic of the model; `auto` takes bf16 where a measurement shows it to be 1.2 times as fast, on a CPU only with AMX."""
+    """Arithmetic of the model; `auto` takes bf16 where a measurement shows it to be 1.2 times as fast, on a CPU only
+    with AMX or AVX-512 BF16."""
 
     threshold: float | None = None
     """Smallest score of a detection, in [0, 1]; lower finds more, and more that is wrong. Left out: for each class the one that is
