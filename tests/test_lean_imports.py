@@ -32,6 +32,7 @@ gc.disable()
 detector = deformable_detr.Detector.load(sys.argv[2], device="cpu")
 detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8).numpy().transpose(1, 2, 0))
 assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules), "predicting loaded the compiler"
+assert not {"scipy.interpolate", "scipy.optimize", "scipy.sparse", "scipy.spatial", "av"} & set(sys.modules), "not for images"
 assert torch.compiler.disable is disable and not gc.isenabled(), "what was switched off before stays off"
 
 import timm, torchvision
@@ -54,6 +55,15 @@ roi_align = sys.modules["torchvision.ops.roi_align"]
 assert roi_align.is_compile_supported("cpu") is torch._dynamo.utils.is_compile_supported("cpu")
 boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])
 assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).eq(1).all()
+
+import numpy
+import supervision
+
+line = numpy.array([[0.0, 1, 2, 3, 4], [0.0, 2, 1, 4, 3]])
+curve, _ = supervision.annotators.core.splprep(line, s=0, u=line[0])
+assert numpy.allclose(supervision.annotators.core.splev(line[0], curve), line)
+import scipy.interpolate
+assert supervision.annotators.core.splev is not scipy.interpolate.splev and callable(scipy.interpolate.interp1d)
 """
 
 LIBRARY = """
@@ -141,3 +151,46 @@ def test_predicting_does_without_the_compiler_which_works_when_it_is_wanted(tmp_
 def test_a_library_gets_what_it_asks_of_the_compiler(tmp_path: Path, library: str, code: str) -> None:
     (tmp_path / "timm.py").write_text(library)
     run(code, path=tmp_path)
+
+
+LATER = """
+from scipy import interpolate
+from scipy.interpolate import splev
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist  # a part
+after = splev.__module__
+other = interpolate.interp1d  # nothing that is imported later
+"""
+
+PARTS = """
+import deformable_detr
+import supervision
+import numpy
+import scipy.interpolate
+import scipy.spatial
+
+assert supervision.cdist is scipy.spatial.distance.cdist and supervision.other is scipy.interpolate.interp1d
+assert supervision.splev is not scipy.interpolate.splev and supervision.interpolate.splrep is scipy.interpolate.splrep
+points = numpy.array([[0.0, 0.0], [5.0, 5.0]])
+assert supervision.cKDTree(points).query([4.0, 4.0])[1] == 1
+"""
+
+
+def test_a_library_gets_what_it_asks_of_scipy(tmp_path: Path) -> None:
+    (tmp_path / "supervision.py").write_text(LATER)
+    run(PARTS, path=tmp_path)
+
+
+KEPT = """
+import gc
+import sys
+from deformable_detr.cli.__main__ import main
+
+sys.argv = ["deformable-detr", "predict", "nothing.safetensors", "nothing.jpg"]
+assert main() == 2
+assert gc.get_freeze_count() > 100_000, "Python looks for garbage among what was imported"
+"""
+
+
+def test_a_command_keeps_what_it_imports() -> None:
+    run(KEPT)

@@ -12,8 +12,9 @@ import supervision as sv
 import torch
 
 from deformable_detr.inference.predictor import Predictor, Result
+from deformable_detr.inference.sources import is_video
 from deformable_detr.inference.tracking import Tracker
-from deformable_detr.inference.video import Video, is_video, iterate_video, read_ahead
+from deformable_detr.inference.video import Video, iterate_video, read_ahead
 
 SIZE = (96, 64)  # width, height
 

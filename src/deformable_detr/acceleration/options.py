@@ -70,7 +70,7 @@ def fastest_precision(device: torch.device) -> Precision:
         return "fp32"
     x, weight = (
         random_numbers(*shape).to(device).contiguous(memory_format=torch.channels_last)
-        for shape in ((1, 128, 100, 100), (128, 128, 3, 3))
+        for shape in ((1, 128, 50, 50), (128, 128, 3, 3))
     )
     dtypes = torch.float32, autocast_dtype(candidate) or torch.float32
     runs = {dtype: partial(F.conv2d, x.to(dtype), weight.to(dtype), padding=1) for dtype in dtypes}

@@ -7,9 +7,11 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.machinery import ExtensionFileLoader
 
 from deformable_detr.cli.commands import COMMANDS, find_command
 from deformable_detr.cli.screen import log_to_screen, prepare_streams
+from deformable_detr.lean_imports import keep_what_is_imported
 from deformable_detr.version import __version__
 
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, NotImplementedError)
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 failed, 2 an error in what was asked for, 130 stopped by Ctrl-C.
     """
     prepare_streams()
+    if argv is None:
+        keep_what_is_imported()
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in arguments or os.environ.get("DEFORMABLE_DETR_TRACEBACK", "") not in ("", "0")
     try:
@@ -91,7 +95,8 @@ def end_quickly() -> None:
 
     Not where a library made with nanobind is loaded (Triton, with PyTorch's compiler): it would report what was not found as leaks.
     """
-    if not any(type(found).__module__ == "nanobind" for found in gc.get_objects()):
+    extensions = [module for module in sys.modules.values() if isinstance(getattr(module, "__loader__", None), ExtensionFileLoader)]
+    if not any(type(found).__module__ == "nanobind" for module in extensions for found in vars(module).values()):
         gc.freeze()
 
 

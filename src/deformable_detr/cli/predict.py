@@ -80,7 +80,7 @@ class PredictOptions(DetectorOptions):
 
 def run(options: PredictOptions) -> None:
     """Predict on images or on videos."""
-    from deformable_detr.inference.video import is_video
+    from deformable_detr.inference.sources import is_video
 
     if any(is_video(source) for source in options.source):
         from deformable_detr.cli.predict_videos import predict_videos

@@ -18,7 +18,8 @@ from deformable_detr.cli.screen import progress, show
 from deformable_detr.data.writing import free_name
 from deformable_detr.files import atomic_file
 from deformable_detr.inference import Predictor
-from deformable_detr.inference.video import Frame, Video, is_video, iterate_video
+from deformable_detr.inference.sources import is_video
+from deformable_detr.inference.video import Frame, Video, iterate_video
 from deformable_detr.schema import check_range
 from deformable_detr.visualize.drawing.video import DrawnVideo
 

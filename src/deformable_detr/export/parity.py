@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from deformable_detr.boxes import cxcywh_to_xyxy
@@ -80,6 +79,8 @@ def difference(found: Answer, expected: Answer) -> Difference:
     """Difference of two predictions, whatever the order of the queries: proposals of equal rank may be swapped."""
     if found[0].shape != expected[0].shape or not all(item.isfinite().all() for item in found):
         return Difference(float("inf"), float("inf"))
+    from scipy.optimize import linear_sum_assignment  # a slow import
+
     worst = Difference(0.0, 0.0)
     rows, wanted = (torch.cat((logits.sigmoid(), boxes), dim=-1) for logits, boxes in (found, expected))  # [B, Q, K + 4]
     for one, other in zip(rows, wanted, strict=True):

@@ -1,6 +1,7 @@
 """What can be predicted on: files, folders, patterns, addresses, PIL images, arrays and tensors, as one stream of images.
 
-First step of prediction: a :class:`InputImage` knows its name and gives its pixels, upright and RGB, when asked.
+First step of prediction: a :class:`InputImage` knows its name and gives its pixels, upright and RGB, when asked. Videos are told
+apart here, too; `video.py` reads them, with libraries that images do not need.
 """
 
 import glob
@@ -19,10 +20,26 @@ from torch import Tensor
 
 from deformable_detr.data.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, ImageError, ImageSource, is_address, read_image
 
-__all__ = ["ImageLike", "InputImage", "Source", "is_single", "list_all", "list_images", "natural_key", "open_single", "open_source"]
+__all__ = [
+    "ImageLike",
+    "InputImage",
+    "Source",
+    "is_camera",
+    "is_single",
+    "is_stream",
+    "is_video",
+    "list_all",
+    "list_images",
+    "natural_key",
+    "open_single",
+    "open_source",
+]
 
 logger = logging.getLogger(__name__)
 
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp"}
+)
 ImageLike = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
 Source = ImageLike | Iterable[ImageLike] | Iterable["InputImage"]
 
@@ -209,3 +226,20 @@ def _content_of(file: Any, name: str) -> bytes:
 
 def _is_pattern(source: str | Path) -> bool:
     return glob.has_magic(str(source)) and not Path(source).exists()
+
+
+def is_video(source: str | Path) -> bool:
+    """Whether this is a video, a camera or a stream, and not an image, a folder or a pattern; files by their suffix."""
+    name = str(source)
+    suffix = Path(re.sub(r"[?#].*", "", name) if is_stream(name) else name).suffix.lower()
+    return is_camera(name) or suffix in VIDEO_SUFFIXES or (is_stream(name) and suffix not in IMAGE_SUFFIXES)
+
+
+def is_camera(source: str) -> bool:
+    """A number, unless there is a file of that name."""
+    return source.isdecimal() and not Path(source).exists()
+
+
+def is_stream(source: str) -> bool:
+    """Something on the network that FFmpeg may be asked for."""
+    return re.match(r"(rtsp|rtmp|https?)://", source, re.IGNORECASE) is not None

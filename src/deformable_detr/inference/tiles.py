@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import supervision as sv
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from deformable_detr.data.images import ImageTooLargeError
@@ -242,6 +240,9 @@ def _fragments(pairs: np.ndarray, cut: np.ndarray) -> Iterator[np.ndarray]:
     parts = cut.copy()
     parts[seen_whole] = False
     among = pairs[parts[pairs].all(axis=1)]
+    from scipy.sparse import coo_matrix  # slow imports, for tiles alone
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_matrix((np.ones(len(among)), (among[:, 0], among[:, 1])), shape=(len(cut), len(cut)))
     _, group = connected_components(graph, directed=False)
     for number in np.unique(group[parts]):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import supervision as sv
-from scipy.optimize import linear_sum_assignment
 
 LOWEST_SCORE = 0.1
 """Detections below this score are not even used to continue a track."""
@@ -101,6 +100,8 @@ class Tracker:
         """Match tracks with detections (indices of either), write the numbers into `ids`; returns the tracks left over."""
         if len(tracks) == 0 or len(found) == 0:
             return tracks
+        from scipy.optimize import linear_sum_assignment  # a slow import
+
         overlap = sv.box_iou_batch(self._motion.boxes()[tracks], detections.xyxy[found])  # [tracks, found]
         possible = (overlap >= min_iou) & (self._labels[tracks, None] == _labels_of(detections)[found])
         rows, columns = linear_sum_assignment(np.where(possible, overlap, 0), maximize=True)

@@ -2,7 +2,6 @@
 
 import logging
 import queue
-import re
 import threading
 import time
 from collections import deque
@@ -16,18 +15,14 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import supervision as sv
 
-from deformable_detr.data.images import IMAGE_SUFFIXES
 from deformable_detr.inference.predictor import Predictor
-from deformable_detr.inference.sources import InputImage
+from deformable_detr.inference.sources import InputImage, is_camera, is_stream
 from deformable_detr.inference.tracking import Tracker
-from deformable_detr.inference.video_readers import CameraReader, FileReader, Moments, is_address
+from deformable_detr.inference.video_readers import CameraReader, FileReader, Moments
 from deformable_detr.schema import check_number, plain_numbers
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp"}
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +57,7 @@ class Video:
         self.name, self._closed = str(source), False
         self._reading = threading.Lock()  # FFmpeg ends the process when its file is closed while another thread decodes it
         camera = is_camera(self.name)
-        if not camera and not is_address(self.name) and not Path(self.name).is_file():
+        if not camera and not is_stream(self.name) and not Path(self.name).is_file():
             raise FileNotFoundError(f"no such video: {self.name}")
         self._reader = CameraReader(int(self.name)) if camera else FileReader(self.name)
         self.live = self._reader.live
@@ -213,15 +208,3 @@ def read_ahead(items: Iterator[Item], size: int = 8, newest: bool = False) -> Ge
     finally:
         stopped.set()
         thread.join()
-
-
-def is_video(source: str | Path) -> bool:
-    """Whether this is a video, a camera or a stream, and not an image, a folder or a pattern; files by their suffix."""
-    name = str(source)
-    suffix = Path(re.sub(r"[?#].*", "", name) if is_address(name) else name).suffix.lower()
-    return is_camera(name) or suffix in VIDEO_SUFFIXES or (is_address(name) and suffix not in IMAGE_SUFFIXES)
-
-
-def is_camera(source: str) -> bool:
-    """A number, unless there is a file of that name."""
-    return source.isdecimal() and not Path(source).exists()

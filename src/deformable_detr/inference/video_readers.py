@@ -14,6 +14,8 @@ import numpy as np
 from av.error import EOFError as EndOfVideo
 from av.error import FFmpegError
 
+from deformable_detr.inference.sources import is_stream
+
 logger = logging.getLogger(__name__)
 
 Moments = Iterator[tuple[float | None, Callable[[], np.ndarray | None]]]
@@ -40,7 +42,7 @@ class FileReader:
     """
 
     def __init__(self, name: str) -> None:
-        address = is_address(name)
+        address = is_stream(name)
         options = {"rtsp_transport": "tcp"} if name.lower().startswith("rtsp:") else {}
         timeout = STREAM_SECONDS if address else None
         try:
@@ -153,14 +155,9 @@ class CameraReader:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if decoded else None
 
 
-def is_address(source: str) -> bool:
-    """Something on the network."""
-    return re.match(r"(rtsp|rtmp|https?)://", source, re.IGNORECASE) is not None
-
-
 def _url(name: str) -> str:
     """As FFmpeg takes it: without the prefix, `12:30.mp4` would be an address."""
-    return name if is_address(name) else f"file:{name}"
+    return name if is_stream(name) else f"file:{name}"
 
 
 def _pixels(frame: av.VideoFrame) -> np.ndarray:
