@@ -95,7 +95,8 @@ def end_quickly() -> None:
 
     Not where a library made with nanobind is loaded (Triton, with PyTorch's compiler): it would report what was not found as leaks.
     """
-    extensions = [module for module in sys.modules.values() if isinstance(getattr(module, "__loader__", None), ExtensionFileLoader)]
+    modules = list(sys.modules.values())
+    extensions = [module for module in modules if isinstance(getattr(module, "__loader__", None), ExtensionFileLoader)]
     if not any(type(found).__module__ == "nanobind" for module in extensions for found in vars(module).values()):
         gc.freeze()
 
