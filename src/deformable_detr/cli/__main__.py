@@ -97,7 +97,9 @@ def end_quickly() -> None:
     """
     modules = list(sys.modules.values())
     extensions = [module for module in modules if isinstance(getattr(module, "__loader__", None), ExtensionFileLoader)]
-    if not any(type(found).__module__ == "nanobind" for module in extensions for found in vars(module).values()):
+    if any(type(found).__module__ == "nanobind" for module in extensions for found in vars(module).values()):
+        gc.unfreeze()  # what was kept when it was imported
+    else:
         gc.freeze()
 
 
