@@ -157,8 +157,8 @@ LATER = """
 from scipy import interpolate
 from scipy.interpolate import splev
 from scipy.spatial import cKDTree
+at_once = cKDTree([[0.0], [5.0]]).query([4.0])[1]  # called while it is imported
 from scipy.spatial.distance import cdist  # a part
-after = splev.__module__
 other = interpolate.interp1d  # nothing that is imported later
 """
 
@@ -172,7 +172,7 @@ import scipy.spatial
 assert supervision.cdist is scipy.spatial.distance.cdist and supervision.other is scipy.interpolate.interp1d
 assert supervision.splev is not scipy.interpolate.splev and supervision.interpolate.splrep is scipy.interpolate.splrep
 points = numpy.array([[0.0, 0.0], [5.0, 5.0]])
-assert supervision.cKDTree(points).query([4.0, 4.0])[1] == 1
+assert supervision.cKDTree(points).query([4.0, 4.0])[1] == 1 and supervision.at_once == 1
 """
 
 

@@ -1,4 +1,4 @@
-"""Large libraries are imported without what they do not need: commands start in half the time, with 140 MB less.
+"""Large libraries are imported without what they do not need: commands start in three fifths of the time, with 140 MB less.
 
 **Without PyTorch's compiler**: timm and torchvision load it while they are imported, only to mark a few of their functions. Here
 such a mark waits until the compiler is there. Whatever else they ask of the compiler loads it, and where it is loaded already
@@ -37,13 +37,13 @@ def watch_imports() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+_keep = False
+
+
 def keep_what_is_imported() -> None:
     """Never look for garbage among the objects of these libraries, nor among those that are there by then: for commands."""
     global _keep
     _keep = True
-
-
-_keep = False
 
 
 class _StandIn(ModuleType):
@@ -120,6 +120,7 @@ def _without_search_for_garbage() -> Iterator[None]:
 
 @contextmanager
 def _called_later(functions: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """Stand-ins for modules that are not imported yet, with these of their functions."""
     missing = [module for module in functions if module not in sys.modules]
     for module in missing:
         sys.modules[module] = stand_in = _StandIn(module)
@@ -131,8 +132,10 @@ def _called_later(functions: Mapping[str, Sequence[str]]) -> Iterator[None]:
 
 
 def _imported_when_called(module: str, name: str) -> Callable[..., Any]:
+    real = functools.cache(lambda: getattr(_real(module), name))
+
     def run(*inputs: Any, **named: Any) -> Any:
-        return getattr(import_module(module), name)(*inputs, **named)
+        return real()(*inputs, **named)
 
     run.__name__ = run.__qualname__ = name
     return run
@@ -145,15 +148,13 @@ def _without_compiler() -> Iterator[None]:
     if COMPILER in sys.modules:  # the compiler, or the stand-ins of a library that imports another one
         yield
         return
-    package, utils, disable = _StandIn(COMPILER), _StandIn(UTILS), torch.compiler.disable
-    vars(utils)["is_compile_supported"] = lambda *arguments: _real(UTILS).is_compile_supported(*arguments)
-    sys.modules |= {COMPILER: package, UTILS: utils}
+    disable = torch.compiler.disable
     torch.compiler.disable = _lazy(disable)
     try:
-        yield
+        with _called_later({COMPILER: (), UTILS: ("is_compile_supported",)}):
+            yield
     finally:
         torch.compiler.disable = disable
-        _remove((COMPILER, UTILS))
 
 
 def _lazy(disable: Callable[..., Any]) -> Callable[..., Any]:
